@@ -1,0 +1,37 @@
+# The verbs of this project. Everything runs inside .venv, which `make install` builds from pyproject.toml.
+PYTHON ?= python3.11
+VENV   := .venv
+STAMP  := $(VENV)/.installed
+BIN    := $(VENV)/bin
+ARGS   ?=
+
+.PHONY: help install demo test check bench clean
+
+help:            ## list the verbs
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  /'
+
+install: $(STAMP) ## make .venv and install the project with its development tools
+
+$(STAMP): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11, or say which with make PYTHON=..."; exit 3; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --progress-bar on -e ".[dev]"
+	touch $(STAMP)
+
+demo: $(STAMP)   ## corpus -> memory -> distilled student -> report -> one served request (ARGS="train.steps=200")
+	$(BIN)/python jobs/demo.py $(ARGS)
+
+test: $(STAMP)   ## every test (ARGS="tests/unit -k student")
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)  ## ruff, mypy, import-linter
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)  ## the benchmarks, in their quick form
+	for script in benchmarks/*.py; do $(BIN)/python $$script --quick || exit 1; done
+
+clean:           ## remove the virtual environment and caches; keeps runs/, store/ and corpora/
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info
