@@ -1,0 +1,234 @@
+"""Turn files of text into passages: read, check, split, and decide which are held out.
+
+Bad rows come out as `Rejected`, never as exceptions: one bad row must not kill a job. Knows files and strings; nothing of
+models, and nothing of who runs it where.
+"""
+
+import hashlib
+import json
+import re
+import unicodedata
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+from refbert.config import CorpusConfig
+from refbert.errors import InputError
+from refbert.packaged import local_path
+
+ENDINGS = {
+    ".txt": "text",
+    ".raw": "text",
+    ".text": "text",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+}
+HUB = "hub:"
+
+SplitName = Literal["train", "heldout"]
+
+
+class Row(NamedTuple):
+    """One text of a corpus with its provenance. `row` counts from 0 within `source`."""
+
+    text: str
+    label: str | None
+    document: str
+    source: str
+    row: int
+
+
+class Rejected(NamedTuple):
+    """A row that is no text, with the reason."""
+
+    source: str
+    row: int
+    reason: str
+
+
+def normalise(text: str) -> str:
+    """Return `text` in NFC with white space folded: what identity and splits are computed from."""
+    return re.sub(r"\s+", " ", unicodedata.normalize("NFC", text)).strip()
+
+
+def reference_id(fingerprint: str, text: str, pair: str | None = None) -> str:
+    """UUID5 of (teacher fingerprint, normalised text): the same text is the same reference, whoever stores it.
+
+    A text pair is one reference, hashed as a pair.
+    """
+    name = json.dumps([normalise(part) for part in (text, pair) if part is not None], ensure_ascii=False)
+    return str(uuid.uuid5(uuid.uuid5(uuid.NAMESPACE_URL, fingerprint), name))
+
+
+def split_of(text: str, heldout_fraction: float) -> SplitName:
+    """Held out or not, by hash of the text itself: duplicates fall on the same side, whatever the order of files."""
+    digest = hashlib.sha256(normalise(text).encode()).digest()
+    return "heldout" if int.from_bytes(digest[:8], "big") < heldout_fraction * 2**64 else "train"
+
+
+def corpus_files(config: CorpusConfig) -> list[str]:
+    """List the files of a corpus, sorted. Raises InputError where there are none or they cannot be read."""
+    if config.path.startswith(HUB):
+        return [config.path]
+    from pyarrow import fs
+
+    filesystem, path = _filesystem(local_path(config.path))
+    found = filesystem.get_file_info(path)
+    if found.type == fs.FileType.NotFound:
+        raise InputError(f"corpus.path={config.path} does not exist; give a file, a folder or a URI that can be read")
+    scheme = config.path.split("://")[0] + "://" if "://" in config.path else ""
+    if found.type == fs.FileType.File:
+        return [f"{scheme}{path}"]
+    inside = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+    files = sorted(
+        entry.path
+        for entry in inside
+        if entry.type == fs.FileType.File and (config.format != "auto" or _ending(entry.path) in ENDINGS)
+    )
+    if not files:
+        raise InputError(
+            f"corpus.path={config.path} holds no file ending in {', '.join(ENDINGS)}; give other files, or corpus.format"
+        )
+    return [f"{scheme}{file}" for file in files]
+
+
+def read_rows(file: str, config: CorpusConfig) -> Iterator[Row | Rejected]:
+    """Yield every row of one file of the corpus, good or rejected, in order. Streams: a file may exceed memory.
+
+    Raises InputError where the file as a whole cannot be read.
+    """
+    records = _hub_records(file, config) if file.startswith(HUB) else _file_records(file, config)
+    for row, record in enumerate(records):
+        if isinstance(record, str):
+            yield Rejected(file, row, record)
+            continue
+        text = record.get(config.text_field)
+        if not isinstance(text, str):
+            yield Rejected(file, row, f"{config.text_field!r} is {type(text).__name__}, wanted a text")
+        elif not normalise(text):
+            yield Rejected(file, row, f"{config.text_field!r} is empty")
+        else:
+            label = record.get(config.label_field) if config.label_field else None
+            document = record.get(config.document_field) if config.document_field else None
+            yield Row(
+                normalise(text),
+                None if label is None else str(label),
+                f"{file}#{row}" if document is None else str(document),
+                file,
+                row,
+            )
+
+
+def split_passages(text: str, tokens: int, offsets: Callable[[str], list[tuple[int, int]]]) -> list[str]:
+    """Cut `text` into passages of at most `tokens` tokens, at word boundaries where there are any.
+
+    `offsets` gives each token's (start, end) in the text, special tokens excluded. Joined by single spaces the passages
+    give the text back, unless a single word exceeds the budget.
+    """
+    spans = offsets(text)
+    passages, first = [], 0
+    while len(spans) - first > tokens:
+        cut = first + tokens
+        while cut > first and not text[spans[cut][0] - 1].isspace():
+            cut -= 1
+        cut = cut if cut > first else first + tokens
+        passages.append(text[spans[first][0] : spans[cut][0]].strip())
+        first = cut
+    passages.append(text[spans[first][0] if spans else 0 :].strip())
+    return [passage for passage in passages if passage]
+
+
+def _ending(path: str) -> str:
+    name = path.rsplit("/", 1)[-1]
+    return "." + name.rsplit(".", 1)[-1].lower() if "." in name else ""
+
+
+def _filesystem(path: str) -> tuple[Any, str]:
+    from pathlib import Path
+
+    import pyarrow
+    from pyarrow import fs
+
+    try:
+        if "://" in path:
+            return fs.FileSystem.from_uri(path)
+        return fs.LocalFileSystem(), str(Path(path).expanduser().absolute())
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise InputError(f"corpus.path={path} is no URI that pyarrow can open: {error}") from None
+
+
+def _file_records(file: str, config: CorpusConfig) -> Iterator[dict[str, Any] | str]:
+    """Yield a dict per row, or the reason why a row has none."""
+    import pyarrow
+
+    kind = ENDINGS.get(_ending(file)) if config.format == "auto" else config.format
+    if kind is None:
+        raise InputError(f"{file} ends in none of {', '.join(ENDINGS)}; say which it is with corpus.format")
+    filesystem, path = _filesystem(file)
+    try:
+        if kind == "parquet":
+            yield from _parquet_records(filesystem, path, file, config)
+            return
+        with filesystem.open_input_stream(path) as stream:
+            for line in _lines(stream):
+                yield from _line_records(line, kind, config)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{file} cannot be read as {kind}: {error}".splitlines()[0]) from None
+
+
+def _parquet_records(filesystem: Any, path: str, file: str, config: CorpusConfig) -> Iterator[dict[str, Any]]:
+    from pyarrow import parquet
+
+    with filesystem.open_input_file(path) as stream:
+        table = parquet.ParquetFile(stream)
+        wanted = [config.text_field, config.label_field, config.document_field]
+        missing = [name for name in wanted if name and name not in table.schema_arrow.names]
+        if missing:
+            raise InputError(
+                f"{file} has no column {missing[0]!r}, only {', '.join(table.schema_arrow.names)}; "
+                "name the right one with corpus.text_field, label_field or document_field"
+            )
+        for batch in table.iter_batches(batch_size=1024, columns=[name for name in wanted if name]):
+            yield from batch.to_pylist()
+
+
+def _lines(stream: Any, block_bytes: int = 1 << 20) -> Iterator[bytes]:
+    """Yield the lines of a pyarrow stream, which has no readline of its own over compressed or remote files."""
+    rest = b""
+    while block := stream.read(block_bytes):
+        *lines, rest = (rest + block).split(b"\n")
+        yield from lines
+    if rest:
+        yield rest
+
+
+def _line_records(line: bytes, kind: str, config: CorpusConfig) -> Iterator[dict[str, Any] | str]:
+    if not line.strip():
+        return
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        yield f"not UTF-8: {error.reason} at byte {error.start}"
+        return
+    if kind == "text":
+        yield {config.text_field: text}
+        return
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        yield f"not JSON: {error}"
+        return
+    yield record if isinstance(record, dict) else f"a JSON {type(record).__name__}, wanted an object"
+
+
+def _hub_records(file: str, config: CorpusConfig) -> Iterator[dict[str, Any]]:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    name, _, subset = file.removeprefix(HUB).partition(":")
+    try:
+        rows = load_dataset(name, subset or None, split=config.hub_split, streaming=True)
+    except (DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError) as error:
+        raise InputError(f"data set {name!r} cannot be loaded from the Hub: {str(error).splitlines()[0]}") from None
+    yield from rows

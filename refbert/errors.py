@@ -1,0 +1,9 @@
+"""Errors a user can mend. Each message is one line: what was found, what was wanted, what to do."""
+
+
+class InputError(ValueError):
+    """Bad input or configuration; jobs end with exit code 2."""
+
+
+class UnavailableError(RuntimeError):
+    """Something the run depends on cannot be reached; jobs end with exit code 3."""

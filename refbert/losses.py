@@ -1,0 +1,60 @@
+"""What the student is taught: pure functions of student and teacher tensors, each with its source.
+
+Shapes: batch, tokens, width (either side's), labels. `mask` (batch, tokens) is 1 on real tokens.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error of (batch, tokens, width) states over real tokens and coordinates (TinyBERT, eq. 8).
+
+    The student's states are already projected to the teacher's width. Also the embedding loss (eq. 9).
+    """
+    weights = mask.to(student.dtype).unsqueeze(-1)
+    return ((student - teacher).square() * weights).sum() / (weights.sum() * student.shape[-1])
+
+
+def relation_loss(student: Tensor, teacher: Tensor, mask: Tensor, heads: int) -> Tensor:
+    """KL(teacher || student) of token-to-token relations, nats, mean over real tokens and heads.
+
+    MiniLMv2 (eq. 5) compares softmax(A A^T / sqrt(head width)) of queries, keys and values; here A are the layer's states,
+    which a stored reference has too. Widths may differ: both are cut into `heads` parts, a remainder is left out.
+    """
+    student_log, teacher_log = (_log_relations(states, mask, heads) for states in (student, teacher))
+    # A column that is masked is -inf on both sides: its teacher probability is 0 and so is its share.
+    rows = (teacher_log.exp() * (teacher_log - student_log).masked_fill(~mask.bool()[:, None, None, :], 0)).sum(-1)
+    weights = mask.to(student.dtype)[:, None, :]
+    return (rows * weights).sum() / (weights.sum() * heads)
+
+
+def contrastive_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """InfoNCE between (batch, width) sentence vectors, nats, mean over both directions.
+
+    log(batch) minus this is a lower bound of the mutual information of student and teacher (van den Oord et al. 2018,
+    eq. 5), which RefBERT's theory is about. Negatives are the other rows of the batch.
+    """
+    similarity = F.normalize(student, dim=-1) @ F.normalize(teacher, dim=-1).T / temperature
+    own = torch.arange(len(student), device=student.device)
+    return (F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)) / 2
+
+
+def prediction_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Soft cross-entropy of (batch, labels) logits, nats, mean over rows (TinyBERT, eq. 10).
+
+    With one label (regression) it is the mean squared error.
+    """
+    if student_logits.shape[-1] == 1:
+        return F.mse_loss(student_logits, teacher_logits)
+    wanted = (teacher_logits / temperature).softmax(-1)
+    return F.cross_entropy(student_logits / temperature, wanted)
+
+
+def _log_relations(states: Tensor, mask: Tensor, heads: int) -> Tensor:
+    """(batch, tokens, width) to log relations (batch, heads, tokens, tokens)."""
+    head_width = states.shape[-1] // heads
+    cut = states[..., : head_width * heads].unflatten(-1, (heads, head_width)).transpose(1, 2)
+    scores = cut @ cut.transpose(-1, -2) / head_width**0.5
+    return scores.masked_fill(~mask.bool()[:, None, None, :], float("-inf")).log_softmax(-1)

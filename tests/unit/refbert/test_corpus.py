@@ -1,0 +1,127 @@
+"""Reading a corpus: every format gives the same rows, and a bad row is a line in a count, never a crash."""
+
+import json
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from refbert.config import CorpusConfig
+from refbert.corpus import Rejected, Row, corpus_files, normalise, read_rows, reference_id, split_of, split_passages
+from refbert.errors import InputError
+
+TEXTS = ["A first text.", "Ein zweiter, länger.", "and a third"]
+
+
+def rows_of(path, **options) -> list[Row | Rejected]:
+    config = CorpusConfig(path=str(path), **options)
+    return [row for file in corpus_files(config) for row in read_rows(file, config)]
+
+
+def texts_of(rows) -> list[str]:
+    return [row.text for row in rows if isinstance(row, Row)]
+
+
+def write_text(folder):
+    (folder / "a.txt").write_text("\n".join(TEXTS) + "\n\n")
+
+
+def write_jsonl(folder):
+    (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+
+
+def write_parquet(folder):
+    parquet.write_table(pa.table({"text": TEXTS}), folder / "a.parquet")
+
+
+@pytest.mark.parametrize("write", [write_text, write_jsonl, write_parquet])
+def test_every_format_gives_the_same_texts_from_folder_file_and_uri(tmp_path, write):
+    write(tmp_path)
+    file = next(tmp_path.iterdir())
+    assert texts_of(rows_of(tmp_path)) == texts_of(rows_of(file)) == texts_of(rows_of(file.as_uri())) == TEXTS
+
+
+def test_a_hub_data_set_is_read_by_the_hub_library(tmp_path):
+    write_parquet(tmp_path)
+    assert texts_of(rows_of(f"hub:{tmp_path}")) == TEXTS
+
+
+def test_bad_rows_are_rejected_with_their_reason_and_the_rest_is_read(tmp_path):
+    lines = [b'{"text": "good"}', b"{broken", b'{"text": 7}', b'{"other": "x"}', b'{"text": "  "}', b"[1]", b'{"text": "\xff"}']
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join([*lines, b'{"text": "also good"}']))
+    rows = rows_of(tmp_path)
+    assert texts_of(rows) == ["good", "also good"]
+    reasons = [row.reason for row in rows if isinstance(row, Rejected)]
+    wanted = ["not JSON", "is int, wanted a text", "is NoneType", "is empty", "a JSON list", "not UTF-8"]
+    assert len(reasons) == len(wanted)
+    assert all(part in reason for part, reason in zip(wanted, reasons, strict=True))
+
+
+def test_labels_and_documents_travel_with_their_text(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "x", "y": 3, "doc": "d1"}\n{"text": "z"}\n')
+    first, second = rows_of(tmp_path, label_field="y", document_field="doc")
+    assert (first.label, first.document) == ("3", "d1")
+    assert second.label is None
+    assert second.document.endswith("a.jsonl#1")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (None, None, "does not exist"),
+        ("notes.doc", b"x", "holds no file ending in"),
+        ("a.parquet", b"no parquet", "cannot be read as parquet"),
+    ],
+)
+def test_an_unusable_corpus_is_one_clear_line(tmp_path, name, content, message):
+    path = tmp_path / "missing"
+    if name:
+        path = tmp_path
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message) as error:
+        rows_of(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_wrong_column_names_the_right_ones(tmp_path):
+    write_parquet(tmp_path)
+    with pytest.raises(InputError, match="has no column 'body', only text"):
+        rows_of(tmp_path, text_field="body")
+
+
+def test_a_long_line_across_read_blocks_stays_one_row(tmp_path):
+    long = "word " * 500_000
+    (tmp_path / "a.txt").write_text(f"{long}\nshort")
+    assert texts_of(rows_of(tmp_path)) == [normalise(long), "short"]
+
+
+def test_identity_ignores_white_space_and_unicode_form_but_not_case_or_teacher():
+    assert reference_id("f", "cafe\u0301  au lait ") == reference_id("f", "café au\nlait")
+    assert reference_id("f", "A") != reference_id("f", "a") != reference_id("g", "a")
+    assert reference_id("f", "a", "b") != reference_id("f", "a b") != reference_id("f", "b", "a")
+
+
+def test_split_is_a_share_of_texts_and_the_same_for_duplicates():
+    texts = [f"text number {number}" for number in range(4000)]
+    heldout = sum(split_of(text, 0.1) == "heldout" for text in texts) / len(texts)
+    assert heldout == pytest.approx(0.1, abs=0.02)
+    assert all(split_of(f"  {text} ", 0.1) == split_of(text, 0.1) for text in texts[:100])
+
+
+def word_offsets(text: str) -> list[tuple[int, int]]:
+    """Tokens of at most three characters, so that words have several."""
+    spans, start = [], 0
+    for word in text.split(" "):
+        spans += [(start + i, min(start + i + 3, start + len(word))) for i in range(0, len(word), 3)]
+        start += len(word) + 1
+    return spans
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 5, 100])
+def test_passages_keep_every_word_within_the_budget(tokens):
+    text = "one fourteen six elephants a b c d walking home"
+    passages = split_passages(text, tokens, word_offsets)
+    assert "".join("".join(passages).split()) == text.replace(" ", "")
+    assert all(len(word_offsets(passage)) <= tokens for passage in passages)
+    if tokens >= 4:  # no word is longer: words stay whole
+        assert " ".join(passages) == text

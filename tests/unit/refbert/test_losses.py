@@ -1,0 +1,77 @@
+"""Losses against numbers worked out by hand or against a slow reference formula."""
+
+import math
+
+import pytest
+import torch
+
+from refbert.losses import contrastive_loss, hidden_loss, prediction_loss, relation_loss
+
+
+def test_hidden_loss_is_the_mean_over_real_tokens_only():
+    student = torch.tensor([[[1.0, 2.0], [9.0, 9.0]]])
+    teacher = torch.tensor([[[0.0, 4.0], [0.0, 0.0]]])
+    assert hidden_loss(student, teacher, torch.tensor([[1, 0]])).item() == pytest.approx((1 + 4) / 2)
+
+
+def test_contrastive_loss_equals_its_formula():
+    student, teacher = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+    # Cosines are the identity: each row's own candidate scores 1 / 0.5 against 0.
+    assert contrastive_loss(student, teacher, 0.5).item() == pytest.approx(math.log(1 + math.exp(-2)))
+
+
+def test_contrastive_loss_of_unrelated_vectors_is_about_log_batch():
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(256, 512, generator=generator) for _ in range(2))
+    assert contrastive_loss(a, b, 1.0).item() == pytest.approx(math.log(256), abs=0.01)
+
+
+def test_prediction_loss_is_soft_cross_entropy():
+    student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(3.0), 0.0]])
+    assert prediction_loss(student, teacher, 1.0).item() == pytest.approx(math.log(2))
+    student = torch.tensor([[1.0, 0.0]])
+    log_p = torch.log_softmax(student / 2, -1)[0]
+    root = math.sqrt(3)
+    wanted = -(root / (root + 1) * log_p[0] + 1 / (root + 1) * log_p[1]).item()
+    assert prediction_loss(student, teacher, 2.0).item() == pytest.approx(wanted)
+
+
+def test_prediction_loss_of_one_label_is_squared_error():
+    assert prediction_loss(torch.tensor([[1.0]]), torch.tensor([[3.0]]), 1.0).item() == 4
+
+
+def slow_relation_loss(student, teacher, lengths, heads):
+    total, rows = 0.0, 0
+    for text, length in enumerate(lengths):
+        for head in range(heads):
+            distributions = []
+            for states in (teacher, student):
+                width = states.shape[-1] // heads
+                a = states[text, :length, head * width : (head + 1) * width].double()
+                distributions.append((a @ a.T / math.sqrt(width)).softmax(-1))
+            p, q = distributions
+            total += (p * (p / q).log()).sum().item()
+            rows += length
+    return total / rows
+
+
+def test_relation_loss_equals_the_slow_formula_over_unequal_widths_and_lengths():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(3, 5, 8, generator=generator), torch.randn(3, 5, 12, generator=generator)
+    lengths = [5, 2, 3]
+    mask = (torch.arange(5)[None] < torch.tensor(lengths)[:, None]).long()
+    got = relation_loss(student, teacher, mask, heads=4).item()
+    assert got == pytest.approx(slow_relation_loss(student, teacher, lengths, 4), rel=1e-4)
+
+
+def test_relation_loss_has_finite_gradients_where_tokens_are_padding():
+    student = torch.randn(2, 4, 8, requires_grad=True)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]])
+    relation_loss(student, torch.randn(2, 4, 8), mask, heads=2).backward()
+    assert torch.isfinite(student.grad).all()
+    assert student.grad[1, 1:].abs().sum() == 0
+
+
+def test_relation_loss_of_equal_states_is_zero():
+    states = torch.randn(2, 4, 8)
+    assert relation_loss(states, states, torch.ones(2, 4), heads=2).item() == pytest.approx(0, abs=1e-6)

@@ -1,0 +1,45 @@
+"""Keyword weights against BM25's formula, and sentence vectors that put like texts together."""
+
+import numpy as np
+import pytest
+
+from refbert.config import ReferenceConfig
+from refbert.references import document_keywords, query_keywords, sentence_table, sentence_vector
+
+SPECIAL = [101, 102]
+
+
+def ids(*tokens: int) -> np.ndarray:
+    return np.array([101, *tokens, 102], dtype=np.int32)
+
+
+def test_document_weights_equal_bm25_without_idf():
+    config = ReferenceConfig(bm25_k1=1.2, bm25_b=0.75, bm25_average_tokens=6)
+    keywords = document_keywords(ids(7, 5, 7), SPECIAL, config)
+    assert keywords.token_ids.tolist() == [5, 7]
+    norm = 1.2 * (1 - 0.75 + 0.75 * 3 / 6)
+    assert keywords.weights.tolist() == pytest.approx([2.2 / (1 + norm), 2 * 2.2 / (2 + norm)])
+
+
+def test_a_weight_does_not_depend_on_other_texts():
+    config = ReferenceConfig()
+    before = document_keywords(ids(7, 5), SPECIAL, config)
+    document_keywords(ids(*range(200, 300)), SPECIAL, config)
+    assert np.array_equal(before.weights, document_keywords(ids(7, 5), SPECIAL, config).weights)
+
+
+def test_a_query_names_each_token_once_and_no_special_ones():
+    assert query_keywords(ids(9, 9, 3), SPECIAL).token_ids.tolist() == [3, 9]
+    assert query_keywords(ids(), SPECIAL).token_ids.tolist() == []
+
+
+def test_rare_tokens_decide_a_sentence_vector():
+    vectors = np.zeros((30_000, 3), dtype=np.float32)
+    vectors[2, 0] = vectors[29_000, 1] = 1
+    vector = sentence_vector(ids(2, 29_000), SPECIAL, sentence_table(vectors))
+    assert vector[1] > 5 * vector[0] > 0
+    assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_text_without_tokens_has_a_zero_vector():
+    assert not sentence_vector(ids(), SPECIAL, np.ones((200, 4), dtype=np.float16)).any()

