@@ -1,0 +1,357 @@
+"""What any Qdrant must do for us, through the official client and the raw stubs. Knows not which server answers."""
+
+import multiprocessing
+import os
+import uuid
+from urllib.parse import urlsplit
+
+import grpc
+import numpy as np
+import pytest
+from qdrant_client import QdrantClient, models
+from qdrant_client import grpc as api
+from qdrant_client.http.exceptions import UnexpectedResponse
+
+from vector_store.client import connect
+from vector_store.config import StoreConfig
+from vector_store.errors import InvalidPoint
+
+NAME = "contract"
+VECTORS = {
+    "dense": models.VectorParams(size=4, distance=models.Distance.COSINE),
+    "many": models.VectorParams(
+        size=2,
+        distance=models.Distance.DOT,
+        multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM),
+        hnsw_config=models.HnswConfigDiff(m=0),
+    ),
+}
+SPARSE = {"words": models.SparseVectorParams(modifier=models.Modifier.IDF)}
+
+
+@pytest.fixture
+def official(server_url):
+    client = QdrantClient(
+        url=server_url,
+        grpc_port=urlsplit(server_url).port or 6334,
+        prefer_grpc=True,
+        check_compatibility=False,
+        api_key=os.environ.get("QDRANT_API_KEY"),
+    )
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def filled(official):
+    """Ten points: number i has dense axis i % 4, word i % 5, group a or b, and a payload of every type."""
+    official.delete_collection(NAME)
+    official.create_collection(
+        NAME, vectors_config=VECTORS, sparse_vectors_config=SPARSE, metadata={"made_by": "tests", "version": 3}
+    )
+    official.upsert(
+        NAME,
+        [
+            models.PointStruct(
+                id=i,
+                vector={
+                    "dense": [float(axis == i % 4) + i / 100 for axis in range(4)],
+                    "many": [[float(i), 1.0], [0.0, 1.0]],
+                    "words": models.SparseVector(indices=[i % 5, 100], values=[1.0, 0.5]),
+                },
+                payload={"group": "ab"[i % 2], "n": i, "nested": {"list": [i, None, True, 0.5, "x"]}},
+            )
+            for i in range(10)
+        ],
+    )
+    yield official
+    official.delete_collection(NAME)
+
+
+def ids(points):
+    return [point.id for point in points]
+
+
+def group(value):
+    return models.Filter(must=[models.FieldCondition(key="group", match=models.MatchValue(value=value))])
+
+
+def test_a_collection_tells_its_settings_and_metadata(filled):
+    info = filled.get_collection(NAME)
+    assert info.status == models.CollectionStatus.GREEN
+    assert info.points_count == 10
+    assert info.config.metadata == {"made_by": "tests", "version": 3}
+    assert info.config.params.vectors["dense"].size == 4
+    assert info.config.params.vectors["dense"].distance == models.Distance.COSINE
+    assert info.config.params.vectors["many"].multivector_config is not None
+    assert info.config.params.sparse_vectors["words"].modifier == models.Modifier.IDF
+
+
+def test_metadata_is_merged(filled):
+    filled.update_collection(NAME, metadata={"version": 4, "more": [1]})
+    assert filled.get_collection(NAME).config.metadata == {"made_by": "tests", "version": 4, "more": [1]}
+
+
+def test_collections_are_listed_found_and_deleted(filled):
+    assert NAME in [collection.name for collection in filled.get_collections().collections]
+    assert filled.collection_exists(NAME)
+    assert filled.delete_collection(NAME)
+    assert not filled.collection_exists(NAME)
+    assert NAME not in [collection.name for collection in filled.get_collections().collections]
+
+
+def test_a_collection_made_twice_already_exists(filled):
+    with pytest.raises((grpc.RpcError, UnexpectedResponse), match="already exists"):
+        filled.create_collection(NAME, vectors_config=VECTORS)
+
+
+def test_a_deleted_name_may_be_used_again_and_is_empty(filled):
+    filled.delete_collection(NAME)
+    filled.create_collection(NAME, vectors_config=VECTORS)
+    assert filled.count(NAME).count == 0
+
+
+def test_a_missing_collection_is_not_found_by_name(official):
+    with pytest.raises(grpc.RpcError) as caught:
+        official.count("nowhere")
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+    assert "`nowhere` doesn't exist" in caught.value.details()
+
+
+def test_points_come_back_whole(filled):
+    (point,) = filled.retrieve(NAME, [3], with_payload=True, with_vectors=True)
+    assert point.payload == {"group": "b", "n": 3, "nested": {"list": [3, None, True, 0.5, "x"]}}
+    assert np.isclose(np.linalg.norm(point.vector["dense"]), 1), "cosine normalises on upload"
+    assert point.vector["many"] == [[3.0, 1.0], [0.0, 1.0]]
+    assert dict(zip(point.vector["words"].indices, point.vector["words"].values, strict=True)) == {3: 1.0, 100: 0.5}
+
+
+def test_selectors_choose_payload_and_vectors(filled):
+    (point,) = filled.retrieve(NAME, [3], with_payload=["n"], with_vectors=["many"])
+    assert point.payload == {"n": 3}
+    assert list(point.vector) == ["many"]
+    (point,) = filled.retrieve(
+        NAME, [3], with_payload=models.PayloadSelectorExclude(exclude=["nested"]), with_vectors=False
+    )
+    assert point.payload == {"group": "b", "n": 3}
+    assert not point.vector
+
+
+def test_missing_ids_are_left_out(filled):
+    assert sorted(ids(filled.retrieve(NAME, [2, 77, 4]))) == [2, 4]
+
+
+def test_uuids_are_ids(filled):
+    point_id = str(uuid.uuid4())
+    filled.upsert(NAME, [models.PointStruct(id=point_id, vector={}, payload={"n": 1})])
+    assert ids(filled.retrieve(NAME, [point_id])) == [point_id]
+
+
+def test_upserting_an_id_again_replaces_the_point(filled):
+    filled.upsert(NAME, [models.PointStruct(id=3, vector={}, payload={"new": 1})])
+    assert filled.count(NAME).count == 10
+    assert filled.retrieve(NAME, [3])[0].payload == {"new": 1}
+
+
+def test_nearest_by_dense_vector(filled):
+    found = filled.query_points(NAME, query=[0.0, 0.0, 1.0, 0.0], using="dense", limit=3).points
+    assert ids(found) == [2, 6, 1] or set(ids(found)[:2]) == {2, 6}
+    assert found[0].score >= found[1].score >= found[2].score
+
+
+def test_nearest_by_sparse_vector_with_idf(filled):
+    words = models.SparseVector(indices=[3, 100], values=[1.0, 1.0])
+    found = filled.query_points(NAME, query=words, using="words", limit=10).points
+    assert set(ids(found)[:2]) == {3, 8}
+    assert found[0].score > 1.0, "the rare word weighs more than its stored value"
+    assert found[2].score < 0.5, "the word in every point weighs almost nothing"
+
+
+def test_nearest_by_multivector(filled):
+    found = filled.query_points(NAME, query=[[1.0, 0.0]], using="many", limit=2).points
+    assert [(p.id, p.score) for p in found] == [(9, 9.0), (8, 8.0)]
+
+
+def test_an_empty_sparse_query_finds_nothing(filled):
+    empty = models.SparseVector(indices=[], values=[])
+    assert filled.query_points(NAME, query=empty, using="words").points == []
+
+
+def test_limit_offset_and_score_threshold(filled):
+    def search(**how):
+        return filled.query_points(NAME, query=[[1.0, 0.0]], using="many", **how).points
+
+    assert ids(search(limit=2, offset=3)) == [6, 5]
+    assert ids(search(limit=10, score_threshold=7.5)) == [9, 8]
+    assert len(search()) == 10
+
+
+def test_without_a_query_points_come_by_id(filled):
+    assert ids(filled.query_points(NAME, limit=3).points) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        (models.Filter(must=[models.FieldCondition(key="group", match=models.MatchValue(value="a"))]), {0, 2, 4, 6, 8}),
+        (models.Filter(must_not=[models.HasIdCondition(has_id=[0, 1, 2, 3, 4])]), {5, 6, 7, 8, 9}),
+        (models.Filter(must=[models.FieldCondition(key="n", match=models.MatchAny(any=[1, 2]))]), {1, 2}),
+        (models.Filter(must_not=[models.FieldCondition(key="group", match=models.MatchAny(any=["a"]))]), {1, 3, 5, 7, 9}),
+        (models.Filter(must=[models.FieldCondition(key="n", range=models.Range(gt=2, lte=5))]), {3, 4, 5}),
+        (models.Filter(must=[models.FieldCondition(key="n", match=models.MatchExcept(**{"except": [1]}))]),
+         {0, 2, 3, 4, 5, 6, 7, 8, 9}),
+        (models.Filter(should=[models.HasIdCondition(has_id=[1]), models.HasIdCondition(has_id=[2])]), {1, 2}),
+        (models.Filter(must=[models.Filter(must_not=[group("a")])]), {1, 3, 5, 7, 9}),
+        (models.Filter(must=[models.IsEmptyCondition(is_empty=models.PayloadField(key="absent"))]), set(range(10))),
+        (models.Filter(must=[models.HasVectorCondition(has_vector="dense")]), set(range(10))),
+        (models.Filter(min_should=models.MinShould(
+            conditions=[group("a"), models.HasIdCondition(has_id=[0, 1])], min_count=2)), {0}),
+    ],
+)  # fmt: skip
+def test_filters_count_scroll_and_search_alike(filled, condition, expected):
+    assert filled.count(NAME, count_filter=condition).count == len(expected)
+    assert set(ids(filled.scroll(NAME, scroll_filter=condition, limit=100)[0])) == expected
+    found = filled.query_points(NAME, query=[[1.0, 0.0]], using="many", query_filter=condition, limit=100)
+    assert set(ids(found.points)) == expected
+
+
+def test_scrolling_pages_through_everything_once(filled):
+    seen, offset = [], None
+    while True:
+        page, offset = filled.scroll(NAME, limit=3, offset=offset)
+        seen += ids(page)
+        if offset is None:
+            break
+    assert seen == list(range(10))
+
+
+@pytest.mark.parametrize("fusion", [models.Fusion.RRF, models.Fusion.DBSF])
+def test_fusion_ranks_what_both_criteria_find_first(filled, fusion):
+    found = filled.query_points(
+        NAME,
+        prefetch=[
+            models.Prefetch(query=[0.0, 0.0, 0.0, 1.0], using="dense", limit=2),
+            models.Prefetch(query=models.SparseVector(indices=[3], values=[1.0]), using="words", limit=2),
+        ],
+        query=models.FusionQuery(fusion=fusion),
+        limit=3,
+    ).points
+    assert found[0].id == 3, "3 is first or second by both; 7 and 8 by one only"
+    assert set(ids(found)) == {3, 7, 8}
+
+
+def test_a_batch_answers_like_its_queries_one_by_one(filled):
+    requests = [
+        models.QueryRequest(query=[[1.0, 0.0]], using="many", limit=2, filter=group("a"), with_payload=True),
+        models.QueryRequest(query=[0.0, 1.0, 0.0, 0.0], using="dense", limit=1),
+    ]
+    batch = filled.query_batch_points(NAME, requests)
+    assert ids(batch[0].points) == [8, 6]
+    assert batch[0].points[0].payload["group"] == "a"
+    alone = filled.query_points(NAME, query=[0.0, 1.0, 0.0, 0.0], using="dense", limit=1)
+    assert ids(batch[1].points) == ids(alone.points)
+    assert batch[1].points[0].score == alone.points[0].score
+
+
+def test_deletion_by_id_and_by_filter(filled):
+    filled.delete(NAME, models.PointIdsList(points=[1, 2]))
+    assert filled.count(NAME).count == 8
+    filled.delete(NAME, models.FilterSelector(filter=group("a")))
+    assert set(ids(filled.scroll(NAME, limit=100)[0])) == {3, 5, 7, 9}
+
+
+def test_payload_is_set_and_the_rest_kept(filled):
+    filled.set_payload(NAME, {"extra": "yes"}, points=[1])
+    filled.set_payload(NAME, {"extra": "all"}, points=group("a"))
+    assert filled.retrieve(NAME, [1])[0].payload["extra"] == "yes"
+    assert filled.retrieve(NAME, [1])[0].payload["n"] == 1
+    assert filled.retrieve(NAME, [2])[0].payload["extra"] == "all"
+
+
+def test_payload_indexes_come_and_go(filled):
+    filled.create_payload_index(NAME, "group", models.PayloadSchemaType.KEYWORD, wait=True)
+    assert filled.get_collection(NAME).payload_schema["group"].data_type == models.PayloadSchemaType.KEYWORD
+    assert filled.count(NAME, count_filter=group("a")).count == 5
+    filled.delete_payload_index(NAME, "group", wait=True)
+    assert "group" not in filled.get_collection(NAME).payload_schema
+
+
+def test_points_are_ordered_by_an_indexed_field(filled):
+    filled.create_payload_index(NAME, "n", models.PayloadSchemaType.INTEGER, wait=True)
+    page, _ = filled.scroll(NAME, order_by=models.OrderBy(key="n", direction=models.Direction.DESC), limit=2)
+    assert ids(page) == [9, 8]
+
+
+def test_one_unnamed_vector_works_too(official):
+    name = f"plain-{uuid.uuid4()}"
+    official.create_collection(name, vectors_config=models.VectorParams(size=2, distance=models.Distance.DOT))
+    official.upsert(name, [models.PointStruct(id=i, vector=[float(i), 1.0]) for i in range(3)])
+    found = official.query_points(name, query=[1.0, 0.0], limit=1, with_vectors=True).points[0]
+    assert (found.id, found.vector) == (2, [2.0, 1.0])
+    official.delete_collection(name)
+
+
+# ---------------------------------------------------------------- refusals, by raw stubs
+
+
+def upsert(name="dense", vector=None, point_id=None):
+    point = api.PointStruct(id=point_id or api.PointId(num=50))
+    point.vectors.vectors.vectors[name].CopyFrom(vector or api.Vector(dense=api.DenseVector(data=[1, 2, 3, 4])))
+    return api.UpsertPoints(collection_name=NAME, wait=True, points=[point])
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        upsert(vector=api.Vector(dense=api.DenseVector(data=[1, 2]))),
+        upsert(name="nothing"),
+        upsert(point_id=api.PointId(uuid="not a uuid")),
+        upsert(name="words", vector=api.Vector(sparse=api.SparseVector(indices=[1, 1], values=[1, 1]))),
+    ],
+)
+def test_bad_points_are_invalid_arguments_and_not_stored(filled, client, request_):
+    with pytest.raises(InvalidPoint):
+        client.call(client.points.Upsert, request_, 10)
+    assert filled.count(NAME).count == 10
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        api.QueryPoints(using="dense", query=api.Query(nearest=api.VectorInput(dense=api.DenseVector(data=[1])))),
+        api.QueryPoints(using="gone", query=api.Query(nearest=api.VectorInput(dense=api.DenseVector(data=[1])))),
+        api.QueryPoints(query=api.Query(fusion=api.Fusion.RRF)),
+    ],
+)
+def test_bad_queries_are_invalid_arguments(filled, client, request_):
+    request_.collection_name = NAME
+    with pytest.raises(InvalidPoint):
+        client.call(client.points.Query, request_, 10)
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def _write_and_read(url: str, name: str, worker: int) -> list[bool]:
+    config = StoreConfig(url=url)
+    with connect(config, url) as client:
+        for i in range(20):
+            first = worker * 1000 + i * 5
+            points = []
+            for n in range(first, first + 5):
+                point = api.PointStruct(id=api.PointId(num=n))
+                point.payload["worker"].integer_value = worker
+                point.vectors.vectors.vectors["dense"].dense.data.extend([1.0, float(n), 0.0, 0.0])
+                points.append(point)
+            client.call(client.points.Upsert, api.UpsertPoints(collection_name=name, wait=True, points=points), 30)
+        wanted = [api.PointId(num=worker * 1000 + n) for n in range(100)]
+        get = api.GetPoints(collection_name=name, ids=wanted, with_payload=api.WithPayloadSelector(enable=True))
+        result = client.call(client.points.Get, get, 30).result
+        return [point.payload["worker"].integer_value == worker for point in result]
+
+
+def test_several_processes_write_and_read_at_once(filled, server_url):
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        answers = pool.starmap(_write_and_read, [(server_url, NAME, worker) for worker in (1, 2, 3)])
+    assert answers == [[True] * 100] * 3
+    assert filled.count(NAME).count == 310

@@ -1,0 +1,128 @@
+import pytest
+from qdrant_client import grpc as api
+
+from vector_store.server import translate
+from vector_store.server.refusal import Refusal
+
+
+@pytest.fixture
+def kinds():
+    settings = api.CreateCollection(collection_name="c")
+    for name, many in (("one", False), ("many", True)):
+        params = settings.vectors_config.params_map.map[name]
+        params.size, params.distance = 2, api.Distance.Dot
+        if many:
+            params.multivector_config.comparator = api.MultiVectorComparator.MaxSim
+    settings.sparse_vectors_config.map["words"].SetInParent()
+    return translate.vector_kinds(settings)
+
+
+def test_payload_values_keep_their_types_both_ways():
+    values = {"a": 1, "b": 1.5, "c": True, "d": None, "e": "x", "f": [1, [], {}], "g": {"h": {"i": [False]}}, "j": {}}
+    message = api.PointStruct()
+    translate.fill_payload(message.payload, values)
+    back = translate.payload(message.payload)
+    assert back == values
+    assert {key: type(back[key]) for key in values} == {key: type(value) for key, value in values.items()}
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_payload_numbers_must_be_finite(number):
+    with pytest.raises(Refusal, match="finite"):
+        translate.payload({"a": api.Value(double_value=number)})
+
+
+def point(name, vector):
+    message = api.PointStruct(id=api.PointId(num=1))
+    message.vectors.vectors.vectors[name].CopyFrom(vector)
+    return message
+
+
+def dense(*values):
+    return api.Vector(dense=api.DenseVector(data=values))
+
+
+def multi(*rows):
+    return api.Vector(multi_dense=api.MultiDenseVector(vectors=[api.DenseVector(data=row) for row in rows]))
+
+
+def sparse(indices, values):
+    return api.Vector(sparse=api.SparseVector(indices=indices, values=values))
+
+
+@pytest.mark.parametrize(
+    ("name", "vector"),
+    [
+        ("one", dense(1, 2)),
+        ("one", api.Vector(data=[1, 2])),
+        ("many", multi([1, 2], [3, 4])),
+        ("many", api.Vector(data=[1, 2, 3, 4], vectors_count=2)),
+        ("words", sparse([3, 1], [1, 2])),
+        ("words", sparse([], [])),
+        ("words", api.Vector(data=[1], indices=api.SparseIndices(data=[4]))),
+        ("one", dense(3e38, 3e38)),
+    ],
+)
+def test_good_vectors_pass_in_both_wire_forms(kinds, name, vector):
+    assert len(translate.points([point(name, vector)], kinds)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "vector", "complaint"),
+    [
+        ("one", dense(1, 2, 3), "expected dim: 2, got 3"),
+        ("one", dense(), "expected dim: 2, got 0"),
+        ("one", dense(1, float("nan")), "NaN"),
+        ("one", dense(float("inf"), float("-inf")), "NaN or infinite"),
+        ("one", multi([1, 2]), "single vector, found a multivector"),
+        ("one", sparse([1], [1]), "no sparse vector"),
+        ("many", multi([1, 2], [1]), "expected dim: 2, got 1"),
+        ("many", multi(), "multivector"),
+        ("many", dense(1, 2), "found a single vector"),
+        ("words", sparse([1, 1], [1, 1]), "repeats an index"),
+        ("words", sparse([1, 2], [1]), "2 indices and 1 values"),
+        ("words", sparse([1], [float("inf")]), "infinite"),
+        ("words", dense(1, 2), "is sparse"),
+        ("other", dense(1, 2), "Not existing vector name"),
+    ],
+)
+def test_a_vector_that_would_damage_the_engine_is_refused(kinds, name, vector, complaint):
+    with pytest.raises(Refusal, match=complaint):
+        translate.points([point(name, vector)], kinds)
+
+
+def test_a_multivector_over_qdrants_limit_is_refused(kinds, monkeypatch):
+    monkeypatch.setattr(translate, "MULTIVECTOR_ELEMENTS", 4)
+    translate.points([point("many", multi([1, 2], [3, 4]))], kinds)
+    with pytest.raises(Refusal, match="has 6 elements, at most 4"):
+        translate.points([point("many", multi([1, 2], [3, 4], [5, 6]))], kinds)
+
+
+def test_a_query_may_be_a_single_vector_on_a_multivector(kinds):
+    request = api.QueryPoints(
+        using="many", query=api.Query(nearest=api.VectorInput(dense=api.DenseVector(data=[1, 2])))
+    )
+    translate.query_request(request, kinds)
+
+
+@pytest.mark.parametrize("text", ["abc", "", "1"])
+def test_point_ids_are_integers_or_uuids(text):
+    with pytest.raises(Refusal, match="neither an unsigned integer nor a UUID"):
+        translate.point_id(api.PointId(uuid=text))
+
+
+@pytest.mark.parametrize(
+    ("request_", "name"),
+    [
+        (api.QueryPoints(query=api.Query(recommend=api.RecommendInput())), "Query.recommend"),
+        (api.QueryPoints(query=api.Query(nearest=api.VectorInput(id=api.PointId(num=1)))), "VectorInput.id"),
+        (api.QueryPoints(lookup_from=api.LookupLocation(collection_name="x")), "QueryPoints.lookup_from"),
+        (
+            api.QueryPoints(params=api.SearchParams(quantization=api.QuantizationSearchParams(rescore=True))),
+            "quantization",
+        ),
+    ],
+)
+def test_parts_that_are_left_out_are_refused_by_name_and_not_dropped(kinds, request_, name):
+    with pytest.raises(Refusal, match=name):
+        translate.query_request(request_, kinds)

@@ -1,0 +1,113 @@
+import time
+from types import SimpleNamespace
+
+import grpc
+import pytest
+from qdrant_client import grpc as api
+
+from vector_store.client import connect
+from vector_store.config import StoreConfig
+from vector_store.errors import CollectionExists, CollectionMissing, InvalidPoint, StoreError, StoreUnavailable
+
+DEAD_URL = "http://127.0.0.1:1"
+
+
+class Failure(grpc.RpcError):
+    def __init__(self, code, details=""):
+        self.code, self.details = lambda: code, lambda: details
+
+
+def stub(*outcomes):
+    """A stub method that goes through these outcomes, one per attempt."""
+    left = list(outcomes)
+
+    def method(request, timeout, metadata):
+        method.timeouts.append(timeout)
+        method.metadata = metadata
+        outcome = left.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    method.timeouts = []
+    return method
+
+
+@pytest.fixture
+def client():
+    with connect(StoreConfig(), DEAD_URL, api_key="secret") as client:
+        yield client
+
+
+@pytest.mark.parametrize("code", ["UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"])
+def test_a_transient_failure_is_tried_again(client, code):
+    method = stub(Failure(grpc.StatusCode[code]), Failure(grpc.StatusCode[code]), "answer")
+    assert client.call(method, object(), deadline_s=10) == "answer"
+    assert len(method.timeouts) == 3
+
+
+def test_every_attempt_carries_the_key_and_fits_the_deadline(client):
+    method = stub("answer")
+    client.call(method, object(), deadline_s=2)
+    assert method.metadata == (("api-key", "secret"),)
+    assert 0 < method.timeouts[0] <= 2
+
+
+def test_a_slow_attempt_leaves_time_for_another(client):
+    method = stub("answer")
+    client.call(method, object(), deadline_s=60)
+    assert method.timeouts[0] == pytest.approx(20)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("NOT_FOUND", CollectionMissing),
+        ("ALREADY_EXISTS", CollectionExists),
+        ("INVALID_ARGUMENT", InvalidPoint),
+        ("UNAUTHENTICATED", StoreError),
+        ("PERMISSION_DENIED", StoreError),
+        ("UNIMPLEMENTED", StoreError),
+    ],
+)
+def test_a_refusal_is_not_tried_again_and_has_its_own_error(client, code, kind):
+    method = stub(Failure(grpc.StatusCode[code], "because"))
+    with pytest.raises(kind) as caught:
+        client.call(method, api.CountPoints(), deadline_s=10)
+    assert type(caught.value) is kind
+    assert "CountPoints" in str(caught.value)
+
+
+def test_a_message_over_the_limit_is_not_tried_again(client):
+    details = "Received message larger than max (9 vs. 4)"
+    method = stub(Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, details))
+    with pytest.raises(InvalidPoint, match=r"raise store\.message_bytes"):
+        client.call(method, api.CountPoints(), deadline_s=10)
+
+
+def test_a_dead_port_is_unavailable_after_the_deadline_and_not_much_later(client):
+    started = time.monotonic()
+    with pytest.raises(StoreUnavailable, match="check that the store runs"):
+        client.call(client.points.Count, api.CountPoints(collection_name="x"), deadline_s=0.6)
+    assert time.monotonic() - started < 2
+
+
+def test_asking_makes_one_attempt_each(client):
+    started = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        client.ask(client.points.Count, [api.CountPoints(collection_name="x")] * 3, deadline_s=5)
+    assert time.monotonic() - started < 4
+
+
+@pytest.mark.parametrize("url", ["embedded", "localhost:6334", "http://"])
+def test_only_a_resolved_address_is_connected_to(url):
+    with pytest.raises(StoreError, match="wanted http"):
+        connect(SimpleNamespace(message_bytes=1, api_key_env="X"), url)
+
+
+def test_the_key_comes_from_the_environment(monkeypatch):
+    monkeypatch.setenv("SOME_KEY", "from env")
+    method = stub("answer")
+    with connect(StoreConfig(api_key_env="SOME_KEY"), DEAD_URL) as client:
+        client.call(method, object(), deadline_s=1)
+    assert method.metadata == (("api-key", "from env"),)

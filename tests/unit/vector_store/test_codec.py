@@ -1,0 +1,103 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from qdrant_client import grpc as api
+
+from vector_store.codec import check, decode_into, empty_neighbours, encode
+from vector_store.errors import InvalidPoint
+from vector_store.schema import SparseVector
+
+
+def decode(message, manifest):
+    found = empty_neighbours(2, manifest)
+    decode_into(1, found, api.RetrievedPoint(id=message.id, payload=message.payload))
+    return found
+
+
+def test_a_point_comes_back_bit_for_bit_and_padded(manifest, make_point):
+    point = make_point()
+    found = decode(encode(point), manifest)
+    assert np.array_equal(found.states[1, :5], point.states)
+    assert np.array_equal(found.token_ids[1, :5], point.token_ids)
+    assert found.mask[1].tolist() == [True] * 5 + [False]
+    assert not found.states[1, 5:].any()
+    assert (found.ids, found.texts) == ([None, point.id], [None, "a tëxt"])
+
+
+def test_other_rows_stay_untouched(manifest, make_point):
+    found = decode(encode(make_point()), manifest)
+    assert not found.mask[0].any()
+    assert not found.states[0].any()
+    assert found.ids[0] is None
+
+
+def test_states_that_are_not_contiguous_are_packed_in_order(manifest, make_point):
+    states = np.arange(40, dtype=np.float16).reshape(5, 8)[:, ::2]
+    found = decode(encode(make_point(states=states)), manifest)
+    assert np.array_equal(found.states[1, :5], states)
+
+
+def test_vectors_are_written_under_their_names(make_point):
+    vectors = encode(make_point()).vectors.vectors.vectors
+    assert list(vectors["keywords"].sparse.indices) == [7, 9]
+    assert list(vectors["keywords"].sparse.values) == [1.0, 0.5]
+    assert list(vectors["sentence"].dense.data) == [1.0] * 4
+
+
+def sparse(indices, values):
+    return SparseVector(np.array(indices, np.uint32), np.array(values, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"id": "seven"}, "not a UUID"),
+        ({"states": np.zeros((7, 4), np.float16), "token_ids": np.zeros(7, np.int32)}, r"wanted \(1 to 6, 4\)"),
+        ({"states": np.zeros((5, 3), np.float16)}, r"wanted \(1 to 6, 4\)"),
+        ({"states": np.zeros((0, 4), np.float16), "token_ids": np.zeros(0, np.int32)}, r"wanted \(1 to 6, 4\)"),
+        ({"token_ids": np.zeros(4, np.int32)}, "token ids for 5 states"),
+        ({"states": np.full((5, 4), np.nan, np.float16)}, "states hold NaN"),
+        ({"states": np.full((5, 4), np.inf, np.float16)}, "states hold NaN"),
+        ({"keywords": sparse([1, 1], [1, 1])}, "repeat an index"),
+        ({"keywords": sparse([1, 2], [1])}, "2 indices and 1 values"),
+        ({"keywords": sparse([1], [np.nan])}, "keywords hold NaN"),
+        ({"sentence": None}, "no sentence vector"),
+        ({"sentence": np.ones(3, np.float32)}, r"wanted \(4,\)"),
+        ({"sentence": np.array([1, 2, 3, np.inf], np.float32)}, "sentence vector holds NaN"),
+    ],
+)
+def test_a_bad_point_is_refused_by_name_and_reason(manifest, make_point, changes, complaint):
+    with pytest.raises(InvalidPoint, match=complaint):
+        check(make_point(**changes), manifest)
+
+
+def test_a_good_point_passes(manifest, make_point):
+    check(make_point(), manifest)
+
+
+def test_a_sentence_vector_needs_a_dense_index(manifest, make_point):
+    without = manifest.model_copy(update={"dense_index": False})
+    check(make_point(sentence=None), without)
+    with pytest.raises(InvalidPoint, match="no dense index"):
+        check(make_point(), without)
+
+
+@pytest.mark.parametrize("damage", ["not base64!", "AAAA", ""])
+def test_a_damaged_stored_point_is_named(manifest, make_point, damage):
+    message = encode(make_point())
+    message.payload["states"].string_value = damage
+    with pytest.raises(InvalidPoint, match=message.id.uuid):
+        decode(message, manifest)
+
+
+def test_a_stored_point_longer_than_the_manifest_is_refused(manifest, make_point):
+    message = encode(make_point())
+    shorter = manifest.model_copy(update={"tokens": 4})
+    with pytest.raises(InvalidPoint, match="at most 4 states"):
+        decode(message, shorter)
+
+
+def test_points_are_frozen(make_point):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        make_point().text = "other"

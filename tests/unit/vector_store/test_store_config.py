@@ -1,0 +1,46 @@
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from vector_store.config import StoreConfig
+
+
+def test_the_default_is_the_embedded_store():
+    assert StoreConfig().url == "embedded"
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:6334", "https://cluster.example:6334"])
+def test_addresses_are_accepted(url):
+    assert StoreConfig(url=url).url == url
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"url": "localhost:6334"}, "neither `embedded` nor"),
+        ({"upsert_bytes": 10, "message_bytes": 10}, "upsert_bytes=10 is not below message_bytes=10"),
+        ({"collection": "a/b"}, "pattern"),
+        ({"lookup_deadline_ms": 0}, "greater than 0"),
+        ({"timeout": 1}, "Extra inputs"),
+    ],
+)
+def test_bad_fields_are_named(fields, complaint):
+    with pytest.raises(ValidationError, match=complaint):
+        StoreConfig(**fields)
+
+
+def test_config_imports_no_engine_and_no_grpc():
+    code = "import sys, vector_store.config; print(sorted({'grpc', 'qdrant_edge', 'qdrant_client'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_users_of_the_server_do_not_load_the_engine():
+    code = (
+        "import sys, vector_store.server.process, vector_store.retriever, vector_store.store; "
+        "print('qdrant_edge' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,151 @@
+"""One gRPC connection to a Qdrant API, and the only place that retries.
+
+Sends requests and turns gRPC statuses into the store's errors. Knows nothing of what the points mean.
+"""
+
+import ipaddress
+import os
+import random
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import grpc
+from qdrant_client import grpc as api
+
+from vector_store.config import EMBEDDED, StoreConfig
+from vector_store.errors import (
+    CollectionExists,
+    CollectionMissing,
+    InvalidPoint,
+    StoreError,
+    StoreUnavailable,
+)
+
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 2.0
+SHORTEST_ATTEMPT_S = 5.0
+
+_TRANSIENT = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+_ERRORS = {
+    grpc.StatusCode.NOT_FOUND: CollectionMissing,
+    grpc.StatusCode.ALREADY_EXISTS: CollectionExists,
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidPoint,
+}
+
+
+class Client:
+    """Stubs over one channel. Threads may share it; processes may not: open one in each process, after any fork.
+
+    Every call the store makes is idempotent (points are written whole, under their own id), so any may be repeated.
+    """
+
+    def __init__(self, channel: grpc.Channel, url: str, api_key: str | None) -> None:
+        self.url = url
+        self.points = api.PointsStub(channel)
+        self.collections = api.CollectionsStub(channel)
+        self._channel = channel
+        self._metadata = (("api-key", api_key),) if api_key else ()
+
+    def call(self, stub_method: Any, request: Any, deadline_s: float) -> Any:
+        """The response, trying again with growing pauses while the store is away; StoreUnavailable after the deadline."""
+        deadline = time.monotonic() + deadline_s
+        pause_s = FIRST_PAUSE_S
+        while True:
+            left_s = deadline - time.monotonic()
+            # A lost answer must leave time for another attempt, yet a slow write must have time to finish.
+            attempt_s = min(left_s, max(SHORTEST_ATTEMPT_S, deadline_s / 3))
+            try:
+                return stub_method(request, timeout=attempt_s, metadata=self._metadata)
+            except grpc.RpcError as error:
+                wait_s = pause_s * random.uniform(0.5, 1.0)
+                if not _is_transient(error) or time.monotonic() + wait_s >= deadline:
+                    raise self._error(error, request, deadline_s) from error
+            time.sleep(wait_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def ask(self, stub_method: Any, requests: Sequence[Any], deadline_s: float) -> list[Any]:
+        """The responses to several requests sent at once, one attempt each: for callers that rather degrade than wait."""
+        futures = [stub_method.future(request, timeout=deadline_s, metadata=self._metadata) for request in requests]
+        try:
+            return [future.result() for future in futures]
+        except grpc.RpcError as error:
+            for future in futures:
+                future.cancel()
+            raise self._error(error, requests[0], deadline_s) from error
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _error(self, error: Any, request: Any, deadline_s: float) -> StoreError:
+        code, details, what = error.code(), error.details(), type(request).__name__
+        if _is_transient(error):
+            return StoreUnavailable(
+                f"{self.url} did not answer {what} within {deadline_s:g} s ({code.name}: {details}); "
+                "check that the store runs and that store.url is its gRPC address"
+            )
+        if code in _ERRORS:
+            return _ERRORS[code](f"{self.url} refused {what}: {details}")
+        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            sent = "the API key sent is not accepted" if self._metadata else "no API key was sent"
+            return StoreError(
+                f"{self.url} refused {what}: {sent}; set the variable named by store.api_key_env to its key"
+            )
+        if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return InvalidPoint(f"{self.url}: {what} or its answer is too large ({details}); raise store.message_bytes")
+        return StoreError(f"{self.url} failed {what} ({code.name}): {details}")
+
+
+def connect(config: StoreConfig, url: str, api_key: str | None = None) -> Client:
+    """A client of the store at `url`; the key is `api_key` or, without one, the value of config.api_key_env.
+
+    `url` is http(s)://host:port (an embedded store is started first, and gives one). Nothing is sent yet.
+    """
+    parts = urlsplit(url)
+    if url == EMBEDDED or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise StoreError(
+            f"cannot connect to {url!r}, wanted http(s)://host:port; start an embedded server to get its URL"
+        )
+    target = f"{parts.hostname}:{parts.port or 6334}"
+    options: list[tuple[str, int]] = [
+        ("grpc.max_receive_message_length", config.message_bytes),
+        ("grpc.max_send_message_length", config.message_bytes),
+        # gRPC waits up to two minutes by default before it looks for a restarted server again.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+    ]
+    if _is_loopback(parts.hostname):
+        options.append(("grpc.enable_http_proxy", 0))  # a machine's proxy cannot reach the machine's own loopback
+    channel = (
+        grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
+        if parts.scheme == "https"
+        else grpc.insecure_channel(target, options)
+    )
+    return Client(channel, url, api_key or os.environ.get(config.api_key_env))
+
+
+def _is_transient(error: Any) -> bool:
+    # A message over the size limit also reads RESOURCE_EXHAUSTED, and stays too large however often it is sent.
+    return error.code() in _TRANSIENT and "larger than max" not in (error.details() or "")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

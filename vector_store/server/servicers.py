@@ -1,0 +1,216 @@
+"""Qdrant's Collections, Points and health services over the catalogue.
+
+Only the calls that are here exist; the gate answers every other one UNIMPLEMENTED, by name. Methods answer or raise
+Refusal. Nothing here knows of ports, keys or processes.
+"""
+# ruff: noqa: N802  (gRPC names the methods)
+
+from typing import TypeAlias
+
+import grpc
+from qdrant_client import grpc as api
+from qdrant_edge import (
+    CountRequest,
+    EdgeShard,
+    Filter,
+    QueryBatchRequest,
+    QueryRequest,
+    ScoredPoint,
+    ScrollRequest,
+    UpdateMode,
+    UpdateOperation,
+)
+
+from vector_store.server import translate
+from vector_store.server.catalogue import Catalogue, Collection
+from vector_store.server.refusal import invalid
+
+TITLE = "vector_store embedded server"
+API_VERSION = "1.20.0"
+"""The Qdrant release whose API this follows; clients compare it with their own."""
+
+Context: TypeAlias = grpc.ServicerContext
+
+
+class Health(api.QdrantServicer):
+    """Says who answers. `commit` carries this server's instance id, so that a reused port is not mistaken for it."""
+
+    def __init__(self, instance: str) -> None:
+        self._instance = instance
+
+    def HealthCheck(self, request: api.HealthCheckRequest, context: Context) -> api.HealthCheckReply:
+        """Answer; needs no key, as in Qdrant."""
+        return api.HealthCheckReply(title=TITLE, version=API_VERSION, commit=self._instance)
+
+
+class Collections(api.CollectionsServicer):
+    """Make, describe and drop collections."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+
+    def Create(self, request: api.CreateCollection, context: Context) -> api.CollectionOperationResponse:
+        """A new, empty collection."""
+        self._catalogue.create(request)
+        return api.CollectionOperationResponse(result=True)
+
+    def Update(self, request: api.UpdateCollection, context: Context) -> api.CollectionOperationResponse:
+        """Merge metadata; the engine cannot change anything else after the fact."""
+        fields = {field.name for field in request.DESCRIPTOR.fields}
+        translate.refuse(request, *(fields - {"collection_name", "timeout", "metadata"}))
+        self._catalogue.find(request.collection_name).merge_metadata(request)
+        return api.CollectionOperationResponse(result=True)
+
+    def Delete(self, request: api.DeleteCollection, context: Context) -> api.CollectionOperationResponse:
+        """Drop a collection and its files; False where there is none."""
+        return api.CollectionOperationResponse(result=self._catalogue.delete(request.collection_name))
+
+    def Get(self, request: api.GetCollectionInfoRequest, context: Context) -> api.GetCollectionInfoResponse:
+        """Counts and settings, metadata included."""
+        collection = self._catalogue.find(request.collection_name)
+        return api.GetCollectionInfoResponse(
+            result=translate.collection_info(collection.settings, collection.read(EdgeShard.info))
+        )
+
+    def List(self, request: api.ListCollectionsRequest, context: Context) -> api.ListCollectionsResponse:
+        """Names of all collections."""
+        return api.ListCollectionsResponse(
+            collections=[api.CollectionDescription(name=name) for name in self._catalogue.names()]
+        )
+
+    def CollectionExists(self, request: api.CollectionExistsRequest, context: Context) -> api.CollectionExistsResponse:
+        """Whether the name is taken."""
+        return api.CollectionExistsResponse(
+            result=api.CollectionExists(exists=request.collection_name in self._catalogue)
+        )
+
+
+class Points(api.PointsServicer):
+    """Write, read and search points. Every write is in the log before it is answered, whatever `wait` says."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+
+    def Upsert(self, request: api.UpsertPoints, context: Context) -> api.PointsOperationResponse:
+        """Insert or replace whole points: all of them, or none where one is bad."""
+        collection = self._find(request)
+        points = translate.points(request.points, collection.kinds)
+        mode = getattr(UpdateMode, api.UpdateMode.Name(request.update_mode))
+        condition = translate.point_filter(request, "update_filter")
+        return _written(collection, UpdateOperation.upsert_points(points, condition, mode))
+
+    def Delete(self, request: api.DeletePoints, context: Context) -> api.PointsOperationResponse:
+        """Remove points by id or filter."""
+        selected = _selected(request.points)
+        operation = (
+            UpdateOperation.delete_points(selected)
+            if isinstance(selected, list)
+            else UpdateOperation.delete_points_by_filter(selected)
+        )
+        return _written(self._find(request), operation)
+
+    def SetPayload(self, request: api.SetPayloadPoints, context: Context) -> api.PointsOperationResponse:
+        """Set some payload fields and keep the others."""
+        selected = _selected(request.points_selector)
+        fields, key = translate.payload(request.payload), request.key or None
+        operation = (
+            UpdateOperation.set_payload(selected, fields, key)
+            if isinstance(selected, list)
+            else UpdateOperation.set_payload_by_filter(selected, fields, key)
+        )
+        return _written(self._find(request), operation)
+
+    def CreateFieldIndex(
+        self, request: api.CreateFieldIndexCollection, context: Context
+    ) -> api.PointsOperationResponse:
+        """Index a payload field for filters."""
+        operation = UpdateOperation.create_field_index(request.field_name, translate.index_type(request))
+        return _written(self._find(request), operation)
+
+    def DeleteFieldIndex(
+        self, request: api.DeleteFieldIndexCollection, context: Context
+    ) -> api.PointsOperationResponse:
+        """Drop the index of a payload field."""
+        return _written(self._find(request), UpdateOperation.delete_field_index(request.field_name))
+
+    def Get(self, request: api.GetPoints, context: Context) -> api.GetResponse:
+        """Points by id; ids that are not there are left out."""
+        ids = [translate.point_id(i) for i in request.ids]
+        payload = translate.payload_selector(request, default=False)
+        vectors = translate.vector_selector(request)
+        response = api.GetResponse()
+        for record in self._find(request).read(lambda shard: shard.retrieve(ids, payload, vectors)):
+            translate.fill_point(response.result.add(), record)
+        return response
+
+    def Count(self, request: api.CountPoints, context: Context) -> api.CountResponse:
+        """Number of points that match."""
+        count = CountRequest(
+            exact=request.exact if request.HasField("exact") else True, filter=translate.point_filter(request)
+        )
+        return api.CountResponse(
+            result=api.CountResult(count=self._find(request).read(lambda shard: shard.count(count)))
+        )
+
+    def Scroll(self, request: api.ScrollPoints, context: Context) -> api.ScrollResponse:
+        """A page of points by id, or by an indexed payload field."""
+        scroll = ScrollRequest(
+            offset=translate.point_id(request.offset) if request.HasField("offset") else None,
+            limit=request.limit if request.HasField("limit") else 10,
+            filter=translate.point_filter(request),
+            with_payload=translate.payload_selector(request, default=True),
+            with_vector=translate.vector_selector(request),
+            order_by=translate.order_by(request.order_by) if request.HasField("order_by") else None,
+        )
+        records, next_offset = self._find(request).read(lambda shard: shard.scroll(scroll))
+        response = api.ScrollResponse()
+        for record in records:
+            translate.fill_point(response.result.add(), record)
+        if next_offset is not None:
+            response.next_page_offset.CopyFrom(translate.point_id_message(next_offset))
+        return response
+
+    def Query(self, request: api.QueryPoints, context: Context) -> api.QueryResponse:
+        """The nearest points, fused or filtered; without a query, points by id."""
+        collection = self._find(request)
+        query = translate.query_request(request, collection.kinds)
+        response = api.QueryResponse()
+        _fill_scored(response, collection.read(lambda shard: shard.query(query)))
+        return response
+
+    def QueryBatch(self, request: api.QueryBatchPoints, context: Context) -> api.QueryBatchResponse:
+        """Several queries planned by the engine as one."""
+        collection = self._find(request)
+        queries: list[QueryRequest] = []
+        for query in request.query_points:
+            if query.collection_name not in ("", request.collection_name):
+                raise invalid(f"batch on {request.collection_name!r} holds a query on {query.collection_name!r}")
+            queries.append(translate.query_request(query, collection.kinds))
+        response = api.QueryBatchResponse()
+        for found in collection.read(lambda shard: shard.query_batch(QueryBatchRequest(queries))):
+            _fill_scored(response.result.add(), found)
+        return response
+
+    def _find(self, request: api.GetPoints) -> Collection:
+        translate.refuse(request, "shard_key_selector")
+        return self._catalogue.find(request.collection_name)
+
+
+def _written(collection: Collection, operation: UpdateOperation) -> api.PointsOperationResponse:
+    number = collection.write(operation)
+    return api.PointsOperationResponse(result=api.UpdateResult(operation_id=number, status=api.UpdateStatus.Completed))
+
+
+def _selected(selector: api.PointsSelector) -> list[translate.PointId] | Filter:
+    match selector.WhichOneof("points_selector_one_of"):
+        case "points":
+            return [translate.point_id(i) for i in selector.points.ids]
+        case "filter":
+            return translate.engine_filter(selector.filter)
+        case _:
+            raise invalid("no points are selected; give ids or a filter")
+
+
+def _fill_scored(response: api.QueryResponse | api.BatchResult, found: list[ScoredPoint]) -> None:
+    for point in found:
+        translate.fill_scored_point(response.result.add(), point)

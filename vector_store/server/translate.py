@@ -1,0 +1,561 @@
+"""Between Qdrant's protobuf messages and the engine's objects, both ways, with the checks the engine lacks.
+
+The engine stores NaN without a word, takes repeated sparse indices, and a ragged multivector makes it panic on every
+later start, since the write is in its log by then. So nothing reaches it unchecked. Pure functions; no shard, no network.
+"""
+
+import math
+import uuid
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import qdrant_edge as engine
+from google.protobuf.message import Message
+from qdrant_client import grpc as api
+
+from vector_store.server.refusal import invalid, unimplemented
+
+if TYPE_CHECKING:  # declared by the engine's stubs, not exported by the engine
+    from qdrant_edge import ShardInfo
+
+PointId: TypeAlias = int | str | uuid.UUID
+Vector: TypeAlias = list[float] | list[list[float]] | engine.SparseVector
+Selector: TypeAlias = bool | list[str] | engine.PayloadSelector
+
+MULTIVECTOR_ELEMENTS = 1_048_576
+"""Qdrant's own limit for one multivector."""
+
+HNSW_M, HNSW_EF_CONSTRUCT, FULL_SCAN_KB = 16, 100, 10_000
+"""Qdrant's defaults where a collection leaves its index open."""
+
+
+class DenseKind(NamedTuple):
+    """What a dense vector of a collection must look like."""
+
+    size: int
+    many: bool
+
+
+class VectorKinds(NamedTuple):
+    """The named vectors of a collection; the unnamed one is called ``."""
+
+    dense: dict[str, DenseKind]
+    sparse: frozenset[str]
+
+
+# ---------------------------------------------------------------- collections
+
+
+def vector_kinds(settings: api.CreateCollection) -> VectorKinds:
+    """Names, sizes and kinds of a collection's vectors."""
+    dense = {
+        name: DenseKind(params.size, params.HasField("multivector_config"))
+        for name, params in _vector_params(settings).items()
+    }
+    return VectorKinds(dense, frozenset(settings.sparse_vectors_config.map))
+
+
+def has_index(settings: api.CreateCollection) -> bool:
+    """Whether any vector of the collection wants an HNSW index; m = 0 wants none."""
+    return any(
+        next((config.m for config in (params.hnsw_config, settings.hnsw_config) if config.HasField("m")), HNSW_M) > 0
+        for params in _vector_params(settings).values()
+    )
+
+
+def engine_config(settings: api.CreateCollection) -> engine.EdgeConfig:
+    """The engine's view of CreateCollection. Shards, replicas and strict mode mean nothing on one machine."""
+    refuse(settings, "quantization_config", "sharding_method")
+    vectors = {}
+    for name, params in _vector_params(settings).items():
+        refuse(params, "quantization_config")
+        if params.size < 1:
+            raise invalid(f"vector {name!r} has size {params.size}, wanted at least 1")
+        vectors[name] = engine.EdgeVectorParams(
+            size=params.size,
+            distance=_named(engine.Distance, api.Distance.Name(params.distance)),
+            on_disk=_optional(params, "on_disk"),
+            multivector_config=(
+                engine.MultiVectorConfig(engine.MultiVectorComparator.MaxSim)
+                if params.HasField("multivector_config")
+                else None
+            ),
+            datatype=_datatype(params),
+            hnsw_config=_hnsw(params),
+        )
+    sparse = {
+        name: engine.EdgeSparseVectorParams(
+            full_scan_threshold=_optional(params.index, "full_scan_threshold"),
+            on_disk=_optional(params.index, "on_disk"),
+            modifier=engine.Modifier.Idf if params.modifier == api.Modifier.Idf else None,
+            datatype=_datatype(params.index),
+        )
+        for name, params in settings.sparse_vectors_config.map.items()
+    }
+    return engine.EdgeConfig(
+        vectors=vectors or None,
+        sparse_vectors=sparse or None,
+        on_disk_payload=_optional(settings, "on_disk_payload"),
+        hnsw_config=_hnsw(settings),
+        wal_enabled=True,
+    )
+
+
+def collection_info(settings: api.CreateCollection, shard: "ShardInfo") -> api.CollectionInfo:
+    """What Qdrant answers about a collection: state, counts and the settings as they were given."""
+    config = api.CollectionConfig(
+        params=api.CollectionParams(
+            shard_number=1,
+            replication_factor=1,
+            write_consistency_factor=1,
+            on_disk_payload=settings.on_disk_payload,
+            vectors_config=settings.vectors_config if settings.HasField("vectors_config") else None,
+            sparse_vectors_config=settings.sparse_vectors_config if settings.sparse_vectors_config.map else None,
+        ),
+        hnsw_config=api.HnswConfigDiff(m=HNSW_M, ef_construct=HNSW_EF_CONSTRUCT, full_scan_threshold=FULL_SCAN_KB),
+        # Qdrant's defaults: its clients insist on these fields, the engine has no use for them.
+        optimizer_config=api.OptimizersConfigDiff(
+            deleted_threshold=0.2, vacuum_min_vector_number=1000, default_segment_number=0, flush_interval_sec=5
+        ),
+        wal_config=api.WalConfigDiff(wal_capacity_mb=32, wal_segments_ahead=0),
+    )
+    config.hnsw_config.MergeFrom(settings.hnsw_config)
+    config.optimizer_config.MergeFrom(settings.optimizers_config)
+    config.wal_config.MergeFrom(settings.wal_config)
+    for key, value in settings.metadata.items():
+        config.metadata[key].CopyFrom(value)
+    schema = {
+        key: api.PayloadSchemaInfo(data_type=_payload_type(index.data_type), points=index.points)
+        for key, index in shard.payload_schema.items()
+    }
+    return api.CollectionInfo(
+        status=api.CollectionStatus.Green,
+        optimizer_status=api.OptimizerStatus(ok=True),
+        segments_count=shard.segments_count,
+        points_count=shard.points_count,
+        indexed_vectors_count=shard.indexed_vectors_count,
+        config=config,
+        payload_schema=schema,
+    )
+
+
+def index_type(request: api.CreateFieldIndexCollection) -> engine.PayloadSchemaType:
+    """The payload index wanted; parameters beyond its type are left out."""
+    if request.field_index_params.WhichOneof("index_params") and not request.HasField("field_type"):
+        return _named(
+            engine.PayloadSchemaType,
+            request.field_index_params.WhichOneof("index_params").removesuffix("_index_params").capitalize(),
+        )
+    return _named(engine.PayloadSchemaType, api.FieldType.Name(request.field_type).removeprefix("FieldType"))
+
+
+def _payload_type(kind: engine.PayloadSchemaType) -> Any:
+    return api.PayloadSchemaType.Value(str(kind).rsplit(".", 1)[-1])
+
+
+def _vector_params(settings: api.CreateCollection) -> Mapping[str, api.VectorParams]:
+    config = settings.vectors_config
+    return {"": config.params} if config.HasField("params") else config.params_map.map
+
+
+def _hnsw(message: Message) -> engine.HnswIndexConfig | None:
+    if not message.HasField("hnsw_config"):
+        return None
+    diff: api.HnswConfigDiff = message.hnsw_config
+    return engine.HnswIndexConfig(
+        m=diff.m if diff.HasField("m") else HNSW_M,
+        ef_construct=diff.ef_construct if diff.HasField("ef_construct") else HNSW_EF_CONSTRUCT,
+        full_scan_threshold=diff.full_scan_threshold if diff.HasField("full_scan_threshold") else FULL_SCAN_KB,
+        on_disk=_optional(diff, "on_disk"),
+        payload_m=_optional(diff, "payload_m"),
+    )
+
+
+def _datatype(message: Message) -> engine.VectorStorageDatatype | None:
+    kind = _optional(message, "datatype")
+    return _named(engine.VectorStorageDatatype, api.Datatype.Name(kind)) if kind else None
+
+
+def _named(enum: Any, name: str) -> Any:
+    try:
+        return getattr(enum, name)
+    except AttributeError:
+        raise invalid(f"{name!r} is no {enum.__name__} of the embedded engine") from None
+
+
+def _optional(message: Message, field: str) -> Any:
+    return getattr(message, field) if message.HasField(field) else None
+
+
+def refuse(message: Message, *fields: str) -> None:
+    """UNIMPLEMENTED for a field that is set and would otherwise be dropped in silence."""
+    for field, _ in message.ListFields():
+        if field.name in fields:
+            raise unimplemented(f"{type(message).__name__}.{field.name}")
+
+
+# ---------------------------------------------------------------- ids and payload
+
+
+def point_id(message: api.PointId) -> PointId:
+    """An unsigned integer or a UUID string."""
+    kind = message.WhichOneof("point_id_options")
+    if kind == "num":
+        return message.num
+    try:
+        return str(uuid.UUID(message.uuid))
+    except ValueError:
+        raise invalid(f"point id {message.uuid!r} is neither an unsigned integer nor a UUID") from None
+
+
+def point_id_message(point: PointId) -> api.PointId:
+    """The protobuf form of an engine's id."""
+    return api.PointId(num=point) if isinstance(point, int) else api.PointId(uuid=str(point))
+
+
+def payload(fields: Mapping[str, api.Value]) -> dict[str, Any]:
+    """Payload values as Python objects."""
+    return {key: _value(value) for key, value in fields.items()}
+
+
+def _value(value: api.Value) -> Any:
+    match value.WhichOneof("kind"):
+        case "struct_value":
+            return payload(value.struct_value.fields)
+        case "list_value":
+            return [_value(item) for item in value.list_value.values]
+        case "null_value" | None:
+            return None
+        case "double_value" if not math.isfinite(value.double_value):
+            raise invalid(f"payload value {value.double_value} is not a finite number")
+        case kind:
+            return getattr(value, kind)
+
+
+def _fill_value(message: api.Value, value: Any) -> None:
+    match value:
+        case str():
+            message.string_value = value
+        case bool():
+            message.bool_value = value
+        case int():
+            message.integer_value = value
+        case float():
+            message.double_value = value
+        case None:
+            message.null_value = api.NullValue.NULL_VALUE
+        case list():
+            message.list_value.SetInParent()
+            for item in value:
+                _fill_value(message.list_value.values.add(), item)
+        case _:
+            message.struct_value.SetInParent()
+            fill_payload(message.struct_value.fields, value)
+
+
+def fill_payload(fields: Any, values: dict[str, Any] | None) -> None:
+    """Write Python values into a protobuf map of Value."""
+    for key, value in (values or {}).items():
+        _fill_value(fields[key], value)
+
+
+# ---------------------------------------------------------------- vectors
+
+
+def points(messages: Iterable[api.PointStruct], kinds: VectorKinds) -> list[engine.Point]:
+    """Checked points for an upsert."""
+    return [
+        engine.Point(point_id(message.id), _vectors(message.vectors, kinds), payload(message.payload))
+        for message in messages
+    ]
+
+
+def _vectors(message: api.Vectors, kinds: VectorKinds) -> Any:
+    if message.WhichOneof("vectors_options") == "vector":
+        return _checked("", _vector(message.vector), kinds)
+    return {name: _checked(name, _vector(vector), kinds) for name, vector in message.vectors.vectors.items()}
+
+
+def _vector(message: Any) -> Vector:
+    """The vector of a `Vector` or a `VectorInput`, in the current or the older flat form."""
+    match message.WhichOneof("vector" if isinstance(message, api.Vector) else "variant"):
+        case "dense":
+            return list(message.dense.data)
+        case "sparse":
+            return engine.SparseVector(list(message.sparse.indices), list(message.sparse.values))
+        case "multi_dense":
+            return [list(row.data) for row in message.multi_dense.vectors]
+        case None if isinstance(message, api.Vector):
+            return _flat_vector(message)
+        case kind:
+            raise unimplemented(f"{type(message).__name__}.{kind}")
+
+
+def _flat_vector(message: api.Vector) -> Vector:
+    values = list(message.data)
+    if message.HasField("indices"):
+        return engine.SparseVector(list(message.indices.data), values)
+    if message.vectors_count > 1:
+        width = len(values) // message.vectors_count
+        return [values[start : start + width] for start in range(0, len(values), width)]
+    return values
+
+
+def _checked(name: str, vector: Vector, kinds: VectorKinds, asking: bool = False) -> Vector:
+    """The vector if the collection can hold it (or, `asking`, be searched by it)."""
+    if isinstance(vector, engine.SparseVector):
+        _check_sparse(name, vector, kinds)
+        return vector
+    if name in kinds.sparse:
+        raise invalid(f"vector {name!r} is sparse, found a dense one")
+    if name not in kinds.dense:
+        raise invalid(f"Not existing vector name error: {name}")
+    size, many = kinds.dense[name]
+    rows: Any = vector if vector and isinstance(vector[0], list) else [vector]
+    is_flat = rows is not vector
+    if many and is_flat and not asking:
+        raise invalid(f"vector {name!r} is a multivector, found a single vector")
+    if not many and not is_flat:
+        raise invalid(f"vector {name!r} is a single vector, found a multivector")
+    if len(rows) * size > MULTIVECTOR_ELEMENTS:
+        raise invalid(
+            f"multivector {name!r} has {len(rows) * size} elements, at most {MULTIVECTOR_ELEMENTS} are allowed"
+        )
+    for row in rows:
+        if len(row) != size:
+            raise invalid(f"Vector dimension error: expected dim: {size}, got {len(row)}")
+        _check_finite(name, row)
+    return vector
+
+
+def _check_sparse(name: str, vector: engine.SparseVector, kinds: VectorKinds) -> None:
+    if name not in kinds.sparse:
+        raise invalid(f"Not existing vector name error: {name} (no sparse vector has this name)")
+    indices, values = vector.indices, vector.values
+    if len(indices) != len(values):
+        raise invalid(f"sparse vector {name!r} has {len(indices)} indices and {len(values)} values")
+    if len(set(indices)) != len(indices):
+        raise invalid(f"sparse vector {name!r} repeats an index; indices must be unique")
+    _check_finite(name, values)
+
+
+def _check_finite(name: str, values: list[float]) -> None:
+    # The double-precision sum of single-precision numbers is finite exactly when each of them is.
+    if not math.isfinite(sum(values)):
+        raise invalid(f"vector {name!r} has NaN or infinite values")
+
+
+def _fill_vector(message: api.VectorOutput, vector: Any) -> None:
+    if isinstance(vector, engine.SparseVector):
+        message.sparse.indices.extend(vector.indices)
+        message.sparse.values.extend(vector.values)
+    elif vector and isinstance(vector[0], list):
+        for row in vector:
+            message.multi_dense.vectors.add().data.extend(row)
+    else:
+        message.dense.data.extend(vector)
+
+
+def fill_point(message: Any, point: engine.Record | engine.ScoredPoint) -> None:
+    """Write an engine's point into a RetrievedPoint or ScoredPoint."""
+    message.id.CopyFrom(point_id_message(point.id))
+    fill_payload(message.payload, point.payload)
+    vector: Any = point.vector
+    if isinstance(vector, dict):
+        message.vectors.vectors.SetInParent()
+        for name, named in vector.items():
+            _fill_vector(message.vectors.vectors.vectors[name], named)
+    elif vector is not None:
+        _fill_vector(message.vectors.vector, vector)
+    if point.order_value is not None:
+        setattr(message.order_value, "int" if isinstance(point.order_value, int) else "float", point.order_value)
+
+
+def fill_scored_point(message: api.ScoredPoint, point: engine.ScoredPoint) -> None:
+    """Write an engine's answer to a query into a message."""
+    fill_point(message, point)
+    message.score = point.score
+    message.version = point.version
+
+
+def payload_selector(request: Message, default: bool) -> Selector:
+    """Which payload fields to answer with."""
+    selector: api.WithPayloadSelector = request.with_payload
+    match selector.WhichOneof("selector_options"):
+        case "enable":
+            return selector.enable
+        case "include":
+            return engine.PayloadSelector.Include(list(selector.include.fields))
+        case "exclude":
+            return engine.PayloadSelector.Exclude(list(selector.exclude.fields))
+        case _:
+            return default
+
+
+def vector_selector(request: Message) -> bool | list[str]:
+    """Which vectors to answer with; none unless asked."""
+    selector: api.WithVectorsSelector = request.with_vectors
+    if selector.WhichOneof("selector_options") == "include":
+        return list(selector.include.names)
+    return selector.enable
+
+
+# ---------------------------------------------------------------- filters
+
+
+def point_filter(request: Message, field: str = "filter") -> engine.Filter | None:
+    """The request's filter, None where it has none."""
+    return engine_filter(getattr(request, field)) if request.HasField(field) else None
+
+
+def engine_filter(message: api.Filter) -> engine.Filter:
+    """A filter with all its nested conditions."""
+    return engine.Filter(
+        must=[_condition(c) for c in message.must] or None,
+        should=[_condition(c) for c in message.should] or None,
+        must_not=[_condition(c) for c in message.must_not] or None,
+        min_should=(
+            engine.MinShould([_condition(c) for c in message.min_should.conditions], message.min_should.min_count)
+            if message.HasField("min_should")
+            else None
+        ),
+    )
+
+
+def _condition(message: api.Condition) -> Any:
+    match message.WhichOneof("condition_one_of"):
+        case "field":
+            return _field_condition(message.field)
+        case "has_id":
+            return engine.HasIdCondition({point_id(i) for i in message.has_id.has_id})
+        case "filter":
+            return engine_filter(message.filter)
+        case "is_empty":
+            return engine.IsEmptyCondition(message.is_empty.key)
+        case "is_null":
+            return engine.IsNullCondition(message.is_null.key)
+        case "has_vector":
+            return engine.HasVectorCondition(message.has_vector.has_vector)
+        case "nested":
+            return engine.NestedCondition(message.nested.key, engine_filter(message.nested.filter))
+        case kind:
+            raise unimplemented(f"Condition.{kind}")
+
+
+def _field_condition(message: api.FieldCondition) -> engine.FieldCondition:
+    refuse(message, "geo_bounding_box", "geo_radius", "geo_polygon", "values_count", "datetime_range")
+    return engine.FieldCondition(
+        message.key,
+        match=_match(message.match) if message.HasField("match") else None,
+        range=(
+            engine.RangeFloat(**{bound: _optional(message.range, bound) for bound in ("gte", "gt", "lte", "lt")})
+            if message.HasField("range")
+            else None
+        ),
+        is_empty=_optional(message, "is_empty"),
+        is_null=_optional(message, "is_null"),
+    )
+
+
+def _match(message: api.Match) -> Any:
+    kind = message.WhichOneof("match_value")
+    value: Any = getattr(message, kind) if kind else None
+    match kind:
+        case "keyword" | "integer" | "boolean":
+            return engine.MatchValue(value)
+        case "keywords":
+            return engine.MatchAny(list(message.keywords.strings))
+        case "integers":
+            return engine.MatchAny(list(message.integers.integers))
+        case "except_keywords":
+            return engine.MatchExcept(list(message.except_keywords.strings))
+        case "except_integers":
+            return engine.MatchExcept(list(message.except_integers.integers))
+        case "text":
+            return engine.MatchText(message.text)
+        case "text_any":
+            return engine.MatchTextAny(message.text_any)
+        case "phrase":
+            return engine.MatchPhrase(message.phrase)
+        case "prefix":
+            return engine.MatchPrefix(message.prefix)
+        case "substring":
+            return engine.MatchSubstring(message.substring)
+        case _:
+            raise invalid("a match condition without a value")
+
+
+# ---------------------------------------------------------------- queries
+
+
+def query_request(request: api.QueryPoints, kinds: VectorKinds) -> engine.QueryRequest:
+    """One Query call for the engine."""
+    refuse(request, "lookup_from")
+    return engine.QueryRequest(
+        limit=request.limit if request.HasField("limit") else 10,
+        offset=request.offset,
+        query=_query(request, kinds),
+        prefetches=[_prefetch(prefetch, kinds) for prefetch in request.prefetch],
+        with_vector=vector_selector(request),
+        with_payload=payload_selector(request, default=False),
+        filter=point_filter(request),
+        score_threshold=_optional(request, "score_threshold"),
+        params=_search_params(request),
+    )
+
+
+def _prefetch(request: api.PrefetchQuery, kinds: VectorKinds) -> engine.Prefetch:
+    refuse(request, "lookup_from")
+    return engine.Prefetch(
+        limit=request.limit if request.HasField("limit") else 10,
+        query=_query(request, kinds),
+        prefetches=[_prefetch(prefetch, kinds) for prefetch in request.prefetch],
+        params=_search_params(request),
+        filter=point_filter(request),
+        score_threshold=_optional(request, "score_threshold"),
+    )
+
+
+def _query(request: api.QueryPoints | api.PrefetchQuery, kinds: VectorKinds) -> Any:
+    query = request.query
+    match query.WhichOneof("variant"):
+        case None:
+            return None
+        case "nearest":
+            vector = _checked(request.using, _vector(query.nearest), kinds, asking=True)
+            return engine.Query.Nearest(vector, using=request.using or None)
+        case "fusion":
+            return engine.Fusion.Rrf(k=2) if query.fusion == api.Fusion.RRF else engine.Fusion.Dbsf()
+        case "rrf":
+            return engine.Fusion.Rrf(
+                k=query.rrf.k if query.rrf.HasField("k") else 2, weights=list(query.rrf.weights) or None
+            )
+        case "order_by":
+            return order_by(query.order_by)
+        case "sample":
+            return engine.Sample.Random
+        case kind:
+            raise unimplemented(f"Query.{kind}")
+
+
+def order_by(message: api.OrderBy) -> engine.OrderBy:
+    """Order by a payload field that has a range index."""
+    start = message.start_from.WhichOneof("value")
+    if start == "timestamp":
+        raise unimplemented("OrderBy.start_from.timestamp")
+    return engine.OrderBy(
+        message.key,
+        direction=engine.Direction.Desc if message.direction == api.Direction.Desc else engine.Direction.Asc,
+        start_from=getattr(message.start_from, start) if start else None,
+    )
+
+
+def _search_params(request: api.QueryPoints | api.PrefetchQuery) -> engine.SearchParams | None:
+    if not request.HasField("params"):
+        return None
+    refuse(request.params, "quantization", "acorn", "idf")
+    return engine.SearchParams(
+        hnsw_ef=_optional(request.params, "hnsw_ef"),
+        exact=request.params.exact,
+        indexed_only=request.params.indexed_only,
+    )
