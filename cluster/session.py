@@ -1,0 +1,61 @@
+"""A Ray session for one job: the running cluster that RAY_ADDRESS names, or a Ray of its own on this machine.
+
+`ray job submit` sets RAY_ADDRESS for the job it starts. Without it a job never joins a cluster by accident: it starts a
+local Ray that ends with it. Where it says so, logs of Ray itself are quieted: a job prints its own progress.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+ENVIRONMENT = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints once, not twice
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # asks a dashboard that a local Ray does not run
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report waits for the next check; the default of 2 s costs minutes
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",  # workers fork; their threads are counted elsewhere
+}
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Connect, or start a local Ray with one logical CPU per core and at least two; leave or stop it in the end."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray  # after its environment is set: it is read at import
+    from ray.data import DataContext
+
+    options: dict[str, Any] = {
+        "logging_level": logging.ERROR,
+        "runtime_env": {"env_vars": ENVIRONMENT, "worker_process_setup_hook": "cluster.session.quiet_ray"},
+    }
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**options)
+        log.info("joined the Ray cluster at %s", os.environ["RAY_ADDRESS"])
+    else:
+        num_cpus = max(2, os.cpu_count() or 2)
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
+        log.info("started a local Ray with %d CPUs", num_cpus)
+    quiet_ray()
+    data = DataContext.get_current()
+    data.enable_progress_bars = False
+    data.print_on_execution_start = False
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def quiet_ray() -> None:
+    """Silence what Ray says in this process about its own workings; run in every worker."""
+    for name in (
+        "ray.data",
+        "ray.serve",
+        "ray.train",
+        "ray.train.v2._internal.execution.controller.placement_group_cleaner",  # needs a dashboard, complains each second
+    ):
+        logging.getLogger(name).setLevel(logging.ERROR)

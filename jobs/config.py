@@ -1,0 +1,202 @@
+"""One YAML is one run: the whole configuration, its overrides, and where a run's files lie.
+
+Leaf options live beside their owners; here are those of the jobs, and the arithmetic that ties them together. Imports neither
+torch nor ray.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from refbert.config import CorpusConfig, LossConfig, ReferenceConfig, StudentConfig, TeacherConfig
+from refbert.errors import InputError
+from vector_store.config import StoreConfig
+
+QUICKSTART = Path(__file__).parent / "configs" / "quickstart.yaml"
+
+
+class IngestConfig(BaseModel, frozen=True, extra="forbid"):
+    """How the corpus flows through the teacher into the memory."""
+
+    num_encoders: PositiveInt = Field(1, description="Actors with a teacher each.")
+    batch: PositiveInt = Field(
+        256, description="Texts per encoder call: what is looked up, encoded and stored together."
+    )
+    gpus_per_encoder: NonNegativeFloat = 0.0
+
+
+class TrainConfig(BaseModel, frozen=True, extra="forbid"):
+    """The distillation loop."""
+
+    steps: PositiveInt = Field(900, description="Optimizer steps, not micro-batches.")
+    num_workers: PositiveInt = 1
+    micro_batch: PositiveInt = Field(32, description="Examples per worker per forward.")
+    global_batch: PositiveInt = Field(32, description="Examples per optimizer step.")
+    learning_rate: PositiveFloat = 1e-3
+    warmup_fraction: float = Field(
+        0.1, ge=0, le=1, description="Share of steps of linear warm-up; then linear decay to 0."
+    )
+    weight_decay: NonNegativeFloat = 0.01
+    clip: NonNegativeFloat = Field(1.0, description="Largest gradient norm; 0 turns clipping off.")
+    targets: Literal["teacher", "memory"] = Field(
+        "teacher", description="Where the teacher's states come from: a forward in the worker, or the memory itself."
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        0, description="What DeepSpeed shards over workers: nothing, optimizer states, gradients too, parameters too."
+    )
+    precision: Literal["fp32", "bf16"] = "fp32"
+    gpus_per_worker: NonNegativeFloat = 0.0
+    threads_per_worker: PositiveInt | None = Field(None, description="CPU threads; by default the node's share.")
+    prefetch: PositiveInt = Field(4, description="Micro-batches whose references are looked up ahead of the step.")
+    log_every: PositiveInt = 10
+    save_every: PositiveInt = 200
+    keep_checkpoints: PositiveInt = 2
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches per worker per optimizer step."""
+        return self.global_batch // (self.micro_batch * self.num_workers)
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        if self.global_batch % (self.micro_batch * self.num_workers):
+            raise ValueError(
+                f"global_batch={self.global_batch} is not a multiple of micro_batch x num_workers = "
+                f"{self.micro_batch} x {self.num_workers}"
+            )
+        if self.precision == "bf16" and self.zero_stage == 0:
+            raise ValueError("precision=bf16 keeps its float32 master weights in ZeRO: set zero_stage to 1, 2 or 3")
+        return self
+
+
+class EvaluateConfig(BaseModel, frozen=True, extra="forbid"):
+    """What the report measures."""
+
+    texts: PositiveInt = Field(1000, description="Held-out texts for fidelity.")
+    pool: PositiveInt = Field(1000, description="Candidates of the mutual-information bound.")
+    labelled_train: PositiveInt = Field(
+        3000, description="Training texts of the classifier head, where there are labels."
+    )
+    batch: PositiveInt = 32
+    speed_repeats: PositiveInt = Field(30, description="Timed batches per contender, taken in turns.")
+
+
+class ServeConfig(BaseModel, frozen=True, extra="forbid"):
+    """The HTTP service."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535, description="0 takes a free one.")
+    num_replicas: PositiveInt = 1
+    max_batch: PositiveInt = 32
+    batch_wait_ms: NonNegativeFloat = 5.0
+    max_texts: PositiveInt = Field(256, description="Texts per request.")
+
+
+class RunConfig(BaseModel, frozen=True, extra="forbid"):
+    """Everything a run depends on, except secrets, which come from the environment."""
+
+    name: str = Field("quickstart", pattern=r"^[A-Za-z0-9._-]+$")
+    seed: int = 0
+    corpus: CorpusConfig
+    teacher: TeacherConfig = TeacherConfig()
+    store: StoreConfig = StoreConfig()
+    references: ReferenceConfig = ReferenceConfig()
+    student: StudentConfig = StudentConfig()
+    loss: LossConfig = LossConfig()
+    ingest: IngestConfig = IngestConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    serve: ServeConfig = ServeConfig()
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        if self.train.targets == "memory" and not self.loss.needs_only_last_states:
+            raise ValueError(
+                "train.targets=memory has only the last layer's states; set loss.embedding=0, loss.prediction=0 and "
+                "loss.layer_map=last, or train.targets=teacher"
+            )
+        if self.loss.prediction and self.teacher.head == "none":
+            raise ValueError("loss.prediction needs logits: set teacher.head=classification")
+        return self
+
+    @property
+    def home(self) -> Path:
+        """$REFBERT_HOME; by default the current directory, in a Ray job ~/.refbert (its own directory is thrown away)."""
+        default = "~/.refbert" if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else "."
+        return Path(os.environ.get("REFBERT_HOME", default)).expanduser().absolute()
+
+    @property
+    def run_directory(self) -> Path:
+        """Where this run's files lie."""
+        return self.home / "runs" / self.name
+
+    @property
+    def store_directory(self) -> Path:
+        """Where the embedded store keeps its collections."""
+        return self.home / "store"
+
+    def digest(self, *parts: str) -> str:
+        """Return 12 hex digits of the named parts: changes when, and only when, one of them does."""
+        dumped = self.model_dump(mode="json", include=set(parts))
+        return hashlib.sha256(json.dumps(dumped, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run's YAML and apply `key.sub=value` overrides, whose values are YAML too.
+
+    Raises InputError with one line per mistake: a missing file, a key that does not exist, a value of the wrong kind.
+    """
+    file = Path(path or QUICKSTART)
+    try:
+        tree = yaml.safe_load(file.read_text()) or {}
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}; give the path of a run's YAML") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{file} holds a {type(tree).__name__}, wanted keys such as name, corpus, train")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise InputError(f"{override!r} is no override; write key.sub=value, such as train.steps=100")
+        _set(tree, key.split("."), yaml.safe_load(value), override)
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        mistakes = (_mistake(detail) for detail in error.errors(include_url=False))
+        raise InputError(f"{file}: " + "; ".join(mistakes)) from None
+
+
+def _set(tree: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise InputError(f"{override!r}: {key} is a value, not a section")
+    tree[keys[-1]] = value
+
+
+def _mistake(detail: Any) -> str:
+    where = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"unknown key {where}; {_known_keys(detail['loc'])}"
+    if detail["type"] == "missing":
+        return f"{where} is missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    if not where:
+        return message
+    if isinstance(detail["ctx"].get("error") if "ctx" in detail else None, ValueError):
+        return f"{where}: {message}"
+    return f"{where}={detail['input']!r}: {message}"
+
+
+def _known_keys(location: tuple[Any, ...]) -> str:
+    owner: Any = RunConfig
+    for part in location[:-1]:
+        owner = owner.model_fields[part].annotation
+    return f"known are {', '.join(owner.model_fields)}"

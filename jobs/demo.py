@@ -1,0 +1,71 @@
+"""The whole way in one command: corpus, memory, distilled student, report, and one request to the served student.
+
+    python jobs/demo.py                        what `make demo` runs
+    python jobs/demo.py train.steps=200        shorter
+    python jobs/demo.py MY_RUN.yaml            on your own corpus and teacher
+
+A second run reuses the memory and the trained student; a killed one is continued by starting it again.
+"""
+
+import json
+import logging
+import time
+import urllib.request
+from typing import Any
+
+from jobs import distill, evaluate
+from jobs.config import RunConfig
+from jobs.ingest import fill_memory
+from jobs.launch import launch
+from jobs.memory import running_store
+from jobs.prepared import prepare
+from jobs.report import print_tables
+from jobs.serve import served
+
+log = logging.getLogger(__name__)
+
+
+def run(config: RunConfig) -> None:
+    """Run every stage, then print the tables, one served answer and the report's path."""
+    started_s = time.monotonic()
+    with running_store(config) as url:
+        log.info("1/4 memory: %s at %s", config.store_directory, url)
+        fill_memory(config, url)
+        log.info("2/4 distil: %s", config.run_directory)
+        distill.run(config)
+        log.info("3/4 evaluate")
+        evaluate.run(config)
+        log.info("4/4 serve")
+        text = prepare(config).table("heldout")["text"][0].as_py()
+        with served(config, url) as address:
+            answer = ask(f"{address}/v1/embeddings", {"input": text, "explain": True})
+    directory = config.run_directory
+    print_tables(json.loads((directory / "report.json").read_text()))
+    show_answer(text, answer)
+    print(f"\n{time.monotonic() - started_s:.0f} s; report: {directory / 'report.md'}")
+
+
+def ask(address: str, request: dict[str, Any]) -> dict[str, Any]:
+    """POST one JSON request and return the JSON answer."""
+    post = urllib.request.Request(
+        address, json.dumps(request).encode(), {"content-type": "application/json"}, method="POST"
+    )
+    with urllib.request.urlopen(post, timeout=60) as response:
+        return json.loads(response.read())
+
+
+def show_answer(text: str, answer: dict[str, Any]) -> None:
+    """Print what was asked, what was read beside it, and the start of the vector."""
+    embedding = answer["data"][0]
+    reference, timing = embedding["reference"], answer["timing_ms"]
+    vector = embedding["embedding"]
+    print(
+        f"asked:      {text}\n"
+        f"read:       {reference['text']} ({reference['step']}, score {reference['score']:.2f})\n"
+        f"answered:   [{', '.join(f'{x:.3f}' for x in vector[:4])}, ...] of {len(vector)}; "
+        f"look-up {timing['lookup']:.1f} ms, student {timing['student']:.1f} ms"
+    )
+
+
+if __name__ == "__main__":
+    launch("jobs.demo")

@@ -1,0 +1,325 @@
+"""Measure a distilled student against its teacher, with controls, and write the report.
+
+    python jobs/evaluate.py [RUN.yaml] [key=value ...]
+
+On held-out text: fidelity of the same trained student when only the reference is swapped (nearest, null, random); a linear
+classifier on frozen features where the corpus has labels; latency of teacher and student, with and without the look-up.
+Writes report.json, report.md and plots into the run's directory.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import ray
+import torch
+from torch import Tensor
+from transformers import AutoModel
+
+import refbert  # noqa: F401 - registers the student with the Auto classes
+from jobs.config import RunConfig
+from jobs.distill import needs_memory
+from jobs.launch import launch
+from jobs.memory import (
+    MemoryAddress,
+    NeighbourSource,
+    ReferenceTexts,
+    connect_store,
+    manifest_of,
+    open_retriever,
+    reference_texts,
+    running_store,
+)
+from jobs.prepared import PreparedCorpus, prepare
+from jobs.progress import progress
+from jobs.provenance import provenance
+from jobs.report import write_report
+from jobs.stream import reference_batch
+from jobs.worker import set_up_worker
+from refbert.errors import InputError
+from refbert.metrics import MUTUAL_INFORMATION_TEMPERATURE, fidelity
+from refbert.probe import majority_accuracy, probe_accuracy
+from refbert.student import masked_mean
+from refbert.teacher import Teacher, load_teacher, tokenize
+from vector_store.store import Store
+
+log = logging.getLogger(__name__)
+
+REFERENCES = ("nearest", "null", "random")
+
+
+@dataclass(frozen=True)
+class EvaluationJob:
+    """What the evaluating worker needs."""
+
+    config: RunConfig
+    address: MemoryAddress | None
+    corpus: PreparedCorpus
+    student: Path
+
+
+class Event(NamedTuple):
+    """News from the evaluating worker: a stage, how many texts it has to do, and how many more are done."""
+
+    stage: str
+    total: int
+    done: int
+
+
+def run(config: RunConfig) -> None:
+    """Evaluate the run's student and write the report."""
+    started_s = time.monotonic()
+    corpus = prepare(config)
+    teacher = load_teacher(config.teacher)
+    if not needs_memory(config):
+        report = measure(EvaluationJob(config, None, corpus, config.run_directory / "student"))
+    else:
+        with running_store(config) as url:
+            address = MemoryAddress(url, manifest_of(teacher, config.references))
+            report = measure(EvaluationJob(config, address, corpus, config.run_directory / "student"))
+    report["run"] = provenance(started_s)
+    write_report(report, config.run_directory)
+    log.info("report: %s", config.run_directory / "report.md")
+
+
+def measure(job: EvaluationJob) -> dict[str, Any]:
+    """Run the measurements on a worker of the cluster and show their progress here; return the report without `run`."""
+    manifest = job.student.parent / "manifest.json"
+    if not manifest.exists():
+        raise InputError(f"{job.student.parent} holds no complete run; train one first: `python jobs/distill.py`")
+    gpus = job.config.train.gpus_per_worker
+    stream: Any = ray.remote(num_cpus=1, num_gpus=gpus)(evaluate_student).options(num_returns="streaming").remote(job)
+    report: dict[str, Any] = {}
+    with stages() as show:
+        for item in stream:
+            news = ray.get(item)
+            if isinstance(news, Event):
+                show(news)
+            else:
+                report = news
+    report["distill"] = json.loads(manifest.read_text())["training"]
+    return report
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[Event], None]]:
+    """Show one bar per stage of the events that come in."""
+    with ExitStack() as stack:
+        running: dict[str, Any] = {}
+
+        def show(event: Event) -> None:
+            if event.stage not in running:
+                stack.close()
+                running.clear()
+                running[event.stage] = stack.enter_context(progress(event.stage, event.total, "text"))
+            running[event.stage](event.done)
+
+        yield show
+
+
+def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
+    """Run every measurement on this worker; yields events, and last the report."""
+    config = job.config
+    device = set_up_worker(1, config.train.gpus_per_worker)
+    teacher = load_teacher(config.teacher, device)
+    student = AutoModel.from_pretrained(job.student).eval().to(device)
+    manifest = job.address.manifest if job.address else manifest_of(teacher, config.references)
+    if student.config.memory and student.config.memory["fingerprint"] != teacher.fingerprint:
+        raise InputError(f"{job.student} was distilled from another teacher than {config.teacher.model}")
+    texts = reference_texts(teacher, manifest, config.references)
+    sources: dict[str, NeighbourSource | None] = dict.fromkeys(REFERENCES)
+    memory: dict[str, Any] = {}
+    if job.address:
+        client = connect_store(config, job.address.url)
+        patient = config.store.model_copy(update={"lookup_deadline_ms": 30_000.0})
+        nearest = config.references.criterion
+        sources["nearest"] = open_retriever(client, patient, texts, nearest)
+        sources["random"] = open_retriever(client, patient, texts, "random")
+        store = Store(client, config.store)
+        memory = {
+            "points": store.count(),
+            "bytes": store.bytes_estimate(),
+            "criterion": nearest,
+            "tokens": manifest.tokens,
+            "dim": manifest.dim,
+            "datatype": manifest.datatype,
+            "url_kind": "embedded" if config.store.url == "embedded" else "server",
+        }
+    bench = Bench(teacher, student, texts, sources, config.evaluate.batch)
+    heldout = job.corpus.table("heldout").slice(0, config.evaluate.texts).to_pylist()
+    parameters = sum(p.numel() for p in student.parameters())
+    report: dict[str, Any] = {
+        "teacher": {
+            "name": config.teacher.model,
+            "params": teacher.num_parameters,
+            "layers": teacher.num_layers,
+            "dim": teacher.dim,
+        },
+        "student": {
+            "params": parameters,
+            "layers": student.config.num_hidden_layers,
+            "dim": student.config.hidden_size,
+            "compression": teacher.num_parameters / parameters,
+        },
+        "memory": memory,
+    }
+    vectors = yield from measure_fidelity(bench, heldout, config, report)
+    if job.corpus.counts.labels:
+        yield from measure_labelled(bench, job, heldout, vectors, report)
+    yield from measure_speed(bench, heldout, config, report)
+    yield report
+
+
+class Bench:
+    """The teacher and the student side by side, over the same batches of texts."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        student: Any,
+        texts: ReferenceTexts,
+        sources: dict[str, NeighbourSource | None],
+        batch: int,
+    ) -> None:
+        self.teacher, self.student, self.texts, self.sources = teacher, student, texts, sources
+        self.batch = batch
+
+    def batches(self, rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+        """Cut rows into batches."""
+        for start in range(0, len(rows), self.batch):
+            yield rows[start : start + self.batch]
+
+    def tokens(self, rows: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+        """Return ids and mask, (batch, tokens)."""
+        return tokenize(self.teacher.tokenizer, [row["text"] for row in rows], self.texts.manifest.tokens)
+
+    @torch.inference_mode()
+    def student_states(self, rows: list[dict[str, Any]], ids: Tensor, mask: Tensor, reference: str) -> Tensor:
+        """Return the student's states in the teacher's space (batch, tokens, dim), reading one kind of reference."""
+        source, found = self.sources[reference], None
+        if source is not None:
+            lengths = mask.sum(1).tolist()
+            queries = [
+                self.texts.query(row["text"], ids[index, : lengths[index]].numpy(), row["document"])
+                for index, row in enumerate(rows)
+            ]
+            found = source.neighbours(queries)
+        batch = reference_batch(ids, mask, found, self.texts.manifest.dim).to(self.teacher.device)
+        return self.student(
+            batch.input_ids,
+            attention_mask=batch.mask,
+            reference_ids=batch.reference_ids,
+            reference_states=batch.reference_states,
+            reference_mask=batch.reference_mask,
+        ).projected_states
+
+
+Vectors = dict[str, Tensor]
+
+
+def measure_fidelity(
+    bench: Bench, rows: list[dict[str, Any]], config: RunConfig, report: dict[str, Any]
+) -> Generator[Event, None, Vectors]:
+    """Compare states and sentence vectors on held-out text, the reference swapped; returns the (texts, dim) vectors."""
+    errors = dict.fromkeys(REFERENCES, 0.0)
+    tokens = 0.0
+    sentences: dict[str, list[Tensor]] = {name: [] for name in ("teacher", *REFERENCES)}
+    for batch in bench.batches(rows):
+        ids, mask = bench.tokens(batch)
+        states = bench.teacher.encode(ids, mask).states
+        weights = mask.to(states)
+        tokens += float(weights.sum())
+        sentences["teacher"].append(masked_mean(states, weights).cpu())
+        for name in REFERENCES:
+            ours = bench.student_states(batch, ids, mask, name)
+            errors[name] += float(((ours - states).square().mean(-1) * weights).sum())
+            sentences[name].append(masked_mean(ours, weights).cpu())
+        yield Event("fidelity", len(rows), len(batch))
+    vectors = {name: torch.cat(parts) for name, parts in sentences.items()}
+    report["fidelity"] = {
+        name: fidelity(errors[name] / tokens, vectors[name], vectors["teacher"], config.evaluate.pool)._asdict()
+        for name in REFERENCES
+    }
+    report["fidelity"]["texts"] = len(rows)
+    report["fidelity"]["mutual_information"] = {
+        "pool": min(config.evaluate.pool, len(rows)),
+        "temperature": MUTUAL_INFORMATION_TEMPERATURE,
+    }
+    return vectors
+
+
+def measure_labelled(
+    bench: Bench, job: EvaluationJob, heldout: list[dict[str, Any]], vectors: Vectors, report: dict[str, Any]
+) -> Iterator[Event]:
+    """Fit the same linear classifier on each encoder's frozen vectors, and test it on held-out text."""
+    table = job.corpus.table("train")
+    chosen = np.random.default_rng(job.config.seed).permutation(table.num_rows)[: job.config.evaluate.labelled_train]
+    rows = [row for row in table.take(np.sort(chosen)).to_pylist() if row["label"] is not None]
+    features: dict[str, list[Tensor]] = {name: [] for name in vectors}
+    for batch in bench.batches(rows):
+        ids, mask = bench.tokens(batch)
+        device_mask = mask.to(bench.teacher.device)
+        features["teacher"].append(masked_mean(bench.teacher.encode(ids, mask).states, device_mask).cpu())
+        for name in REFERENCES:
+            features[name].append(masked_mean(bench.student_states(batch, ids, mask, name), device_mask).cpu())
+        yield Event("labelled", len(rows), len(batch))
+    labelled = [index for index, row in enumerate(heldout) if row["label"] is not None]
+    train_labels, test_labels = [row["label"] for row in rows], [heldout[index]["label"] for index in labelled]
+    report["labelled"] = {
+        "labels": list(job.corpus.counts.labels),
+        "train_texts": len(rows),
+        "test_texts": len(labelled),
+        "majority": {"accuracy": majority_accuracy(train_labels, test_labels)},
+        **{
+            name: {
+                "accuracy": probe_accuracy(
+                    torch.cat(features[name]).numpy(), train_labels, vectors[name][labelled].numpy(), test_labels
+                )
+            }
+            for name in vectors
+        },
+    }
+
+
+def measure_speed(
+    bench: Bench, rows: list[dict[str, Any]], config: RunConfig, report: dict[str, Any]
+) -> Iterator[Event]:
+    """Time the same batches through every contender in turns, tokenization left out on all sides, look-up counted."""
+    batches = [(batch, *bench.tokens(batch)) for batch in bench.batches(rows)]
+    batches = [entry for entry in batches if len(entry[0]) == bench.batch] or batches
+    contenders: dict[str, Callable[[list[dict[str, Any]], Tensor, Tensor], Any]] = {
+        "teacher": lambda _, ids, mask: bench.teacher.encode(ids, mask).states,
+        "student": lambda batch, ids, mask: bench.student_states(batch, ids, mask, "null"),
+        "student_with_lookup": lambda batch, ids, mask: bench.student_states(batch, ids, mask, "nearest"),
+    }
+    taken_s: dict[str, list[float]] = {name: [] for name in contenders}
+    warm_up = 3
+    for repeat in range(warm_up + config.evaluate.speed_repeats):
+        batch = batches[repeat % len(batches)]
+        for name, encode in contenders.items():
+            started_s = time.perf_counter()
+            encode(*batch)
+            if bench.teacher.device.type == "cuda":
+                torch.cuda.synchronize()
+            if repeat >= warm_up:
+                taken_s[name].append(time.perf_counter() - started_s)
+        yield Event("speed", (warm_up + config.evaluate.speed_repeats) * len(batch[0]), len(batch[0]))
+    report["speed"] = {
+        name: {
+            "batch": len(batches[0][0]),
+            "latency_ms_p50": 1000 * float(np.percentile(seconds, 50)),
+            "latency_ms_p99": 1000 * float(np.percentile(seconds, 99)),
+            "examples_per_s": len(batches[0][0]) / float(np.mean(seconds)),
+        }
+        for name, seconds in taken_s.items()
+    }
+
+
+if __name__ == "__main__":
+    launch("jobs.evaluate")

@@ -1,0 +1,94 @@
+"""How a job starts and ends: its command line, its Ray session, and one line with an exit code for what goes wrong.
+
+Exit codes: 0 fine, 1 a bug (traceback), 2 bad config or input, 3 something the job depends on is unavailable.
+"""
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from jobs.config import QUICKSTART, RunConfig, load_config
+from refbert.errors import InputError, UnavailableError
+from vector_store.errors import StoreError, StoreUnavailable
+
+OK, BAD_INPUT, UNAVAILABLE, INTERRUPTED = 0, 2, 3, 130
+
+
+def launch(module: str) -> NoReturn:
+    """Run a job by its module's name, so that Ray's workers import the module instead of unpickling a script."""
+    # `python jobs/x.py` puts jobs/ itself on the path, where a file such as evaluate.py would shadow a library.
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).parent]
+    sys.exit(run_job(importlib.import_module(module), sys.argv[1:]))
+
+
+def run_job(job: Any, arguments: list[str]) -> int:
+    """Run one job with command-line arguments; return the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    name = job.__name__.rpartition(".")[2]
+    parser = argparse.ArgumentParser(
+        prog=f"python jobs/{name}.py", description=job.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", nargs="?", help=f"the run's YAML (default: {QUICKSTART.name}, the demo's)")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.sub=value", help="options to change, such as train.steps=100"
+    )
+    parser.add_argument("--show", action="store_true", help="print the resolved config and the plan, and start nothing")
+    given = parser.parse_args(arguments)
+    overrides = list(given.overrides)
+    if given.run and "=" in given.run:
+        overrides.insert(0, given.run)
+        given.run = None
+    try:
+        config = load_config(given.run, overrides)
+        if given.show:
+            show(config)
+            return OK
+        from cluster.session import ray_session
+        from jobs.worker import quiet_libraries
+
+        quiet_libraries()
+        with ray_session():
+            job.run(config)
+    except KeyboardInterrupt:
+        print("\ninterrupted; start the same command again to go on", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        known = known_cause(error)
+        if known is None or os.environ.get("REFBERT_TRACEBACK"):
+            raise
+        print(f"error: {' '.join(str(known).split())}", file=sys.stderr)
+        return UNAVAILABLE if isinstance(known, StoreUnavailable | UnavailableError) else BAD_INPUT
+    return OK
+
+
+def known_cause(error: BaseException) -> BaseException | None:
+    """Find the user's mistake or the missing dependency inside whatever Ray wrapped around it."""
+    waiting, seen = [error], set()
+    while waiting:
+        current = waiting.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        original = getattr(current, "cause", None)  # RayTaskError, which also claims to be its cause's class
+        if isinstance(current, InputError | UnavailableError | StoreError) and original is None:
+            return current
+        failures = getattr(current, "worker_failures", None) or {}
+        inner = [original, current.__cause__, current.__context__, *failures.values()]
+        waiting += [other for other in inner if isinstance(other, BaseException)]
+    return None
+
+
+def show(config: RunConfig) -> None:
+    """Print the resolved config, and what the run would make: parameters, bytes per reference, steps."""
+    from jobs.plan import plan
+
+    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")
+    print("plan:")
+    for name, value in plan(config).items():
+        print(f"  {name}: {value}")

@@ -1,0 +1,154 @@
+"""Where references become points and back: the one place that knows both libraries' words.
+
+`refbert` speaks of references, `vector_store` of points and neighbours. Ingest, training, evaluation and serving all go
+through `ReferenceTexts` and `open_retriever`, with the same code.
+"""
+
+import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from jobs.config import RunConfig
+from refbert.config import ReferenceConfig
+from refbert.corpus import reference_id
+from refbert.errors import InputError
+from refbert.references import Keywords, document_keywords, query_keywords, sentence_table, sentence_vector
+from refbert.teacher import Teacher, tokenizer_hash
+from vector_store.client import Client, connect
+from vector_store.config import EMBEDDED, StoreConfig
+from vector_store.retriever import Retriever
+from vector_store.schema import Criterion, Manifest, Neighbours, Point, Query, SparseVector
+from vector_store.server.process import embedded_server
+
+SENTENCE_TABLE = "sentence_table.safetensors"
+
+
+class NeighbourSource(Protocol):
+    """What a criterion must offer: the built-in retriever, or a user's own."""
+
+    counts: dict[Any, int]
+
+    def neighbours(self, queries: Sequence[Query]) -> Neighbours:
+        """Return the best point for each query."""
+
+    def neighbours_and_points(self, queries: Sequence[Query]) -> tuple[Neighbours, Neighbours]:
+        """Return the best point for each query, and the points stored under the queries' own ids."""
+
+
+@dataclass(frozen=True)
+class MemoryAddress:
+    """Where a running memory answers, and the manifest that its writer and its readers must share."""
+
+    url: str
+    manifest: Manifest
+
+
+def manifest_of(teacher: Teacher, references: ReferenceConfig) -> Manifest:
+    """Describe what this teacher writes under these options."""
+    return Manifest(
+        encoder=teacher.config.model,
+        fingerprint=teacher.fingerprint,
+        tokenizer=tokenizer_hash(teacher.tokenizer),
+        layer=teacher.num_layers,
+        tokens=teacher.config.tokens,
+        dim=teacher.dim,
+        dense_index=references.dense_index,
+        bm25_k1=references.bm25_k1,
+        bm25_b=references.bm25_b,
+        bm25_average_tokens=references.bm25_average_tokens,
+    )
+
+
+@contextmanager
+def running_store(config: RunConfig) -> Iterator[str]:
+    """Yield the URL of the run's store; an embedded one is started, or found running, and lives until its last user ends."""
+    if config.store.url != EMBEDDED:
+        yield config.store.url
+        return
+    with embedded_server(config.store_directory, message_bytes=config.store.message_bytes) as url:
+        yield url
+
+
+class ReferenceTexts:
+    """What a text needs to be stored or to ask: its id, its keyword weights and, where the memory is dense, its vector."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        references: ReferenceConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        table: NDArray[np.float16] | None,
+    ) -> None:
+        self.manifest = manifest
+        self.references = references
+        self.tokenizer = tokenizer
+        self.special_ids = sorted(tokenizer.all_special_ids)
+        self.table = table
+
+    def point(
+        self, row: dict[str, Any], identifier: str, token_ids: NDArray[np.int32], states: NDArray[np.float16]
+    ) -> Point:
+        """Build the point of a prepared passage; `states` (tokens, dim) are aligned with `token_ids` (tokens,)."""
+        return Point(
+            id=identifier,
+            states=states,
+            token_ids=token_ids,
+            keywords=_sparse(document_keywords(token_ids, self.special_ids, self.references)),
+            sentence=self._sentence(token_ids),
+            text=row["text"],
+            source=row["source"],
+            document=row["document"],
+            split=row["split"],
+        )
+
+    def query(self, text: str, token_ids: NDArray[np.int32], document: str | None) -> Query:
+        """Build the look-up of a text; its own point never comes back, nor does its document's."""
+        return Query(
+            id=reference_id(self.manifest.fingerprint, text),
+            keywords=_sparse(query_keywords(token_ids, self.special_ids)),
+            sentence=self._sentence(token_ids),
+            document=document if self.references.exclude_same_document else None,
+        )
+
+    def _sentence(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32] | None:
+        return None if self.table is None else sentence_vector(token_ids, self.special_ids, self.table)
+
+
+def reference_texts(teacher: Teacher, manifest: Manifest, references: ReferenceConfig) -> ReferenceTexts:
+    """Make the text side of a memory from its teacher."""
+    table = sentence_table(teacher.static_vectors()) if manifest.dense_index else None
+    return ReferenceTexts(manifest, references, teacher.tokenizer, table)
+
+
+def open_retriever(
+    client: Client, store: StoreConfig, texts: ReferenceTexts, criterion: str, with_text: bool = False
+) -> NeighbourSource:
+    """Open one process's retriever under a criterion. Raises InputError for a dotted path that is no criterion."""
+    if criterion in get_args(Criterion):
+        return Retriever(
+            client, store, texts.manifest, cast(Criterion, criterion), texts.references.exclude_splits, with_text
+        )
+    return _import_criterion(criterion)(client, store, texts.manifest)
+
+
+def connect_store(config: RunConfig, url: str) -> Client:
+    """Open this process's client of a running store."""
+    return connect(config.store, url)
+
+
+def _sparse(keywords: Keywords) -> SparseVector:
+    return SparseVector(keywords.token_ids, keywords.weights)
+
+
+def _import_criterion(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"references.criterion={path} cannot be imported ({error}); give module.function") from None

@@ -1,0 +1,175 @@
+"""The prepared corpus: passages in random-access files, read and split once per corpus, teacher and token budget.
+
+Ray Data streams the files; the driver writes two Arrow files, `train` and `heldout`, and the counts. Ingest, training and
+evaluation all read them by memory map, so the order of a run depends on its seed and on nothing else.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.data
+
+from jobs.config import RunConfig
+from jobs.progress import progress
+from refbert.config import CorpusConfig
+from refbert.corpus import Rejected, corpus_files, read_rows, split_of, split_passages
+from refbert.errors import InputError
+from refbert.teacher import load_tokenizer, word_spans
+
+log = logging.getLogger(__name__)
+
+SCHEMA = pa.schema(
+    [
+        ("text", pa.string()),
+        ("label", pa.string()),
+        ("document", pa.string()),
+        ("source", pa.string()),
+        ("split", pa.string()),
+        ("rejected", pa.string()),
+    ]
+)
+BLOCK_ROWS = 2048
+SHOWN_REASONS = 3
+
+
+@dataclass(frozen=True)
+class CorpusCounts:
+    """What became of a corpus: rows rejected, and passages made of the rest, by split."""
+
+    rejected: int
+    train: int
+    heldout: int
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PreparedCorpus:
+    """A finished preparation on disk."""
+
+    directory: Path
+    counts: CorpusCounts
+
+    def table(self, split: str) -> pa.Table:
+        """Memory-map one split: columns text, label, document, source, split."""
+        with pa.memory_map(str(self.directory / f"{split}.arrow")) as file:
+            return pa.ipc.open_file(file).read_all()
+
+
+def file_passages(batch: dict[str, Any], corpus: CorpusConfig, teacher: str, tokens: int) -> Iterator[pa.Table]:
+    """Ray Data stage: files in, their passages out in small blocks. Bad rows come out with their reason."""
+    tokenizer = load_tokenizer(teacher)
+    budget = tokens - tokenizer.num_special_tokens_to_add()
+
+    def passages(file: str) -> Iterator[dict[str, Any]]:
+        for row in read_rows(file, corpus):
+            if isinstance(row, Rejected):
+                yield {"source": row.source, "rejected": f"{row.source} row {row.row}: {row.reason}"}
+                continue
+            texts = [row.text]
+            if corpus.long_texts == "split":
+                texts = split_passages(row.text, budget, lambda text: word_spans(tokenizer, text))
+            for text in texts:
+                yield {
+                    "text": text,
+                    "label": row.label,
+                    "document": row.document,
+                    "source": row.source,
+                    "split": split_of(text, corpus.heldout_fraction),
+                }
+
+    for file in batch["file"]:
+        for rows in chunked(passages(str(file)), BLOCK_ROWS):
+            yield pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def chunked(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Cut an iterable into lists of at most `size`."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def prepare(config: RunConfig) -> PreparedCorpus:
+    """Read the corpus, or find it already read. Raises InputError where nothing usable is in it."""
+    files = corpus_files(config.corpus)
+    directory = config.home / "corpora" / _key(config, files)
+    if not (directory / "manifest.json").exists():
+        _write(config, files, directory)
+    counts = json.loads((directory / "manifest.json").read_text())["counts"]
+    return PreparedCorpus(directory, CorpusCounts(**{**counts, "labels": tuple(counts["labels"])}))
+
+
+def _key(config: RunConfig, files: list[str]) -> str:
+    """Change whenever the same options would give other passages: options, and each local file's size and time."""
+    state = [
+        [file, *((os.path.getsize(file), os.path.getmtime(file)) if os.path.exists(file) else ())] for file in files
+    ]
+    options = [config.digest("corpus"), config.teacher.model, config.teacher.tokens, state]
+    return hashlib.sha256(json.dumps(options).encode()).hexdigest()[:16]
+
+
+def _write(config: RunConfig, files: list[str], directory: Path) -> None:
+    scratch = directory.with_name(f"{directory.name}.{os.getpid()}.partial")
+    scratch.mkdir(parents=True)
+    stage = ray.data.from_items([{"file": file} for file in files], override_num_blocks=len(files)).map_batches(
+        partial(file_passages, corpus=config.corpus, teacher=config.teacher.model, tokens=config.teacher.tokens),
+        batch_size=1,
+        num_cpus=0.5,
+    )
+    counts: Counter[str] = Counter()
+    labels: set[str] = set()
+    reasons: list[str] = []
+    limit = config.corpus.max_texts
+    try:
+        with (
+            pa.OSFile(str(scratch / "train.arrow"), "wb") as train_file,
+            pa.OSFile(str(scratch / "heldout.arrow"), "wb") as heldout_file,
+            pa.ipc.new_file(train_file, SCHEMA) as train,
+            pa.ipc.new_file(heldout_file, SCHEMA) as heldout,
+            progress("read", unit="passage") as update,
+        ):
+            block: Any
+            for block in stage.iter_batches(batch_size=None, batch_format="pyarrow"):
+                bad = block.filter(pc.is_valid(block["rejected"]))
+                good = block.filter(pc.is_null(block["rejected"]))
+                if limit:
+                    good = good.slice(0, limit - counts["train"] - counts["heldout"])
+                for split, writer in (("train", train), ("heldout", heldout)):
+                    part = good.filter(pc.equal(good["split"], split))
+                    writer.write_table(part)
+                    counts[split] += part.num_rows
+                counts["rejected"] += bad.num_rows
+                labels |= set(pc.unique(good["label"].drop_null()).to_pylist())
+                reasons += bad["rejected"].to_pylist()[: SHOWN_REASONS - len(reasons)]
+                update(good.num_rows)
+                if limit and counts["train"] + counts["heldout"] >= limit:
+                    break
+        found = CorpusCounts(counts["rejected"], counts["train"], counts["heldout"], tuple(sorted(labels)))
+        if found.rejected:
+            log.warning("%d rows skipped, such as: %s", found.rejected, "; ".join(reasons))
+        if not found.train or not found.heldout:
+            raise InputError(
+                f"corpus.path={config.corpus.path} gave {found.train} training and {found.heldout} held-out passages "
+                f"({found.rejected} rows rejected{', such as ' + reasons[0] if reasons else ''}); wanted at least one of "
+                "each: give more texts, or another corpus.heldout_fraction"
+            )
+        (scratch / "manifest.json").write_text(json.dumps({"files": files, "counts": asdict(found)}, indent=2))
+        if directory.exists():  # another job was faster
+            shutil.rmtree(scratch)
+        else:
+            scratch.rename(directory)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise

@@ -1,0 +1,160 @@
+"""The training data: an endless, deterministic order of passages, each with its reference already looked up.
+
+The order is a function of the seed alone. The run is cut into micro-batches, numbered from 0; step s is made of the
+global_batch / micro_batch micro-batches from s on, and worker r takes every world-th of them. So any number of workers sees
+the same micro-batches, and one number is the whole resumable state. References are fetched in the background while the step
+runs.
+"""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jobs.memory import NeighbourSource, ReferenceTexts
+from refbert.distillation import DistillBatch
+from refbert.errors import InputError
+from refbert.teacher import tokenize
+from vector_store.schema import Neighbours, Query
+from vector_store.store import Store
+
+
+class Order:
+    """Which rows of a corpus make up each micro-batch, over all epochs. Keeps the permutations of two epochs."""
+
+    def __init__(self, num_rows: int, micro_batch: int, seed: int) -> None:
+        self.num_rows = num_rows
+        self.micro_batch = micro_batch
+        self.seed = seed
+        self._shuffle = lru_cache(maxsize=2)(self._make_shuffle)
+
+    def rows(self, number: int) -> NDArray[np.int64]:
+        """Return the (micro_batch,) row numbers of one micro-batch; it may cross an epoch's end."""
+        places = range(number * self.micro_batch, (number + 1) * self.micro_batch)
+        return np.array([self._shuffle(place // self.num_rows)[place % self.num_rows] for place in places])
+
+    def _make_shuffle(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
+
+
+class DistillStream:
+    """Micro-batches of one worker, in order, with `prefetch` of them being looked up ahead.
+
+    `wait_s` is the time that `next` waited for look-ups: what the prefetch did not hide.
+    """
+
+    def __init__(
+        self,
+        passages: pa.Table,
+        order: Order,
+        texts: ReferenceTexts,
+        source: NeighbourSource | None,
+        targets: Store | None,
+        *,
+        rank: int,
+        world_size: int,
+        prefetch: int,
+        dropout: float,
+    ) -> None:
+        self.passages = passages
+        self.order = order
+        self.texts = texts
+        self.source = source
+        self.targets = targets
+        self.rank, self.world_size = rank, world_size
+        self.dropout = dropout
+        self.number = rank
+        self.wait_s = 0.0
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lookup")
+        self._ahead: deque[Future[DistillBatch]] = deque()
+        self._prefetch = prefetch
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> DistillBatch:
+        while len(self._ahead) <= self._prefetch:
+            self._ahead.append(self._executor.submit(self.make, self.number + len(self._ahead) * self.world_size))
+        started_s = time.monotonic()
+        batch = self._ahead.popleft().result()
+        self.wait_s += time.monotonic() - started_s
+        self.number += self.world_size
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how many micro-batches all workers together have had."""
+        return {"micro_batches": self.number - self.rank}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on after `state`'s micro-batches, by whichever number of workers they were read."""
+        for future in self._ahead:
+            future.cancel()
+        self._ahead.clear()
+        self.number = state["micro_batches"] + self.rank
+
+    def close(self) -> None:
+        """Stop looking ahead."""
+        self._executor.shutdown(cancel_futures=True)
+
+    def make(self, number: int) -> DistillBatch:
+        """Build one micro-batch by its number alone."""
+        rows = self.passages.take(pa.array(self.order.rows(number))).to_pylist()
+        ids, mask = tokenize(self.texts.tokenizer, [row["text"] for row in rows], self.texts.manifest.tokens)
+        queries = [
+            self.texts.query(row["text"], ids[index, : int(mask[index].sum())].numpy(), row["document"])
+            for index, row in enumerate(rows)
+        ]
+        own: Neighbours | None = None
+        if self.source is None:
+            found = None
+        elif self.targets is None:
+            found = self.source.neighbours(queries)
+        else:
+            found, own = self.source.neighbours_and_points(queries)
+        if self.targets is not None and (own is None or not own.mask.any(1).all()):
+            own = self._own_points(queries)
+        reading = np.random.default_rng([self.order.seed, number]).random(len(rows)) >= self.dropout
+        batch = reference_batch(ids, mask, found, self.texts.manifest.dim, reading)
+        if own is not None:
+            width = ids.shape[1]
+            batch.target_states = torch.from_numpy(own.states[:, :width].astype(np.float32))
+            batch.target_mask = torch.from_numpy(own.mask[:, :width])
+        return batch
+
+    def _own_points(self, queries: Sequence[Query]) -> Neighbours:
+        """Fetch targets patiently: a missing reference costs quality, a missing target would teach nothing."""
+        assert self.targets is not None
+        own = self.targets.fetch([query.id for query in queries])
+        missing = int((~own.mask.any(1)).sum())
+        if missing:
+            raise InputError(
+                f"the memory lacks {missing} of {len(queries)} training texts, and train.targets=memory learns from them; "
+                "run `python jobs/ingest.py` with this config, or set train.targets=teacher"
+            )
+        return own
+
+
+def reference_batch(
+    ids: Tensor, mask: Tensor, found: Neighbours | None, dim: int, reading: NDArray[np.bool_] | None = None
+) -> DistillBatch:
+    """Put inputs and found references into tensors; rows that are not `reading` get the null reference."""
+    batch = len(ids)
+    if found is None:
+        return DistillBatch(ids, mask, ids.new_zeros(batch, 1), torch.zeros(batch, 1, dim), ids.new_zeros(batch, 1))
+    seen = found.mask if reading is None else found.mask & reading[:, None]
+    longest = max(1, int(seen.sum(1).max(initial=0)))
+    return DistillBatch(
+        ids,
+        mask,
+        torch.from_numpy(found.token_ids[:, :longest].astype(np.int64)),
+        torch.from_numpy(found.states[:, :longest].astype(np.float32)),
+        torch.from_numpy(seen[:, :longest]),
+    )

@@ -1,0 +1,70 @@
+"""One YAML is one run: what is accepted, and the one line for what is not."""
+
+import pytest
+
+from jobs.config import QUICKSTART, RunConfig, load_config
+from refbert.errors import InputError
+
+
+def test_the_quickstart_is_valid_and_survives_saving():
+    config = load_config()
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_overrides_reach_every_depth_and_are_yaml():
+    config = load_config(QUICKSTART, ["name=mine", "train.steps=7", "student.reference_layers=[0, 2]", "corpus.max_texts=null"])
+    assert (config.name, config.train.steps, config.student.reference_layers) == ("mine", 7, (0, 2))
+    assert config.corpus.max_texts is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.stepz=1", "unknown key train.stepz; known are steps, "),
+        ("trian.steps=1", "unknown key trian; known are name, "),
+        ("train.steps=many", "train.steps='many'"),
+        ("train.steps=0", "train.steps=0"),
+        ("train.global_batch=33", "global_batch=33 is not a multiple of micro_batch x num_workers = 32 x 1"),
+        ("train.steps.more=1", "steps is a value|train.steps"),
+        ("references.criterion=dense", "needs references.dense_index=true"),
+        ("references.criterion=closest", "neither one of keywords, dense"),
+        ("loss.embedding=1", "train.targets=memory has only the last layer's states"),
+        ("loss.prediction=1", "train.targets=memory has only the last layer"),
+        ("train.precision=bf16", "set zero_stage to 1, 2 or 3"),
+        ("store.url=localhost:6334", "neither `embedded` nor http"),
+        ("student.heads=7", "hidden=312 is not a multiple of heads=7"),
+        ("name=a/b", "name='a/b'"),
+        ("just-a-word", "is no override; write key.sub=value"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(override, message):
+    with pytest.raises(InputError, match=message) as error:
+        load_config(QUICKSTART, [override])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("- a\n", "holds a list"), ("a: [", "is not YAML"), ("name: x\n", "corpus is missing")]
+)
+def test_a_broken_file_is_one_line(tmp_path, content, message):
+    (tmp_path / "run.yaml").write_text(content)
+    with pytest.raises(InputError, match=message):
+        load_config(tmp_path / "run.yaml")
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"nope.yaml cannot be read"):
+        load_config(tmp_path / "nope.yaml")
+
+
+def test_home_is_the_current_directory_and_in_a_ray_job_one_that_stays(monkeypatch, tmp_path):
+    monkeypatch.delenv("REFBERT_HOME", raising=False)
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    config = load_config()
+    assert config.home == tmp_path
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert config.home == tmp_path / "me" / ".refbert"
+    monkeypatch.setenv("REFBERT_HOME", str(tmp_path / "shared"))
+    assert config.run_directory == tmp_path / "shared" / "runs" / "quickstart"

@@ -1,0 +1,79 @@
+"""The data order: a function of the seed alone, the same for any number of workers, resumable anywhere."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from jobs.memory import manifest_of, reference_texts
+from jobs.stream import DistillStream, Order, reference_batch
+from refbert.config import ReferenceConfig
+from vector_store.schema import Neighbours
+
+TEXTS = [f"text {number} of the corpus" for number in range(20)]
+
+
+def passages() -> pa.Table:
+    rows = [{"text": text, "document": text, "source": "s", "split": "train"} for text in TEXTS]
+    return pa.Table.from_pylist(rows)
+
+
+def make_stream(teacher, rank=0, world_size=1, prefetch=2) -> DistillStream:
+    references = ReferenceConfig()
+    texts = reference_texts(teacher, manifest_of(teacher, references), references)
+    return DistillStream(
+        passages(), Order(len(TEXTS), 3, seed=5), texts, None, None,
+        rank=rank, world_size=world_size, prefetch=prefetch, dropout=0.1,
+    )  # fmt: skip
+
+
+def test_an_epoch_holds_every_row_once_and_the_next_is_shuffled_anew():
+    order = Order(20, 3, seed=0)
+    rows = np.concatenate([order.rows(number) for number in range(14)])[:40]
+    assert sorted(rows[:20]) == sorted(rows[20:]) == list(range(20))
+    assert not np.array_equal(rows[:20], rows[20:])
+    assert not np.array_equal(rows[:20], np.concatenate([Order(20, 20, seed=1).rows(0)]))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_any_number_of_workers_sees_the_same_micro_batches(teacher, world_size):
+    alone = make_stream(teacher)
+    wanted = [next(alone).input_ids for _ in range(6)]
+    workers = [make_stream(teacher, rank, world_size) for rank in range(world_size)]
+    got = [next(workers[number % world_size]).input_ids for number in range(6)]
+    assert all(torch.equal(a, b) for a, b in zip(wanted, got, strict=True))
+
+
+@pytest.mark.parametrize("stop_at", [0, 1, 6, 7, 13])
+def test_a_restored_stream_goes_on_as_the_original_would(teacher, stop_at):
+    """20 rows in micro-batches of 3: an epoch ends within the seventh."""
+    original = make_stream(teacher)
+    for _ in range(stop_at):
+        next(original)
+    restored = make_stream(teacher)
+    next(restored)  # already looking ahead elsewhere
+    restored.load_state_dict(original.state_dict())
+    for _ in range(8):
+        assert torch.equal(next(original).input_ids, next(restored).input_ids)
+
+
+def test_a_stream_restores_onto_another_number_of_workers(teacher):
+    alone = make_stream(teacher)
+    for _ in range(4):
+        next(alone)
+    workers = [make_stream(teacher, rank, 2) for rank in range(2)]
+    for worker in workers:
+        worker.load_state_dict(alone.state_dict())
+    for number in range(4):
+        assert torch.equal(next(alone).input_ids, next(workers[number % 2]).input_ids)
+
+
+def test_rows_that_do_not_read_get_no_reference():
+    found = Neighbours(
+        ids=["a", "b"], texts=[None, None], scores=np.ones(2, np.float32), states=np.ones((2, 5, 4), np.float16),
+        token_ids=np.ones((2, 5), np.int32), mask=np.array([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]], bool), steps=["live", "live"],
+    )  # fmt: skip
+    ids = torch.ones(2, 3, dtype=torch.long)
+    batch = reference_batch(ids, ids, found, 4, np.array([False, True]))
+    assert batch.reference_mask.sum(1).tolist() == [0, 2]
+    assert batch.reference_states.shape == (2, 2, 4)  # cut at the longest that is read
