@@ -10,6 +10,7 @@ job is continued by starting it again.
 
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -90,26 +91,31 @@ def fill_memory(
     corpus = corpus or prepare(config)
     teacher = teacher or load_teacher(config.teacher)
     address = MemoryAddress(url, manifest_of(teacher, config.references))
+    counts = Counter(dict.fromkeys(OUTCOMES, 0))
     with connect_store(config, url) as client:
         store = Store(client, config.store)
         store.ensure(address.manifest)
-        total = corpus.counts.train
-        stage = ray.data.range(total, override_num_blocks=max(1, total // (4 * config.ingest.batch))).map_batches(
-            EncodeAndStore,
-            fn_constructor_args=(config, address, str(corpus.directory / "train.arrow")),
-            batch_size=config.ingest.batch,
-            compute=ray.data.ActorPoolStrategy(size=config.ingest.num_encoders),
-            num_cpus=0 if config.ingest.gpus_per_encoder else 1,
-            num_gpus=config.ingest.gpus_per_encoder,
-        )
-        counts: Counter[str] = Counter(dict.fromkeys(OUTCOMES, 0))
-        with progress("ingest", total, "text") as update:
-            for outcome in stage.iter_batches(batch_size=None):
-                done = Counter({name: int(outcome[name].sum()) for name in OUTCOMES})
-                counts += done
+        with progress("ingest", corpus.counts.train, "text") as update:
+            for done in stored_batches(config, address, corpus):
+                counts.update(done)
                 update(done["read"], written=counts["written"], skipped=counts["skipped"])
         log.info("memory holds %d references (%s)", store.count(), ", ".join(f"{k} {counts[k]}" for k in OUTCOMES))
     return dict(counts)
+
+
+def stored_batches(config: RunConfig, address: MemoryAddress, corpus: PreparedCorpus) -> Iterator[dict[str, int]]:
+    """Stream the corpus through the encoders; yields the count of each outcome whenever some batches are stored."""
+    total = corpus.counts.train
+    stage = ray.data.range(total, override_num_blocks=max(1, total // (4 * config.ingest.batch))).map_batches(
+        EncodeAndStore,
+        fn_constructor_args=(config, address, str(corpus.directory / "train.arrow")),
+        batch_size=config.ingest.batch,
+        compute=ray.data.ActorPoolStrategy(size=config.ingest.num_encoders),
+        num_cpus=0 if config.ingest.gpus_per_encoder else 1,
+        num_gpus=config.ingest.gpus_per_encoder,
+    )
+    for outcome in stage.iter_batches(batch_size=None):
+        yield {name: int(outcome[name].sum()) for name in OUTCOMES}
 
 
 if __name__ == "__main__":

@@ -100,9 +100,8 @@ api = FastAPI(title="RefBERT", description="Embeddings by a small student that r
 class StudentService:
     """One replica: the student, its tokenizer and a client of the memory. Requests of the same moment share a forward."""
 
-    def __init__(self, config: RunConfig, url: str | None) -> None:
+    def __init__(self, config: RunConfig, folder: Path, url: str | None) -> None:
         self.device = set_up_worker(config.serve.num_replicas, config.train.gpus_per_worker)
-        folder = config.run_directory / "student"
         self.config, self.name = config, config.name
         self.tokenizer = load_tokenizer(str(folder))
         self.student = AutoModel.from_pretrained(folder).eval().to(self.device)
@@ -204,7 +203,8 @@ def run(config: RunConfig) -> None:
 @contextmanager
 def served(config: RunConfig, url: str | None) -> Iterator[str]:
     """Start the service, yield its HTTP address, and stop what was started."""
-    check_student(config.run_directory / "student")
+    folder = config.run_directory / "student"  # resolved here: a replica's environment may name another home
+    check_student(folder)
     port = config.serve.port or _free_port(config.serve.host)
     was_running = _serve_is_running()
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
@@ -218,7 +218,7 @@ def served(config: RunConfig, url: str | None) -> Iterator[str]:
             max_ongoing_requests=4 * config.serve.max_batch,
             ray_actor_options={"num_cpus": 1, "num_gpus": config.train.gpus_per_worker},
         )
-        serve.run(service.bind(config, url), name=config.name, route_prefix="/", logging_config=quiet)
+        serve.run(service.bind(config, folder, url), name=config.name, route_prefix="/", logging_config=quiet)
     except RuntimeError as error:
         _stop(config.name, was_running)
         raise UnavailableError(f"the service did not start on {config.serve.host}:{port}: {error}") from error

@@ -92,7 +92,10 @@ class StudentConfig(BaseModel, frozen=True, extra="forbid"):
     heads: PositiveInt = 12
     intermediate: PositiveInt = 1200
     dropout: float = Field(
-        0.0, ge=0, lt=1, description="TinyBERT has 0.1; a short distillation on dense targets underfits, it does not overfit."
+        0.0,
+        ge=0,
+        lt=1,
+        description="TinyBERT has 0.1; a short distillation on dense targets underfits, it does not overfit.",
     )
     reference_layers: Literal["first", "all"] | tuple[int, ...] = Field(
         "all", description="Layers that read the reference. `first` is the paper's; `all` was better in our probe."
@@ -135,6 +138,10 @@ class LossConfig(BaseModel, frozen=True, extra="forbid"):
     )
     relation_heads: PositiveInt = Field(12, description="Heads that states are cut into for relations.")
     contrastive_temperature: PositiveFloat = 0.05
+    reference_negatives: bool = Field(
+        True,
+        description="The references that were read are negatives of the contrastive loss too, so that none is copied.",
+    )
     prediction_temperature: PositiveFloat = 1.0
 
     @model_validator(mode="after")

@@ -101,8 +101,10 @@ class Distiller(nn.Module):
         if weights.relation:
             parts["relation"] = relation_loss(projected, last, mask, weights.relation_heads)
         if weights.contrastive:
+            reads = batch.reference_mask.bool().any(1)
+            against = masked_mean(batch.reference_states, batch.reference_mask) if weights.reference_negatives else None
             parts["contrastive"] = contrastive_loss(
-                masked_mean(projected, mask), masked_mean(last, mask), weights.contrastive_temperature
+                masked_mean(projected, mask), masked_mean(last, mask), weights.contrastive_temperature, against, reads
             )
         if weights.prediction:
             assert targets.logits is not None

@@ -30,15 +30,28 @@ def relation_loss(student: Tensor, teacher: Tensor, mask: Tensor, heads: int) ->
     return (rows * weights).sum() / (weights.sum() * heads)
 
 
-def contrastive_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def contrastive_loss(
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float,
+    references: Tensor | None = None,
+    references_mask: Tensor | None = None,
+) -> Tensor:
     """InfoNCE between (batch, width) sentence vectors, nats, mean over both directions.
 
     log(batch) minus this is a lower bound of the mutual information of student and teacher (van den Oord et al. 2018,
-    eq. 5), which RefBERT's theory is about. Negatives are the other rows of the batch.
+    eq. 5), which RefBERT's theory is about. Negatives are the other rows of the batch and, where given, the teacher's
+    vectors of the `references` (batch, width) that were read, where `references_mask` (batch,) is true: a student that copies
+    its reference is told apart from one that uses it (ours).
     """
-    similarity = F.normalize(student, dim=-1) @ F.normalize(teacher, dim=-1).T / temperature
+    student, teacher = F.normalize(student, dim=-1), F.normalize(teacher, dim=-1)
+    similarity = student @ teacher.T / temperature
     own = torch.arange(len(student), device=student.device)
-    return (F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)) / 2
+    candidates = similarity
+    if references is not None and references_mask is not None:
+        against = student @ F.normalize(references, dim=-1).T / temperature
+        candidates = torch.cat([similarity, against.masked_fill(~references_mask, float("-inf"))], 1)
+    return (F.cross_entropy(candidates, own) + F.cross_entropy(similarity.T, own)) / 2
 
 
 def prediction_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:

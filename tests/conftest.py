@@ -1,8 +1,12 @@
 """What tests share: the packaged teacher, a tiny one, and one local Ray for the whole session."""
 
 import os
-from collections.abc import Iterator
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of it: a hub that is not there is asked for most of a minute
+
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,24 +55,32 @@ def home(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def tiny_run(tiny_teacher_path: str, **changes) -> RunConfig:
-    """A run that trains in seconds: 400 snippets, the tiny teacher, a 1 x 24 student."""
-    tree = {
-        "name": "tiny",
-        "corpus": {
-            "path": "pypi:vader-snippets", "label_field": "label", "document_field": "document", "max_texts": 400,
-            "heldout_fraction": 0.2, "long_texts": "truncate",
-        },
-        "teacher": {"model": tiny_teacher_path, "tokens": 16},
-        "student": {"hidden": 24, "layers": 1, "heads": 4, "intermediate": 48},
-        "loss": {"relation_heads": 4},
-        "train": {"steps": 8, "micro_batch": 8, "global_batch": 16, "log_every": 1, "save_every": 3, "targets": "memory"},
-        "evaluate": {"texts": 64, "pool": 64, "labelled_train": 64, "speed_repeats": 3, "batch": 16},
-    }  # fmt: skip
-    for key, value in changes.items():
-        section, _, option = key.partition("__")
-        if option:
-            tree.setdefault(section, {})[option] = value
-        else:
-            tree[section] = value
-    return RunConfig.model_validate(tree)
+@pytest.fixture(scope="session")
+def tiny_run(tiny_teacher_path) -> Callable[..., RunConfig]:
+    """Make a run that trains in seconds: 400 snippets, the tiny teacher, a 1 x 24 student; `section__key` changes it."""
+
+    def make(**changes: Any) -> RunConfig:
+        tree: dict[str, Any] = {
+            "name": "tiny",
+            "corpus": {
+                "path": "pypi:vader-snippets", "label_field": "label", "document_field": "document", "max_texts": 400,
+                "heldout_fraction": 0.2, "long_texts": "truncate",
+            },
+            "teacher": {"model": tiny_teacher_path, "tokens": 16},
+            "student": {"hidden": 24, "layers": 1, "heads": 4, "intermediate": 48},
+            "loss": {"relation_heads": 4},
+            "train": {
+                "steps": 8, "micro_batch": 8, "global_batch": 16, "log_every": 1, "save_every": 3, "targets": "memory",
+            },
+            "evaluate": {"texts": 64, "pool": 64, "labelled_train": 64, "speed_repeats": 3, "batch": 16},
+            "serve": {"port": 0},
+        }  # fmt: skip
+        for key, value in changes.items():
+            section, _, option = key.partition("__")
+            if option:
+                tree.setdefault(section, {})[option] = value
+            else:
+                tree[section] = value
+        return RunConfig.model_validate(tree)
+
+    return make

@@ -12,7 +12,9 @@ def test_the_quickstart_is_valid_and_survives_saving():
 
 
 def test_overrides_reach_every_depth_and_are_yaml():
-    config = load_config(QUICKSTART, ["name=mine", "train.steps=7", "student.reference_layers=[0, 2]", "corpus.max_texts=null"])
+    config = load_config(
+        QUICKSTART, ["name=mine", "train.steps=7", "student.reference_layers=[0, 2]", "corpus.max_texts=null"]
+    )
     assert (config.name, config.train.steps, config.student.reference_layers) == ("mine", 7, (0, 2))
     assert config.corpus.max_texts is None
 

@@ -47,7 +47,15 @@ def test_a_hub_data_set_is_read_by_the_hub_library(tmp_path):
 
 
 def test_bad_rows_are_rejected_with_their_reason_and_the_rest_is_read(tmp_path):
-    lines = [b'{"text": "good"}', b"{broken", b'{"text": 7}', b'{"other": "x"}', b'{"text": "  "}', b"[1]", b'{"text": "\xff"}']
+    lines = [
+        b'{"text": "good"}',
+        b"{broken",
+        b'{"text": 7}',
+        b'{"other": "x"}',
+        b'{"text": "  "}',
+        b"[1]",
+        b'{"text": "\xff"}',
+    ]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join([*lines, b'{"text": "also good"}']))
     rows = rows_of(tmp_path)
     assert texts_of(rows) == ["good", "also good"]

@@ -26,7 +26,7 @@ def batch_and_targets(tiny) -> tuple[DistillBatch, Targets]:
     return batch, Targets(tuple(layer.clone() for layer in encoding.layers), mask, encoding.logits.clone())
 
 
-ONLY = {name: 0.0 for name in ("hidden", "embedding", "relation", "contrastive", "prediction")}
+ONLY = dict.fromkeys(("hidden", "embedding", "relation", "contrastive", "prediction"), 0.0)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,9 @@ def test_a_student_learns_from_each_loss_alone(tiny, weights):
 def test_the_loss_is_the_weighted_sum_of_its_parts(tiny):
     weights = LossConfig(hidden=3, embedding=2, relation=5, contrastive=7, prediction=11, relation_heads=4)
     loss, parts = Distiller(new_student(SMALL, tiny, seed=0), weights)(*batch_and_targets(tiny))
-    assert loss.item() == pytest.approx(sum(getattr(weights, name) * part.item() for name, part in parts.items()), rel=1e-5)
+    assert loss.item() == pytest.approx(
+        sum(getattr(weights, name) * part.item() for name, part in parts.items()), rel=1e-5
+    )
 
 
 def test_uniform_map_reads_the_teachers_layers_evenly(tiny):

@@ -20,6 +20,19 @@ def test_contrastive_loss_equals_its_formula():
     assert contrastive_loss(student, teacher, 0.5).item() == pytest.approx(math.log(1 + math.exp(-2)))
 
 
+def test_a_copied_reference_costs_and_an_unread_one_does_not():
+    student, teacher = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+    references, reads = torch.tensor([[5.0, 0.0], [1.0, 0.0]]), torch.tensor([True, False])
+    plain = contrastive_loss(student, teacher, 0.5).item()
+    assert contrastive_loss(student, teacher, 0.5, references, torch.tensor([False, False])).item() == pytest.approx(
+        plain
+    )
+    # The first row's own candidate scores 2, the other text 0 and the reference 2; the second row's 2, 0 and 0.
+    forward = (math.log(2 + math.exp(-2)) + math.log(1 + 2 * math.exp(-2))) / 2
+    wanted = (forward + plain) / 2
+    assert contrastive_loss(student, teacher, 0.5, references, reads).item() == pytest.approx(wanted)
+
+
 def test_contrastive_loss_of_unrelated_vectors_is_about_log_batch():
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(256, 512, generator=generator) for _ in range(2))

@@ -1,0 +1,180 @@
+"""Training on real Ray Train and real DeepSpeed: the same whatever shards it, resumable, and leaving a loadable student."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+import refbert  # noqa: F401 - registers the student
+from jobs import distill
+from jobs.memory import connect_store, running_store
+from jobs.prepared import prepare
+from refbert.errors import InputError
+from refbert.teacher import load_teacher
+from vector_store.store import Store
+
+pytestmark = [pytest.mark.usefixtures("ray_cluster")]
+
+TOLERANCE = 2e-5
+"""Relative: two gloo workers add the same float32 gradients in another order than one worker does."""
+
+
+@pytest.fixture(scope="module")
+def module_home(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("home")
+        patch.setenv("REFBERT_HOME", str(home))
+        yield home
+
+
+@pytest.fixture(autouse=True)
+def one_store(module_home, tiny_run):
+    """Keep one server over the whole module instead of starting one per run."""
+    with running_store(tiny_run()) as url:
+        yield url
+
+
+def losses(config) -> list[float]:
+    lines = (config.run_directory / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line) for line in lines]
+    assert [line["step"] for line in steps] == list(range(1, config.train.steps + 1))
+    return [line["train/loss"] for line in steps]
+
+
+def weights(config) -> dict[str, torch.Tensor]:
+    return AutoModel.from_pretrained(config.run_directory / "student").state_dict()
+
+
+@pytest.fixture(scope="module")
+def one_worker(ray_cluster, module_home, tiny_run):
+    config = tiny_run(name="one-worker")
+    distill.run(config)
+    return config
+
+
+def test_a_run_fills_the_memory_trains_and_leaves_a_complete_directory(one_worker, one_store):
+    directory = one_worker.run_directory
+    found = {path.name for path in directory.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "student", "manifest.json"} <= found
+    with connect_store(one_worker, one_store) as client:
+        assert Store(client, one_worker.store).count() == prepare(one_worker).counts.train
+    training = json.loads((directory / "manifest.json").read_text())["training"]
+    assert training["steps"] == 8
+    assert training["examples_per_s"] > 0
+    curve = losses(one_worker)
+    assert curve[-1] < curve[0]
+
+
+def test_the_student_loads_with_auto_classes_and_knows_its_memory(one_worker):
+    folder = one_worker.run_directory / "student"
+    student, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    assert student.config.memory["fingerprint"] == load_teacher(one_worker.teacher).fingerprint
+    texts = ["A short text.", "Another, which is rather longer than that."]
+    together = student(**tokenizer(texts, padding=True, return_tensors="pt")).sentence_embedding
+    for row, text in enumerate(texts):
+        alone = student(**tokenizer([text], return_tensors="pt")).sentence_embedding[0]
+        torch.testing.assert_close(together[row], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_a_complete_run_says_so_and_trains_no_more(one_worker, caplog):
+    before = (one_worker.run_directory / "metrics.jsonl").read_text()
+    caplog.set_level("INFO")
+    distill.run(one_worker)
+    assert "is complete" in caplog.text
+    assert (one_worker.run_directory / "metrics.jsonl").read_text() == before
+
+
+def test_the_same_name_with_other_training_is_refused(one_worker, tiny_run):
+    with pytest.raises(InputError, match="holds a run with another train; give another name"):
+        distill.run(tiny_run(name="one-worker", train__learning_rate=0.5))
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_two_workers_of_any_zero_stage_give_the_loss_curve_of_one(one_worker, tiny_run, zero_stage):
+    config = tiny_run(name=f"two-{zero_stage}", train__num_workers=2, train__zero_stage=zero_stage)
+    distill.run(config)
+    assert losses(config) == pytest.approx(losses(one_worker), rel=TOLERANCE)
+    ours, alone = (torch.cat([tensor.flatten() for tensor in weights(run).values()]) for run in (config, one_worker))
+    assert (ours - alone).norm() < 1e-3 * alone.norm()  # Adam magnifies the last bit of a gradient near zero
+
+
+def test_a_killed_training_resumes_with_the_same_losses(one_worker, tiny_run, monkeypatch):
+    config = tiny_run(name="killed", train__zero_stage=2, train__num_workers=2)
+    with monkeypatch.context() as patch:
+        fail_at(patch, 5)
+        with pytest.raises(Exception, match="killed by the test"):
+            distill.run(config)
+    steps = [json.loads(line)["step"] for line in (config.run_directory / "metrics.jsonl").read_text().splitlines()]
+    assert steps[-1] == 5
+    assert not (config.run_directory / "student").exists()
+    distill.run(config)
+    assert losses(config) == pytest.approx(losses(one_worker), rel=TOLERANCE)
+
+
+def fail_at(patch, step: int) -> None:
+    """Make every worker die once its meter has counted `step` steps."""
+    train_worker = distill.train_worker
+
+    def dying(loop_config):
+        from jobs import distill
+
+        finish = distill.Meter.finish_step
+
+        def finish_and_die(meter, engine):
+            finish(meter, engine)
+            if meter.step == step:
+                raise RuntimeError("killed by the test")
+
+        distill.Meter.finish_step = finish_and_die
+        train_worker(loop_config)
+
+    patch.setattr(distill, "train_worker", dying)
+
+
+def test_bf16_and_teacher_targets_train_too(one_worker, tiny_run):
+    config = tiny_run(
+        name="bf16", train__precision="bf16", train__zero_stage=1, train__targets="teacher", train__steps=4,
+        loss={"hidden": 1, "embedding": 1, "relation": 1, "contrastive": 1, "layer_map": "uniform", "relation_heads": 4},
+    )  # fmt: skip
+    distill.run(config)
+    curve = losses(config)
+    assert curve[-1] < curve[0]
+    assert all(tensor.dtype == torch.float32 for tensor in weights(config).values())
+
+
+def test_memory_targets_equal_teacher_targets_to_float16(one_worker, tiny_run):
+    config = tiny_run(name="teacher-targets", train__targets="teacher")
+    distill.run(config)
+    assert losses(config) == pytest.approx(losses(one_worker), rel=2e-3)
+
+
+def test_a_classification_teacher_distils_its_predictions(tiny_run):
+    config = tiny_run(
+        name="predictions", teacher__head="classification", store__collection="classified", train__targets="teacher",
+        loss={"hidden": 1, "prediction": 1, "relation": 0}, train__steps=2,
+    )  # fmt: skip
+    distill.run(config)
+    student = AutoModelForSequenceClassification.from_pretrained(config.run_directory / "student")
+    assert student.config.num_labels == 2
+    assert "train/prediction" in (config.run_directory / "metrics.jsonl").read_text()
+
+
+def test_a_dense_memory_leaves_a_student_that_needs_no_teacher_to_ask_it(tiny_run):
+    config = tiny_run(
+        name="dense", references={"criterion": "dense", "dense_index": True}, store__collection="dense", train__steps=2,
+        student__reference_keys="embedding", student__reference_layers="first",
+    )  # fmt: skip
+    distill.run(config)
+    line = json.loads((config.run_directory / "metrics.jsonl").read_text().splitlines()[-1])
+    assert line["store/live"] >= 2 * 16  # what was looked up ahead is counted too
+    assert (config.run_directory / "student" / "sentence_table.safetensors").exists()
+
+
+def test_the_vanilla_control_trains_without_any_store(tiny_run):
+    config = tiny_run(
+        name="vanilla", references__criterion="none", student__reference_mode="none", train__targets="teacher",
+        train__steps=2, store={"url": "http://127.0.0.1:9", "write_deadline_s": 1},
+    )  # fmt: skip
+    distill.run(config)
+    assert AutoModel.from_pretrained(config.run_directory / "student").config.memory is None

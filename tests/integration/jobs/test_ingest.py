@@ -1,0 +1,109 @@
+"""Filling the memory on real Ray and the real engine: complete, once, resumable, and refusing what does not belong."""
+
+import numpy as np
+import pytest
+
+from jobs import ingest
+from jobs.ingest import fill_memory
+from jobs.memory import connect_store, manifest_of, running_store
+from jobs.prepared import prepare
+from refbert.corpus import reference_id
+from refbert.errors import InputError
+from refbert.teacher import load_teacher
+from vector_store.errors import CollectionMismatch, StoreUnavailable
+from vector_store.store import Store
+
+pytestmark = pytest.mark.usefixtures("ray_cluster", "home")
+
+
+def test_every_training_passage_is_stored_with_its_teachers_states(tiny_run):
+    config = tiny_run()
+    corpus = prepare(config)
+    assert corpus.counts.train + corpus.counts.heldout == 400
+    with running_store(config) as url:
+        counts = fill_memory(config, url)
+        assert counts == {"read": corpus.counts.train, "skipped": 0, "duplicate": 0, "rejected": 0} | {
+            "written": corpus.counts.train
+        }
+        teacher = load_teacher(config.teacher)
+        texts = corpus.table("train")["text"].to_pylist()[:20]
+        with connect_store(config, url) as client:
+            found = Store(client, config.store).fetch([reference_id(teacher.fingerprint, text) for text in texts])
+        for row, (ids, states) in enumerate(teacher.encode_texts(texts)):
+            assert found.mask[row].sum() == len(ids)
+            assert np.array_equal(found.token_ids[row, : len(ids)], ids)
+            np.testing.assert_allclose(found.states[row, : len(ids)], states, atol=5e-3)
+
+
+def test_what_is_stored_is_not_encoded_again(tiny_run):
+    config = tiny_run()
+    with running_store(config) as url:
+        first = fill_memory(config, url)
+        again = fill_memory(config, url)
+    assert again["skipped"] == first["written"]
+    assert again["written"] == 0
+
+
+def test_held_out_texts_are_never_stored(tiny_run):
+    config = tiny_run()
+    corpus = prepare(config)
+    teacher = load_teacher(config.teacher)
+    with running_store(config) as url, connect_store(config, url) as client:
+        fill_memory(config, url, corpus, teacher)
+        ids = [reference_id(teacher.fingerprint, text) for text in corpus.table("heldout")["text"].to_pylist()]
+        assert ids
+        assert not Store(client, config.store).existing(ids)
+
+
+def test_another_teachers_memory_is_refused_and_left_alone(tiny_run):
+    config = tiny_run()
+    with running_store(config) as url:
+        written = fill_memory(config, url)["written"]
+        other = tiny_run(teacher__model="pypi:all-MiniLM-L6-v2")
+        with pytest.raises(CollectionMismatch, match=r"fingerprint=.*another store\.collection"):
+            fill_memory(other, url)
+        with connect_store(config, url) as client:
+            assert Store(client, config.store).count() == written
+
+
+def test_a_store_that_is_not_there_is_said_in_one_line(tiny_run):
+    config = tiny_run(store={"url": "http://127.0.0.1:9", "write_deadline_s": 1})
+    with pytest.raises(StoreUnavailable, match=r"127.0.0.1:9 did not answer.*store.url") as error:
+        ingest.run(config)
+    assert "\n" not in str(error.value)
+
+
+def test_one_bad_row_is_counted_and_skipped(tiny_run, tmp_path, caplog):
+    good = "".join(f'{{"text": "a real sentence, number {number}"}}\n' for number in range(50))
+    (tmp_path / "corpus.jsonl").write_text(f'{good}{{"text": 5}}\nnot json\n')
+    config = tiny_run(corpus={"path": str(tmp_path / "corpus.jsonl"), "heldout_fraction": 0.2})
+    counts = prepare(config).counts
+    assert (counts.train + counts.heldout, counts.rejected) == (50, 2)
+    assert "2 rows skipped" in caplog.text
+
+
+def test_long_texts_become_passages_of_one_document(tiny_run, tmp_path):
+    (tmp_path / "corpus.txt").write_text("\n".join("word " * 100 + f"end{number}" for number in range(20)))
+    config = tiny_run(corpus={"path": str(tmp_path), "heldout_fraction": 0.1, "long_texts": "split"})
+    table = prepare(config).table("train")
+    teacher = load_teacher(config.teacher)
+    lengths = [len(ids) for ids in teacher.tokenizer(table["text"].to_pylist())["input_ids"]]
+    assert max(lengths) <= 16
+    assert len(table) > 20 * 100 / 14 * 0.5
+    assert len(set(table["document"].to_pylist())) <= 20
+
+
+@pytest.mark.parametrize(("content", "message"), [("", "gave 0 training and 0 held-out"), ("\n\n", "gave 0 training")])
+def test_an_empty_corpus_is_refused_and_leaves_nothing_behind(tiny_run, tmp_path, content, message):
+    (tmp_path / "corpus.txt").write_text(content)
+    config = tiny_run(corpus={"path": str(tmp_path / "corpus.txt")})
+    with pytest.raises(InputError, match=message):
+        prepare(config)
+    assert not list((config.home / "corpora").glob("*"))
+
+
+def test_manifest_says_who_wrote_the_memory(tiny_run):
+    config = tiny_run()
+    with running_store(config) as url, connect_store(config, url) as client:
+        fill_memory(config, url)
+        assert Store(client, config.store).manifest() == manifest_of(load_teacher(config.teacher), config.references)

@@ -1,0 +1,66 @@
+"""The place where references become points: what a text asks with, and a user's own criterion."""
+
+import textwrap
+
+import numpy as np
+import pytest
+
+from jobs.memory import manifest_of, open_retriever, reference_texts
+from refbert.config import ReferenceConfig
+from refbert.corpus import reference_id
+from refbert.errors import InputError
+from vector_store.config import StoreConfig
+from vector_store.schema import Manifest
+
+
+def texts_of(teacher, **options):
+    references = ReferenceConfig(**options)
+    return reference_texts(teacher, manifest_of(teacher, references), references)
+
+
+def test_a_text_asks_under_the_id_it_is_stored_with(teacher):
+    texts = texts_of(teacher)
+    ids, states = teacher.encode_texts(["A text."])[0]
+    row = {"text": "A text.", "source": "s", "document": "d", "split": "train"}
+    point = texts.point(row, reference_id(teacher.fingerprint, "A text."), ids, states)
+    query = texts.query("A text.", ids, "d")
+    assert point.id == query.id
+    assert np.array_equal(point.keywords.indices, query.keywords.indices)
+    assert query.document == "d"
+    assert texts_of(teacher, exclude_same_document=False).query("A text.", ids, "d").document is None
+
+
+def test_only_a_dense_memory_has_sentence_vectors(teacher):
+    ids, _ = teacher.encode_texts(["A text."])[0]
+    assert texts_of(teacher).query("A text.", ids, None).sentence is None
+    dense = texts_of(teacher, dense_index=True)
+    assert dense.query("A text.", ids, None).sentence.shape == (teacher.dim,)
+    assert dense.manifest != texts_of(teacher).manifest
+
+
+def test_a_users_own_criterion_is_imported_by_its_path(teacher, tmp_path, monkeypatch):
+    (tmp_path / "own_criterion.py").write_text(
+        textwrap.dedent(
+            """
+            def make(client, store, manifest):
+                return ("own", store.collection, manifest.dim)
+            """
+        )
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    texts = texts_of(teacher)
+    made = open_retriever(None, StoreConfig(collection="c"), texts, "own_criterion.make")
+    assert made == ("own", "c", teacher.dim)
+    with pytest.raises(InputError, match=r"own_criterion.nothing cannot be imported"):
+        open_retriever(None, StoreConfig(), texts, "own_criterion.nothing")
+
+
+def test_bytes_per_point_are_what_a_point_takes(teacher):
+    from vector_store.codec import encode
+
+    manifest: Manifest = manifest_of(teacher, ReferenceConfig())
+    texts = texts_of(teacher)
+    ids, states = teacher.encode_texts(["word " * 50])[0]
+    row = {"text": "word " * 20, "source": "s", "document": "d", "split": "train"}
+    size = encode(texts.point(row, reference_id("f", "x"), ids, states)).ByteSize()
+    assert size == pytest.approx(manifest.bytes_per_point(), rel=0.05)

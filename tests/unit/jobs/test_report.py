@@ -1,0 +1,59 @@
+"""The report's files: complete, readable, and with the figures that were measured."""
+
+import json
+
+import pytest
+
+from jobs.report import markdown, print_tables, write_report
+
+
+@pytest.fixture
+def report() -> dict:
+    speed = {"batch": 32, "latency_ms_p50": 10.0, "latency_ms_p99": 20.0, "examples_per_s": 100.0}
+    fidelity = {
+        "state_mse": 0.1, "sentence_cosine": 0.5, "mutual_information_nats": 3.0, "retrieval_top1": 0.4,
+    }  # fmt: skip
+    return {
+        "teacher": {"name": "t", "params": 22_000_000, "layers": 6, "dim": 384},
+        "student": {"params": 11_000_000, "layers": 4, "dim": 312, "compression": 2.0},
+        "memory": {
+            "points": 5, "bytes": 10**6, "criterion": "keywords", "tokens": 32, "dim": 384, "datatype": "float16",
+            "url_kind": "embedded",
+        },
+        "distill": {
+            "steps": 3, "seconds": 2.0, "examples_per_s": 48.0, "data_wait_fraction": 0.01, "world_size": 1, "zero_stage": 0,
+        },
+        "fidelity": {
+            "nearest": fidelity, "null": {**fidelity, "sentence_cosine": 0.4321}, "random": fidelity, "texts": 100,
+            "mutual_information": {"pool": 100, "temperature": 0.05},
+        },
+        "speed": {
+            "teacher": speed, "student": {**speed, "examples_per_s": 300.0}, "student_with_lookup": speed,
+        },
+        "run": {"commit": "abc", "versions": {"torch": "2"}, "hardware": "2 x CPU", "seconds": 3.0},
+    }  # fmt: skip
+
+
+def test_report_files_are_written_with_their_figures(tmp_path, report):
+    steps = [
+        {"step": step, "train/loss": 3.0 / step, "train/hidden": 1.0, "train/learning_rate": 0.1} for step in (1, 2)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    write_report(report, tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    text = (tmp_path / "report.md").read_text()
+    for picture in ("loss.png", "fidelity.png", "size_latency.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+        assert f"]({picture})" in text
+    assert "2.00x smaller" in text
+    assert "0.4321" in text
+    assert "3.00x" in text
+
+
+def test_labelled_table_is_there_only_where_there_are_labels(report, capsys):
+    assert "Linear classifier" not in markdown(report, "x")
+    names = ("teacher", "nearest", "null", "random", "majority")
+    report["labelled"] = {name: {"accuracy": 0.7 + index / 100} for index, name in enumerate(names)}
+    assert "| student with references | 0.7100 |" in markdown(report, "x")
+    print_tables(report)
+    assert "0.7100" in capsys.readouterr().out
