@@ -9,13 +9,10 @@ events, checkpoints/, student/ and, last, manifest.json. Submitted again it resu
 the run is complete.
 """
 
-import json
 import logging
 import os
 import shutil
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,12 +21,10 @@ from typing import Any
 
 import ray.train
 import torch
-import yaml
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution import context as ray_train_context
 from safetensors.numpy import save_file
-from torch import Tensor
 
 from jobs.config import RunConfig
 from jobs.ingest import fill_memory
@@ -44,25 +39,16 @@ from jobs.memory import (
     reference_texts,
     running_store,
 )
+from jobs.meter import METRICS, Meter, Progress, followed_metrics
 from jobs.prepared import PreparedCorpus, prepare
-from jobs.progress import progress
+from jobs.run_directory import claim_directory, is_complete, write_manifest
 from jobs.stream import DistillStream, Order
 from jobs.worker import set_up_worker
 from refbert.distillation import DistillBatch, Distiller, Targets, new_student
-from refbert.errors import InputError
 from refbert.teacher import Teacher, load_teacher
 from vector_store.store import Store
 
 log = logging.getLogger(__name__)
-
-IDENTITY = ("seed", "corpus", "teacher", "references", "student", "loss")
-IDENTITY_OF_TRAINING = {
-    "steps", "num_workers", "micro_batch", "global_batch", "learning_rate", "warmup_fraction", "weight_decay", "clip",
-    "targets", "zero_stage", "precision",
-}  # fmt: skip
-"""What a checkpoint depends on: changing it under the same name is refused, the rest may change between submissions."""
-
-METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -158,7 +144,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
             teacher = None  # its weights are no longer needed
         engine = build_engine(distiller, config)
         progress_made = restore(engine, stream, train.steps)
-        meter = stack.enter_context(Meter(job, progress_made, rank, device))
+        meter = stack.enter_context(Meter(train, job.run_directory, progress_made, rank, device))
         micro_batches = train.global_batch // train.micro_batch
 
         while meter.step < train.steps:
@@ -263,15 +249,6 @@ def warmup_decay(step: int, steps: int, warmup_fraction: float) -> float:
     return (step + 1) / warmup if step < warmup else max(0.0, (steps - step) / max(1, steps - warmup))
 
 
-@dataclass
-class Progress:
-    """What a checkpoint carries beside weights: the step, the data position and the time both took."""
-
-    step: int = 0
-    seconds: float = 0.0
-    wait_s: float = 0.0
-
-
 def restore(engine: Any, stream: DistillStream, steps: int) -> Progress:
     """Load the newest checkpoint into engine and stream, if there is one."""
     checkpoint = ray.train.get_checkpoint()
@@ -283,7 +260,7 @@ def restore(engine: Any, stream: DistillStream, steps: int) -> Progress:
     return Progress(**state["progress"])
 
 
-def save(engine: Any, stream: DistillStream, meter: "Meter") -> None:
+def save(engine: Any, stream: DistillStream, meter: Meter) -> None:
     """Write a checkpoint; every rank takes part, Ray Train keeps the newest few."""
     with tempfile.TemporaryDirectory() as folder:
         engine.save_checkpoint(
@@ -291,89 +268,6 @@ def save(engine: Any, stream: DistillStream, meter: "Meter") -> None:
         )
         checkpoint = ray.train.Checkpoint.from_directory(folder)
         ray.train.report(meter.summary(stream), checkpoint=checkpoint)
-
-
-class Meter:
-    """Counts steps, averages what the workers measured, and writes it down: metrics.jsonl and TensorBoard (rank 0)."""
-
-    def __init__(self, job: DistillJob, made: Progress, rank: int, device: torch.device) -> None:
-        self.job, self.device = job, device
-        self.is_writer = rank == 0
-        self.step = made.step
-        self.before = made
-        self.started_s = time.monotonic()
-        self.sums: dict[str, Tensor] = {}
-        self.micro_batches = 0
-        self.stream: DistillStream | None = None
-        self.window_s, self.window_wait_s, self.window_step = self.started_s, 0.0, made.step
-
-    def __enter__(self) -> "Meter":
-        if self.is_writer:
-            from torch.utils.tensorboard import SummaryWriter
-
-            metrics = self.job.run_directory / METRICS
-            lines = metrics.read_text().splitlines() if metrics.exists() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= self.step]
-            metrics.write_text("".join(f"{line}\n" for line in kept))  # what lies beyond the checkpoint is done again
-            self.file = metrics.open("a", buffering=1)
-            self.board = SummaryWriter(str(self.job.run_directory / "tensorboard"), purge_step=self.step + 1)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.is_writer:
-            self.file.close()
-            self.board.close()
-
-    def add(self, loss: Tensor, parts: dict[str, Tensor], stream: DistillStream) -> None:
-        """Count one micro-batch."""
-        self.stream = stream
-        for name, value in {"loss": loss.detach(), **parts}.items():
-            self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + value.float()
-        self.micro_batches += 1
-
-    def finish_step(self, engine: Any) -> None:
-        """Count one optimizer step; every `log_every` steps, average over workers and write."""
-        self.step += 1
-        train = self.job.config.train
-        if self.step % train.log_every and self.step != train.steps:
-            return
-        assert self.stream is not None
-        means = torch.stack(list(self.sums.values())) / self.micro_batches
-        torch.distributed.all_reduce(means)
-        means /= torch.distributed.get_world_size()
-        now_s = time.monotonic()
-        window_s = max(now_s - self.window_s, 1e-9)
-        line: dict[str, float] = {"step": self.step}
-        line |= {f"train/{name}": float(mean) for name, mean in zip(self.sums, means, strict=True)}
-        line["train/learning_rate"] = engine.get_lr()[0]
-        line["train/examples_per_s"] = (self.step - self.window_step) * train.global_batch / window_s
-        line["data/wait_fraction"] = (self.stream.wait_s - self.window_wait_s) / window_s
-        if self.stream.source is not None:
-            line |= {f"store/{step}": count for step, count in self.stream.source.counts.items()}
-        self.sums, self.micro_batches = {}, 0
-        self.window_s, self.window_wait_s, self.window_step = now_s, self.stream.wait_s, self.step
-        if self.is_writer:
-            self.file.write(json.dumps(line) + "\n")
-            for name, value in line.items():
-                if name != "step":
-                    self.board.add_scalar(name, value, self.step)
-
-    def snapshot(self, stream: DistillStream) -> Progress:
-        """Return what a checkpoint must know, the time of earlier submissions included."""
-        seconds = self.before.seconds + time.monotonic() - self.started_s
-        return Progress(self.step, seconds, self.before.wait_s + stream.wait_s)
-
-    def summary(self, stream: DistillStream) -> dict[str, float]:
-        """Return the report's figures of the whole training so far, in all submissions together."""
-        made, train = self.snapshot(stream), self.job.config.train
-        return {
-            "steps": made.step,
-            "seconds": round(made.seconds, 1),
-            "examples_per_s": round(made.step * train.global_batch / max(made.seconds, 1e-9), 2),
-            "data_wait_fraction": round(made.wait_s / max(made.seconds, 1e-9), 4),
-            "world_size": torch.distributed.get_world_size(),
-            "zero_stage": train.zero_stage,
-        }
 
 
 def write_student(engine: Any, texts: ReferenceTexts, job: DistillJob, rank: int) -> None:
@@ -400,71 +294,6 @@ def write_student(engine: Any, texts: ReferenceTexts, job: DistillJob, rank: int
         save_file({"table": texts.table}, scratch / SENTENCE_TABLE)
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
-
-
-def training_identity(config: RunConfig) -> dict[str, Any]:
-    """Return what a checkpoint of this run depends on."""
-    identity = config.model_dump(mode="json", include=set(IDENTITY))
-    identity["train"] = config.train.model_dump(mode="json", include=IDENTITY_OF_TRAINING)
-    return identity
-
-
-def claim_directory(config: RunConfig) -> None:
-    """Make the run's directory and save its config; refuse one that another config has trained in."""
-    directory = config.run_directory
-    directory.mkdir(parents=True, exist_ok=True)
-    saved = directory / "config.yaml"
-    if saved.exists():
-        before = training_identity(RunConfig.model_validate(yaml.safe_load(saved.read_text())))
-        differing = [key for key in before if before[key] != training_identity(config)[key]]
-        if differing:
-            raise InputError(
-                f"{directory} holds a run with another {', '.join(differing)}; give another name=..., or delete it"
-            )
-    saved.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-
-
-def is_complete(config: RunConfig) -> bool:
-    """Whether this very run has been trained to its end."""
-    manifest = config.run_directory / "manifest.json"
-    if not manifest.exists():
-        return False
-    claim_directory(config)
-    return True
-
-
-def write_manifest(config: RunConfig, training: dict[str, float]) -> None:
-    """Write manifest.json: the run is complete, and this is what training it took."""
-    scratch = config.run_directory / "manifest.json.partial"
-    scratch.write_text(json.dumps({"name": config.name, "student": "student", "training": training}, indent=2))
-    scratch.rename(config.run_directory / "manifest.json")
-
-
-@contextmanager
-def followed_metrics(metrics: Path, steps: int) -> Iterator[None]:
-    """Show a bar that follows metrics.jsonl, which lies where the driver sees it, wherever the workers run."""
-    done = threading.Event()
-
-    def follow() -> None:
-        shown = 0
-        with progress("distil", steps, "step") as update:
-            while True:
-                last = done.wait(1.0)
-                lines = metrics.read_text().splitlines() if metrics.exists() else []
-                line = next((json.loads(line) for line in reversed(lines) if line.endswith("}")), None)
-                if line and line["step"] > shown:
-                    update(line["step"] - shown, loss=line["train/loss"], wait=line["data/wait_fraction"])
-                    shown = line["step"]
-                if last:
-                    return
-
-    follower = threading.Thread(target=follow, daemon=True)
-    follower.start()
-    try:
-        yield
-    finally:
-        done.set()
-        follower.join()
 
 
 if __name__ == "__main__":

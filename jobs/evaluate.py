@@ -211,13 +211,7 @@ class Bench:
             ]
             found = source.neighbours(queries)
         batch = reference_batch(ids, mask, found, self.texts.manifest.dim).to(self.teacher.device)
-        return self.student(
-            batch.input_ids,
-            attention_mask=batch.mask,
-            reference_ids=batch.reference_ids,
-            reference_states=batch.reference_states,
-            reference_mask=batch.reference_mask,
-        ).projected_states
+        return self.student(**batch.student_inputs()).projected_states
 
 
 Vectors = dict[str, Tensor]

@@ -46,13 +46,13 @@ def run_job(job: Any, arguments: list[str]) -> int:
         given.run = None
     try:
         config = load_config(given.run, overrides)
-        if given.show:
-            show(config)
-            return OK
         from cluster.session import ray_session
         from jobs.worker import quiet_libraries
 
         quiet_libraries()
+        if given.show:
+            show(config)
+            return OK
         with ray_session():
             job.run(config)
     except KeyboardInterrupt:

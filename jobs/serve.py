@@ -165,13 +165,7 @@ class StudentService:
             found = self.source.neighbours(queries)
         looked_up_s = time.perf_counter()
         batch = reference_batch(ids, mask, found, self.student.config.dim).to(self.device)
-        output = self.student(
-            batch.input_ids,
-            attention_mask=batch.mask,
-            reference_ids=batch.reference_ids,
-            reference_states=batch.reference_states,
-            reference_mask=batch.reference_mask,
-        )
+        output = self.student(**batch.student_inputs())
         vectors = torch.nn.functional.normalize(output.sentence_embedding, dim=-1).cpu().tolist()
         done_s = time.perf_counter()
         return [

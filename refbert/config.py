@@ -130,7 +130,10 @@ class LossConfig(BaseModel, frozen=True, extra="forbid"):
     hidden: NonNegativeFloat = Field(10.0, description="Token states (TinyBERT, eq. 8).")
     embedding: NonNegativeFloat = Field(0.0, description="Embedding output (TinyBERT, eq. 9); needs a teacher.")
     relation: NonNegativeFloat = Field(1.0, description="Token-to-token relations (MiniLMv2, eq. 5, on states).")
-    contrastive: NonNegativeFloat = Field(1.0, description="Sentence InfoNCE: the mutual-information bound.")
+    contrastive: NonNegativeFloat = Field(
+        0.2,
+        description="Sentence InfoNCE: the mutual-information bound. At 1 it crowds out the token states (docs/log.md).",
+    )
     prediction: NonNegativeFloat = Field(0.0, description="Soft cross-entropy (TinyBERT, eq. 10); needs teacher.head.")
     layer_map: Literal["last", "uniform"] = Field(
         "last",

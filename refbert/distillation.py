@@ -40,6 +40,16 @@ class DistillBatch:
     target_states: Tensor | None = None
     target_mask: Tensor | None = None
 
+    def student_inputs(self) -> dict[str, Tensor]:
+        """Return what the student's `forward` takes, by its names."""
+        return {
+            "input_ids": self.input_ids,
+            "attention_mask": self.mask,
+            "reference_ids": self.reference_ids,
+            "reference_states": self.reference_states,
+            "reference_mask": self.reference_mask,
+        }
+
     def to(self, device: torch.device) -> Self:
         """Move every tensor."""
         moved: dict[str, Any] = {}
@@ -73,14 +83,7 @@ class Distiller(nn.Module):
     def forward(self, batch: DistillBatch, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted loss and its unweighted parts, detached, by name."""
         weights = self.config
-        output = self.student(
-            batch.input_ids,
-            attention_mask=batch.mask,
-            reference_ids=batch.reference_ids,
-            reference_states=batch.reference_states,
-            reference_mask=batch.reference_mask,
-            output_hidden_states=True,
-        )
+        output = self.student(**batch.student_inputs(), output_hidden_states=True)
         mask, last = targets.mask, targets.layers[-1]
         projected = output.projected_states.float()
         parts: dict[str, Tensor] = {}

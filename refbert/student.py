@@ -302,14 +302,14 @@ class RefBertModel(RefBertPreTrainedModel):
             )
         seen = torch.ones(states.shape[:2], device=null.device) if mask is None else mask
         seen = seen.bool()
+        # Teachers differ in the scale of their states; keys that start too small are all attended alike.
+        states = F.layer_norm(states.to(null.dtype), states.shape[-1:])
         embedding = None
         if by_embedding:
             if ids is None:
                 raise ValueError("reference_keys='embedding' needs reference_ids beside reference_states")
             embedding = self.embeddings(torch.cat([null_ids, ids], 1), None)
-        return Reference(
-            torch.cat([null, states.to(null.dtype)], 1), embedding, torch.cat([~seen.any(1, keepdim=True), seen], 1)
-        )
+        return Reference(torch.cat([null, states], 1), embedding, torch.cat([~seen.any(1, keepdim=True), seen], 1))
 
 
 class RefBertForSequenceClassification(RefBertPreTrainedModel):

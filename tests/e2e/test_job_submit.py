@@ -29,7 +29,7 @@ def free_ports(count: int) -> list[int]:
 @pytest.fixture
 def head(tmp_path):
     """A Ray head of its own: own home, ports and temporary directory, ended by its processes' session directory."""
-    port, dashboard, agent, metrics, runtime_env = free_ports(5)
+    port, dashboard, agent, metrics, runtime_env, client = free_ports(6)
     folder = Path("/tmp") / f"refbert-test-{os.getpid()}"  # Ray's socket paths must stay short
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "REFBERT_HOME"))}
     environment |= {
@@ -42,7 +42,7 @@ def head(tmp_path):
         [
             ray, "start", "--head", "--disable-usage-stats", "--num-cpus=2", f"--port={port}", "--node-ip-address=127.0.0.1",
             f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}",
-            f"--runtime-env-agent-port={runtime_env}", "--ray-client-server-port=0", f"--temp-dir={folder}",
+            f"--runtime-env-agent-port={runtime_env}", f"--ray-client-server-port={client}", f"--temp-dir={folder}",
         ],
         env=environment, cwd=REPOSITORY, check=True, capture_output=True,
     )  # fmt: skip

@@ -34,7 +34,7 @@ def test_overrides_reach_every_depth_and_are_yaml():
         ("loss.prediction=1", "train.targets=memory has only the last layer"),
         ("train.precision=bf16", "set zero_stage to 1, 2 or 3"),
         ("store.url=localhost:6334", "neither `embedded` nor http"),
-        ("student.heads=7", "hidden=312 is not a multiple of heads=7"),
+        ("student.heads=5", "hidden=84 is not a multiple of heads=5"),
         ("name=a/b", "name='a/b'"),
         ("just-a-word", "is no override; write key.sub=value"),
     ],

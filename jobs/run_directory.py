@@ -1,0 +1,54 @@
+"""A run's directory: claimed by one configuration, resumable under it, complete when manifest.json is there."""
+
+import json
+from typing import Any
+
+import yaml
+
+from jobs.config import RunConfig
+from refbert.errors import InputError
+
+IDENTITY = ("seed", "corpus", "teacher", "references", "student", "loss")
+IDENTITY_OF_TRAINING = {
+    "steps", "num_workers", "micro_batch", "global_batch", "learning_rate", "warmup_fraction", "weight_decay", "clip",
+    "targets", "zero_stage", "precision",
+}  # fmt: skip
+"""What a checkpoint depends on: changing it under the same name is refused, the rest may change between submissions."""
+
+
+def training_identity(config: RunConfig) -> dict[str, Any]:
+    """Return what a checkpoint of this run depends on."""
+    identity = config.model_dump(mode="json", include=set(IDENTITY))
+    identity["train"] = config.train.model_dump(mode="json", include=IDENTITY_OF_TRAINING)
+    return identity
+
+
+def claim_directory(config: RunConfig) -> None:
+    """Make the run's directory and save its config; refuse one that another config has trained in."""
+    directory = config.run_directory
+    directory.mkdir(parents=True, exist_ok=True)
+    saved = directory / "config.yaml"
+    if saved.exists():
+        before = training_identity(RunConfig.model_validate(yaml.safe_load(saved.read_text())))
+        differing = [key for key in before if before[key] != training_identity(config)[key]]
+        if differing:
+            raise InputError(
+                f"{directory} holds a run with another {', '.join(differing)}; give another name=..., or delete it"
+            )
+    saved.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def is_complete(config: RunConfig) -> bool:
+    """Whether this very run has been trained to its end."""
+    manifest = config.run_directory / "manifest.json"
+    if not manifest.exists():
+        return False
+    claim_directory(config)
+    return True
+
+
+def write_manifest(config: RunConfig, training: dict[str, float]) -> None:
+    """Write manifest.json: the run is complete, and this is what training it took."""
+    scratch = config.run_directory / "manifest.json.partial"
+    scratch.write_text(json.dumps({"name": config.name, "student": "student", "training": training}, indent=2))
+    scratch.rename(config.run_directory / "manifest.json")
