@@ -25,7 +25,7 @@ from jobs.ingest import stored_batches
 from jobs.memory import MemoryAddress, connect_store, manifest_of, running_store
 from jobs.prepared import prepare
 from jobs.progress import progress
-from jobs.provenance import provenance
+from jobs.provenance import hardware, provenance
 from jobs.worker import quiet_libraries
 from refbert.teacher import load_teacher
 from vector_store.store import Store
@@ -45,7 +45,7 @@ def main() -> None:
         os.environ["REFBERT_HOME"] = home
         config = load_config(overrides=[f"corpus.max_texts={4000 if given.quick else 16000}"])
         rows = measure(config)
-    write(rows, config, provenance(started_s), given.out)
+    write(rows, config, {"hardware": hardware(), **provenance(started_s)}, given.out)
 
 
 def measure(config: RunConfig) -> dict[str, float]:

@@ -4,6 +4,7 @@
 local Ray that ends with it. Where it says so, logs of Ray itself are quieted: a job prints its own progress.
 """
 
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",  # workers fork; their threads are counted elsewhere
 }
 
+PASSED_ON = ("REFBERT_HOME", "REFBERT_CACHE", "REFBERT_COMMIT", "HF_HOME", "HF_HUB_OFFLINE")
+"""What workers must see as the driver does. Secrets are not among them: export those where `ray start` runs."""
+
 
 @contextmanager
 def ray_session() -> Iterator[None]:
@@ -29,9 +33,13 @@ def ray_session() -> Iterator[None]:
     import ray  # after its environment is set: it is read at import
     from ray.data import DataContext
 
+    passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    # What the submission has set already reaches the workers, and Ray refuses to have it set twice.
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {}).get("env_vars", {})
+    variables = {name: value for name, value in {**ENVIRONMENT, **passed_on}.items() if name not in job}
     options: dict[str, Any] = {
         "logging_level": logging.ERROR,
-        "runtime_env": {"env_vars": ENVIRONMENT, "worker_process_setup_hook": "cluster.session.quiet_ray"},
+        "runtime_env": {"env_vars": variables, "worker_process_setup_hook": "cluster.session.quiet_ray"},
     }
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**options)

@@ -165,7 +165,11 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         key, equals, value = override.partition("=")
         if not equals:
             raise InputError(f"{override!r} is no override; write key.sub=value, such as train.steps=100")
-        _set(tree, key.split("."), yaml.safe_load(value), override)
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"{override!r}: the value is not YAML; quote it, such as {key}='\"...\"'") from None
+        _set(tree, key.split("."), parsed, override)
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:

@@ -37,7 +37,10 @@ def run(config: RunConfig) -> None:
         evaluate.run(config)
         log.info("4/4 serve")
         text = prepare(config).table("heldout")["text"][0].as_py()
-        with served(config, url) as address:
+        any_port = config.model_copy(
+            update={"serve": config.serve.model_copy(update={"port": 0})}
+        )  # 8000 is often taken
+        with served(any_port, url) as address:
             answer = ask(f"{address}/v1/embeddings", {"input": text, "explain": True})
     directory = config.run_directory
     print_tables(json.loads((directory / "report.json").read_text()))

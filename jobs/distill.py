@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import torch
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, ScalingConfig
@@ -40,15 +41,20 @@ from jobs.memory import (
     running_store,
 )
 from jobs.meter import METRICS, Meter, Progress, followed_metrics
-from jobs.prepared import PreparedCorpus, prepare
-from jobs.run_directory import claim_directory, is_complete, write_manifest
+from jobs.prepared import PreparedCorpus, chunked, prepare
+from jobs.run_directory import claim_directory, is_complete, sole_training, write_manifest
 from jobs.stream import DistillStream, Order
 from jobs.worker import set_up_worker
+from refbert.corpus import reference_id
 from refbert.distillation import DistillBatch, Distiller, Targets, new_student
 from refbert.teacher import Teacher, load_teacher
 from vector_store.store import Store
 
 log = logging.getLogger(__name__)
+
+IDS_PER_CHECK = 1024
+PATIENCE_MS = 30_000.0
+"""Look-ups run ahead of the step, so training can wait for a slow store where a server has to degrade."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +90,17 @@ def needs_memory(config: RunConfig) -> bool:
 
 
 def fill_where_lacking(config: RunConfig, url: str, corpus: PreparedCorpus, teacher: Teacher) -> None:
-    """Ingest where the memory holds fewer references than the corpus has passages. Another teacher's memory is refused."""
+    """Ingest where the memory lacks any passage of the corpus. Another teacher's memory is refused."""
     with connect_store(config, url) as client:
         store = Store(client, config.store)
         store.ensure(manifest_of(teacher, config.references))
-        stored = store.count()
-    if stored < corpus.counts.train:
-        log.info("the memory holds %d references for %d passages: filling it first", stored, corpus.counts.train)
+        passages = corpus.table("train")["text"]
+        lacking = any(
+            len(store.existing(ids)) < len(set(ids))
+            for ids in chunked((reference_id(teacher.fingerprint, text.as_py()) for text in passages), IDS_PER_CHECK)
+        )
+    if lacking:
+        log.info("the memory lacks some of the corpus: filling it first")
         fill_memory(config, url, corpus, teacher)
 
 
@@ -120,7 +130,13 @@ def distil(config: RunConfig, corpus: PreparedCorpus, address: MemoryAddress | N
         torch_config=TorchConfig(backend="nccl" if train.gpus_per_worker else "gloo"),
         run_config=storage,
     )
-    with followed_metrics(directory / METRICS, train.steps):
+    have = ray.cluster_resources()
+    if have.get("CPU", 0) < train.num_workers or have.get("GPU", 0) < train.num_workers * train.gpus_per_worker:
+        log.warning(
+            "training waits: %d workers x (1 CPU or %g GPU) wanted, the cluster has %g CPU and %g GPU",
+            train.num_workers, train.gpus_per_worker, have.get("CPU", 0), have.get("GPU", 0),
+        )  # fmt: skip
+    with sole_training(directory), followed_metrics(directory / METRICS, train.steps):
         result = trainer.fit()
     assert result.metrics is not None  # the last step reports, always
     write_manifest(config, result.metrics)
@@ -175,7 +191,8 @@ def opened_stream(job: DistillJob, teacher: Teacher, rank: int, world_size: int)
         if job.address:
             client = stack.enter_context(connect_store(config, job.address.url))
             criterion = config.references.criterion if config.student.reference_mode != "none" else "none"
-            source = open_retriever(client, config.store, texts, criterion)
+            patient = config.store.model_copy(update={"lookup_deadline_ms": PATIENCE_MS})
+            source = open_retriever(client, patient, texts, criterion)
             targets = Store(client, config.store) if config.train.targets == "memory" else None
         passages = job.corpus.table("train")
         stream = DistillStream(
@@ -199,7 +216,7 @@ def targets_of(batch: DistillBatch, teacher: Teacher | None, config: RunConfig) 
         assert batch.target_mask is not None
         return Targets((batch.target_states,), batch.target_mask)
     assert teacher is not None
-    every_layer = config.loss.layer_map == "uniform" or config.loss.embedding > 0 or config.teacher.head != "none"
+    every_layer = config.loss.layer_map == "uniform" or config.loss.embedding > 0
     encoding = teacher.encode(batch.input_ids, batch.mask, every_layer)
     # inference_mode tensors cannot be saved for backward; a clone is an ordinary one
     layers = tuple(layer.clone() for layer in encoding.layers)
@@ -244,7 +261,7 @@ def build_engine(distiller: Distiller, config: RunConfig) -> Any:
 
 
 def warmup_decay(step: int, steps: int, warmup_fraction: float) -> float:
-    """Factor on the learning rate: linear from 0 over the warm-up, then linear to 0 at the last step."""
+    """Factor on the learning rate of a step, counted from 0: linear up to 1 over the warm-up, then linear to 0 at `steps`."""
     warmup = max(1, round(steps * warmup_fraction))
     return (step + 1) / warmup if step < warmup else max(0.0, (steps - step) / max(1, steps - warmup))
 

@@ -38,10 +38,11 @@ from jobs.memory import (
 )
 from jobs.prepared import PreparedCorpus, prepare
 from jobs.progress import progress
-from jobs.provenance import provenance
+from jobs.provenance import hardware, provenance
 from jobs.report import write_report
 from jobs.stream import reference_batch
 from jobs.worker import set_up_worker
+from refbert.corpus import reference_id
 from refbert.errors import InputError
 from refbert.metrics import MUTUAL_INFORMATION_TEMPERATURE, fidelity
 from refbert.probe import majority_accuracy, probe_accuracy
@@ -50,6 +51,9 @@ from refbert.teacher import Teacher, load_teacher, tokenize
 from vector_store.store import Store
 
 log = logging.getLogger(__name__)
+
+CONTINUES_RUN = True
+"""Without a YAML, the options are those that the named run was trained with."""
 
 REFERENCES = ("nearest", "null", "random")
 
@@ -83,7 +87,7 @@ def run(config: RunConfig) -> None:
         with running_store(config) as url:
             address = MemoryAddress(url, manifest_of(teacher, config.references))
             report = measure(EvaluationJob(config, address, corpus, config.run_directory / "student"))
-    report["run"] = provenance(started_s)
+    report["run"] |= provenance(started_s)
     write_report(report, config.run_directory)
     log.info("report: %s", config.run_directory / "report.md")
 
@@ -135,6 +139,7 @@ def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
     texts = reference_texts(teacher, manifest, config.references)
     sources: dict[str, NeighbourSource | None] = dict.fromkeys(REFERENCES)
     memory: dict[str, Any] = {}
+    store = None
     if job.address:
         client = connect_store(config, job.address.url)
         patient = config.store.model_copy(update={"lookup_deadline_ms": 30_000.0})
@@ -142,6 +147,7 @@ def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
         sources["nearest"] = open_retriever(client, patient, texts, nearest)
         sources["random"] = open_retriever(client, patient, texts, "random")
         store = Store(client, config.store)
+        store.require(manifest)
         memory = {
             "points": store.count(),
             "bytes": store.bytes_estimate(),
@@ -152,7 +158,7 @@ def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
             "url_kind": "embedded" if config.store.url == "embedded" else "server",
         }
     bench = Bench(teacher, student, texts, sources, config.evaluate.batch)
-    heldout = job.corpus.table("heldout").slice(0, config.evaluate.texts).to_pylist()
+    heldout = heldout_rows(job, teacher, store)
     parameters = sum(p.numel() for p in student.parameters())
     report: dict[str, Any] = {
         "teacher": {
@@ -168,12 +174,32 @@ def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
             "compression": teacher.num_parameters / parameters,
         },
         "memory": memory,
+        "run": {"hardware": hardware()},  # this worker's: it is the one that is timed
     }
     vectors = yield from measure_fidelity(bench, heldout, config, report)
     if job.corpus.counts.labels:
         yield from measure_labelled(bench, job, heldout, vectors, report)
     yield from measure_speed(bench, heldout, config, report)
     yield report
+
+
+def heldout_rows(job: EvaluationJob, teacher: Teacher, store: Store | None) -> list[dict[str, Any]]:
+    """Draw held-out passages; those that another run has stored in the same memory are left out, and said."""
+    table = job.corpus.table("heldout")
+    chosen = np.random.default_rng(job.config.seed).permutation(table.num_rows)[: job.config.evaluate.texts]
+    rows = table.take(np.sort(chosen)).to_pylist()
+    if store is None:
+        return rows
+    ids = [reference_id(teacher.fingerprint, row["text"]) for row in rows]
+    stored = store.existing(ids)
+    unseen = [row for row, id_ in zip(rows, ids, strict=True) if id_ not in stored]
+    if stored:
+        log.warning("%d of %d held-out texts are in the memory, from another run: left out", len(stored), len(rows))
+    if not unseen:
+        raise InputError(
+            f"every held-out text is stored in {job.config.store.collection!r}; use another store.collection"
+        )
+    return unseen
 
 
 class Bench:
@@ -204,11 +230,7 @@ class Bench:
         """Return the student's states in the teacher's space (batch, tokens, dim), reading one kind of reference."""
         source, found = self.sources[reference], None
         if source is not None:
-            lengths = mask.sum(1).tolist()
-            queries = [
-                self.texts.query(row["text"], ids[index, : lengths[index]].numpy(), row["document"])
-                for index, row in enumerate(rows)
-            ]
+            queries = self.texts.queries([row["text"] for row in rows], ids, mask, [row["document"] for row in rows])
             found = source.neighbours(queries)
         batch = reference_batch(ids, mask, found, self.texts.manifest.dim).to(self.teacher.device)
         return self.student(**batch.student_inputs()).projected_states
@@ -265,6 +287,9 @@ def measure_labelled(
         yield Event("labelled", len(rows), len(batch))
     labelled = [index for index, row in enumerate(heldout) if row["label"] is not None]
     train_labels, test_labels = [row["label"] for row in rows], [heldout[index]["label"] for index in labelled]
+    if len(set(train_labels)) < 2 or not labelled:
+        log.warning("no labelled task in the report: it needs two classes in training and a labelled held-out text")
+        return
     report["labelled"] = {
         "labels": list(job.corpus.counts.labels),
         "train_texts": len(rows),

@@ -23,7 +23,7 @@ from jobs.launch import launch
 from jobs.memory import MemoryAddress, connect_store, manifest_of, reference_texts, running_store
 from jobs.prepared import PreparedCorpus, prepare
 from jobs.progress import progress
-from jobs.worker import set_up_worker
+from jobs.worker import per_node, set_up_worker
 from refbert.corpus import reference_id
 from refbert.teacher import Teacher, load_teacher
 from vector_store.errors import InvalidPoint
@@ -38,13 +38,12 @@ OUTCOMES = ("read", "skipped", "duplicate", "written", "rejected")
 class EncodeAndStore:
     """Ray Data stage: passages in, counts out. Looks up, encodes and stores in one call, so that states never travel."""
 
-    def __init__(self, config: RunConfig, address: MemoryAddress, table: str) -> None:
-        device = set_up_worker(config.ingest.num_encoders, config.ingest.gpus_per_encoder)
+    def __init__(self, config: RunConfig, address: MemoryAddress, corpus: PreparedCorpus) -> None:
+        device = set_up_worker(per_node(config.ingest.num_encoders), config.ingest.gpus_per_encoder)
         self.teacher = load_teacher(config.teacher, device)
         self.texts = reference_texts(self.teacher, address.manifest, config.references)
         self.store = Store(connect_store(config, address.url), config.store)
-        with pa.memory_map(table) as file:
-            self.table = pa.ipc.open_file(file).read_all()
+        self.table = corpus.table("train")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Store the passages whose row numbers are in the batch; return the count of each outcome."""
@@ -108,7 +107,7 @@ def stored_batches(config: RunConfig, address: MemoryAddress, corpus: PreparedCo
     total = corpus.counts.train
     stage = ray.data.range(total, override_num_blocks=max(1, total // (4 * config.ingest.batch))).map_batches(
         EncodeAndStore,
-        fn_constructor_args=(config, address, str(corpus.directory / "train.arrow")),
+        fn_constructor_args=(config, address, corpus),
         batch_size=config.ingest.batch,
         compute=ray.data.ActorPoolStrategy(size=config.ingest.num_encoders),
         num_cpus=0 if config.ingest.gpus_per_encoder else 1,

@@ -39,13 +39,16 @@ def run_job(job: Any, arguments: list[str]) -> int:
         "overrides", nargs="*", metavar="key.sub=value", help="options to change, such as train.steps=100"
     )
     parser.add_argument("--show", action="store_true", help="print the resolved config and the plan, and start nothing")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     overrides = list(given.overrides)
     if given.run and "=" in given.run:
         overrides.insert(0, given.run)
         given.run = None
     try:
         config = load_config(given.run, overrides)
+        trained = config.run_directory / "config.yaml"
+        if given.run is None and getattr(job, "CONTINUES_RUN", False) and trained.exists():
+            config = load_config(trained, overrides)
         from cluster.session import ray_session
         from jobs.worker import quiet_libraries
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast, get_args
 
 import numpy as np
+import ray
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from jobs.config import RunConfig
@@ -32,7 +34,8 @@ SENTENCE_TABLE = "sentence_table.safetensors"
 class NeighbourSource(Protocol):
     """What a criterion must offer: the built-in retriever, or a user's own."""
 
-    counts: dict[Any, int]
+    counts: dict[Any, int]  # queries answered, by rung of the degrade ladder
+    lookup_ms: float  # how long the last batch took
 
     def neighbours(self, queries: Sequence[Query]) -> Neighbours:
         """Return the best point for each query."""
@@ -71,6 +74,10 @@ def running_store(config: RunConfig) -> Iterator[str]:
     if config.store.url != EMBEDDED:
         yield config.store.url
         return
+    if sum(node["Alive"] for node in ray.nodes()) > 1:
+        raise InputError(
+            "store.url=embedded serves this machine only, and the Ray cluster has several; set store.url to a Qdrant server"
+        )
     with embedded_server(config.store_directory, message_bytes=config.store.message_bytes) as url:
         yield url
 
@@ -115,6 +122,16 @@ class ReferenceTexts:
             sentence=self._sentence(token_ids),
             document=document if self.references.exclude_same_document else None,
         )
+
+    def queries(
+        self, texts: Sequence[str], ids: Tensor, mask: Tensor, documents: Sequence[str | None] | None = None
+    ) -> list[Query]:
+        """Build the look-ups of a tokenized batch; `ids` and `mask` (batch, tokens) are padded on the right."""
+        lengths = mask.sum(1).tolist()
+        return [
+            self.query(text, ids[row, : lengths[row]].numpy(), documents[row] if documents else None)
+            for row, text in enumerate(texts)
+        ]
 
     def _sentence(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32] | None:
         return None if self.table is None else sentence_vector(token_ids, self.special_ids, self.table)

@@ -29,7 +29,10 @@ class Progress:
 
 
 class Meter:
-    """Counts steps, averages what the workers measured, and writes it down: metrics.jsonl and TensorBoard (rank 0)."""
+    """Counts steps and writes them down: metrics.jsonl and TensorBoard.
+
+    Losses are means over all workers; waiting and look-ups are the writer's own, rank 0's, since its start.
+    """
 
     def __init__(self, train: TrainConfig, directory: Path, made: Progress, rank: int, device: torch.device) -> None:
         self.train, self.directory, self.device = train, directory, device
@@ -48,7 +51,7 @@ class Meter:
 
             metrics = self.directory / METRICS
             lines = metrics.read_text().splitlines() if metrics.exists() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= self.step]
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
             metrics.write_text("".join(f"{line}\n" for line in kept))  # what lies beyond the checkpoint is done again
             self.file = metrics.open("a", buffering=1)
             self.board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=self.step + 1)
@@ -85,6 +88,7 @@ class Meter:
         line["data/wait_fraction"] = (self.stream.wait_s - self.window_wait_s) / window_s
         if self.stream.source is not None:
             line |= {f"store/{step}": count for step, count in self.stream.source.counts.items()}
+            line["store/query_ms"] = self.stream.source.lookup_ms
         self.sums, self.micro_batches = {}, 0
         self.window_s, self.window_wait_s, self.window_step = now_s, self.stream.wait_s, self.step
         if self.is_writer:

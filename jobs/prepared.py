@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -20,12 +21,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
+from ray.data import DataContext
 
 from jobs.config import RunConfig
 from jobs.progress import progress
 from refbert.config import CorpusConfig
 from refbert.corpus import Rejected, corpus_files, read_rows, split_of, split_passages
 from refbert.errors import InputError
+from refbert.packaged import PREFIX
 from refbert.teacher import load_tokenizer, word_spans
 
 log = logging.getLogger(__name__)
@@ -40,6 +43,7 @@ SCHEMA = pa.schema(
         ("rejected", pa.string()),
     ]
 )
+PASSAGE_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("rejected"))
 BLOCK_ROWS = 2048
 SHOWN_REASONS = 3
 
@@ -63,7 +67,10 @@ class PreparedCorpus:
 
     def table(self, split: str) -> pa.Table:
         """Memory-map one split: columns text, label, document, source, split."""
-        with pa.memory_map(str(self.directory / f"{split}.arrow")) as file:
+        path = self.directory / f"{split}.arrow"
+        if not path.exists():
+            raise InputError(f"{path} is not on this machine; set REFBERT_HOME to storage that every node shares")
+        with pa.memory_map(str(path)) as file:
             return pa.ipc.open_file(file).read_all()
 
 
@@ -86,7 +93,7 @@ def file_passages(batch: dict[str, Any], corpus: CorpusConfig, teacher: str, tok
                     "label": row.label,
                     "document": row.document,
                     "source": row.source,
-                    "split": split_of(text, corpus.heldout_fraction),
+                    "split": split_of(row.text, corpus.heldout_fraction),  # passages of one row stay on one side
                 }
 
     for file in batch["file"]:
@@ -112,17 +119,21 @@ def prepare(config: RunConfig) -> PreparedCorpus:
 
 
 def _key(config: RunConfig, files: list[str]) -> str:
-    """Change whenever the same options would give other passages: options, and each local file's size and time."""
-    state = [
-        [file, *((os.path.getsize(file), os.path.getmtime(file)) if os.path.exists(file) else ())] for file in files
-    ]
+    """Change with the options and with each local file's size and time (a remote file is told by its name alone)."""
+    packaged = config.corpus.path.startswith(PREFIX)  # told by its checksum, wherever and whenever it was unpacked
+    state = [[Path(file).name if packaged else file, *_size_and_time(file, packaged)] for file in files]
     options = [config.digest("corpus"), config.teacher.model, config.teacher.tokens, state]
     return hashlib.sha256(json.dumps(options).encode()).hexdigest()[:16]
 
 
+def _size_and_time(file: str, packaged: bool) -> tuple[float, ...]:
+    return (os.path.getsize(file), os.path.getmtime(file)) if os.path.exists(file) and not packaged else ()
+
+
 def _write(config: RunConfig, files: list[str], directory: Path) -> None:
-    scratch = directory.with_name(f"{directory.name}.{os.getpid()}.partial")
-    scratch.mkdir(parents=True)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", suffix=".partial", dir=directory.parent))
+    DataContext.get_current().execution_options.preserve_order = True  # the same files give the same order, always
     stage = ray.data.from_items([{"file": file} for file in files], override_num_blocks=len(files)).map_batches(
         partial(file_passages, corpus=config.corpus, teacher=config.teacher.model, tokens=config.teacher.tokens),
         batch_size=1,
@@ -136,8 +147,8 @@ def _write(config: RunConfig, files: list[str], directory: Path) -> None:
         with (
             pa.OSFile(str(scratch / "train.arrow"), "wb") as train_file,
             pa.OSFile(str(scratch / "heldout.arrow"), "wb") as heldout_file,
-            pa.ipc.new_file(train_file, SCHEMA) as train,
-            pa.ipc.new_file(heldout_file, SCHEMA) as heldout,
+            pa.ipc.new_file(train_file, PASSAGE_SCHEMA) as train,
+            pa.ipc.new_file(heldout_file, PASSAGE_SCHEMA) as heldout,
             progress("read", unit="passage") as update,
         ):
             block: Any
@@ -147,7 +158,7 @@ def _write(config: RunConfig, files: list[str], directory: Path) -> None:
                 if limit:
                     good = good.slice(0, limit - counts["train"] - counts["heldout"])
                 for split, writer in (("train", train), ("heldout", heldout)):
-                    part = good.filter(pc.equal(good["split"], split))
+                    part = good.filter(pc.equal(good["split"], split)).drop_columns("rejected")
                     writer.write_table(part)
                     counts[split] += part.num_rows
                 counts["rejected"] += bad.num_rows

@@ -23,8 +23,8 @@ class Update(Protocol):
 
 
 @contextmanager
-def progress(stage: str, total: int | None = None, unit: str = "it", done: int = 0) -> Iterator[Update]:
-    """Show a bar of `total` units (unknown where None), of which `done` were done before; yields its update function."""
+def progress(stage: str, total: int | None = None, unit: str = "it") -> Iterator[Update]:
+    """Show a bar of `total` units (unknown where None); yields its update function."""
     is_terminal = sys.stderr.isatty()
     printed: float = -1
     printed_s = time.monotonic()
@@ -32,7 +32,6 @@ def progress(stage: str, total: int | None = None, unit: str = "it", done: int =
         open(os.devnull, "w") as nowhere,
         tqdm(
             total=total,
-            initial=done,
             desc=f"{stage:<8}",
             unit=f" {unit}",
             file=sys.stderr if is_terminal else nowhere,

@@ -15,12 +15,11 @@ LIBRARIES = ("torch", "transformers", "ray", "deepspeed", "qdrant-client", "qdra
 
 
 def provenance(started_s: float) -> dict[str, Any]:
-    """Return the report's `run` section; `started_s` is the monotonic time at which the run began."""
+    """Return commit, versions and the seconds since `started_s`, a monotonic time."""
     return {
         "commit": commit(),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in LIBRARIES},
-        "hardware": hardware(),
         "seconds": round(time.monotonic() - started_s, 1),
     }
 

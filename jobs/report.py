@@ -138,7 +138,7 @@ def markdown(report: dict[str, Any], name: str) -> str:
     lines += [
         "## Run",
         "",
-        f"commit `{run['commit']}`, {run['hardware']}, {run['seconds']:.0f} s; "
+        f"commit `{run['commit']}`, {run['hardware']}, measured in {run['seconds']:.0f} s; "
         + ", ".join(f"{library} {version}" for library, version in run["versions"].items()),
         "",
     ]

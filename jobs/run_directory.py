@@ -1,11 +1,15 @@
 """A run's directory: claimed by one configuration, resumable under it, complete when manifest.json is there."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
-from jobs.config import RunConfig
+from jobs.config import RunConfig, load_config
 from refbert.errors import InputError
 
 IDENTITY = ("seed", "corpus", "teacher", "references", "student", "loss")
@@ -29,13 +33,13 @@ def claim_directory(config: RunConfig) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     saved = directory / "config.yaml"
     if saved.exists():
-        before = training_identity(RunConfig.model_validate(yaml.safe_load(saved.read_text())))
+        before = training_identity(load_config(saved))
         differing = [key for key in before if before[key] != training_identity(config)[key]]
         if differing:
             raise InputError(
                 f"{directory} holds a run with another {', '.join(differing)}; give another name=..., or delete it"
             )
-    saved.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    _write_whole(saved, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def is_complete(config: RunConfig) -> bool:
@@ -49,6 +53,25 @@ def is_complete(config: RunConfig) -> bool:
 
 def write_manifest(config: RunConfig, training: dict[str, float]) -> None:
     """Write manifest.json: the run is complete, and this is what training it took."""
-    scratch = config.run_directory / "manifest.json.partial"
-    scratch.write_text(json.dumps({"name": config.name, "student": "student", "training": training}, indent=2))
-    scratch.rename(config.run_directory / "manifest.json")
+    manifest = {"name": config.name, "student": "student", "training": training}
+    _write_whole(config.run_directory / "manifest.json", json.dumps(manifest, indent=2))
+
+
+@contextmanager
+def sole_training(directory: Path) -> Iterator[None]:
+    """Hold the directory's lock: two trainings under one name would mix their checkpoints."""
+    lock = FileLock(directory / "training.lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"another job is training in {directory}; wait for it, or give another name=...") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write_whole(path: Path, content: str) -> None:
+    scratch = path.with_name(f"{path.name}.partial")
+    scratch.write_text(content)
+    scratch.rename(path)

@@ -8,6 +8,7 @@ comes from a cached reference or the null reference, and says so.
 """
 
 import asyncio
+import json
 import logging
 import socket
 import threading
@@ -18,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import ray
 import torch
 from fastapi import FastAPI, HTTPException
@@ -34,14 +34,20 @@ from jobs.config import RunConfig
 from jobs.launch import launch
 from jobs.memory import SENTENCE_TABLE, ReferenceTexts, connect_store, open_retriever, running_store
 from jobs.stream import reference_batch
-from jobs.worker import set_up_worker
+from jobs.worker import per_node, set_up_worker
+from refbert.corpus import normalise
 from refbert.errors import InputError, UnavailableError
 from refbert.teacher import load_tokenizer, tokenize
+from vector_store.errors import StoreError, StoreUnavailable
 from vector_store.schema import Manifest
+from vector_store.store import Store
 
 log = logging.getLogger(__name__)
 
 MAX_CHARACTERS = 20_000
+
+CONTINUES_RUN = True
+"""Without a YAML, the options are those that the named run was trained with."""
 
 
 class EmbeddingRequest(BaseModel, extra="forbid"):
@@ -101,14 +107,15 @@ class StudentService:
     """One replica: the student, its tokenizer and a client of the memory. Requests of the same moment share a forward."""
 
     def __init__(self, config: RunConfig, folder: Path, url: str | None) -> None:
-        self.device = set_up_worker(config.serve.num_replicas, config.train.gpus_per_worker)
+        self.device = set_up_worker(per_node(config.serve.num_replicas), config.train.gpus_per_worker)
         self.config, self.name = config, config.name
         self.tokenizer = load_tokenizer(str(folder))
         self.student = AutoModel.from_pretrained(folder).eval().to(self.device)
         self.source, self.texts = None, None
-        self.max_tokens = config.teacher.tokens
-        if url and self.student.config.memory:
-            manifest = Manifest.model_validate(self.student.config.memory)
+        memory = self.student.config.memory
+        self.max_tokens = memory["tokens"] if memory else config.teacher.tokens
+        if url and memory:
+            manifest = Manifest.model_validate(memory)
             table = load_file(folder / SENTENCE_TABLE)["table"] if manifest.dense_index else None
             self.texts = ReferenceTexts(manifest, config.references, self.tokenizer, table)
             client = connect_store(config, url)
@@ -153,16 +160,16 @@ class StudentService:
     @torch.inference_mode()
     def embed(self, texts: list[str]) -> list[Answer]:
         """Look up, encode, normalise."""
+        texts = [normalise(text) for text in texts]  # as those that were trained on and stored
         ids, mask = tokenize(self.tokenizer, texts, self.max_tokens)
         lengths = mask.sum(1).tolist()
         started_s = time.perf_counter()
         found = None
         if self.source is not None and self.texts is not None:
-            queries = [
-                self.texts.query(text, ids[index, : lengths[index]].numpy().astype(np.int32), None)
-                for index, text in enumerate(texts)
-            ]
-            found = self.source.neighbours(queries)
+            try:
+                found = self.source.neighbours(self.texts.queries(texts, ids, mask))
+            except StoreError as error:  # not only away, but broken: readers still get their answer
+                log.warning("answering without references: %s", error)
         looked_up_s = time.perf_counter()
         batch = reference_batch(ids, mask, found, self.student.config.dim).to(self.device)
         output = self.student(**batch.student_inputs())
@@ -199,6 +206,7 @@ def served(config: RunConfig, url: str | None) -> Iterator[str]:
     """Start the service, yield its HTTP address, and stop what was started."""
     folder = config.run_directory / "student"  # resolved here: a replica's environment may name another home
     check_student(folder)
+    check_memory(config, folder, url)
     port = config.serve.port or _free_port(config.serve.host)
     was_running = _serve_is_running()
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
@@ -213,7 +221,7 @@ def served(config: RunConfig, url: str | None) -> Iterator[str]:
             ray_actor_options={"num_cpus": 1, "num_gpus": config.train.gpus_per_worker},
         )
         serve.run(service.bind(config, folder, url), name=config.name, route_prefix="/", logging_config=quiet)
-    except RuntimeError as error:
+    except (RuntimeError, TimeoutError) as error:
         _stop(config.name, was_running)
         raise UnavailableError(f"the service did not start on {config.serve.host}:{port}: {error}") from error
     try:
@@ -226,6 +234,19 @@ def check_student(folder: Path) -> None:
     """Raise InputError where there is no student to serve."""
     if not (folder / "config.json").exists():
         raise InputError(f"{folder} holds no student; train one first: `python jobs/distill.py`")
+
+
+def check_memory(config: RunConfig, folder: Path, url: str | None) -> None:
+    """Refuse a memory that is not the one the student was trained with. A store that is away is no reason not to start."""
+    memory = json.loads((folder / "config.json").read_text()).get("memory")
+    if not url or not memory:
+        return
+    impatient = config.store.model_copy(update={"write_deadline_s": 5.0})
+    with connect_store(config, url) as client:
+        try:
+            Store(client, impatient).require(Manifest.model_validate(memory))
+        except StoreUnavailable as error:
+            log.warning("starting without references: %s", error)
 
 
 def _serve_is_running() -> bool:

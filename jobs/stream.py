@@ -108,10 +108,7 @@ class DistillStream:
         """Build one micro-batch by its number alone."""
         rows = self.passages.take(pa.array(self.order.rows(number))).to_pylist()
         ids, mask = tokenize(self.texts.tokenizer, [row["text"] for row in rows], self.texts.manifest.tokens)
-        queries = [
-            self.texts.query(row["text"], ids[index, : int(mask[index].sum())].numpy(), row["document"])
-            for index, row in enumerate(rows)
-        ]
+        queries = self.texts.queries([row["text"] for row in rows], ids, mask, [row["document"] for row in rows])
         own: Neighbours | None = None
         if self.source is None:
             found = None

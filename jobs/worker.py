@@ -1,11 +1,18 @@
 """What every worker process sets up before it computes: quiet libraries, its share of the cores, its device."""
 
 import logging
+import math
 import os
 import warnings
 
+import ray
 import torch
 from transformers.utils import logging as transformers_logging
+
+
+def per_node(workers: int) -> int:
+    """How many of so many workers share a node, where they are spread evenly."""
+    return math.ceil(workers / max(1, sum(node["Alive"] for node in ray.nodes())))
 
 
 def set_up_worker(workers_per_node: int, num_gpus: float, threads: int | None = None) -> torch.device:

@@ -137,7 +137,7 @@ class LossConfig(BaseModel, frozen=True, extra="forbid"):
     prediction: NonNegativeFloat = Field(0.0, description="Soft cross-entropy (TinyBERT, eq. 10); needs teacher.head.")
     layer_map: Literal["last", "uniform"] = Field(
         "last",
-        description="Teacher layers that hidden and relation losses read; `uniform` is TinyBERT's g(m); needs a teacher.",
+        description="Teacher layers that the hidden loss reads; `uniform` is TinyBERT's g(m); needs a teacher.",
     )
     relation_heads: PositiveInt = Field(12, description="Heads that states are cut into for relations.")
     contrastive_temperature: PositiveFloat = 0.05

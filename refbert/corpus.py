@@ -10,11 +10,12 @@ import re
 import unicodedata
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from refbert.config import CorpusConfig
 from refbert.errors import InputError
-from refbert.packaged import local_path
+from refbert.packaged import PREFIX, local_path
 
 ENDINGS = {
     ".txt": "text",
@@ -68,19 +69,23 @@ def split_of(text: str, heldout_fraction: float) -> SplitName:
 
 
 def corpus_files(config: CorpusConfig) -> list[str]:
-    """List the files of a corpus, sorted. Raises InputError where there are none or they cannot be read."""
+    """List the files of a corpus, sorted, as paths of its own filesystem. Raises InputError where there are none."""
     if config.path.startswith(HUB):
         return [config.path]
+    import pyarrow
     from pyarrow import fs
 
-    filesystem, path = _filesystem(local_path(config.path))
-    found = filesystem.get_file_info(path)
+    filesystem, path = _filesystem(config.path)
+    try:
+        found = filesystem.get_file_info(path)
+        is_folder = found.type == fs.FileType.Directory
+        inside = filesystem.get_file_info(fs.FileSelector(path, recursive=True)) if is_folder else []
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"corpus.path={config.path} cannot be listed: {error}".splitlines()[0]) from None
     if found.type == fs.FileType.NotFound:
         raise InputError(f"corpus.path={config.path} does not exist; give a file, a folder or a URI that can be read")
-    scheme = config.path.split("://")[0] + "://" if "://" in config.path else ""
     if found.type == fs.FileType.File:
-        return [f"{scheme}{path}"]
-    inside = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+        return [path]
     files = sorted(
         entry.path
         for entry in inside
@@ -90,7 +95,7 @@ def corpus_files(config: CorpusConfig) -> list[str]:
         raise InputError(
             f"corpus.path={config.path} holds no file ending in {', '.join(ENDINGS)}; give other files, or corpus.format"
         )
-    return [f"{scheme}{file}" for file in files]
+    return files
 
 
 def read_rows(file: str, config: CorpusConfig) -> Iterator[Row | Rejected]:
@@ -104,7 +109,10 @@ def read_rows(file: str, config: CorpusConfig) -> Iterator[Row | Rejected]:
             yield Rejected(file, row, record)
             continue
         text = record.get(config.text_field)
-        if not isinstance(text, str):
+        values = [text, *(record.get(name) for name in (config.label_field, config.document_field) if name)]
+        if any("\ud800" <= character <= "\udfff" for value in values if isinstance(value, str) for character in value):
+            yield Rejected(file, row, "a lone surrogate, which no encoding of text can hold")
+        elif not isinstance(text, str):
             yield Rejected(file, row, f"{config.text_field!r} is {type(text).__name__}, wanted a text")
         elif not normalise(text):
             yield Rejected(file, row, f"{config.text_field!r} is empty")
@@ -145,8 +153,8 @@ def _ending(path: str) -> str:
 
 
 def _filesystem(path: str) -> tuple[Any, str]:
-    from pathlib import Path
-
+    """Open the filesystem of a corpus.path; a packaged corpus is unpacked on whichever machine asks for it."""
+    path = local_path(path)
     import pyarrow
     from pyarrow import fs
 
@@ -165,7 +173,8 @@ def _file_records(file: str, config: CorpusConfig) -> Iterator[dict[str, Any] | 
     kind = ENDINGS.get(_ending(file)) if config.format == "auto" else config.format
     if kind is None:
         raise InputError(f"{file} ends in none of {', '.join(ENDINGS)}; say which it is with corpus.format")
-    filesystem, path = _filesystem(file)
+    filesystem, root = _filesystem(config.path)
+    path = file if not config.path.startswith(PREFIX) else f"{root}/{file.rsplit('/', 1)[-1]}"
     try:
         if kind == "parquet":
             yield from _parquet_records(filesystem, path, file, config)

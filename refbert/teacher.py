@@ -7,13 +7,14 @@ Shapes: batch, tokens, dim (the teacher's hidden size), layers.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -76,14 +77,11 @@ class Teacher:
     def encode(self, input_ids: Tensor, mask: Tensor, every_layer: bool = False) -> Encoding:
         """Run the encoder on (batch, tokens) ids. `every_layer` keeps all hidden states, embeddings first."""
         output = self.model(
-            input_ids=input_ids.to(self.device), attention_mask=mask.to(self.device), output_hidden_states=every_layer
+            input_ids=input_ids.to(self.device),
+            attention_mask=mask.to(self.device),
+            output_hidden_states=every_layer or self.config.head != "none",  # a head hides the last states
         )
-        if every_layer:
-            layers = tuple(output.hidden_states)
-        elif self.config.head == "none":
-            layers = (output.last_hidden_state,)
-        else:
-            layers = ()
+        layers = output.hidden_states if every_layer else (last_states(output),)
         return Encoding(input_ids, mask, tuple(layer.float() for layer in layers), getattr(output, "logits", None))
 
     def encode_texts(self, texts: Sequence[str]) -> list[tuple[NDArray[np.int32], NDArray[np.float16]]]:
@@ -96,7 +94,7 @@ class Teacher:
         for start in range(0, len(order), self.config.batch):
             chosen = order[start : start + self.config.batch]
             ids, mask = tokenize(self.tokenizer, [texts[index] for index in chosen], self.config.tokens)
-            states = self.encode(ids, mask, every_layer=self.config.head != "none").states
+            states = self.encode(ids, mask).states
             lengths = mask.sum(1).tolist()
             host = states.to(torch.float16).cpu().numpy()
             for row, index in enumerate(chosen):
@@ -113,24 +111,33 @@ def load_teacher(config: TeacherConfig, device: str | torch.device = "cpu") -> T
     tokenizer = load_tokenizer(config.model)
     auto = AutoModel if config.head == "none" else AutoModelForSequenceClassification
     try:
-        model = auto.from_pretrained(local_path(config.model), dtype=PRECISIONS[config.precision])
-    except (OSError, ValueError, KeyError) as error:
+        model, loading = auto.from_pretrained(
+            local_path(config.model), dtype=PRECISIONS[config.precision], output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise _not_loaded(config.model, error) from None
     if not hasattr(model.config, "hidden_size"):
         raise InputError(f"teacher.model={config.model} is no encoder with a hidden size; give a BERT-like encoder")
+    untrained = set(loading["missing_keys"])  # a pooler, say, that the checkpoint has not: random at each load
+    if config.head != "none" and untrained:
+        raise InputError(
+            f"teacher.model={config.model} has no trained head ({sorted(untrained)[0]} is missing); fine-tune it first, or set "
+            "teacher.head=none"
+        )
     longest = getattr(model.config, "max_position_embeddings", config.tokens)
     if config.tokens > longest:
         raise InputError(f"teacher.tokens={config.tokens} exceeds the {longest} positions of {config.model}")
     model.requires_grad_(False).eval().to(device)
-    return Teacher(model, tokenizer, config, fingerprint(model, tokenizer))
+    return Teacher(model, tokenizer, config, fingerprint(model, tokenizer, untrained))
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Load a fast tokenizer by Hub id or path. Raises InputError where it cannot be had."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(local_path(name), use_fast=True)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise _not_loaded(name, error) from None
+    tokenizer.padding_side = "right"  # states are aligned with the first `length` tokens everywhere
     # `fix_mistral_regex`-like advice and length warnings say nothing about a text that is cut on purpose.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
@@ -158,10 +165,20 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(state.encode()).hexdigest()[:16]
 
 
-def fingerprint(model: Any, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return 32 hex digits of the weights, their names and the tokenizer: equal teachers write equal references."""
+def last_states(output: Any) -> Tensor:
+    """Return the last layer's states of an encoder's output, with or without a head."""
+    return output.hidden_states[-1] if output.get("last_hidden_state") is None else output.last_hidden_state
+
+
+def fingerprint(model: Any, tokenizer: PreTrainedTokenizerBase, untrained: Collection[str] = ()) -> str:
+    """Return 32 hex digits of the weights, their names and the tokenizer: equal teachers write equal references.
+
+    `untrained` weights were not in the checkpoint and are left out.
+    """
     digest = hashlib.sha256(tokenizer_hash(tokenizer).encode())
     for name, tensor in sorted(model.state_dict().items()):
+        if name in untrained:
+            continue
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]

@@ -77,7 +77,7 @@ class Neighbours:
 class Manifest(BaseModel, frozen=True, extra="forbid"):
     """Who wrote a collection and in which shape; stored as the collection's metadata.
 
-    Two runs may share a collection only where every field is equal.
+    Two runs may share a collection only where every field but the encoder's name is equal: a fingerprint has many paths.
     """
 
     format_version: PositiveInt = FORMAT_VERSION
@@ -93,8 +93,13 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
     bm25_b: float
     bm25_average_tokens: PositiveFloat
 
-    def bytes_per_point(self, mean_tokens: float | None = None) -> NonNegativeInt:
-        """Estimate of one point's packed states, token ids and vectors, in bytes, before any is written."""
-        tokens = self.tokens if mean_tokens is None else mean_tokens
-        states = tokens * self.dim * 2
-        return round((states + tokens * 4) * 4 / 3 + tokens * 8 + (self.dim * 4 if self.dense_index else 0))
+    def differing(self, other: "Manifest") -> list[str]:
+        """Names of the fields that keep two runs from sharing a collection."""
+        return [
+            name for name in Manifest.model_fields if name != "encoder" and getattr(self, name) != getattr(other, name)
+        ]
+
+    def bytes_per_point(self) -> NonNegativeInt:
+        """Most that one point's packed states, token ids and vectors take, in bytes, before any is written."""
+        states = self.tokens * self.dim * 2
+        return round((states + self.tokens * 4) * 4 / 3 + self.tokens * 8 + (self.dim * 4 if self.dense_index else 0))

@@ -48,9 +48,7 @@ class Store:
         try:
             self._call(self._client.collections.Create, _create_collection(self._name, manifest))
         except CollectionExists:
-            found = self.manifest()
-            if found != manifest:
-                raise CollectionMismatch(_differences(self._name, found, manifest)) from None
+            self.require(manifest)
         for field in (DOCUMENT, SOURCE, SPLIT):
             self._call(
                 self._client.points.CreateFieldIndex,
@@ -62,6 +60,12 @@ class Store:
                 ),
             )
         self._manifest = manifest
+
+    def require(self, manifest: Manifest) -> None:
+        """See that the collection was written under an equal manifest; CollectionMismatch says what differs."""
+        found = self.manifest()
+        if differing := found.differing(manifest):
+            raise CollectionMismatch(_differences(self._name, found, manifest, differing))
 
     def manifest(self) -> Manifest:
         """Who wrote the collection; CollectionMissing where there is none, CollectionMismatch where it does not say."""
@@ -212,9 +216,10 @@ def _create_collection(name: str, manifest: Manifest) -> api.CreateCollection:
     return request
 
 
-def _differences(name: str, found: Manifest, wanted: Manifest) -> str:
-    fields = [key for key in Manifest.model_fields if getattr(found, key) != getattr(wanted, key)]
+def _differences(name: str, found: Manifest, wanted: Manifest, fields: list[str]) -> str:
     found_text, wanted_text = (
         ", ".join(f"{key}={getattr(manifest, key)!r}" for key in fields) for manifest in (found, wanted)
     )
-    return f"collection {name!r} was written with {found_text}; this run wants {wanted_text}; {REMEDY}"
+    return (
+        f"collection {name!r} was written by {found.encoder} with {found_text}; this run wants {wanted_text}; {REMEDY}"
+    )

@@ -54,7 +54,7 @@ def test_a_memory_of_another_teacher_is_refused_and_keeps_every_reference(run_fi
     capsys.readouterr()
     for job in (ingest, distill):
         assert run_job(job, [run_file, "teacher.model=pypi:all-MiniLM-L6-v2", "name=other"]) == BAD_INPUT
-        assert "was written with encoder=" in capsys.readouterr().err.splitlines()[-1]
+        assert "was written by " in capsys.readouterr().err.splitlines()[-1]
     config = tiny_run()
     with running_store(config) as url, connect_store(config, url) as client:
         assert Store(client, config.store).count() > 300

@@ -7,9 +7,10 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 import refbert  # noqa: F401 - registers the student
-from jobs import distill
+from jobs import distill, evaluate
 from jobs.memory import connect_store, running_store
 from jobs.prepared import prepare
+from jobs.run_directory import sole_training
 from refbert.errors import InputError
 from refbert.teacher import load_teacher
 from vector_store.store import Store
@@ -85,6 +86,17 @@ def test_a_complete_run_says_so_and_trains_no_more(one_worker, caplog):
     assert (one_worker.run_directory / "metrics.jsonl").read_text() == before
 
 
+def test_a_directory_is_trained_in_by_one_job_at_a_time(one_worker):
+    with (
+        sole_training(one_worker.run_directory),
+        pytest.raises(InputError, match="another job is training in"),
+        sole_training(one_worker.run_directory),
+    ):
+        pass
+    with sole_training(one_worker.run_directory):
+        pass
+
+
 def test_the_same_name_with_other_training_is_refused(one_worker, tiny_run):
     with pytest.raises(InputError, match="holds a run with another train; give another name"):
         distill.run(tiny_run(name="one-worker", train__learning_rate=0.5))
@@ -157,6 +169,9 @@ def test_a_classification_teacher_distils_its_predictions(tiny_run):
     distill.run(config)
     student = AutoModelForSequenceClassification.from_pretrained(config.run_directory / "student")
     assert student.config.num_labels == 2
+    evaluate.run(config)
+    report = json.loads((config.run_directory / "report.json").read_text())
+    assert report["labelled"]["test_texts"] > 0
     assert "train/prediction" in (config.run_directory / "metrics.jsonl").read_text()
 
 

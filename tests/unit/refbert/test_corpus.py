@@ -55,12 +55,21 @@ def test_bad_rows_are_rejected_with_their_reason_and_the_rest_is_read(tmp_path):
         b'{"text": "  "}',
         b"[1]",
         b'{"text": "\xff"}',
+        b'{"text": "cut \\ud83d"}',
     ]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join([*lines, b'{"text": "also good"}']))
     rows = rows_of(tmp_path)
     assert texts_of(rows) == ["good", "also good"]
     reasons = [row.reason for row in rows if isinstance(row, Rejected)]
-    wanted = ["not JSON", "is int, wanted a text", "is NoneType", "is empty", "a JSON list", "not UTF-8"]
+    wanted = [
+        "not JSON",
+        "is int, wanted a text",
+        "is NoneType",
+        "is empty",
+        "a JSON list",
+        "not UTF-8",
+        "lone surrogate",
+    ]
     assert len(reasons) == len(wanted)
     assert all(part in reason for part, reason in zip(wanted, reasons, strict=True))
 

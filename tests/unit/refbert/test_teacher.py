@@ -41,6 +41,19 @@ def test_fingerprint_is_the_same_again_and_changes_with_a_weight(teacher):
     assert fingerprint(again.model, again.tokenizer) != teacher.fingerprint
 
 
+def test_a_weight_that_the_checkpoint_lacks_is_no_part_of_the_fingerprint(tiny_teacher_path):
+    """A classifier's checkpoint has no pooler under an encoder's name: it is random at each load."""
+    config = TeacherConfig(model=tiny_teacher_path, tokens=16)
+    first = load_teacher(config)
+    torch.rand(7)
+    assert load_teacher(config).fingerprint == first.fingerprint
+
+
+def test_a_head_that_was_never_trained_is_refused():
+    with pytest.raises(InputError, match="has no trained head"):
+        load_teacher(TeacherConfig(head="classification"))
+
+
 def test_tokenizer_hash_survives_use(teacher):
     before = tokenizer_hash(teacher.tokenizer)
     teacher.tokenizer(TEXTS, truncation=True, max_length=7, padding=True)
