@@ -47,6 +47,7 @@ from jobs.stream import DistillStream, Order
 from jobs.worker import set_up_worker
 from refbert.corpus import reference_id
 from refbert.distillation import DistillBatch, Distiller, Targets, new_student
+from refbert.errors import InputError
 from refbert.teacher import Teacher, load_teacher
 from vector_store.store import Store
 
@@ -109,9 +110,8 @@ def distil(config: RunConfig, corpus: PreparedCorpus, address: MemoryAddress | N
     directory = config.run_directory
     claim_directory(config)
     train = config.train
-    options: dict[str, Any] = {
-        "logging_config": LoggingConfig(log_level="ERROR")
-    }  # unknown to mypy, which sees Train V1
+    # Apart, because mypy sees the RunConfig of Train V1, which does not know it.
+    options: dict[str, Any] = {"logging_config": LoggingConfig(log_level="ERROR")}
     storage = ray.train.RunConfig(
         name="checkpoints",
         storage_path=str(directory),
@@ -159,7 +159,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         if train.targets == "memory":
             teacher = None  # its weights are no longer needed
         engine = build_engine(distiller, config)
-        progress_made = restore(engine, stream, train.steps)
+        progress_made = restore(engine, stream, job.corpus)
         meter = stack.enter_context(Meter(train, job.run_directory, progress_made, rank, device))
         micro_batches = train.global_batch // train.micro_batch
 
@@ -175,9 +175,9 @@ def train_worker(loop_config: dict[str, Any]) -> None:
                 meter.add(loss, parts, stream)
             meter.finish_step(engine)
             if meter.step % train.save_every == 0 and meter.step < train.steps:
-                save(engine, stream, meter)
+                save(engine, stream, meter, job.corpus)
         write_student(engine, stream.texts, job, rank)
-        save(engine, stream, meter)
+        save(engine, stream, meter, job.corpus)
 
 
 @contextmanager
@@ -266,23 +266,31 @@ def warmup_decay(step: int, steps: int, warmup_fraction: float) -> float:
     return (step + 1) / warmup if step < warmup else max(0.0, (steps - step) / max(1, steps - warmup))
 
 
-def restore(engine: Any, stream: DistillStream, steps: int) -> Progress:
-    """Load the newest checkpoint into engine and stream, if there is one."""
+def restore(engine: Any, stream: DistillStream, corpus: PreparedCorpus) -> Progress:
+    """Load the newest checkpoint into engine and stream, if there is one. Refuses one of a corpus that has changed since."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return Progress()
     with checkpoint.as_directory() as folder:
         _, state = engine.load_checkpoint(folder)
+    if state["corpus"] != corpus.directory.name:
+        raise InputError(
+            "the corpus has changed since the checkpoint was written, so its position means nothing any more; give another "
+            "name=... to train anew, or put the old files back"
+        )
     stream.load_state_dict(state["stream"])
     return Progress(**state["progress"])
 
 
-def save(engine: Any, stream: DistillStream, meter: Meter) -> None:
+def save(engine: Any, stream: DistillStream, meter: Meter, corpus: PreparedCorpus) -> None:
     """Write a checkpoint; every rank takes part, Ray Train keeps the newest few."""
     with tempfile.TemporaryDirectory() as folder:
-        engine.save_checkpoint(
-            folder, client_state={"stream": stream.state_dict(), "progress": vars(meter.snapshot(stream))}
-        )
+        state = {
+            "stream": stream.state_dict(),
+            "progress": vars(meter.snapshot(stream)),
+            "corpus": corpus.directory.name,
+        }
+        engine.save_checkpoint(folder, client_state=state)
         checkpoint = ray.train.Checkpoint.from_directory(folder)
         ray.train.report(meter.summary(stream), checkpoint=checkpoint)
 
