@@ -21,7 +21,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
-from ray.data import DataContext
 
 from jobs.config import RunConfig
 from jobs.progress import progress
@@ -133,12 +132,13 @@ def _size_and_time(file: str, packaged: bool) -> tuple[float, ...]:
 def _write(config: RunConfig, files: list[str], directory: Path) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", suffix=".partial", dir=directory.parent))
-    DataContext.get_current().execution_options.preserve_order = True  # the same files give the same order, always
+    scratch.chmod(0o755)  # mkdtemp's is for its owner alone, and the home may be shared
     stage = ray.data.from_items([{"file": file} for file in files], override_num_blocks=len(files)).map_batches(
         partial(file_passages, corpus=config.corpus, teacher=config.teacher.model, tokens=config.teacher.tokens),
         batch_size=1,
         num_cpus=0.5,
     )
+    stage.context.execution_options.preserve_order = True  # the same files give the same order, always
     counts: Counter[str] = Counter()
     labels: set[str] = set()
     reasons: list[str] = []
