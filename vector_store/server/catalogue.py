@@ -107,8 +107,9 @@ class Collection:
         try:
             with self._lock:
                 if self._is_open:
-                    self._flushed_writes = self.num_writes
+                    writes = self.num_writes
                     _in_engine(self._shard.flush)
+                    self._flushed_writes = writes
         finally:
             self._writing.release()
 

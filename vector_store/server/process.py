@@ -84,6 +84,7 @@ def _serve_alone(root: Path, host: str, port: int, api_key: str | None, message_
     from vector_store.server import gate
     from vector_store.server.catalogue import Catalogue
     from vector_store.server.index_build import keep_indexed
+    from vector_store.server.refusal import Refusal
     from vector_store.server.servicers import Collections, Health, Points
 
     stopping = threading.Event()
@@ -124,8 +125,11 @@ def _serve_alone(root: Path, host: str, port: int, api_key: str | None, message_
         while not stopping.wait(POLL_S):
             now = time.monotonic()
             if now - flushed > FLUSH_S:
-                catalogue.flush()
                 flushed = now
+                try:
+                    catalogue.flush()
+                except Refusal as error:  # a full disk, say: what is there can still be read
+                    log.error("cannot flush %s, trying again: %s", root, error)
             if not until_unused:
                 continue
             if not _try_lock(lease, fcntl.LOCK_EX):
