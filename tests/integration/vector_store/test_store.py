@@ -38,7 +38,7 @@ def test_another_manifest_is_refused_field_by_field_with_advice(store, manifest)
     with pytest.raises(CollectionMismatch) as caught:
         store.ensure(other)
     message = str(caught.value)
-    assert "was written with fingerprint='f1', tokens=8; this run wants fingerprint='f2', tokens=64" in message
+    assert "was written by test with fingerprint='f1', tokens=8; this run wants fingerprint='f2', tokens=64" in message
     assert "python jobs/ingest.py" in message
     assert "layer" not in message
 
