@@ -38,7 +38,7 @@ from vector_store.writer import Rejection
 log = logging.getLogger(__name__)
 
 OUTCOMES = ("read", "skipped", "duplicate", "written", "rejected")
-PROJECTION = "projection"
+PROJECTION = "projection_matrix"
 LOAD = "load"
 """Names under which a collection keeps the projection of its states, and how far its last load came."""
 
