@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from qdrant_client import grpc as api
 
 from vector_store.errors import InvalidPoint
@@ -33,7 +34,7 @@ def check(point: Point, manifest: Manifest) -> None:
 
     def require(holds: bool, found: str) -> None:
         if not holds:
-            raise InvalidPoint(f"point {point.id}: {found}; leave this text out or encode it again")
+            raise InvalidPoint(f"point {point.id}: {found}; leave this text out or encode it again", reason=found)
 
     try:
         canonical = str(uuid.UUID(point.id)) == point.id
@@ -108,7 +109,7 @@ def decode_into(row: int, neighbours: Neighbours, point: Any) -> None:
     payload: Mapping[str, api.Value] = point.payload
     tokens, dim = neighbours.states.shape[1:]
     try:
-        states = np.frombuffer(binascii.a2b_base64(payload[STATES].string_value), _STATES_TYPE).reshape(-1, dim)
+        states = unpack_states(binascii.a2b_base64(payload[STATES].string_value), dim)
         token_ids = np.frombuffer(binascii.a2b_base64(payload[TOKEN_IDS].string_value), _TOKEN_IDS_TYPE)
         length = len(states)
         if not 0 < length == len(token_ids) <= tokens:
@@ -126,5 +127,60 @@ def decode_into(row: int, neighbours: Neighbours, point: Any) -> None:
         neighbours.texts[row] = payload[TEXT].string_value
 
 
+def decode(message: api.RetrievedPoint, manifest: Manifest) -> Point:
+    """The whole point as `encode` took it, from an answer with payload and vectors. Unchecked: `check` it where that matters.
+
+    InvalidPoint, with the reason, where a part is missing or of another kind.
+    """
+    identifier = message.id.uuid or str(message.id.num)
+    vectors = message.vectors.vectors.vectors
+    try:
+        texts = {key: _text(message.payload, key) for key in (TEXT, SOURCE, DOCUMENT, SPLIT)}
+        return Point(
+            id=identifier,
+            states=unpack_states(packed_states(message), manifest.dim),
+            token_ids=np.frombuffer(binascii.a2b_base64(_text(message.payload, TOKEN_IDS)), _TOKEN_IDS_TYPE),
+            # A store may leave an empty vector out of its answer.
+            keywords=_sparse(vectors[KEYWORDS] if KEYWORDS in vectors else api.VectorOutput()),
+            sentence=_dense(vectors[SENTENCE]) if SENTENCE in vectors else None,
+            **texts,
+        )
+    except ValueError as error:
+        raise InvalidPoint(
+            f"stored point {identifier} is not packed as this package packs: {error}; write it again or delete it",
+            reason=str(error),
+        ) from error
+
+
+def packed_states(message: api.RetrievedPoint) -> bytes:
+    """A stored point's states in the bytes that the collection stores; ValueError where there are none."""
+    return binascii.a2b_base64(_text(message.payload, STATES))
+
+
+def unpack_states(packed: bytes, dim: int) -> NDArray[np.float16]:
+    """(tokens, dim) states as a view of the packed bytes; ValueError where those do not divide."""
+    return np.frombuffer(packed, _STATES_TYPE).reshape(-1, dim)
+
+
 def _pack(array: np.ndarray) -> str:
     return binascii.b2a_base64(np.ascontiguousarray(array).data, newline=False).decode("ascii")
+
+
+def _text(payload: Mapping[str, api.Value], key: str) -> str:
+    kind = payload[key].WhichOneof("kind") if key in payload else None
+    if kind != "string_value":
+        found = f"a {kind.removesuffix('_value')}" if kind else "nothing"
+        raise ValueError(f"payload field {key!r} holds {found}, wanted a string")
+    return payload[key].string_value
+
+
+def _sparse(vector: api.VectorOutput) -> SparseVector:
+    if vector.WhichOneof("vector") == "sparse":
+        indices, values = vector.sparse.indices, vector.sparse.values
+    else:  # the older, flat form
+        indices, values = vector.indices.data, vector.data
+    return SparseVector(np.array(indices, np.uint32), np.array(values, np.float32))
+
+
+def _dense(vector: api.VectorOutput) -> NDArray[np.float32]:
+    return np.array(vector.dense.data if vector.WhichOneof("vector") == "dense" else vector.data, np.float32)

@@ -3,6 +3,9 @@
 Pure data: numpy arrays and strings. Shapes use these letters: batch, tokens (of one point), dim (of one state).
 """
 
+import json
+import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -103,3 +106,12 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
         """Most that one point's packed states, token ids and vectors take, in bytes, before any is written."""
         states = self.tokens * self.dim * 2
         return round((states + self.tokens * 4) * 4 / 3 + self.tokens * 8 + (self.dim * 4 if self.dense_index else 0))
+
+
+def point_id(fingerprint: str, texts: Sequence[str]) -> str:
+    """UUID5 of (encoder fingerprint, texts): the same text is the same point, whoever stores it.
+
+    `texts` are normalised already: one for a plain text, two for a pair, which is one point.
+    """
+    name = json.dumps(list(texts), ensure_ascii=False)
+    return str(uuid.uuid5(uuid.uuid5(uuid.NAMESPACE_URL, fingerprint), name))

@@ -3,7 +3,7 @@
 Errors are loud here; only the retriever degrades. Knows nothing of how neighbours are chosen.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,6 +18,7 @@ from vector_store.codec import (
     TEXT,
     TOKEN_IDS,
     check,
+    decode,
     decode_into,
     empty_neighbours,
     encode,
@@ -143,6 +144,59 @@ class Store:
         request = api.DeleteCollection(collection_name=self._name)
         return self._call(self._client.collections.Delete, request).result
 
+    def delete(self, where: tuple[str, str]) -> int:
+        """Delete the points whose payload field has this value, and return how many there were."""
+        num_points = self.count_where(where)
+        request = api.DeletePoints(
+            collection_name=self._name, wait=True, points=api.PointsSelector(filter=field_filter(where))
+        )
+        self._call(self._client.points.Delete, request)
+        return num_points
+
+    def count_where(self, where: tuple[str, str]) -> int:
+        """Exact number of points whose payload field has this value."""
+        request = api.CountPoints(collection_name=self._name, exact=True, filter=field_filter(where))
+        return self._call(self._client.points.Count, request).result.count
+
+    def pages(self, page: int = 256, where: tuple[str, str] | None = None) -> Iterator[list[Point]]:
+        """Every point (whose field has a value) in the order of ids; InvalidPoint at the first that cannot be decoded."""
+        manifest = self.manifest()
+        for messages in self.stored_pages(page, where):
+            yield [decode(message, manifest) for message in messages]
+
+    def stored_pages(self, page: int = 256, where: tuple[str, str] | None = None) -> Iterator[list[api.RetrievedPoint]]:
+        """The same points as the store answers them, for who must read on past a damaged one.
+
+        A page has at most `page` points, fewer where as many of full length would not fit into a quarter of a message.
+        """
+        manifest = self._manifest or self.manifest()
+        request = api.ScrollPoints(
+            collection_name=self._name,
+            limit=max(1, min(page, self._message_bytes // 4 // manifest.bytes_per_point())),
+            with_payload=api.WithPayloadSelector(enable=True),
+            with_vectors=api.WithVectorsSelector(enable=True),
+            filter=field_filter(where) if where else None,
+        )
+        while True:
+            answer = self._call(self._client.points.Scroll, request)
+            if answer.result:
+                yield list(answer.result)
+            if not answer.HasField("next_page_offset"):
+                return
+            request.offset.CopyFrom(answer.next_page_offset)
+
+    def metadata(self) -> dict[str, api.Value]:
+        """What is stored with the collection beside its manifest."""
+        info = self._call(self._client.collections.Get, api.GetCollectionInfoRequest(collection_name=self._name)).result
+        return {key: value for key, value in info.config.metadata.items() if key not in Manifest.model_fields}
+
+    def merge_metadata(self, values: Mapping[str, api.Value]) -> None:
+        """Store these values with the collection; what else is stored with it stays."""
+        request = api.UpdateCollection(collection_name=self._name)
+        for key, value in values.items():
+            request.metadata[key].CopyFrom(value)
+        self._call(self._client.collections.Update, request)
+
     def _call(self, stub_method: Any, request: Any) -> Any:
         return self._client.call(stub_method, request, self._deadline_s)
 
@@ -175,6 +229,13 @@ def collection_names(client: Client, deadline_s: float = 10.0) -> list[str]:
     """Names of all collections at the client's address."""
     response = client.call(client.collections.List, api.ListCollectionsRequest(), deadline_s)
     return [collection.name for collection in response.collections]
+
+
+def field_filter(where: tuple[str, str]) -> api.Filter:
+    """Points whose payload field (document, source or split) has exactly this value."""
+    key, value = where
+    condition = api.Condition(field=api.FieldCondition(key=key, match=api.Match(keyword=value)))
+    return api.Filter(must=[condition])
 
 
 def state_fields(with_text: bool) -> list[str]:
