@@ -21,7 +21,7 @@ FINE, DIFFERENT, BAD, UNAVAILABLE = 0, 1, 2, 3
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run one verb, of the command line or of these words; the exit code says whether bad input or bad points (2) or a missing server (3) ended it."""
+    """Run one verb, of the command line or of these words; bad input or points give 2, a missing server gives 3."""
     arguments = parse(words)
     try:
         return VERBS[arguments.command](arguments)

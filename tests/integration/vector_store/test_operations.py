@@ -258,7 +258,7 @@ def test_what_cannot_be_promoted_is_refused_and_the_alias_stays(store, other_sto
     promote(client, config, alias, a)
     with pytest.raises(CollectionMissing, match=r"no such collection, it has .*" + a):
         promote(client, config, alias, "none-such")
-    with pytest.raises(CollectionMismatch, match="teacher f2.*teacher f1.*--other-teacher"):
+    with pytest.raises(CollectionMismatch, match=r"teacher f2.*teacher f1.*--other-teacher"):
         promote(client, config, alias, b)
     with pytest.raises(StoreError, match="not an alias"):
         promote(client, config, a, b)
