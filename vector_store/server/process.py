@@ -203,7 +203,7 @@ def _start(root: Path, host: str, api_key: str | None, message_bytes: int, deadl
     command = [sys.executable, "-m", "vector_store", "serve", str(root), "--host", host, "--until-unused"]
     command += ["--message-bytes", str(message_bytes)]
     command += ["--api-key-env", _KEY_VARIABLE]
-    environment = {**os.environ, "PYTHONPATH": _import_path(), _KEY_VARIABLE: api_key or ""}
+    environment = {**os.environ, "PYTHONPATH": import_path(), _KEY_VARIABLE: api_key or ""}
     with open(root / "server.log", "ab") as output:
         process = subprocess.Popen(
             command,
@@ -226,7 +226,8 @@ def _start(root: Path, host: str, api_key: str | None, message_bytes: int, deadl
     )
 
 
-def _import_path() -> str:
+def import_path() -> str:
+    """PYTHONPATH of a process that is to run this package."""
     package_parent = str(Path(__file__).resolve().parents[2])
     return os.pathsep.join([package_parent, *filter(None, [os.environ.get("PYTHONPATH")])])
 
