@@ -32,6 +32,7 @@ from vector_store.server.files import (
     DELETING_BYTES,
     MARGIN_BYTES,
     OPENING_BYTES,
+    copy_file,
     free_bytes,
     require_room,
     write_json,
@@ -155,7 +156,7 @@ class Collection:
                 _in_engine(self._shard.flush)
                 self._flushed_writes = self.num_writes
             shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(self.shard_directory, copy)
+            shutil.copytree(self.shard_directory, copy, copy_function=copy_file)
             if keep_writes:
                 self._kept, self._kept_bytes = [], 0
             return self.num_writes

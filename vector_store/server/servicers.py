@@ -1,4 +1,4 @@
-"""Qdrant's Collections, Points and health services over the catalogue.
+"""Qdrant's Collections, Points, Snapshots and health services over the catalogue.
 
 Only the calls that are here exist; the gate answers every other one UNIMPLEMENTED, by name. Methods answer or raise
 Refusal. Nothing here knows of ports, keys or processes.
@@ -26,6 +26,7 @@ from qdrant_edge import (
 from vector_store.server import translate
 from vector_store.server.catalogue import Catalogue, Collection
 from vector_store.server.refusal import invalid
+from vector_store.server.snapshots import Snapshots
 
 TITLE = "vector_store embedded server"
 API_VERSION = "1.20.0"
@@ -114,6 +115,29 @@ class Collections(api.CollectionsServicer):
                 if wanted(collection)
             ]
         )
+
+
+class SnapshotsService(api.SnapshotsServicer):
+    """Archive single collections; they are restored while no server runs."""
+
+    def __init__(self, catalogue: Catalogue, snapshots: Snapshots) -> None:
+        self._catalogue = catalogue
+        self._snapshots = snapshots
+
+    def Create(self, request: api.CreateSnapshotRequest, context: Context) -> api.CreateSnapshotResponse:
+        """Archive a collection as it is now."""
+        collection = self._catalogue.find(request.collection_name)
+        return api.CreateSnapshotResponse(snapshot_description=self._snapshots.create(collection))
+
+    def List(self, request: api.ListSnapshotsRequest, context: Context) -> api.ListSnapshotsResponse:
+        """The snapshots of a collection."""
+        collection = self._catalogue.find(request.collection_name)
+        return api.ListSnapshotsResponse(snapshot_descriptions=self._snapshots.of(collection))
+
+    def Delete(self, request: api.DeleteSnapshotRequest, context: Context) -> api.DeleteSnapshotResponse:
+        """Remove one snapshot."""
+        self._snapshots.delete(self._catalogue.find(request.collection_name), request.snapshot_name)
+        return api.DeleteSnapshotResponse()
 
 
 class Points(api.PointsServicer):
