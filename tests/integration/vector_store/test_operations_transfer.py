@@ -208,7 +208,7 @@ def test_damaged_points_are_left_out_of_an_export_and_reported(filled, client, c
     pages = iter(filled.pages(1))
     (first,), (second,) = next(pages), next(pages)
     for point, damage in ((first, np.float16(0)), (second, np.float16("nan"))):
-        message = encode(dataclasses.replace(point, states=point.states * damage))
+        message = encode(dataclasses.replace(point, states=point.states * damage), "float16")
         if not damage:
             message.payload[STATES].list_value.values.add().integer_value = 1
         request = api.UpsertPoints(collection_name=config.collection, wait=True, points=[message])
