@@ -15,7 +15,7 @@ import numpy as np
 from qdrant_client import grpc as api
 
 from vector_store.errors import InvalidPoint
-from vector_store.schema import KEYWORDS, SENTENCE, Manifest, Neighbours, Point, SparseVector
+from vector_store.schema import KEYWORDS, SENTENCE, Manifest, Neighbours, Point, SparseVector, StoredPoint
 
 STATES = "states"
 TOKEN_IDS = "token_ids"
@@ -87,7 +87,8 @@ def encode(point: Point) -> api.PointStruct:
 
 def sparse_message(vector: SparseVector) -> api.SparseVector:
     """A sparse vector for a point or a query."""
-    return api.SparseVector(indices=vector.indices, values=vector.values)
+    # Lists, because protobuf takes numpy's scalars one by one, at several times the price.
+    return api.SparseVector(indices=vector.indices.tolist(), values=vector.values.tolist())
 
 
 def empty_neighbours(batch: int, manifest: Manifest) -> Neighbours:
@@ -103,27 +104,39 @@ def empty_neighbours(batch: int, manifest: Manifest) -> Neighbours:
     )
 
 
-def decode_into(row: int, neighbours: Neighbours, point: Any) -> None:
-    """Fill one row from a stored point (RetrievedPoint or ScoredPoint); the text only where it came along."""
+def decode(point: Any, tokens: int, dim: int) -> StoredPoint:
+    """What a RetrievedPoint or ScoredPoint holds, its arrays read-only; the text only where it came along.
+
+    Raises InvalidPoint where that is not 1 to `tokens` states of `dim` with as many token ids.
+    """
     payload: Mapping[str, api.Value] = point.payload
-    tokens, dim = neighbours.states.shape[1:]
     try:
         states = np.frombuffer(binascii.a2b_base64(payload[STATES].string_value), _STATES_TYPE).reshape(-1, dim)
         token_ids = np.frombuffer(binascii.a2b_base64(payload[TOKEN_IDS].string_value), _TOKEN_IDS_TYPE)
-        length = len(states)
-        if not 0 < length == len(token_ids) <= tokens:
-            raise ValueError(f"{length} states and {len(token_ids)} token ids")
+        if not 0 < len(states) == len(token_ids) <= tokens:
+            raise ValueError(f"{len(states)} states and {len(token_ids)} token ids")
     except ValueError as error:
         raise InvalidPoint(
             f"stored point {point.id.uuid} is not packed as at most {tokens} states of {dim} with their token ids "
             f"({error}); it was not written by this package: write it again or delete it"
         ) from error
-    neighbours.ids[row] = point.id.uuid
-    neighbours.states[row, :length] = states
-    neighbours.token_ids[row, :length] = token_ids
+    return StoredPoint(point.id.uuid, states, token_ids, payload[TEXT].string_value if TEXT in payload else None)
+
+
+def decode_into(row: int, neighbours: Neighbours, point: Any) -> None:
+    """Fill one row of an empty batch from a RetrievedPoint or ScoredPoint."""
+    tokens, dim = neighbours.states.shape[1:]
+    fill(row, neighbours, decode(point, tokens, dim))
+
+
+def fill(row: int, neighbours: Neighbours, point: StoredPoint) -> None:
+    """Copy a point into one row of an empty batch."""
+    length = len(point.states)
+    neighbours.ids[row] = point.id
+    neighbours.texts[row] = point.text
+    neighbours.states[row, :length] = point.states
+    neighbours.token_ids[row, :length] = point.token_ids
     neighbours.mask[row, :length] = True
-    if TEXT in payload:
-        neighbours.texts[row] = payload[TEXT].string_value
 
 
 def _pack(array: np.ndarray) -> str:
