@@ -12,9 +12,7 @@ IN_FLIGHT = 2
 """One batch on the wire or in the server, while another is built or decoded here."""
 
 
-def pipelined(
-    call: Callable[[Item], Result], items: Iterable[Item], in_flight: int = IN_FLIGHT
-) -> Iterator[Result]:
+def pipelined(call: Callable[[Item], Result], items: Iterable[Item], in_flight: int = IN_FLIGHT) -> Iterator[Result]:
     """Yield `call(item)` of each item, in their order, with up to `in_flight` calls running in threads.
 
     Items are taken no further ahead than that. The first error ends it, after the calls then in flight.

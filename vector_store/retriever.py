@@ -98,9 +98,7 @@ class Retriever:
         """
         return self._search_and_read(queries, [query.id for query in queries])
 
-    def planned(
-        self, choices: Sequence[Choice | None], own_ids: Sequence[str] = ()
-    ) -> tuple[Neighbours, Neighbours]:
+    def planned(self, choices: Sequence[Choice | None], own_ids: Sequence[str] = ()) -> tuple[Neighbours, Neighbours]:
         """The neighbours that were chosen earlier, and the points stored under `own_ids`, in one round trip or none.
 
         Equal to the look-up that made the choices, unless a point has been deleted since: its row has no neighbour.
@@ -128,9 +126,7 @@ class Retriever:
             )
             return chosen
 
-        return self._read(
-            len(queries), own_ids, choose, lambda: [self._cache.answer(query.id) for query in queries]
-        )
+        return self._read(len(queries), own_ids, choose, lambda: [self._cache.answer(query.id) for query in queries])
 
     def _read(
         self,
@@ -209,7 +205,9 @@ class Retriever:
             return [None] * len(queries)
         places = {(query.id, query.document): row for row, query in enumerate(queries)}
         asked = [queries[row] for row in places.values()]
-        choose = {"random": self._choose_random, "hybrid": self._choose_fused}.get(self._criterion, self._choose_nearest)
+        choose = {"random": self._choose_random, "hybrid": self._choose_fused}.get(
+            self._criterion, self._choose_nearest
+        )
         chosen = dict(zip(places, choose(asked, send), strict=True))
         return [chosen[query.id, query.document] for query in queries]
 
