@@ -23,8 +23,6 @@ from jobs.config import RunConfig
 from jobs.memory import MemoryAddress, ReferenceTexts, connect_store, open_retriever
 from jobs.prepared import PreparedCorpus
 from jobs.progress import progress
-from refbert.config import BUILT_IN_CRITERIA
-from refbert.errors import InputError
 from vector_store import term_statistics
 from vector_store.client import Client
 from vector_store.pipeline import pipelined
@@ -59,14 +57,8 @@ class NeighbourPlan:
 def neighbour_plan(config: RunConfig, address: MemoryAddress, corpus: PreparedCorpus, texts: ReferenceTexts) -> Path:
     """Return the path of the corpus's plan under this config, building or completing it where it is not there.
 
-    The memory must not change meanwhile. Raises InputError for a criterion of the user's own: nothing tells when that
-    changes its mind.
+    The memory must not change meanwhile, and a dense one should have its index built: an approximate search may choose others.
     """
-    criterion = config.references.criterion
-    if criterion not in BUILT_IN_CRITERIA:
-        raise InputError(
-            f"references.plan=true needs a built-in criterion, found {criterion}; set references.plan=false"
-        )
     with connect_store(config, address.url) as client:
         path = corpus.directory / "plans" / f"{_digest(config, address, client)}.npy"
         path.parent.mkdir(exist_ok=True)
@@ -100,7 +92,7 @@ def _digest(config: RunConfig, address: MemoryAddress, client: Client) -> str:
 def _build(config: RunConfig, client: Client, corpus: PreparedCorpus, texts: ReferenceTexts, path: Path) -> None:
     """Append chunk by chunk to a draft, going on where a killed build ended; rename it when it is whole."""
     retriever = open_retriever(client, config.store, texts, config.references.criterion)
-    assert isinstance(retriever, Retriever)
+    assert isinstance(retriever, Retriever)  # the config allows a plan for no other
     passages = corpus.table("train")
     draft = path.with_suffix(".draft")
     with draft.open("ab") as file, progress("plan", passages.num_rows, "text") as update:

@@ -86,6 +86,11 @@ class ReferenceConfig(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(
                 f"criterion={self.criterion!r} is neither one of {', '.join(BUILT_IN_CRITERIA)} nor a dotted path"
             )
+        if self.plan and self.criterion not in BUILT_IN_CRITERIA:
+            raise ValueError(
+                f"plan=true needs a built-in criterion, found {self.criterion}: nothing tells when a criterion of your own "
+                "chooses differently; set references.plan=false"
+            )
         return self
 
 

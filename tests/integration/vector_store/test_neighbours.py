@@ -207,7 +207,9 @@ def test_a_kept_point_is_the_whole_point_and_is_not_fetched_again(points, client
 
 def test_equal_queries_of_a_batch_are_asked_once(points, client, make_retriever):
     searches = counted(client, "QueryBatch")
-    found = make_retriever().neighbours([ask(points[0]), ask(points[1]), ask(points[0]), ask(points[0], document=False)])
+    found = make_retriever().neighbours(
+        [ask(points[0]), ask(points[1]), ask(points[0]), ask(points[0], document=False)]
+    )
     assert len(searches[0].query_points) == 3
     assert found.ids[0] == found.ids[2]
     assert found.steps == ["live"] * 4

@@ -25,7 +25,12 @@ def points(store, manifest, make_points):
         dataclasses.replace(
             point,
             keywords=words(
-                EVERYWHERE, *([OFTEN] if i % 2 == 0 else []), *([SELDOM] if i % 10 == 0 else []), 100 + i, 300 + i, 500 + i
+                EVERYWHERE,
+                *([OFTEN] if i % 2 == 0 else []),
+                *([SELDOM] if i % 10 == 0 else []),
+                100 + i,
+                300 + i,
+                500 + i,
             ),
         )
         for i, point in enumerate(make_points(100))
