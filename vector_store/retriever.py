@@ -21,7 +21,7 @@ from vector_store import term_statistics
 from vector_store.breaker import Breaker
 from vector_store.cache import NeighbourCache
 from vector_store.client import Client
-from vector_store.codec import DOCUMENT, SPLIT, decode, empty_neighbours, fill, sparse_message
+from vector_store.codec import DOCUMENT, SPLIT, decode_states, empty_neighbours, fill, sparse_message
 from vector_store.config import StoreConfig
 from vector_store.errors import InvalidPoint, StoreError, StoreUnavailable
 from vector_store.schema import KEYWORDS, SENTENCE, Choice, Criterion, Manifest, Neighbours, Query, StoredPoint
@@ -187,8 +187,8 @@ class Retriever:
             if absent:
                 request = get_points(self._collection, absent, state_fields(self._with_text))
                 (response,) = send(self._client.points.Get, [request])
-                tokens, dim = self._manifest.tokens, self._manifest.dim
-                fetched = {point.id.uuid: decode(point, tokens, dim) for point in response.result}
+                shape = self._manifest.tokens, self._manifest.dim, self._manifest.datatype
+                fetched = {point.id.uuid: decode_states(point, *shape) for point in response.result}
                 self._cache.keep_points(point for point in fetched.values() if point.id in chosen_ids)
                 points |= fetched
             self._breaker.succeeded()

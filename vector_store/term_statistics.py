@@ -18,6 +18,7 @@ from qdrant_client import grpc as api
 from vector_store.client import Client
 from vector_store.config import StoreConfig
 from vector_store.schema import KEYWORDS, SparseVector
+from vector_store.store import Store
 
 SAMPLE_POINTS = 20_000
 SAMPLE_PAGE = 500
@@ -79,8 +80,7 @@ def survey(client: Client, config: StoreConfig) -> TermStatistics:
     for the same points. A token at the limit is found in 200 of the sample where a million points hold 10,000 of it, so
     its estimate is within 15 % two times of three; over ten million points, within 45 %.
     """
-    count = api.CountPoints(collection_name=config.collection, exact=True)
-    num_points = client.call(client.points.Count, count, config.write_deadline_s).result.count
+    num_points = Store(client, config).count()
     over = config.max_document_frequency
     if num_points <= over:
         return TermStatistics(np.zeros(0, np.uint32), over, num_points, 0)
@@ -107,19 +107,20 @@ def survey(client: Client, config: StoreConfig) -> TermStatistics:
 
 def publish(client: Client, config: StoreConfig, statistics: TermStatistics) -> None:
     """Write the statistics into the collection's metadata, in the place of earlier ones."""
-    update = api.UpdateCollection(collection_name=config.collection)
     packed = binascii.b2a_base64(statistics.frequent.astype(_TOKENS_TYPE).tobytes(), newline=False)
-    update.metadata[FREQUENT_TOKENS].string_value = packed.decode("ascii")
-    update.metadata[LARGEST_FREQUENCY].integer_value = statistics.over
-    update.metadata[SURVEYED_POINTS].integer_value = statistics.num_points
-    update.metadata[SAMPLED_POINTS].integer_value = statistics.num_sampled
-    client.call(client.collections.Update, update, config.write_deadline_s)
+    Store(client, config).merge_metadata(
+        {
+            FREQUENT_TOKENS: api.Value(string_value=packed.decode("ascii")),
+            LARGEST_FREQUENCY: api.Value(integer_value=statistics.over),
+            SURVEYED_POINTS: api.Value(integer_value=statistics.num_points),
+            SAMPLED_POINTS: api.Value(integer_value=statistics.num_sampled),
+        }
+    )
 
 
 def read(client: Client, config: StoreConfig) -> TermStatistics:
     """The published statistics; UNPUBLISHED where there are none."""
-    response = client.call(client.collections.Get, metadata_request(config.collection), config.write_deadline_s)
-    return unpack(response.result.config.metadata)
+    return unpack(Store(client, config).metadata())
 
 
 def metadata_request(collection: str) -> api.GetCollectionInfoRequest:
