@@ -43,6 +43,7 @@ from jobs.memory import (
     running_store,
 )
 from jobs.meter import METRICS, Meter, Progress, followed_metrics
+from jobs.neighbour_plan import NeighbourPlan, neighbour_plan
 from jobs.prepared import PreparedCorpus, chunked, prepare
 from jobs.run_directory import claim_directory, is_complete, sole_training, write_manifest
 from jobs.stream import DistillStream, Order
@@ -67,6 +68,7 @@ class DistillJob:
     config: RunConfig
     address: MemoryAddress | None
     corpus: PreparedCorpus
+    plan: Path | None
     run_directory: Path
 
 
@@ -78,17 +80,24 @@ def run(config: RunConfig) -> None:
     with ExitStack() as stack:
         corpus = prepare(config)
         teacher = load_teacher(config.teacher)
-        address = None
+        address = plan = None
         if needs_memory(config):
             url = stack.enter_context(running_store(config))
             address = MemoryAddress(url, filled_memory(config, url, corpus, teacher))
-        distil(config, corpus, address)
+            if config.references.plan and reads_references(config):
+                texts = reference_texts(teacher, address.manifest, config.references)
+                plan = neighbour_plan(config, address, corpus, texts)
+        distil(config, corpus, address, plan)
+
+
+def reads_references(config: RunConfig) -> bool:
+    """Whether the student reads any reference."""
+    return config.references.criterion != "none" and config.student.reference_mode != "none"
 
 
 def needs_memory(config: RunConfig) -> bool:
     """Whether training reads anything from the store."""
-    reads = config.references.criterion != "none" and config.student.reference_mode != "none"
-    return reads or config.train.targets == "memory"
+    return reads_references(config) or config.train.targets == "memory"
 
 
 def filled_memory(config: RunConfig, url: str, corpus: PreparedCorpus, teacher: Teacher) -> Manifest:
@@ -117,7 +126,7 @@ def lacks_any(store: Store, wanted: Manifest, corpus: PreparedCorpus) -> bool:
     return any(len(store.existing(some)) < len(some) for some in chunked(ids, IDS_PER_CHECK))
 
 
-def distil(config: RunConfig, corpus: PreparedCorpus, address: MemoryAddress | None) -> None:
+def distil(config: RunConfig, corpus: PreparedCorpus, address: MemoryAddress | None, plan: Path | None) -> None:
     """Train on Ray, from the newest checkpoint if there is one, and leave a complete run directory."""
     directory = config.run_directory
     claim_directory(config)
@@ -133,7 +142,7 @@ def distil(config: RunConfig, corpus: PreparedCorpus, address: MemoryAddress | N
     )
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"job": DistillJob(config, address, corpus, directory)},
+        train_loop_config={"job": DistillJob(config, address, corpus, plan, directory)},
         scaling_config=ScalingConfig(
             num_workers=train.num_workers,
             use_gpu=train.gpus_per_worker > 0,
@@ -203,7 +212,7 @@ def opened_stream(job: DistillJob, teacher: Teacher, rank: int, world_size: int)
         source = targets = None
         if job.address:
             client = stack.enter_context(connect_store(config, job.address.url))
-            criterion = config.references.criterion if config.student.reference_mode != "none" else "none"
+            criterion = config.references.criterion if reads_references(config) else "none"
             patient = config.store.model_copy(update={"lookup_deadline_ms": PATIENCE_MS})
             source = open_retriever(client, patient, texts, criterion)
             targets = Store(client, config.store) if config.train.targets == "memory" else None
@@ -214,6 +223,7 @@ def opened_stream(job: DistillJob, teacher: Teacher, rank: int, world_size: int)
             texts,
             source,
             targets,
+            NeighbourPlan(job.plan) if job.plan else None,
             rank=rank,
             world_size=world_size,
             prefetch=config.train.prefetch,

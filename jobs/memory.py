@@ -5,6 +5,7 @@ through `ReferenceTexts` and `open_retriever`, with the same code.
 """
 
 import importlib
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from refbert.config import ReferenceConfig
 from refbert.corpus import normalise
 from refbert.errors import InputError
 from refbert.references import Keywords, document_keywords, query_keywords, sentence_table, sentence_vector
-from refbert.teacher import Teacher, tokenizer_hash
+from refbert.teacher import Teacher, tokenize, tokenizer_hash
 from vector_store.client import Client, connect
 from vector_store.config import EMBEDDED, StoreConfig
 from vector_store.retriever import Retriever
@@ -126,6 +127,16 @@ class ReferenceTexts:
         self.tokenizer = tokenizer
         self.special_ids = sorted(tokenizer.all_special_ids)
         self.table = table
+        self._tokenizing = threading.Lock()
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return ids and mask (batch, tokens). Threads may share it: a fast tokenizer alone fails as `Already borrowed`."""
+        with self._tokenizing:
+            return tokenize(self.tokenizer, texts, self.manifest.text_tokens)
+
+    def identifier(self, text: str) -> str:
+        """Return the id that a text is stored under, and asks under."""
+        return reference_id(self.manifest.fingerprint, text)
 
     def point(
         self, row: dict[str, Any], identifier: str, token_ids: NDArray[np.int32], states: NDArray[np.float16]
@@ -150,7 +161,7 @@ class ReferenceTexts:
     def query(self, text: str, token_ids: NDArray[np.int32], document: str | None) -> Query:
         """Build the look-up of a text; its own point never comes back, nor does its document's."""
         return Query(
-            id=reference_id(self.manifest.fingerprint, text),
+            id=self.identifier(text),
             keywords=_sparse(query_keywords(token_ids, self.special_ids)),
             sentence=self._sentence(token_ids),
             document=document if self.references.exclude_same_document else None,

@@ -18,7 +18,7 @@ from qdrant_client import grpc as api
 
 from vector_store.config import Datatype
 from vector_store.errors import InvalidPoint
-from vector_store.schema import KEYWORDS, SENTENCE, Manifest, Neighbours, Point, SparseVector
+from vector_store.schema import KEYWORDS, SENTENCE, Manifest, Neighbours, Point, SparseVector, StoredPoint
 
 STATES = "states"
 TOKEN_IDS = "token_ids"
@@ -90,7 +90,8 @@ def encode(point: Point, datatype: Datatype) -> api.PointStruct:
 
 def sparse_message(vector: SparseVector) -> api.SparseVector:
     """A sparse vector for a point or a query."""
-    return api.SparseVector(indices=vector.indices, values=vector.values)
+    # Lists, because protobuf takes numpy's scalars one by one: 9 us against 2 us for 25 of them.
+    return api.SparseVector(indices=vector.indices.tolist(), values=vector.values.tolist())
 
 
 def empty_neighbours(batch: int, manifest: Manifest) -> Neighbours:
@@ -131,27 +132,39 @@ def unpack_states(packed: bytes, dim: int, datatype: Datatype) -> NDArray[np.flo
     return np.clip(rounded * divisors[:, None], -limit, limit).astype(np.float16)
 
 
-def decode_into(row: int, neighbours: Neighbours, point: Any, datatype: Datatype) -> None:
-    """Fill one row from a stored point (RetrievedPoint or ScoredPoint); the text only where it came along."""
+def decode_states(point: Any, tokens: int, dim: int, datatype: Datatype) -> StoredPoint:
+    """What a look-up reads of a RetrievedPoint or ScoredPoint; the text only where it came along.
+
+    Raises InvalidPoint where that is not 1 to `tokens` states of `dim` with as many token ids.
+    """
     payload: Mapping[str, api.Value] = point.payload
-    tokens, dim = neighbours.states.shape[1:]
     try:
         states = unpack_states(binascii.a2b_base64(payload[STATES].string_value), dim, datatype)
         token_ids = np.frombuffer(binascii.a2b_base64(payload[TOKEN_IDS].string_value), _TOKEN_IDS_TYPE)
-        length = len(states)
-        if not 0 < length == len(token_ids) <= tokens:
-            raise ValueError(f"{length} states and {len(token_ids)} token ids")
+        if not 0 < len(states) == len(token_ids) <= tokens:
+            raise ValueError(f"{len(states)} states and {len(token_ids)} token ids")
     except ValueError as error:
         raise InvalidPoint(
-            f"stored point {point.id.uuid} is not packed as at most {tokens} {datatype} states of {dim} with their token ids "
-            f"({error}); it was not written by this package: write it again or delete it"
+            f"stored point {point.id.uuid} is not packed as at most {tokens} {datatype} states of {dim} with their token "
+            f"ids ({error}); it was not written by this package: write it again or delete it"
         ) from error
-    neighbours.ids[row] = point.id.uuid
-    neighbours.states[row, :length] = states
-    neighbours.token_ids[row, :length] = token_ids
+    return StoredPoint(point.id.uuid, states, token_ids, payload[TEXT].string_value if TEXT in payload else None)
+
+
+def decode_into(row: int, neighbours: Neighbours, point: Any, datatype: Datatype) -> None:
+    """Fill one row of an empty batch from a RetrievedPoint or ScoredPoint."""
+    tokens, dim = neighbours.states.shape[1:]
+    fill(row, neighbours, decode_states(point, tokens, dim, datatype))
+
+
+def fill(row: int, neighbours: Neighbours, point: StoredPoint) -> None:
+    """Copy a point into one row of an empty batch."""
+    length = len(point.states)
+    neighbours.ids[row] = point.id
+    neighbours.texts[row] = point.text
+    neighbours.states[row, :length] = point.states
+    neighbours.token_ids[row, :length] = point.token_ids
     neighbours.mask[row, :length] = True
-    if TEXT in payload:
-        neighbours.texts[row] = payload[TEXT].string_value
 
 
 def decode(message: api.RetrievedPoint, manifest: Manifest) -> Point:

@@ -43,7 +43,14 @@ class StoreConfig(BaseModel, frozen=True, extra="forbid"):
         default=3600.0, description="Longest wait for the index after a load; it goes on building after that."
     )
     cache_bytes: PositiveInt = Field(
-        default=64 * 2**20, description="References kept per process for when the store is slow."
+        default=64 * 2**20,
+        description="References kept per process, decoded: those chosen often are not fetched again, and they answer "
+        "while the store is slow or gone.",
+    )
+    max_document_frequency: PositiveInt = Field(
+        default=10_000,
+        description="Tokens in more points than this are left out of `keywords` queries, so that a look-up's cost does not "
+        "grow with the collection. Applied when term statistics are published, after a load.",
     )
 
     @model_validator(mode="after")

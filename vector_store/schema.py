@@ -65,6 +65,22 @@ class Query:
     document: str | None = None
 
 
+class Choice(NamedTuple):
+    """A point chosen for a query, and its score under the criterion."""
+
+    id: str
+    score: float
+
+
+class StoredPoint(NamedTuple):
+    """What a look-up reads of one point: `states` (tokens, dim) float16, `token_ids` (tokens,) int32, `text` if asked."""
+
+    id: str
+    states: NDArray[np.float16]
+    token_ids: NDArray[np.int32]
+    text: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Neighbours:
     """The best point for each query of a batch, padded to `tokens`.
