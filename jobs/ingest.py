@@ -33,6 +33,7 @@ from refbert.projection import Projection, fit_projection
 from refbert.teacher import Teacher, load_teacher
 from vector_store.schema import Manifest
 from vector_store.store import Store
+from vector_store.term_statistics import publish_term_statistics
 from vector_store.writer import Rejection
 
 log = logging.getLogger(__name__)
@@ -121,6 +122,7 @@ def fill_memory(
                 counts.update(done)
                 dead_letters.write(lines)
                 update(done["read"], written=counts["written"], skipped=counts["skipped"], rejected=counts["rejected"])
+        publish_term_statistics(client, config.store)
         held = store.count()
         store.attach(LOAD, _load_state(corpus, "complete", counts, held))
     log.info("memory holds %d references (%s)", held, ", ".join(f"{name} {counts[name]}" for name in OUTCOMES))

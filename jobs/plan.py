@@ -1,27 +1,94 @@
-"""What a run would make, computed before anything starts: `--show`."""
+"""What a run would make, computed before anything starts: `--show`.
 
+How many references there will be is exact where the corpus has been prepared, else estimated from the start of its files.
+"""
+
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
 import torch
 
 from jobs.config import RunConfig
-from jobs.memory import manifest_of
+from jobs.memory import manifest_of, reference_texts
+from jobs.prepared import already_prepared, row_passages
+from refbert.corpus import corpus_files, estimated_rows, read_rows
 from refbert.distillation import new_student
-from refbert.teacher import load_teacher
+from refbert.errors import InputError
+from refbert.teacher import Teacher, load_teacher
+from vector_store.codec import encode
+from vector_store.schema import Manifest
+
+SAMPLE_ROWS = 1000
+"""Rows whose points are made, with states of zero, to see what a reference takes."""
+
+
+class CorpusSample(NamedTuple):
+    """Some passages of a corpus, how many references all of it gives (None: unknown), and how that is known."""
+
+    passages: list[dict[str, Any]]
+    references: int | None
+    known_by: str
 
 
 def plan(config: RunConfig) -> dict[str, str]:
     """Return the figures of a run by name: sizes, compression, bytes of memory, steps and batches."""
     teacher = load_teacher(config.teacher)
-    with torch.device("meta"):
-        student = new_student(config.student.model_copy(update={"initial": "random"}), teacher, config.seed)
-    parameters = sum(p.numel() for p in student.parameters())
     manifest = manifest_of(teacher, config.references)
-    full = manifest.bytes_per_point()
+    with torch.device("meta"):
+        shape = config.student.model_copy(update={"initial": "random"})
+        student = new_student(shape, teacher, config.seed, manifest.dim)
+    parameters = sum(p.numel() for p in student.parameters())
     train = config.train
     return {
         "teacher": f"{config.teacher.model}, {teacher.num_parameters / 1e6:.2f} M parameters",
         "student": f"{parameters / 1e6:.2f} M parameters, {teacher.num_parameters / parameters:.2f}x smaller",
-        "memory": f"at most {full / 1e3:.1f} kB per reference, {full / 1e3:.1f} GB per million",
+        "memory": memory_plan(config, teacher, manifest),
         "training": f"{train.steps} steps x {train.global_batch} examples = {train.steps * train.global_batch} examples; "
         f"{train.num_workers} workers x {train.accumulation} micro-batches of {train.micro_batch}",
         "files": str(config.run_directory),
     }
+
+
+def memory_plan(config: RunConfig, teacher: Teacher, manifest: Manifest) -> str:
+    """Say what a reference takes, at most and in the mean of a sample, and all references of the corpus together."""
+    sample = corpus_sample(config, teacher)
+    texts = reference_texts(teacher, manifest, config.references)
+    ids, mask = texts.tokenize([passage["text"] for passage in sample.passages])
+    sizes = []
+    for row, passage in enumerate(sample.passages):
+        token_ids = ids[row, : int(mask[row].sum())].numpy().astype(np.int32)
+        states = np.zeros((len(token_ids), manifest.dim), np.float16)
+        point = texts.point(passage, texts.identifier(passage["text"]), token_ids, states)
+        sizes.append(encode(point, manifest.datatype).ByteSize())
+    mean = float(np.mean(sizes))
+    each = (
+        f"{mean / 1e3:.1f} kB per reference in the mean, at most {manifest.bytes_per_point() / 1e3:.1f} kB "
+        f"({manifest.tokens} tokens x {manifest.dim} {manifest.datatype})"
+    )
+    if sample.references is None:
+        return f"{each}; {mean / 1e3:.1f} GB per million"
+    return f"{each}; {sample.references} references ({sample.known_by}), {mean * sample.references / 1e9:.3g} GB in all"
+
+
+def corpus_sample(config: RunConfig, teacher: Teacher) -> CorpusSample:
+    """Take passages from the prepared corpus, else from the start of its first file, the rest then extrapolated by rows."""
+    if corpus := already_prepared(config):
+        rows = corpus.distinct_rows()[:SAMPLE_ROWS]
+        return CorpusSample(corpus.table("train").take(rows).to_pylist(), corpus.counts.distinct, "counted")
+    files = corpus_files(config.corpus)
+    read = list(islice(read_rows(files[0], config.corpus), SAMPLE_ROWS))
+    passages = [
+        passage
+        for row in read
+        for passage in row_passages(row, config.corpus, teacher.tokenizer, config.teacher.tokens)
+        if passage.get("split") == "train"
+    ]
+    if not passages:
+        raise InputError(f"the first {len(read)} rows of {files[0]} give no training passage; give other texts")
+    rows_in_all = estimated_rows(config.corpus, files)
+    references = None if rows_in_all is None else round(rows_in_all * len(passages) / len(read))
+    if config.corpus.max_texts:
+        most = round(config.corpus.max_texts * (1 - config.corpus.heldout_fraction))
+        references = most if references is None else min(references, most)
+    return CorpusSample(passages, references, f"estimated from the first {len(read)} rows")

@@ -24,11 +24,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
 
 from jobs.config import RunConfig
 from jobs.progress import progress
 from refbert.config import CorpusConfig
-from refbert.corpus import Rejected, corpus_files, read_rows, split_of, split_passages
+from refbert.corpus import Rejected, Row, corpus_files, read_rows, split_of, split_passages
 from refbert.errors import InputError
 from refbert.packaged import PREFIX
 from refbert.teacher import load_tokenizer, word_spans
@@ -96,28 +97,33 @@ class PreparedCorpus:
 def file_passages(batch: dict[str, Any], corpus: CorpusConfig, teacher: str, tokens: int) -> Iterator[pa.Table]:
     """Ray Data stage: files in, their passages out in small blocks. Bad rows come out with their reason."""
     tokenizer = load_tokenizer(teacher)
-    budget = tokens - tokenizer.num_special_tokens_to_add()
-
-    def passages(file: str) -> Iterator[dict[str, Any]]:
-        for row in read_rows(file, corpus):
-            if isinstance(row, Rejected):
-                yield {"source": row.source, "rejected": f"{row.source} row {row.row}: {row.reason}"}
-                continue
-            texts = [row.text]
-            if corpus.long_texts == "split":
-                texts = split_passages(row.text, budget, lambda text: word_spans(tokenizer, text))
-            for text in texts:
-                yield {
-                    "text": text,
-                    "label": row.label,
-                    "document": row.document,
-                    "source": row.source,
-                    "split": split_of(row.text, corpus.heldout_fraction),  # passages of one row stay on one side
-                }
-
     for file in batch["file"]:
-        for rows in chunked(passages(str(file)), BLOCK_ROWS):
-            yield pa.Table.from_pylist(rows, schema=SCHEMA)
+        passages = (
+            passage for row in read_rows(str(file), corpus) for passage in row_passages(row, corpus, tokenizer, tokens)
+        )
+        for some in chunked(passages, BLOCK_ROWS):
+            yield pa.Table.from_pylist(some, schema=SCHEMA)
+
+
+def row_passages(
+    row: Row | Rejected, corpus: CorpusConfig, tokenizer: PreTrainedTokenizerBase, tokens: int
+) -> Iterator[dict[str, Any]]:
+    """Yield a row's passages, each with the columns of SCHEMA that it has; a bad row is one, with its reason."""
+    if isinstance(row, Rejected):
+        yield {"source": row.source, "rejected": f"{row.source} row {row.row}: {row.reason}"}
+        return
+    texts = [row.text]
+    if corpus.long_texts == "split":
+        budget = tokens - tokenizer.num_special_tokens_to_add()
+        texts = split_passages(row.text, budget, lambda text: word_spans(tokenizer, text))
+    for text in texts:
+        yield {
+            "text": text,
+            "label": row.label,
+            "document": row.document,
+            "source": row.source,
+            "split": split_of(row.text, corpus.heldout_fraction),  # passages of one row stay on one side
+        }
 
 
 def chunked(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -130,11 +136,25 @@ def chunked(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 def prepare(config: RunConfig) -> PreparedCorpus:
     """Read the corpus, or find it already read. Raises InputError where nothing usable is in it."""
     files = corpus_files(config.corpus)
-    directory = config.home / "corpora" / _key(config, files)
+    directory = _directory(config, files)
     if not (directory / "manifest.json").exists():
         _write(config, files, directory)
+    return _opened(directory)
+
+
+def already_prepared(config: RunConfig) -> PreparedCorpus | None:
+    """Return the corpus where it has been read before, and read nothing."""
+    directory = _directory(config, corpus_files(config.corpus))
+    return _opened(directory) if (directory / "manifest.json").exists() else None
+
+
+def _opened(directory: Path) -> PreparedCorpus:
     counts = json.loads((directory / "manifest.json").read_text())["counts"]
     return PreparedCorpus(directory, CorpusCounts(**{**counts, "labels": tuple(counts["labels"])}))
+
+
+def _directory(config: RunConfig, files: list[str]) -> Path:
+    return config.home / "corpora" / _key(config, files)
 
 
 def first_rows(texts: pa.ChunkedArray) -> NDArray[np.int64]:
