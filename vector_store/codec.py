@@ -169,8 +169,8 @@ def _pack(array: np.ndarray) -> str:
 def _text(payload: Mapping[str, api.Value], key: str) -> str:
     kind = payload[key].WhichOneof("kind") if key in payload else None
     if kind != "string_value":
-        found = f"a {kind.removesuffix('_value')}" if kind else "nothing"
-        raise ValueError(f"payload field {key!r} holds {found}, wanted a string")
+        found = kind.removesuffix("_value") if kind else "nothing"
+        raise ValueError(f"payload field {key!r} is {found}, wanted a string")
     return payload[key].string_value
 
 

@@ -217,7 +217,7 @@ def test_damaged_points_are_left_out_of_an_export_and_reported(filled, client, c
     assert (done.num_points, done.num_left_out) == (598, 2)
     assert [identifier for identifier, _ in done.first_left_out] == [first.id, second.id]
     assert [reason for _, reason in done.first_left_out] == [
-        "payload field 'states' holds a list, wanted a string",
+        "payload field 'states' is list, wanted a string",
         "states hold NaN or infinite values",
     ]
     assert import_points(target, tmp_path / "out").num_written == 598
