@@ -260,12 +260,14 @@ def _point(
     num_tokens: Any, token_ids: Any, states: Any, indices: Any, values: Any, sentence: Any,
 ) -> Point:  # fmt: skip
     """A point from the Arrow scalars of one row, in the order of the columns."""
-    unpacked = unpack_states(states.as_py(), manifest.dim)
+    packed = states.as_py()
+    unpacked = unpack_states(packed, manifest.dim, manifest.datatype)
     if len(unpacked) != num_tokens.as_py():
         raise ValueError(f"point {identifier} has {len(unpacked)} states, its row says {num_tokens}")
     return Point(
         id=identifier.as_py(),
         states=unpacked,
+        packed_states=packed,
         token_ids=token_ids.values.to_numpy(zero_copy_only=False),
         keywords=SparseVector(
             indices.values.to_numpy(zero_copy_only=False), values.values.to_numpy(zero_copy_only=False)

@@ -129,9 +129,9 @@ def damaged(message, kind):
         ("NaN states", "states hold NaN or infinite"),
         ("infinite states", "states hold NaN or infinite"),
         ("token ids of another length", r"token ids for \d states"),
-        ("states of another kind", "'states' is list, wanted a string"),
-        ("text of another kind", "'text' is struct, wanted a string"),
-        ("no payload", "'text' is nothing, wanted a string"),
+        ("states of another kind", "'states' holds a list, wanted a string"),
+        ("text of another kind", "'text' holds a struct, wanted a string"),
+        ("no payload", "'states' holds nothing, wanted a string"),
         ("no sentence", "has no sentence vector, the collection has a dense index"),
         ("another text", OTHER_ID),
         ("a numbered id", "not a UUID"),
@@ -141,7 +141,7 @@ def test_verify_finds_each_damage_and_reads_on(store, client, config, manifest, 
     store.ensure(manifest)
     points = make_sound(12)
     store.upsert(points[1:])
-    message = damaged(encode(points[0]), kind)
+    message = damaged(encode(points[0], "float16"), kind)
     write_raw(client, config, message)
     found = verify(store)
     assert (found.num_checked, found.num_bad) == (12, 1)
@@ -220,8 +220,8 @@ def test_compare_names_a_point_that_it_cannot_read(store, other_store, client, c
     points = make_sound(3)
     store.ensure(manifest)
     other_store.ensure(manifest)
-    write_raw(client, config, damaged(encode(points[0]), "text of another kind"))
-    with pytest.raises(InvalidPoint, match=f"{points[0].id}.*'text' is struct"):
+    write_raw(client, config, damaged(encode(points[0], "float16"), "text of another kind"))
+    with pytest.raises(InvalidPoint, match=f"{points[0].id}.*'text' holds a struct"):
         compare(store, other_store)
 
 

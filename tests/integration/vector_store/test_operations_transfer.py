@@ -73,6 +73,17 @@ def test_points_without_a_sentence_vector_travel_too(store, target, manifest, ma
     assert compare(store, target).is_equal
 
 
+def test_int8_states_travel_in_the_very_bytes_that_are_stored(store, target, manifest, make_points, tmp_path):
+    store.ensure(manifest.model_copy(update={"datatype": "int8"}))
+    store.upsert(make_points(600))
+    export_points(store, tmp_path / "out", 1000)
+    import_points(target, tmp_path / "out")
+    assert compare(store, target).is_equal
+    export_points(target, tmp_path / "back", 1000)
+    out, back = (parquet.read_table(tmp_path / name / "points-00000.parquet") for name in ("out", "back"))
+    assert out.column("states").to_pylist() == back.column("states").to_pylist()
+
+
 def test_an_empty_memory_travels(store, target, manifest, tmp_path):
     store.ensure(manifest)
     assert export_points(store, tmp_path / "out", 100).files == []
@@ -208,7 +219,7 @@ def test_damaged_points_are_left_out_of_an_export_and_reported(filled, client, c
     pages = iter(filled.pages(1))
     (first,), (second,) = next(pages), next(pages)
     for point, damage in ((first, np.float16(0)), (second, np.float16("nan"))):
-        message = encode(dataclasses.replace(point, states=point.states * damage))
+        message = encode(dataclasses.replace(point, states=point.states * damage), "float16")
         if not damage:
             message.payload[STATES].list_value.values.add().integer_value = 1
         request = api.UpsertPoints(collection_name=config.collection, wait=True, points=[message])
@@ -217,7 +228,7 @@ def test_damaged_points_are_left_out_of_an_export_and_reported(filled, client, c
     assert (done.num_points, done.num_left_out) == (598, 2)
     assert [identifier for identifier, _ in done.first_left_out] == [first.id, second.id]
     assert [reason for _, reason in done.first_left_out] == [
-        "payload field 'states' is list, wanted a string",
+        "payload field 'states' holds a list, wanted a string",
         "states hold NaN or infinite values",
     ]
     assert import_points(target, tmp_path / "out").num_written == 598

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from qdrant_client import grpc as api
 
-from vector_store.codec import check, decode_into, empty_neighbours, encode
+from vector_store.codec import check, decode_into, empty_neighbours, encode, pack_states, unpack_states
 from vector_store.codec import decode as decode_point
 from vector_store.errors import InvalidPoint
 from vector_store.schema import SparseVector
@@ -12,13 +12,13 @@ from vector_store.schema import SparseVector
 
 def decode(message, manifest):
     found = empty_neighbours(2, manifest)
-    decode_into(1, found, api.RetrievedPoint(id=message.id, payload=message.payload))
+    decode_into(1, found, api.RetrievedPoint(id=message.id, payload=message.payload), manifest.datatype)
     return found
 
 
 def test_a_point_comes_back_bit_for_bit_and_padded(manifest, make_point):
     point = make_point()
-    found = decode(encode(point), manifest)
+    found = decode(encode(point, "float16"), manifest)
     assert np.array_equal(found.states[1, :5], point.states)
     assert np.array_equal(found.token_ids[1, :5], point.token_ids)
     assert found.mask[1].tolist() == [True] * 5 + [False]
@@ -27,7 +27,7 @@ def test_a_point_comes_back_bit_for_bit_and_padded(manifest, make_point):
 
 
 def test_other_rows_stay_untouched(manifest, make_point):
-    found = decode(encode(make_point()), manifest)
+    found = decode(encode(make_point(), "float16"), manifest)
     assert not found.mask[0].any()
     assert not found.states[0].any()
     assert found.ids[0] is None
@@ -35,12 +35,39 @@ def test_other_rows_stay_untouched(manifest, make_point):
 
 def test_states_that_are_not_contiguous_are_packed_in_order(manifest, make_point):
     states = np.arange(40, dtype=np.float16).reshape(5, 8)[:, ::2]
-    found = decode(encode(make_point(states=states)), manifest)
+    found = decode(encode(make_point(states=states), "float16"), manifest)
     assert np.array_equal(found.states[1, :5], states)
 
 
+def test_int8_states_come_back_within_half_a_step_of_their_row():
+    states = np.random.default_rng(0).standard_normal((50, 384)).astype(np.float16) * np.float16(3)
+    back = unpack_states(pack_states(states, "int8"), 384, "int8")
+    step = np.abs(states).max(1, keepdims=True).astype(np.float32) / 127
+    rounded_to_float16 = np.abs(states).astype(np.float32) / 1024
+    assert (np.abs(back.astype(np.float32) - states) <= 0.51 * step + rounded_to_float16).all()
+    assert len(pack_states(states, "int8")) == 50 * (384 + 2)
+
+
+@pytest.mark.parametrize("value", [0.0, 6e-8, 65504.0, -65504.0])
+def test_int8_keeps_extreme_rows_finite_and_signed(value):
+    states = np.zeros((2, 8), np.float16)
+    states[1, 3] = value
+    back = unpack_states(pack_states(states, "int8"), 8, "int8")
+    assert np.isfinite(back).all()
+    assert back[1, 3] == pytest.approx(np.float16(value), rel=0.01, abs=6e-5)
+    assert not back[0].any()
+
+
+def test_an_int8_point_comes_back_through_its_message(manifest, make_point):
+    point, int8 = make_point(), manifest.model_copy(update={"datatype": "int8"})
+    found = decode(encode(point, "int8"), int8)
+    np.testing.assert_allclose(found.states[1, :5], point.states, atol=0.02)
+    with pytest.raises(InvalidPoint, match="not packed as at most 6 float16 states"):
+        decode(encode(make_point(states=np.ones((5, 3), np.float16)), "int8"), manifest)
+
+
 def test_vectors_are_written_under_their_names(make_point):
-    vectors = encode(make_point()).vectors.vectors.vectors
+    vectors = encode(make_point(), "float16").vectors.vectors.vectors
     assert list(vectors["keywords"].sparse.indices) == [7, 9]
     assert list(vectors["keywords"].sparse.values) == [1.0, 0.5]
     assert list(vectors["sentence"].dense.data) == [1.0] * 4
@@ -86,16 +113,16 @@ def test_a_sentence_vector_needs_a_dense_index(manifest, make_point):
 
 @pytest.mark.parametrize("damage", ["not base64!", "AAAA", ""])
 def test_a_damaged_stored_point_is_named(manifest, make_point, damage):
-    message = encode(make_point())
+    message = encode(make_point(), "float16")
     message.payload["states"].string_value = damage
     with pytest.raises(InvalidPoint, match=message.id.uuid):
         decode(message, manifest)
 
 
 def test_a_stored_point_longer_than_the_manifest_is_refused(manifest, make_point):
-    message = encode(make_point())
+    message = encode(make_point(), "float16")
     shorter = manifest.model_copy(update={"tokens": 4})
-    with pytest.raises(InvalidPoint, match="at most 4 states"):
+    with pytest.raises(InvalidPoint, match="at most 4 float16 states"):
         decode(message, shorter)
 
 
@@ -129,7 +156,7 @@ def stored(message, flat=False):
 @pytest.mark.parametrize("changes", [{}, {"sentence": None}, {"keywords": sparse([], [])}])
 def test_decode_is_the_inverse_of_encode(manifest, make_point, changes, flat):
     point = make_point(**changes)
-    found = decode_point(stored(encode(point), flat), manifest)
+    found = decode_point(stored(encode(point, "float16"), flat), manifest)
     for field in ("id", "text", "source", "document", "split"):
         assert getattr(found, field) == getattr(point, field)
     for field in ("states", "token_ids", "sentence"):
@@ -139,7 +166,7 @@ def test_decode_is_the_inverse_of_encode(manifest, make_point, changes, flat):
 
 
 def test_a_vector_that_the_store_leaves_out_is_empty_or_none(manifest, make_point):
-    answer = api.RetrievedPoint(id=encode(make_point()).id, payload=encode(make_point()).payload)
+    answer = api.RetrievedPoint(id=encode(make_point(), "float16").id, payload=encode(make_point(), "float16").payload)
     found = decode_point(answer, manifest)
     assert len(found.keywords.indices) == len(found.keywords.values) == 0
     assert found.sentence is None
@@ -147,7 +174,7 @@ def test_a_vector_that_the_store_leaves_out_is_empty_or_none(manifest, make_poin
 
 def test_keywords_that_repeat_or_are_not_finite_are_found_in_what_is_stored(manifest, make_point):
     for keywords, complaint in ((sparse([1, 1], [1, 1]), "repeat"), (sparse([1], [np.inf]), "keywords hold NaN")):
-        found = decode_point(stored(encode(make_point(keywords=keywords))), manifest)
+        found = decode_point(stored(encode(make_point(keywords=keywords), "float16")), manifest)
         with pytest.raises(InvalidPoint, match=complaint) as caught:
             check(found, manifest)
         assert caught.value.reason in str(caught.value)
@@ -157,16 +184,24 @@ def test_keywords_that_repeat_or_are_not_finite_are_found_in_what_is_stored(mani
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
-        ("states", api.Value(integer_value=3), "payload field 'states' is integer, wanted a string"),
-        ("token_ids", None, "payload field 'token_ids' is nothing, wanted a string"),
-        ("document", api.Value(bool_value=True), "payload field 'document' is bool, wanted a string"),
+        ("states", api.Value(list_value=api.ListValue()), "payload field 'states' holds a list, wanted a string"),
+        ("token_ids", None, "payload field 'token_ids' holds nothing, wanted a string"),
+        ("document", api.Value(bool_value=True), "payload field 'document' holds a bool, wanted a string"),
     ],
 )
 def test_payload_of_another_kind_is_refused_with_the_reason(manifest, make_point, field, value, reason):
-    answer = stored(encode(make_point()))
+    answer = stored(encode(make_point(), "float16"))
     del answer.payload[field]
     if value is not None:
         answer.payload[field].CopyFrom(value)
     with pytest.raises(InvalidPoint, match=answer.id.uuid) as caught:
         decode_point(answer, manifest)
     assert caught.value.reason == reason
+
+
+def test_int8_states_that_were_unpacked_pack_into_the_same_bytes():
+    largest = np.arange(0x7C00, dtype=np.uint16).view(np.float16)  # every float16 there is, as a row's largest value
+    states = np.random.default_rng(0).uniform(-1, 1, (len(largest), 8)) * largest[:, None].astype(np.float32)
+    states[:, 0] = largest
+    packed = pack_states(states.astype(np.float16), "int8")
+    assert pack_states(unpack_states(packed, 8, "int8"), "int8") == packed
