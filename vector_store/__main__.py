@@ -94,6 +94,7 @@ def _delete(arguments: argparse.Namespace) -> int:
 
 
 def _snapshot(arguments: argparse.Namespace) -> int:
+    from vector_store.place import is_url
     from vector_store.snapshots import create_snapshot, delete_snapshot, list_snapshots
 
     with _client(arguments) as client:
@@ -108,6 +109,8 @@ def _snapshot(arguments: argparse.Namespace) -> int:
         )
     for snapshot in made:
         print(f"{snapshot.name}  {snapshot.size_bytes} bytes  sha256 {snapshot.checksum or 'not given'}")
+    if made and not is_url(arguments.place):
+        print(f"in {Path(arguments.place) / 'snapshots'}")
     return FINE
 
 

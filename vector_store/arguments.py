@@ -45,7 +45,7 @@ HELP = {
     "verify": "check every point against the manifest and its id; exit code 2 where one is bad",
     "delete": "delete points by source, document or split",
     "snapshot": "let the server write a snapshot of a collection; list or delete snapshots",
-    "restore": "put a snapshot in the place of a collection",
+    "restore": "make a collection from a snapshot; a directory's store is restored while nothing uses it",
     "export": "write a collection to parquet files",
     "import": "bring a collection what an export holds and it does not; run again, it goes on",
     "compare": "tell two collections apart; exit code 0 where they are equal, 1 where not",
@@ -129,7 +129,7 @@ def _add_snapshots(snapshot: argparse.ArgumentParser, restore: argparse.Argument
     instead.add_argument("--delete", metavar="NAME", help="delete a snapshot and make none")
 
     restore.add_argument("archive", metavar="ARCHIVE", type=Path, help="the snapshot's file, on this machine")
-    restore.add_argument("--collection", required=True, metavar="NAME", help="replaced where it exists")
+    restore.add_argument("--collection", required=True, metavar="NAME", help="a name that is free")
     restore.add_argument(
         "--rest-port", type=int, default=6333, help="of the server: it restores over REST only (default: %(default)s)"
     )

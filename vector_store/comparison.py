@@ -11,7 +11,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from vector_store.schema import Manifest, Point, SparseVector
+from vector_store.schema import Point, SparseVector
 from vector_store.store import Store
 
 NUM_SHOWN = 10
@@ -44,9 +44,7 @@ def compare(a: Store, b: Store, advance: Callable[[int], object] = lambda num_po
 
     Values are equal where each number is (NaN equals NaN). InvalidPoint where a point cannot be decoded.
     """
-    manifest_a, manifest_b = a.manifest(), b.manifest()
-    differing = [name for name in Manifest.model_fields if getattr(manifest_a, name) != getattr(manifest_b, name)]
-    found = Comparison(differing)
+    found = Comparison(a.manifest().differing(b.manifest()))
     for point_a, point_b in _side_by_side(chain.from_iterable(a.pages()), chain.from_iterable(b.pages())):
         if point_a and point_b:
             _compare_points(point_a, point_b, found)

@@ -3,6 +3,8 @@
 A Qdrant server takes one back over its REST port only; the store of a directory, with no server running.
 """
 
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -14,6 +16,9 @@ from qdrant_client.http.models import SnapshotPriority
 
 from vector_store.client import Client, is_loopback
 from vector_store.errors import StoreError, StoreUnavailable
+
+LEAVING_S = 10.0
+"""The server of a directory ends about three seconds after its last user; a verb just before this one was a user."""
 
 DEADLINE_S = 3600.0
 """A snapshot copies a whole collection."""
@@ -49,24 +54,33 @@ def delete_snapshot(client: Client, collection: str, name: str) -> None:
 
 
 def restore_directory(root: Path, collection: str, archive: Path) -> None:
-    """Put a snapshot's content in the place of the collection of a store that no server serves.
+    """Unpack a snapshot as a new collection of a store that no server serves.
 
-    AlreadyServed where one does.
+    StoreError where one does or the collection exists. A server whose last user has just gone is waited for.
     """
     # Imported here: the engine belongs to who opens a store's files, users of a server never load it.
     from vector_store.server.process import offline
     from vector_store.server.snapshots import restore_snapshot
 
     _require_file(archive)
-    with offline(root):
+    deadline = time.monotonic() + LEAVING_S
+    with ExitStack() as stopped:
+        while True:
+            try:
+                stopped.enter_context(offline(root))
+                break
+            except StoreError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
         restore_snapshot(root, collection, archive)
 
 
 def restore_server(url: str, collection: str, archive: Path, api_key: str | None, rest_port: int) -> None:
-    """Upload a snapshot to a Qdrant server, which puts it in the place of the collection.
+    """Upload a snapshot to a Qdrant server, which makes it a new collection.
 
-    `url` is the server's gRPC address, as everywhere; the snapshot goes to `rest_port` of the same host. Raises
-    StoreUnavailable where nothing answers there.
+    `url` is the server's gRPC address, as everywhere; the snapshot goes to `rest_port` of the same host. StoreError where
+    the collection exists (the server would replace it) or the server refuses, StoreUnavailable where nothing answers.
     """
     _require_file(archive)
     parts = urlsplit(url)
@@ -78,6 +92,9 @@ def restore_server(url: str, collection: str, archive: Path, api_key: str | None
         trust_env=not is_loopback(parts.hostname or ""),  # a machine's proxy cannot reach the machine's own loopback
     )
     try:
+        existence = apis.collections_api.collection_exists(collection).result
+        if existence and existence.exists:
+            raise StoreError(f"{rest_url} has a collection {collection!r} already; restore under another name")
         with open(archive, "rb") as file:
             apis.snapshots_api.recover_from_uploaded_snapshot(
                 collection, wait=True, priority=SnapshotPriority.SNAPSHOT, snapshot=file

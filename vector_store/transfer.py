@@ -230,7 +230,8 @@ def _read(path: Path, num_rows: int, manifest: Manifest) -> Iterator[list[Point]
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        # Buffering ahead holds the whole file: reading one of 480 MiB peaked at 624 MiB with it, at 139 MiB without.
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
             _require_manifest(path, file.schema_arrow, manifest)
             if file.metadata.num_rows != num_rows:
                 raise ValueError(f"{file.metadata.num_rows} rows, {MANIFEST_FILE} says {num_rows}")

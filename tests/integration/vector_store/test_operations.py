@@ -182,7 +182,7 @@ def test_deleting_by_a_field_takes_exactly_its_points(store, manifest, make_soun
 def test_memories_of_the_same_points_are_equal_however_they_were_written(store, other_store, manifest, make_sound):
     points = make_sound(30)
     store.ensure(manifest)
-    other_store.ensure(manifest.model_copy(update={"encoder": "test"}))
+    other_store.ensure(manifest.model_copy(update={"encoder": "/another/path/to/it"}))
     store.upsert(points)
     other_store.upsert(points[::-1])
     found = compare(store, other_store)

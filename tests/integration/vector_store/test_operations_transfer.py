@@ -73,6 +73,17 @@ def test_points_without_a_sentence_vector_travel_too(store, target, manifest, ma
     assert compare(store, target).is_equal
 
 
+def test_int8_states_travel_in_the_very_bytes_that_are_stored(store, target, manifest, make_points, tmp_path):
+    store.ensure(manifest.model_copy(update={"datatype": "int8"}))
+    store.upsert(make_points(600))
+    export_points(store, tmp_path / "out", 1000)
+    import_points(target, tmp_path / "out")
+    assert compare(store, target).is_equal
+    export_points(target, tmp_path / "back", 1000)
+    out, back = (parquet.read_table(tmp_path / name / "points-00000.parquet") for name in ("out", "back"))
+    assert out.column("states").to_pylist() == back.column("states").to_pylist()
+
+
 def test_an_empty_memory_travels(store, target, manifest, tmp_path):
     store.ensure(manifest)
     assert export_points(store, tmp_path / "out", 100).files == []

@@ -5,6 +5,7 @@ import pytest
 from qdrant_client import grpc as api
 
 from vector_store.codec import check, decode_into, empty_neighbours, encode, pack_states, unpack_states
+from vector_store.codec import decode as decode_point
 from vector_store.errors import InvalidPoint
 from vector_store.schema import SparseVector
 
@@ -128,3 +129,79 @@ def test_a_stored_point_longer_than_the_manifest_is_refused(manifest, make_point
 def test_points_are_frozen(make_point):
     with pytest.raises(dataclasses.FrozenInstanceError):
         make_point().text = "other"
+
+
+# ---------------------------------------------------------------- whole points
+
+
+def stored(message, flat=False):
+    """What a store answers for the message; `flat` as servers did before vectors had kinds."""
+    answer = api.RetrievedPoint(id=message.id, payload=message.payload)
+    for name, vector in message.vectors.vectors.vectors.items():
+        output = answer.vectors.vectors.vectors[name]
+        match vector.WhichOneof("vector"), flat:
+            case "sparse", False:
+                output.sparse.CopyFrom(vector.sparse)
+            case "sparse", True:
+                output.data.extend(vector.sparse.values)
+                output.indices.data.extend(vector.sparse.indices)
+            case "dense", False:
+                output.dense.data.extend(vector.dense.data)
+            case "dense", True:
+                output.data.extend(vector.dense.data)
+    return answer
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("changes", [{}, {"sentence": None}, {"keywords": sparse([], [])}])
+def test_decode_is_the_inverse_of_encode(manifest, make_point, changes, flat):
+    point = make_point(**changes)
+    found = decode_point(stored(encode(point, "float16"), flat), manifest)
+    for field in ("id", "text", "source", "document", "split"):
+        assert getattr(found, field) == getattr(point, field)
+    for field in ("states", "token_ids", "sentence"):
+        assert np.array_equal(getattr(found, field), getattr(point, field))
+    assert np.array_equal(found.keywords.indices, point.keywords.indices)
+    assert np.array_equal(found.keywords.values, point.keywords.values)
+
+
+def test_a_vector_that_the_store_leaves_out_is_empty_or_none(manifest, make_point):
+    answer = api.RetrievedPoint(id=encode(make_point(), "float16").id, payload=encode(make_point(), "float16").payload)
+    found = decode_point(answer, manifest)
+    assert len(found.keywords.indices) == len(found.keywords.values) == 0
+    assert found.sentence is None
+
+
+def test_keywords_that_repeat_or_are_not_finite_are_found_in_what_is_stored(manifest, make_point):
+    for keywords, complaint in ((sparse([1, 1], [1, 1]), "repeat"), (sparse([1], [np.inf]), "keywords hold NaN")):
+        found = decode_point(stored(encode(make_point(keywords=keywords), "float16")), manifest)
+        with pytest.raises(InvalidPoint, match=complaint) as caught:
+            check(found, manifest)
+        assert caught.value.reason in str(caught.value)
+        assert found.id not in caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("states", api.Value(list_value=api.ListValue()), "payload field 'states' holds a list, wanted a string"),
+        ("token_ids", None, "payload field 'token_ids' holds nothing, wanted a string"),
+        ("document", api.Value(bool_value=True), "payload field 'document' holds a bool, wanted a string"),
+    ],
+)
+def test_payload_of_another_kind_is_refused_with_the_reason(manifest, make_point, field, value, reason):
+    answer = stored(encode(make_point(), "float16"))
+    del answer.payload[field]
+    if value is not None:
+        answer.payload[field].CopyFrom(value)
+    with pytest.raises(InvalidPoint, match=answer.id.uuid) as caught:
+        decode_point(answer, manifest)
+    assert caught.value.reason == reason
+
+
+def test_int8_states_that_were_unpacked_pack_into_the_same_bytes():
+    largest = np.arange(0x7C00, dtype=np.uint16).view(np.float16)  # every float16 there is, as a row's largest value
+    states = np.random.default_rng(0).uniform(-1, 1, (len(largest), 8)) * largest[:, None].astype(np.float32)
+    states[:, 0] = largest
+    packed = pack_states(states.astype(np.float16), "int8")
+    assert pack_states(unpack_states(packed, 8, "int8"), "int8") == packed
