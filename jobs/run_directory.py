@@ -23,6 +23,7 @@ IDENTITY_OF_TRAINING = {
 def training_identity(config: RunConfig) -> dict[str, Any]:
     """Return what a checkpoint of this run depends on."""
     identity = config.model_dump(mode="json", include=set(IDENTITY))
+    del identity["references"]["plan"]  # how neighbours are looked up, not which
     identity["train"] = config.train.model_dump(mode="json", include=IDENTITY_OF_TRAINING)
     return identity
 

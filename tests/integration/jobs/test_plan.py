@@ -1,0 +1,43 @@
+"""What `--show` promises, against what an ingest then makes."""
+
+import re
+
+import pytest
+
+from jobs.ingest import fill_memory
+from jobs.memory import connect_store, running_store
+from jobs.plan import plan
+from jobs.prepared import prepare
+from vector_store.store import Store
+
+pytestmark = pytest.mark.usefixtures("ray_cluster", "home")
+
+
+def promised(config) -> tuple[float, int, str]:
+    """Mean kB per reference, references in all, and how they are known."""
+    memory = plan(config)["memory"]
+    found = re.search(r"^([\d.]+) kB per reference in the mean.*; (\d+) references \((.*)\)", memory)
+    assert found, memory
+    return float(found[1]), int(found[2]), found[3]
+
+
+@pytest.mark.parametrize("datatype", ["float16", "int8"])
+def test_the_plan_promises_what_an_ingest_makes(tiny_run, datatype):
+    config = tiny_run(references={"datatype": datatype})
+    _, references, known_by = promised(config)
+    assert known_by.startswith("estimated")
+    counted = prepare(config).counts.distinct
+    assert references == pytest.approx(counted, rel=0.1)
+    kilobytes, references, known_by = promised(config)
+    assert (references, known_by) == (counted, "counted")
+    with running_store(config) as url, connect_store(config, url) as client:
+        fill_memory(config, url)
+        store = Store(client, config.store)
+        # as they travel, ids and field names included
+        assert store.bytes_estimate() / store.count() / 1000 == pytest.approx(kilobytes, rel=0.05)
+
+
+def test_lines_are_estimated_by_their_length(tiny_run, tmp_path):
+    (tmp_path / "corpus.txt").write_text("".join(f"a line of text, number {number}\n" for number in range(5000)))
+    config = tiny_run(corpus={"path": str(tmp_path / "corpus.txt"), "heldout_fraction": 0.2})
+    assert promised(config)[1] == pytest.approx(4000, rel=0.1)
