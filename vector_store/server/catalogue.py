@@ -33,6 +33,7 @@ from vector_store.server.files import (
     MARGIN_BYTES,
     OPENING_BYTES,
     copy_file,
+    folder_bytes,
     free_bytes,
     require_room,
     write_json,
@@ -54,7 +55,7 @@ LAST_WRITES = 16
 INDEX_GROWTH = 0.2
 """An index is built again once this share of what it holds has come on top: each build copies the whole shard."""
 
-ROOMY_BYTES = 2**30
+ROOMY_BYTES = 2**32
 """With this much space left nobody counts what a write takes: counting costs a tenth of writing."""
 
 WRITTEN_COPIES = 3
@@ -80,7 +81,8 @@ class Collection:
         self.wrote_at = time.monotonic()
         self.dropped = threading.Event()
         self.copying = threading.Lock()  # held while anything but the shard lives in the directory
-        self._flushed_writes = 0
+        self._flushed_writes = -1  # what the start replays wants a flush, too
+        self._unflushed_bytes = OPENING_BYTES  # not counted while the disk is roomy; assume the worst once it is not
         self._kept: list[UpdateOperation] | None = None  # written since the copy was taken
         self._kept_bytes = 0
         self._is_open = True
@@ -88,6 +90,8 @@ class Collection:
         self._lock = threading.Lock()
         for leftover in set(directory.glob("shard-*")) - {self.shard_directory}:
             shutil.rmtree(leftover)
+        replayed_bytes = OPENING_BYTES + log_bytes([self.shard_directory / "wal"])
+        require_room(directory, replayed_bytes, f"opening collection {self.name!r}")
         self._shard = EdgeShard.load(str(self.shard_directory))
 
     @property
@@ -107,8 +111,7 @@ class Collection:
         `request` is what asked for it: refused where the disk has no room for it.
         """
         with self._writing:
-            if free_bytes(self.directory) < ROOMY_BYTES:
-                require_room(self.directory, _room_for(request), "this write")
+            self._make_room(request)
             with self._lock:
                 self._require_open()
                 _in_engine(lambda: self._shard.update(operation))
@@ -151,10 +154,8 @@ class Collection:
         `keep_writes` remembers what is written from here on for `swap_shard`.
         """
         with self._writing:
-            with self._lock:
-                self._require_open()
-                _in_engine(self._shard.flush)
-                self._flushed_writes = self.num_writes
+            self._require_open()
+            self._flush()
             shutil.rmtree(copy, ignore_errors=True)
             shutil.copytree(self.shard_directory, copy, copy_function=copy_file)
             if keep_writes:
@@ -200,11 +201,7 @@ class Collection:
             return
         try:
             require_room(self.directory, OPENING_BYTES, "a flush")
-            with self._lock:
-                if self._is_open:
-                    writes = self.num_writes
-                    _in_engine(self._shard.flush)
-                    self._flushed_writes = writes
+            self._flush()
         finally:
             self._writing.release()
 
@@ -225,6 +222,27 @@ class Collection:
         with self.copying, self._writing, self._lock:
             self._is_open = False
             self._shard.close()
+
+    def _make_room(self, request: Message) -> None:
+        if free_bytes(self.directory) >= ROOMY_BYTES:
+            return
+        num_bytes = request.ByteSize()
+        # Room for the next start, which writes what is in the logs once more, deletions apart.
+        margin = MARGIN_BYTES + log_bytes(self.directory.parent.glob("*/*/wal"))
+        if isinstance(request, api.DeletePoints | api.DeleteFieldIndexCollection):
+            margin = DELETING_BYTES
+        require_room(self.directory, margin + WRITTEN_COPIES * num_bytes, "this write")
+        # A flush lets the engine drop what it has moved out of the log.
+        if self._unflushed_bytes + num_bytes > OPENING_BYTES:
+            self._flush()
+        self._unflushed_bytes += num_bytes
+
+    def _flush(self) -> None:
+        with self._lock:
+            if self._is_open:
+                writes = self.num_writes
+                _in_engine(self._shard.flush)
+                self._flushed_writes, self._unflushed_bytes = writes, 0
 
     def _require_open(self) -> None:
         if not self._is_open:
@@ -259,7 +277,6 @@ class Catalogue:
         self._collections: dict[str, Collection] = {}
         for draft in self._folder.glob(".*"):  # half made or half deleted when the process ended
             shutil.rmtree(draft)
-        require_room(self._folder, OPENING_BYTES, "opening the store")
         for directory in sorted(self._folder.iterdir()):
             self._collections[unquote(directory.name[1:])] = Collection(directory)
 
@@ -335,6 +352,11 @@ class Catalogue:
             self._collections.clear()
 
 
+def log_bytes(logs: Iterable[Path]) -> int:
+    """What these write-ahead logs take; the engine drops a log's files of 32 MiB whole, so a flush leaves up to two."""
+    return sum(folder_bytes(log) for log in logs)
+
+
 def folder_name(name: str) -> str:
     """A collection's folder under `collections`."""
     # The leading letter keeps names like `.` and `..` apart from the file system's own and from drafts.
@@ -345,11 +367,6 @@ def write_settings(directory: Path, settings: api.CreateCollection, shard: str, 
     """Write what `Collection` reads."""
     stored = {"collection": json_format.MessageToDict(settings), "shard": shard, "indexed_points": indexed_points}
     write_json(directory / "settings.json", stored)
-
-
-def _room_for(request: Message) -> int:
-    deletes = isinstance(request, api.DeletePoints | api.DeleteFieldIndexCollection)
-    return (DELETING_BYTES if deletes else MARGIN_BYTES) + WRITTEN_COPIES * request.ByteSize()
 
 
 def _in_engine(call: Callable[[], T]) -> T:

@@ -6,6 +6,7 @@ left. Its files are also mostly holes while a shard is small (33 MB for each log
 Knows no collection.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from vector_store.server.refusal import Refusal
 _ZEROS = bytes(2**16)
 
 MARGIN_BYTES = 64 * 2**20
-"""A write needs this much free space beside its own; the log grows by files of 32 MiB."""
+"""A write needs this much free space beside its own and the logs'."""
 
 DELETING_BYTES = MARGIN_BYTES // 2
 """A deletion, which may be the way out of a full disk, needs only this much."""
@@ -42,13 +43,17 @@ def require_room(folder: Path, num_bytes: int, to_do: str) -> None:
         raise Refusal(
             grpc.StatusCode.INTERNAL,
             f"Service internal error: No space left on device: {folder} has {free >> 20} MiB free, {to_do} wants "
-            f"{-(-num_bytes >> 20)} MiB; free some space and repeat the call. What was acknowledged can still be read",
+            f"{-(-num_bytes >> 20)} MiB; free some space and try again, nothing acknowledged is lost",
         )
 
 
 def folder_bytes(folder: Path) -> int:
     """Bytes on the disk of all files under the folder; holes of sparse files do not count."""
-    return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+    num_bytes = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # the engine removes what it no longer needs
+            num_bytes += path.lstat().st_blocks * 512
+    return num_bytes
 
 
 def copy_file(source: str | Path, target: str | Path) -> None:

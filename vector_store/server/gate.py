@@ -10,8 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 
 from vector_store.server.refusal import MissingCollection, Refusal, unimplemented
+from vector_store.server.wire import Packed
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ class Gate(grpc.ServerInterceptor):
             return _refused(unimplemented(details.method.strip("/")))
         handler = continuation(details)
         return grpc.unary_unary_rpc_method_handler(
-            _answering(handler.unary_unary), handler.request_deserializer, handler.response_serializer
+            _answering(handler.unary_unary), handler.request_deserializer, _encode
         )
 
     def _has_key(self, metadata: Any) -> bool:
@@ -60,6 +62,10 @@ def _refused(refusal: Refusal) -> grpc.RpcMethodHandler:
     return grpc.unary_unary_rpc_method_handler(refuse)
 
 
+def _encode(response: Message | Packed) -> bytes:
+    return response.encode() if isinstance(response, Packed) else response.SerializeToString()
+
+
 def _answering(behaviour: Callable[[Any, grpc.ServicerContext], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
     def answer(request: Any, context: grpc.ServicerContext) -> Any:
         started = time.perf_counter()
@@ -74,8 +80,9 @@ def _answering(behaviour: Callable[[Any, grpc.ServicerContext], Any]) -> Callabl
             log.exception("%s failed", type(request).__name__)
             refusal = Refusal(grpc.StatusCode.INTERNAL, f"Service internal error: {error}; see the server's log")
         else:
-            if "time" in response.DESCRIPTOR.fields_by_name:
-                response.time = time.perf_counter() - started
+            fields = response.rest if isinstance(response, Packed) else response
+            if "time" in fields.DESCRIPTOR.fields_by_name:
+                fields.time = time.perf_counter() - started
             return response
         return context.abort(refusal.code, str(refusal))
 

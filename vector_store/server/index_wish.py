@@ -24,6 +24,7 @@ class IndexWish:
         self.error = ""
         self._patience_s = PATIENCE_S
         self._wanted_at: float | None = None
+        self._rests_until = 0.0
 
     def is_time(self, wants_index: bool, wrote_at: float) -> bool:
         """Whether to build now, given whether there is anything to build."""
@@ -31,17 +32,21 @@ class IndexWish:
             self._wanted_at, self.error = None, ""
             return False
         now = time.monotonic()
+        if now < self._rests_until:
+            return False
         if self._wanted_at is None:
             self._wanted_at = now
         return now - wrote_at > QUIET_S or now - self._wanted_at >= self._patience_s
 
     def hurry(self) -> None:
         """Somebody waits for the index."""
-        self._patience_s = 0.0
+        self._patience_s, self._rests_until = 0.0, 0.0
 
     def failed(self, error: str = "") -> None:
-        """Wait for a pause of writes before the next attempt."""
+        """Wait for a pause of writes before the next attempt; after an error for longer: each attempt costs a copy."""
         self._patience_s, self.error = math.inf, error
+        if error:
+            self._rests_until = time.monotonic() + PATIENCE_S
 
     def succeeded(self) -> None:
         """Start over."""

@@ -240,7 +240,10 @@ def _start(root: Path, host: str, api_key: str | None, message_bytes: int, deadl
         if url := _answering_url(root):
             return url
         if process.returncode not in (None, 0, ALREADY_SERVED):
-            raise StoreUnavailable(f"the server of {root} did not start:\n{_last_lines(root / 'server.log')}")
+            ended = f"signal {-process.returncode}" if process.returncode < 0 else f"code {process.returncode}"
+            raise StoreUnavailable(
+                f"the server of {root} did not start, it ended with {ended}:\n{_last_lines(root / 'server.log')}"
+            )
         time.sleep(0.05)
     raise StoreUnavailable(
         f"the server of {root} did not answer within {START_S:g} s:\n{_last_lines(root / 'server.log')}"

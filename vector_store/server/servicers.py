@@ -27,6 +27,7 @@ from vector_store.server import translate
 from vector_store.server.catalogue import Catalogue, Collection
 from vector_store.server.refusal import invalid
 from vector_store.server.snapshots import Snapshots
+from vector_store.server.wire import Packed, retrieved_points
 
 TITLE = "vector_store embedded server"
 API_VERSION = "1.20.0"
@@ -188,15 +189,13 @@ class Points(api.PointsServicer):
         """Drop the index of a payload field."""
         return _written(self._find(request), UpdateOperation.delete_field_index(request.field_name), request)
 
-    def Get(self, request: api.GetPoints, context: Context) -> api.GetResponse:
+    def Get(self, request: api.GetPoints, context: Context) -> Packed:
         """Points by id; ids that are not there are left out."""
         ids = [translate.point_id(i) for i in request.ids]
         payload = translate.payload_selector(request, default=False)
         vectors = translate.vector_selector(request)
-        response = api.GetResponse()
-        for record in self._find(request).read(lambda shard: shard.retrieve(ids, payload, vectors)):
-            translate.fill_point(response.result.add(), record)
-        return response
+        records = self._find(request).read(lambda shard: shard.retrieve(ids, payload, vectors))
+        return Packed(retrieved_points(api.GetResponse.RESULT_FIELD_NUMBER, records), api.GetResponse())
 
     def Count(self, request: api.CountPoints, context: Context) -> api.CountResponse:
         """Number of points that match."""
@@ -207,7 +206,7 @@ class Points(api.PointsServicer):
             result=api.CountResult(count=self._find(request).read(lambda shard: shard.count(count)))
         )
 
-    def Scroll(self, request: api.ScrollPoints, context: Context) -> api.ScrollResponse:
+    def Scroll(self, request: api.ScrollPoints, context: Context) -> Packed:
         """A page of points by id, or by an indexed payload field."""
         scroll = ScrollRequest(
             offset=translate.point_id(request.offset) if request.HasField("offset") else None,
@@ -219,11 +218,9 @@ class Points(api.PointsServicer):
         )
         records, next_offset = self._find(request).read(lambda shard: shard.scroll(scroll))
         response = api.ScrollResponse()
-        for record in records:
-            translate.fill_point(response.result.add(), record)
         if next_offset is not None:
             response.next_page_offset.CopyFrom(translate.point_id_message(next_offset))
-        return response
+        return Packed(retrieved_points(api.ScrollResponse.RESULT_FIELD_NUMBER, records), response)
 
     def Query(self, request: api.QueryPoints, context: Context) -> api.QueryResponse:
         """The nearest points, fused or filtered; without a query, points by id."""

@@ -5,6 +5,7 @@ later start, since the write is in its log by then. So nothing reaches it unchec
 """
 
 import math
+import re
 import uuid
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -35,6 +36,9 @@ OPTIMIZER_OPTIONS = (
 """Those of OptimizersConfigDiff that the engine knows."""
 
 HNSW_OPTIONS = ("m", "ef_construct", "full_scan_threshold", "on_disk", "payload_m")
+
+
+_CANONICAL_UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class DenseKind(NamedTuple):
@@ -250,6 +254,8 @@ def point_id(message: api.PointId) -> PointId:
     kind = message.WhichOneof("point_id_options")
     if kind == "num":
         return message.num
+    if _CANONICAL_UUID.fullmatch(message.uuid):
+        return message.uuid
     try:
         return str(uuid.UUID(message.uuid))
     except ValueError:
@@ -280,7 +286,8 @@ def _value(value: api.Value) -> Any:
             return getattr(value, kind)
 
 
-def _fill_value(message: api.Value, value: Any) -> None:
+def fill_value(message: api.Value, value: Any) -> None:
+    """Write a Python value."""
     match value:
         case str():
             message.string_value = value
@@ -295,7 +302,7 @@ def _fill_value(message: api.Value, value: Any) -> None:
         case list():
             message.list_value.SetInParent()
             for item in value:
-                _fill_value(message.list_value.values.add(), item)
+                fill_value(message.list_value.values.add(), item)
         case _:
             message.struct_value.SetInParent()
             fill_payload(message.struct_value.fields, value)
@@ -304,7 +311,7 @@ def _fill_value(message: api.Value, value: Any) -> None:
 def fill_payload(fields: Any, values: dict[str, Any] | None) -> None:
     """Write Python values into a protobuf map of Value."""
     for key, value in (values or {}).items():
-        _fill_value(fields[key], value)
+        fill_value(fields[key], value)
 
 
 # ---------------------------------------------------------------- vectors
@@ -404,10 +411,15 @@ def _fill_vector(message: api.VectorOutput, vector: Any) -> None:
         message.dense.data.extend(vector)
 
 
-def fill_point(message: Any, point: engine.Record | engine.ScoredPoint) -> None:
-    """Write an engine's point into a RetrievedPoint or ScoredPoint."""
-    message.id.CopyFrom(point_id_message(point.id))
-    fill_payload(message.payload, point.payload)
+def fill_point(message: Any, point: engine.Record | engine.ScoredPoint, payload: bool = True) -> None:
+    """Write an engine's point into a RetrievedPoint or ScoredPoint, its payload where that is not left to another."""
+    identity = point.id  # the engine makes its attributes anew each time
+    if isinstance(identity, int):
+        message.id.num = identity
+    else:
+        message.id.uuid = str(identity)
+    if payload:
+        fill_payload(message.payload, point.payload)
     vector: Any = point.vector
     if isinstance(vector, dict):
         message.vectors.vectors.SetInParent()
@@ -415,8 +427,9 @@ def fill_point(message: Any, point: engine.Record | engine.ScoredPoint) -> None:
             _fill_vector(message.vectors.vectors.vectors[name], named)
     elif vector is not None:
         _fill_vector(message.vectors.vector, vector)
-    if point.order_value is not None:
-        setattr(message.order_value, "int" if isinstance(point.order_value, int) else "float", point.order_value)
+    order_value = point.order_value
+    if order_value is not None:
+        setattr(message.order_value, "int" if isinstance(order_value, int) else "float", order_value)
 
 
 def fill_scored_point(message: api.ScoredPoint, point: engine.ScoredPoint) -> None:

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import threading
+import time
 import uuid
 from urllib.parse import urlsplit
 
@@ -329,12 +331,241 @@ def test_bad_queries_are_invalid_arguments(filled, client, request_):
         client.call(client.points.Query, request_, 10)
 
 
+# ---------------------------------------------------------------- settings and status
+
+
+def test_indexing_is_switched_off_and_on_and_shown(filled):
+    filled.update_collection(NAME, optimizers_config=models.OptimizersConfigDiff(indexing_threshold=0))
+    info = filled.get_collection(NAME)
+    assert info.config.optimizer_config.indexing_threshold == 0
+    assert info.status == models.CollectionStatus.GREEN, "nothing is due where nothing is to be indexed"
+    assert info.config.metadata["version"] == 3, "what was not named is kept"
+    filled.update_collection(NAME, optimizers_config=models.OptimizersConfigDiff(indexing_threshold=20_000))
+    assert filled.get_collection(NAME).config.optimizer_config.indexing_threshold == 20_000
+
+
+def test_hnsw_options_are_changed_and_shown(filled):
+    filled.update_collection(NAME, hnsw_config=models.HnswConfigDiff(m=24))
+    config = filled.get_collection(NAME).config.hnsw_config
+    assert (config.m, config.ef_construct) == (24, 100)
+
+
+def test_a_bulk_load_is_indexed_once_the_threshold_is_back(official):
+    """Enough vectors to want an index (10 MB), loaded without one; green then means indexed."""
+    name, size, num_points = f"bulk-{uuid.uuid4()}", 512, 6000
+    vectors = np.random.default_rng(0).standard_normal((num_points, size)).astype(np.float32)
+    official.create_collection(
+        name,
+        vectors_config=models.VectorParams(size=size, distance=models.Distance.DOT),
+        optimizers_config=models.OptimizersConfigDiff(indexing_threshold=0, default_segment_number=1),
+    )
+    for start in range(0, num_points, 500):
+        points = [models.PointStruct(id=i, vector=vectors[i].tolist()) for i in range(start, start + 500)]
+        official.upsert(name, points, wait=True)
+    info = official.get_collection(name)
+    assert (info.status, info.indexed_vectors_count) == (models.CollectionStatus.GREEN, 0)
+    official.update_collection(name, optimizers_config=models.OptimizersConfigDiff(indexing_threshold=5_000))
+    deadline = time.monotonic() + 120
+    while (info := official.get_collection(name)).status != models.CollectionStatus.GREEN:
+        assert time.monotonic() < deadline, info
+        time.sleep(0.1)
+    assert info.indexed_vectors_count >= 0.9 * num_points
+    official.upsert(name, [models.PointStruct(id=7, vector=(-vectors[7]).tolist())])
+    for point_id, vector in ((7, -vectors[7]), (5, vectors[5])):
+        assert ids(official.query_points(name, query=vector.tolist(), limit=1).points) == [point_id]
+    assert official.count(name).count == num_points
+    official.delete_collection(name)
+
+
+# ---------------------------------------------------------------- aliases
+
+
+def create_alias(alias, collection=NAME):
+    return models.CreateAliasOperation(create_alias=models.CreateAlias(collection_name=collection, alias_name=alias))
+
+
+def rename_alias(old, new):
+    return models.RenameAliasOperation(rename_alias=models.RenameAlias(old_alias_name=old, new_alias_name=new))
+
+
+def delete_alias(alias):
+    return models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias))
+
+
+def aliases_of(official, collection=NAME):
+    return sorted(alias.alias_name for alias in official.get_collection_aliases(collection).aliases)
+
+
+@pytest.fixture
+def second(filled):
+    """Another collection, of one point with id 1000."""
+    name = f"second-{uuid.uuid4()}"
+    filled.create_collection(name, vectors_config=VECTORS, sparse_vectors_config=SPARSE)
+    filled.upsert(name, [models.PointStruct(id=1000, vector={"dense": [0.0, 0.0, 1.0, 0.0]}, payload={"group": "a"})])
+    yield name
+    filled.delete_collection(name)
+
+
+def test_every_call_takes_an_alias_for_its_collection(filled):
+    filled.update_collection_aliases([create_alias("current")])
+    assert filled.count("current").count == 10
+    filled.upsert("current", [models.PointStruct(id=70, vector={}, payload={"n": 70})])
+    filled.set_payload("current", {"extra": 1}, points=[70])
+    assert filled.retrieve("current", [70])[0].payload == {"n": 70, "extra": 1}
+    filled.delete("current", models.PointIdsList(points=[70]))
+    assert len(filled.scroll("current", limit=100)[0]) == 10
+    found = filled.query_points("current", query=[[1.0, 0.0]], using="many", limit=1).points
+    assert ids(found) == [9]
+    batch = filled.query_batch_points("current", [models.QueryRequest(query=[[1.0, 0.0]], using="many", limit=1)])
+    assert ids(batch[0].points) == [9]
+    filled.create_payload_index("current", "group", models.PayloadSchemaType.KEYWORD, wait=True)
+    filled.delete_payload_index("current", "group", wait=True)
+    assert filled.collection_exists("current")
+    assert filled.get_collection("current").points_count == 10
+    filled.update_collection("current", metadata={"by_alias": True})
+    assert filled.get_collection(NAME).config.metadata["by_alias"] is True
+
+
+def test_aliases_are_listed_renamed_and_deleted(filled, second):
+    filled.update_collection_aliases([create_alias("a"), create_alias("b"), create_alias("c", second)])
+    assert aliases_of(filled) == ["a", "b"]
+    assert aliases_of(filled, second) == ["c"]
+    everywhere = {(alias.alias_name, alias.collection_name) for alias in filled.get_aliases().aliases}
+    assert {("a", NAME), ("b", NAME), ("c", second)} <= everywhere
+    filled.update_collection_aliases([rename_alias("a", "z"), delete_alias("b")])
+    assert aliases_of(filled) == ["z"]
+    filled.update_collection_aliases([delete_alias("never was")])
+    assert NAME in [collection.name for collection in filled.get_collections().collections]
+    assert "z" not in [collection.name for collection in filled.get_collections().collections]
+
+
+def test_an_alias_is_pointed_elsewhere_and_back(filled, second):
+    filled.update_collection_aliases([create_alias("current")])
+    filled.update_collection_aliases([create_alias("current", second)])
+    assert filled.count("current").count == 1
+    filled.update_collection_aliases([delete_alias("current"), create_alias("current")])
+    assert filled.count("current").count == 10
+
+
+def test_deleting_a_collection_deletes_its_aliases_and_deleting_an_alias_name_no_collection(filled, second):
+    filled.update_collection_aliases([create_alias("current"), create_alias("other", second)])
+    filled.delete_collection("current")
+    assert filled.count("current").count == 10
+    filled.delete_collection(NAME)
+    assert not filled.collection_exists("current")
+    with pytest.raises(grpc.RpcError) as caught:
+        filled.count("current")
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+    assert aliases_of(filled) == []
+    assert aliases_of(filled, second) == ["other"]
+
+
+def change_aliases(client, *actions):
+    client.collections.UpdateAliases(api.ChangeAliases(actions=actions), timeout=10, metadata=client._metadata)
+
+
+def create_action(alias, collection=NAME):
+    return api.AliasOperations(create_alias=api.CreateAlias(collection_name=collection, alias_name=alias))
+
+
+@pytest.mark.parametrize(
+    ("action", "codes"),
+    [
+        (create_action("x", "nowhere"), {"NOT_FOUND"}),
+        (create_action(NAME), {"ALREADY_EXISTS", "INVALID_ARGUMENT"}),
+        (
+            api.AliasOperations(rename_alias=api.RenameAlias(old_alias_name="nothing", new_alias_name="x")),
+            {"NOT_FOUND", "INVALID_ARGUMENT"},
+        ),
+    ],
+)
+def test_bad_alias_changes_are_refused(filled, client, action, codes):
+    with pytest.raises(grpc.RpcError) as caught:
+        change_aliases(client, action)
+    assert caught.value.code().name in codes
+    assert aliases_of(filled) == []
+
+
+def test_a_collection_is_not_created_under_an_aliass_name(filled):
+    filled.update_collection_aliases([create_alias("current")])
+    with pytest.raises((grpc.RpcError, UnexpectedResponse), match=r"Alias with the same name already exists"):
+        filled.create_collection("current", vectors_config=VECTORS)
+    assert filled.count("current").count == 10
+
+
+def test_calls_go_on_while_an_alias_is_switched(filled, second, client):
+    """Each answer is whole and from one of the two collections; none is an error."""
+    filled.update_collection_aliases([create_alias("current")])
+    count = api.CountPoints(collection_name="current", exact=True)
+    done, answers, errors = threading.Event(), set(), []
+
+    def ask():
+        while not done.is_set():
+            try:
+                answers.add(client.points.Count(count, timeout=10, metadata=client._metadata).result.count)
+            except grpc.RpcError as error:
+                errors.append(error)
+
+    asking = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in asking:
+        thread.start()
+    for turn in range(40):
+        change_aliases(client, create_action("current", [second, NAME][turn % 2]))
+    done.set()
+    for thread in asking:
+        thread.join()
+    assert errors == []
+    assert answers == {1, 10}
+
+
+# ---------------------------------------------------------------- snapshots
+
+
+def test_snapshots_are_made_listed_and_deleted(filled, client):
+    stub = api.SnapshotsStub(client._channel)
+    more = {"timeout": 60, "metadata": client._metadata}
+    made = stub.Create(api.CreateSnapshotRequest(collection_name=NAME), **more).snapshot_description
+    assert made.name.startswith(NAME)
+    assert made.name.endswith(".snapshot")
+    assert made.size > 0
+    assert len(made.checksum) == 64
+    wanted = api.ListSnapshotsRequest(collection_name=NAME)
+    assert [found.name for found in stub.List(wanted, **more).snapshot_descriptions] == [made.name]
+    stub.Delete(api.DeleteSnapshotRequest(collection_name=NAME, snapshot_name=made.name), **more)
+    assert not stub.List(wanted, **more).snapshot_descriptions
+
+
+@pytest.mark.parametrize(
+    ("method", "request_"),
+    [
+        ("Create", api.CreateSnapshotRequest(collection_name="nowhere")),
+        ("List", api.ListSnapshotsRequest(collection_name="nowhere")),
+        ("Delete", api.DeleteSnapshotRequest(collection_name="nowhere", snapshot_name="x")),
+        ("Delete", api.DeleteSnapshotRequest(collection_name=NAME, snapshot_name="x.snapshot")),
+    ],
+)
+def test_snapshots_of_what_is_not_there_are_not_found(filled, client, method, request_):
+    with pytest.raises(grpc.RpcError) as caught:
+        getattr(api.SnapshotsStub(client._channel), method)(request_, timeout=10, metadata=client._metadata)
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
 # ---------------------------------------------------------------- several processes
 
 
-def _write_and_read(url: str, name: str, worker: int) -> list[bool]:
+def _write_search_and_read(url: str, name: str, worker: int) -> list[bool]:
     config = StoreConfig(url=url)
     with connect(config, url) as client:
+        mine = api.Filter(must=[api.Condition(field=api.FieldCondition(key="worker", match=api.Match(integer=worker)))])
+        search = api.QueryPoints(
+            collection_name=name,
+            using="dense",
+            limit=200,
+            filter=mine,
+            params=api.SearchParams(exact=True),
+            query=api.Query(nearest=api.VectorInput(dense=api.DenseVector(data=[1.0, 1.0, 0.0, 0.0]))),
+        )
+        found = []
         for i in range(20):
             first = worker * 1000 + i * 5
             points = []
@@ -344,14 +575,18 @@ def _write_and_read(url: str, name: str, worker: int) -> list[bool]:
                 point.vectors.vectors.vectors["dense"].dense.data.extend([1.0, float(n), 0.0, 0.0])
                 points.append(point)
             client.call(client.points.Upsert, api.UpsertPoints(collection_name=name, wait=True, points=points), 30)
+            found.append(len(client.call(client.points.Query, search, 30).result) == (i + 1) * 5)
         wanted = [api.PointId(num=worker * 1000 + n) for n in range(100)]
         get = api.GetPoints(collection_name=name, ids=wanted, with_payload=api.WithPayloadSelector(enable=True))
         result = client.call(client.points.Get, get, 30).result
-        return [point.payload["worker"].integer_value == worker for point in result]
+        return found + [point.payload["worker"].integer_value == worker for point in result]
 
 
-def test_several_processes_write_and_read_at_once(filled, server_url):
+def test_several_processes_write_search_and_read_at_once(filled, server_url):
     with multiprocessing.get_context("spawn").Pool(3) as pool:
-        answers = pool.starmap(_write_and_read, [(server_url, NAME, worker) for worker in (1, 2, 3)])
-    assert answers == [[True] * 100] * 3
+        answers = pool.starmap(_write_search_and_read, [(server_url, NAME, worker) for worker in (1, 2, 3)])
+    assert answers == [[True] * 120] * 3
     assert filled.count(NAME).count == 310
+    for worker in (1, 2, 3):
+        mine = models.Filter(must=[models.FieldCondition(key="worker", match=models.MatchValue(value=worker))])
+        assert filled.count(NAME, count_filter=mine).count == 100

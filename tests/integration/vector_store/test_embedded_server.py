@@ -17,7 +17,7 @@ from qdrant_client import grpc as api
 
 from vector_store.client import connect
 from vector_store.config import StoreConfig
-from vector_store.errors import StoreError, StoreUnavailable
+from vector_store.errors import CollectionMissing, StoreError, StoreUnavailable
 from vector_store.retriever import Retriever
 from vector_store.schema import Query
 from vector_store.server.process import embedded_server, serve
@@ -52,6 +52,12 @@ def kill(path):
 def store_at(url, **config):
     config = StoreConfig(url=url, **config)
     return Store(connect(config, url), config)
+
+
+def create_plain(client, name):
+    create = api.CreateCollection(collection_name=name)
+    create.vectors_config.params.size, create.vectors_config.params.distance = 2, api.Distance.Dot
+    client.call(client.collections.Create, create, 10)
 
 
 # ---------------------------------------------------------------- durability
@@ -109,6 +115,126 @@ def test_every_acknowledged_point_survives_a_kill_under_load(tmp_path, manifest)
         )
         found = client.call(client.points.Get, request, 10).result
         assert {point.payload["n"].integer_value for point in found} == set(range(acknowledged.value * 5))
+
+
+def test_aliases_and_settings_survive_a_kill(tmp_path):
+    with embedded_server(tmp_path) as url, connect(StoreConfig(), url) as client:
+        create_plain(client, "c")
+        action = api.AliasOperations(create_alias=api.CreateAlias(collection_name="c", alias_name="current"))
+        client.call(client.collections.UpdateAliases, api.ChangeAliases(actions=[action]), 10)
+        update = api.UpdateCollection(collection_name="current")
+        update.optimizers_config.indexing_threshold = 0
+        client.call(client.collections.Update, update, 10)
+        kill(tmp_path)
+    with embedded_server(tmp_path) as url, connect(StoreConfig(), url) as client:
+        found = client.call(client.collections.Get, api.GetCollectionInfoRequest(collection_name="current"), 10)
+        assert found.result.config.optimizer_config.indexing_threshold == 0
+        assert found.result.config.optimizer_config.HasField("indexing_threshold")
+
+
+def test_a_list_of_alias_changes_is_applied_whole_or_not_at_all(tmp_path):
+    with embedded_server(tmp_path) as url, connect(StoreConfig(), url) as client:
+        create_plain(client, "c")
+
+        def create(collection, alias):
+            return api.AliasOperations(create_alias=api.CreateAlias(collection_name=collection, alias_name=alias))
+
+        changes = api.ChangeAliases(actions=[create("c", "first"), create("nowhere", "second")])
+        with pytest.raises(CollectionMissing, match="nowhere"):
+            client.call(client.collections.UpdateAliases, changes, 10)
+        assert not client.call(client.collections.ListAliases, api.ListAliasesRequest(), 10).aliases
+
+
+# ---------------------------------------------------------------- a full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """384 MB of memory as a disk."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=384m", "tmpfs", str(place)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def large_points(batch, num=16):
+    """Points that no compression makes smaller: 64 kB each."""
+    points = []
+    for n in range(batch * num, batch * num + num):
+        point = api.PointStruct(id=api.PointId(num=n))
+        point.payload["noise"].string_value = os.urandom(32_768).hex()
+        point.vectors.vector.dense.data.extend([float(n), 1.0])
+        points.append(point)
+    return api.UpsertPoints(collection_name="c", wait=True, points=points)
+
+
+def readable(client):
+    request = api.ScrollPoints(collection_name="c", limit=10_000, with_payload=api.WithPayloadSelector(enable=True))
+    result = client.call(client.points.Scroll, request, 30).result
+    assert all(len(point.payload["noise"].string_value) == 65_536 for point in result)
+    return sorted(point.id.num for point in result)
+
+
+def test_a_full_disk_refuses_writes_loses_nothing_and_goes_on_once_there_is_room(small_disk):
+    config = StoreConfig(message_bytes=512 * 2**20)
+    root = small_disk / "store"
+    ballast = small_disk / "ballast"
+
+    def fill(client, first):
+        """Write until refused; returns the batch that was."""
+        for batch in range(first, 1000):
+            request, started = large_points(batch), time.monotonic()
+            try:
+                client.call(client.points.Upsert, request, 30)
+            except StoreError as error:
+                refusal = str(error)
+                break
+        assert "No space left on device" in refusal
+        assert "free some space" in refusal
+        assert time.monotonic() - started < 5, "refused at once, not tried until the deadline"
+        return batch
+
+    with embedded_server(root, message_bytes=config.message_bytes) as url, connect(config, url) as client:
+        create_plain(client, "c")
+        ballast.write_bytes(bytes(80 * 2**20))
+        batches = fill(client, 0)
+        assert batches > 10
+        assert readable(client) == list(range(batches * 16))
+        kill(root)
+    with embedded_server(root, message_bytes=config.message_bytes) as url, connect(config, url) as client:
+        assert readable(client) == list(range(batches * 16))
+        with pytest.raises(StoreError, match="No space left"):
+            client.call(client.points.Upsert, large_points(batches), 30)
+        ballast.unlink()
+        more = fill(client, batches)
+        assert more > batches + 5
+        assert readable(client) == list(range(more * 16))
+        some = api.PointsSelector(points=api.PointsIdsList(ids=[api.PointId(num=0)]))
+        client.call(client.points.Delete, api.DeletePoints(collection_name="c", points=some), 10)
+        client.call(client.collections.Delete, api.DeleteCollection(collection_name="c"), 10)
+        create_plain(client, "c")
+        client.call(client.points.Upsert, large_points(0), 30)
+        assert readable(client) == list(range(16))
+
+
+def test_a_store_on_a_disk_that_others_filled_says_so_and_opens_once_there_is_room(small_disk):
+    root = small_disk / "store"
+    with embedded_server(root) as url, connect(StoreConfig(), url) as client:
+        create_plain(client, "c")
+        client.call(client.points.Upsert, large_points(0), 30)
+        kill(root)
+        with pytest.raises(OSError, match="No space left"):
+            (small_disk / "ballast").write_bytes(bytes(384 * 2**20))
+    with pytest.raises(StoreUnavailable, match="No space left on device"), embedded_server(root):
+        pass
+    (small_disk / "ballast").unlink()
+    with embedded_server(root) as url, connect(StoreConfig(), url) as client:
+        assert readable(client) == list(range(16))
 
 
 # ---------------------------------------------------------------- leases
@@ -190,7 +316,10 @@ def test_the_address_file_is_for_its_owner_only(tmp_path):
 
 def test_a_failed_start_shows_the_log(tmp_path):
     (tmp_path / "collections").write_text("a file where a folder belongs")
-    with pytest.raises(StoreUnavailable, match=r"did not start:(.|\n)*File exists"), embedded_server(tmp_path):
+    with (
+        pytest.raises(StoreUnavailable, match=r"did not start, it ended with code 2:(.|\n)*File exists"),
+        embedded_server(tmp_path),
+    ):
         pass
 
 
@@ -226,8 +355,8 @@ def test_off_loopback_without_a_key_it_refuses_to_start(tmp_path, host):
     [
         (api.PointsStub, "Facet", api.FacetCounts()),
         (api.PointsStub, "UpdateBatch", api.UpdateBatchPoints()),
-        (api.CollectionsStub, "UpdateAliases", api.ChangeAliases()),
-        (api.SnapshotsStub, "Create", api.CreateSnapshotRequest()),
+        (api.CollectionsStub, "CreateShardKey", api.CreateShardKeyRequest()),
+        (api.SnapshotsStub, "CreateFull", api.CreateFullSnapshotRequest()),
     ],
 )
 def test_what_is_left_out_is_unimplemented_by_name(tmp_path_factory, stub, method, request_):
@@ -241,12 +370,48 @@ def test_what_is_left_out_is_unimplemented_by_name(tmp_path_factory, stub, metho
         assert f"/{method} is not implemented by the embedded server" in caught.value.details()
 
 
+def test_reflection_is_off(tmp_path_factory):
+    with (
+        embedded_server(tmp_path_factory.getbasetemp() / "unimplemented") as url,
+        grpc.insecure_channel(url.removeprefix("http://")) as channel,
+    ):
+        for version in ("v1", "v1alpha"):
+            ask = channel.stream_stream(f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo")
+            with pytest.raises(grpc.RpcError) as caught:
+                list(ask(iter([b""]), timeout=10))
+            assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize(
+    ("request_", "name"),
+    [
+        (api.UpdateCollection(params=api.CollectionParamsDiff(on_disk_payload=True)), "UpdateCollection.params"),
+        (
+            api.UpdateCollection(optimizers_config=api.OptimizersConfigDiff(memmap_threshold=1)),
+            "OptimizersConfigDiff.memmap_threshold",
+        ),
+        (
+            api.UpdateCollection(hnsw_config=api.HnswConfigDiff(max_indexing_threads=1)),
+            "HnswConfigDiff.max_indexing_threads",
+        ),
+    ],
+)
+def test_an_option_that_cannot_be_changed_is_refused_by_name(tmp_path_factory, request_, name):
+    with (
+        embedded_server(tmp_path_factory.getbasetemp() / "unimplemented") as url,
+        connect(StoreConfig(), url) as client,
+    ):
+        create_plain(client, "c")
+        request_.collection_name = "c"
+        with pytest.raises(StoreError, match=rf"UNIMPLEMENTED\): {name} is not implemented"):
+            client.call(client.collections.Update, request_, 10)
+        client.collections.Delete(api.DeleteCollection(collection_name="c"))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nan_and_infinite_vectors_are_refused(tmp_path_factory, value):
     with embedded_server(tmp_path_factory.getbasetemp() / "finite") as url, connect(StoreConfig(), url) as client:
-        create = api.CreateCollection(collection_name="c")
-        create.vectors_config.params.size, create.vectors_config.params.distance = 2, api.Distance.Dot
-        client.collections.Create(create)
+        create_plain(client, "c")
         point = api.PointStruct(id=api.PointId(num=1))
         point.vectors.vector.dense.data.extend([1.0, value])
         with pytest.raises(grpc.RpcError) as caught:
@@ -258,9 +423,7 @@ def test_nan_and_infinite_vectors_are_refused(tmp_path_factory, value):
 def test_large_messages_pass_up_to_the_limit(tmp_path):
     config = StoreConfig(message_bytes=8 * 2**20)
     with embedded_server(tmp_path, message_bytes=config.message_bytes) as url, connect(config, url) as client:
-        create = api.CreateCollection(collection_name="c")
-        create.vectors_config.params.size, create.vectors_config.params.distance = 2, api.Distance.Dot
-        client.call(client.collections.Create, create, 10)
+        create_plain(client, "c")
         point = api.PointStruct(id=api.PointId(num=1))
         point.payload["text"].string_value = "x" * 6 * 2**20
         client.call(client.points.Upsert, api.UpsertPoints(collection_name="c", wait=True, points=[point]), 10)

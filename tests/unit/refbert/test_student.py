@@ -150,7 +150,7 @@ def test_states_of_another_width_are_refused():
     student = make_student()
     inputs = make_inputs([5], [4])
     inputs["reference_states"] = inputs["reference_states"][..., :-1]
-    with pytest.raises(ValueError, match="width 15, this student reads states of width 16"):
+    with pytest.raises(ValueError, match="width 15, this student reads 16"):
         student(**inputs)
 
 

@@ -126,3 +126,8 @@ def test_point_ids_are_integers_or_uuids(text):
 def test_parts_that_are_left_out_are_refused_by_name_and_not_dropped(kinds, request_, name):
     with pytest.raises(Refusal, match=name):
         translate.query_request(request_, kinds)
+
+
+@pytest.mark.parametrize("text", ["6F0E8E3C-1111-4222-8333-000000000001", "6f0e8e3c111142228333000000000001"])
+def test_other_spellings_of_a_uuid_are_the_same_id(text):
+    assert translate.point_id(api.PointId(uuid=text)) == "6f0e8e3c-1111-4222-8333-000000000001"
