@@ -3,7 +3,6 @@
 Errors are loud here; only the retriever degrades. Knows nothing of how neighbours are chosen.
 """
 
-import binascii
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,8 @@ from vector_store.codec import (
     STATES,
     TEXT,
     TOKEN_IDS,
+    as_bytes,
+    as_text,
     check,
     decode,
     decode_into,
@@ -256,7 +257,7 @@ class Store:
     def attachment(self, name: str) -> bytes | None:
         """Bytes that are stored with the collection under this name; None where there are none."""
         found = self.metadata().get(name)
-        return None if found is None else binascii.a2b_base64(found.string_value)
+        return None if found is None else as_bytes(found.string_value)
 
     def attach(self, name: str, content: bytes) -> None:
         """Store bytes with the collection, in the place of what had this name before."""
@@ -334,7 +335,7 @@ def _create_collection(name: str, manifest: Manifest, attachments: Mapping[str, 
 
 
 def _attached(content: bytes) -> api.Value:
-    return api.Value(string_value=binascii.b2a_base64(content, newline=False).decode("ascii"))
+    return api.Value(string_value=as_text(content))
 
 
 def _differences(name: str, found: Manifest, wanted: Manifest, fields: list[str]) -> str:

@@ -6,7 +6,6 @@ have bounds the cost. Every reader takes the same published list, so all of them
 without one is searched by every token.
 """
 
-import binascii
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from qdrant_client import grpc as api
 
 from vector_store.client import Client
+from vector_store.codec import as_bytes, as_text
 from vector_store.config import StoreConfig
 from vector_store.schema import KEYWORDS, SparseVector
 from vector_store.store import Store
@@ -107,10 +107,10 @@ def survey(client: Client, config: StoreConfig) -> TermStatistics:
 
 def publish(client: Client, config: StoreConfig, statistics: TermStatistics) -> None:
     """Write the statistics into the collection's metadata, in the place of earlier ones."""
-    packed = binascii.b2a_base64(statistics.frequent.astype(_TOKENS_TYPE).tobytes(), newline=False)
+    packed = as_text(statistics.frequent.astype(_TOKENS_TYPE).tobytes())
     Store(client, config).merge_metadata(
         {
-            FREQUENT_TOKENS: api.Value(string_value=packed.decode("ascii")),
+            FREQUENT_TOKENS: api.Value(string_value=packed),
             LARGEST_FREQUENCY: api.Value(integer_value=statistics.over),
             SURVEYED_POINTS: api.Value(integer_value=statistics.num_points),
             SAMPLED_POINTS: api.Value(integer_value=statistics.num_sampled),
@@ -132,7 +132,7 @@ def unpack(metadata: Mapping[str, Any]) -> TermStatistics:
     """The statistics in a collection's metadata; UNPUBLISHED where there are none."""
     if FREQUENT_TOKENS not in metadata:
         return UNPUBLISHED
-    packed = binascii.a2b_base64(metadata[FREQUENT_TOKENS].string_value)
+    packed = as_bytes(metadata[FREQUENT_TOKENS].string_value)
     return TermStatistics(
         np.frombuffer(packed, _TOKENS_TYPE),
         metadata[LARGEST_FREQUENCY].integer_value,
