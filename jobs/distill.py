@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import ray
 import ray.train
 import torch
@@ -28,7 +29,7 @@ from ray.train.v2._internal.execution import context as ray_train_context
 from safetensors.numpy import save_file
 
 from jobs.config import RunConfig
-from jobs.ingest import fill_memory
+from jobs.ingest import fill_memory, is_filled
 from jobs.launch import launch
 from jobs.memory import (
     SENTENCE_TABLE,
@@ -37,6 +38,7 @@ from jobs.memory import (
     connect_store,
     manifest_of,
     open_retriever,
+    reference_id,
     reference_texts,
     running_store,
 )
@@ -45,10 +47,10 @@ from jobs.prepared import PreparedCorpus, chunked, prepare
 from jobs.run_directory import claim_directory, is_complete, sole_training, write_manifest
 from jobs.stream import DistillStream, Order
 from jobs.worker import set_up_worker
-from refbert.corpus import reference_id
 from refbert.distillation import DistillBatch, Distiller, Targets, new_student
 from refbert.errors import InputError
 from refbert.teacher import Teacher, load_teacher
+from vector_store.schema import Manifest
 from vector_store.store import Store
 
 log = logging.getLogger(__name__)
@@ -79,8 +81,7 @@ def run(config: RunConfig) -> None:
         address = None
         if needs_memory(config):
             url = stack.enter_context(running_store(config))
-            address = MemoryAddress(url, manifest_of(teacher, config.references))
-            fill_where_lacking(config, url, corpus, teacher)
+            address = MemoryAddress(url, filled_memory(config, url, corpus, teacher))
         distil(config, corpus, address)
 
 
@@ -90,19 +91,30 @@ def needs_memory(config: RunConfig) -> bool:
     return reads or config.train.targets == "memory"
 
 
-def fill_where_lacking(config: RunConfig, url: str, corpus: PreparedCorpus, teacher: Teacher) -> None:
-    """Ingest where the memory lacks any passage of the corpus. Another teacher's memory is refused."""
+def filled_memory(config: RunConfig, url: str, corpus: PreparedCorpus, teacher: Teacher) -> Manifest:
+    """Ingest where the memory lacks any passage of the corpus; returns the memory's manifest.
+
+    Another teacher's memory is refused.
+    """
+    wanted = manifest_of(teacher, config.references)
     with connect_store(config, url) as client:
         store = Store(client, config.store)
-        store.ensure(manifest_of(teacher, config.references))
-        passages = corpus.table("train")["text"]
-        lacking = any(
-            len(store.existing(ids)) < len(set(ids))
-            for ids in chunked((reference_id(teacher.fingerprint, text.as_py()) for text in passages), IDS_PER_CHECK)
-        )
-    if lacking:
-        log.info("the memory lacks some of the corpus: filling it first")
-        fill_memory(config, url, corpus, teacher)
+        if lacks_any(store, wanted, corpus):
+            log.info("the memory lacks some of the corpus: filling it first")
+            fill_memory(config, url, corpus, teacher)
+        return store.require(wanted)
+
+
+def lacks_any(store: Store, wanted: Manifest, corpus: PreparedCorpus) -> bool:
+    """Whether the memory lacks any passage of the corpus."""
+    if not store.exists():
+        return True
+    store.require(wanted)
+    if is_filled(store, corpus):
+        return False
+    texts = corpus.table("train")["text"].take(pa.array(corpus.distinct_rows()))
+    ids = (reference_id(wanted.fingerprint, text.as_py()) for text in texts)
+    return any(len(store.existing(some)) < len(some) for some in chunked(ids, IDS_PER_CHECK))
 
 
 def distil(config: RunConfig, corpus: PreparedCorpus, address: MemoryAddress | None) -> None:
@@ -154,7 +166,8 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     with ExitStack() as stack:
         teacher: Teacher | None = load_teacher(config.teacher, device)
         assert teacher is not None
-        distiller = Distiller(new_student(config.student, teacher, config.seed), config.loss)
+        reference_dim = job.address.manifest.dim if job.address else None
+        distiller = Distiller(new_student(config.student, teacher, config.seed, reference_dim), config.loss)
         stream = stack.enter_context(opened_stream(job, teacher, rank, world_size))
         if train.targets == "memory":
             teacher = None  # its weights are no longer needed

@@ -107,7 +107,7 @@ class DistillStream:
     def make(self, number: int) -> DistillBatch:
         """Build one micro-batch by its number alone."""
         rows = self.passages.take(pa.array(self.order.rows(number))).to_pylist()
-        ids, mask = tokenize(self.texts.tokenizer, [row["text"] for row in rows], self.texts.manifest.tokens)
+        ids, mask = tokenize(self.texts.tokenizer, [row["text"] for row in rows], self.texts.manifest.text_tokens)
         queries = self.texts.queries([row["text"] for row in rows], ids, mask, [row["document"] for row in rows])
         own: Neighbours | None = None
         if self.source is None:

@@ -58,6 +58,17 @@ class ReferenceConfig(BaseModel, frozen=True, extra="forbid"):
         False,
         description="Also store the sentence vector that `dense` and `hybrid` need (dim x 4 bytes and an HNSW graph).",
     )
+    tokens: PositiveInt | None = Field(
+        None, description="States stored per reference, from its start; by default all that the teacher read."
+    )
+    dim: PositiveInt | None = Field(
+        None,
+        description="Width of a stored state: principal components of the teacher's, fitted on a sample at the first "
+        "ingest. By default the teacher's own.",
+    )
+    datatype: Literal["float16", "int8"] = Field(
+        "float16", description="How a stored state's numbers are kept; int8 has a scale for each token."
+    )
     dropout: float = Field(
         0.1,
         ge=0,

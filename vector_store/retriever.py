@@ -120,13 +120,13 @@ class Retriever:
             if self._criterion != "none":
                 found.steps[row] = "live"
             if choice and choice.id in points:
-                decode_into(row, found, points[choice.id])
+                decode_into(row, found, points[choice.id], self._manifest.datatype)
                 found.scores[row] = choice.score
                 self._cache.keep(query.id, found, row)
             if own is not None:
                 own.steps[row] = "live"
                 if query.id in points:
-                    decode_into(row, own, points[query.id])
+                    decode_into(row, own, points[query.id], self._manifest.datatype)
 
     def _fill_cached(self, queries: Sequence[Query], found: Neighbours) -> None:
         for row, query in enumerate(queries):

@@ -5,9 +5,8 @@ import pytest
 
 from jobs import ingest
 from jobs.ingest import fill_memory
-from jobs.memory import connect_store, manifest_of, running_store
+from jobs.memory import connect_store, manifest_of, reference_id, running_store
 from jobs.prepared import prepare
-from refbert.corpus import reference_id
 from refbert.errors import InputError
 from refbert.teacher import load_teacher
 from vector_store.errors import CollectionMismatch, StoreUnavailable
