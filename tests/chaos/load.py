@@ -29,8 +29,8 @@ ID_LENGTH = 36
 def manifest(tokens: int = 4, dim: int = 16) -> Manifest:
     """Of a collection with small states and a dense index."""
     return Manifest(
-        encoder="chaos", fingerprint="f1", tokenizer="t1", layer=1, tokens=tokens, dim=dim,
-        dense_index=True, bm25_k1=1.2, bm25_b=0.75, bm25_average_tokens=20.0,
+        encoder="chaos", fingerprint="f1", tokenizer="t1", layer=1, text_tokens=tokens, tokens=tokens,
+        encoder_dim=dim, dim=dim, dense_index=True, bm25_k1=1.2, bm25_b=0.75, bm25_average_tokens=20.0,
     )  # fmt: skip
 
 

@@ -71,7 +71,7 @@ def test_writers_wait_for_a_server_that_stands_still_and_readers_degrade_and_rec
     stop_at = [moments.randrange(share // 10, share // 2) for _ in range(num_stops)]
     print(f"stopped for {STOP_S:g} s when so many of a share of {share} are acknowledged: {stop_at}")
     with embedded_server(tmp_path / "store") as url, ExitStack() as held:
-        config = StoreConfig(url=url)
+        config = StoreConfig(url=url, lookup_deadline_ms=3000)
         client = held.enter_context(connect(config, url))
         described = manifest()
         store = Store(client, config)

@@ -113,11 +113,15 @@ def test_a_memory_survives_kills_of_the_server_while_its_index_is_built_and_take
             print(f"killed in {kind} after {time.monotonic() - started:.1f} s, {len(orphans)} builds alive: {found}")
             assert found.is_exact
 
-        wait_until(lambda: num_indexed(client, config) >= 12_000 and not children(server_pid(path)), "an index is in use")
+        wait_until(
+            lambda: num_indexed(client, config) >= 12_000 and not children(server_pid(path)), "an index is in use"
+        )
         found = audit(client, config, num_points, acknowledged([journal]))
         print(f"kills={len(kinds)} indexed={num_indexed(client, config)} {found}")
         assert found.is_exact
-        own = [nearest_by_sentence(client, config, make_point(number, described)) for number in range(0, num_points, 97)]
+        own = [
+            nearest_by_sentence(client, config, make_point(number, described)) for number in range(0, num_points, 97)
+        ]
         assert sum(own) >= 0.95 * len(own), "HNSW finds a point by its own vector"
 
 

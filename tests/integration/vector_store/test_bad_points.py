@@ -281,7 +281,7 @@ def unnamed_vector(memory: Memory) -> None:
 
 def repeated_index_of_a_reference(memory: Memory) -> None:
     """A stored reference's own message, spoilt on its way: what `Store` would have refused comes past it."""
-    message = encode(*[memory.others[0], memory.manifest.datatype][: encode.__code__.co_argcount])
+    message = encode(memory.others[0], memory.manifest.datatype)
     message.vectors.vectors.vectors["keywords"].CopyFrom(words([7, 7], [1, 1]))
     request = api.UpsertPoints(collection_name=memory.config.collection, wait=True, points=[message])
     memory.client.call(memory.client.points.Upsert, request, 30)
