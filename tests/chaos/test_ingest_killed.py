@@ -15,8 +15,8 @@ import yaml
 from numpy.typing import NDArray
 
 from jobs.config import RunConfig
+from jobs.memory import reference_id
 from jobs.prepared import prepare
-from refbert.corpus import reference_id
 from refbert.teacher import load_teacher
 from tests.chaos.faults import kill_server, kill_session, scrolled_ids, wait_until
 from tests.chaos.load import REPOSITORY
