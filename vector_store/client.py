@@ -50,6 +50,7 @@ class Client:
         self.url = url
         self.points = api.PointsStub(channel)
         self.collections = api.CollectionsStub(channel)
+        self.snapshots = api.SnapshotsStub(channel)
         self._channel = channel
         self._metadata = (("api-key", api_key),) if api_key else ()
 
@@ -129,7 +130,7 @@ def connect(config: StoreConfig, url: str, api_key: str | None = None) -> Client
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),
     ]
-    if _is_loopback(parts.hostname):
+    if is_loopback(parts.hostname):
         options.append(("grpc.enable_http_proxy", 0))  # a machine's proxy cannot reach the machine's own loopback
     channel = (
         grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
@@ -144,7 +145,8 @@ def _is_transient(error: Any) -> bool:
     return error.code() in _TRANSIENT and "larger than max" not in (error.details() or "")
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether the host is this machine itself."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

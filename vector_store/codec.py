@@ -36,7 +36,7 @@ def check(point: Point, manifest: Manifest) -> None:
 
     def require(holds: bool, found: str) -> None:
         if not holds:
-            raise InvalidPoint(f"point {point.id}: {found}; leave this text out or encode it again")
+            raise InvalidPoint(f"point {point.id}: {found}; leave this text out or encode it again", reason=found)
 
     try:
         canonical = str(uuid.UUID(point.id)) == point.id
@@ -72,7 +72,7 @@ def encode(point: Point, datatype: Datatype) -> api.PointStruct:
     """The point as stored. Check it first."""
     message = api.PointStruct(id=api.PointId(uuid=point.id))
     packed = {
-        STATES: _text(pack_states(point.states, datatype)),
+        STATES: _text(point.packed_states or pack_states(point.states, datatype)),
         TOKEN_IDS: _text(point.token_ids.astype(_TOKEN_IDS_TYPE, copy=False).tobytes()),
         TEXT: point.text,
         SOURCE: point.source,
@@ -154,5 +154,57 @@ def decode_into(row: int, neighbours: Neighbours, point: Any, datatype: Datatype
         neighbours.texts[row] = payload[TEXT].string_value
 
 
+def decode(message: api.RetrievedPoint, manifest: Manifest) -> Point:
+    """The whole point as `encode` took it, from an answer with payload and vectors. Unchecked: `check` it where that matters.
+
+    InvalidPoint, with the reason, where a part is missing or of another kind.
+    """
+    identifier = message.id.uuid or str(message.id.num)
+    vectors = message.vectors.vectors.vectors
+    try:
+        return Point(
+            id=identifier,
+            states=unpack_states(packed_states(message), manifest.dim, manifest.datatype),
+            token_ids=np.frombuffer(binascii.a2b_base64(_field(message.payload, TOKEN_IDS)), _TOKEN_IDS_TYPE),
+            # A store may leave an empty vector out of its answer.
+            keywords=_sparse(vectors[KEYWORDS] if KEYWORDS in vectors else api.VectorOutput()),
+            sentence=_dense(vectors[SENTENCE]) if SENTENCE in vectors else None,
+            text=_field(message.payload, TEXT),
+            source=_field(message.payload, SOURCE),
+            document=_field(message.payload, DOCUMENT),
+            split=_field(message.payload, SPLIT),
+        )
+    except ValueError as error:
+        raise InvalidPoint(
+            f"stored point {identifier} is not packed as this package packs: {error}; write it again or delete it",
+            reason=str(error),
+        ) from error
+
+
+def packed_states(message: api.RetrievedPoint) -> bytes:
+    """A stored point's states in the bytes that the collection stores; ValueError where there are none."""
+    return binascii.a2b_base64(_field(message.payload, STATES))
+
+
 def _text(packed: bytes) -> str:
     return binascii.b2a_base64(packed, newline=False).decode("ascii")
+
+
+def _field(payload: Mapping[str, api.Value], key: str) -> str:
+    kind = payload[key].WhichOneof("kind") if key in payload else None
+    if kind != "string_value":
+        found = f"a {kind.removesuffix('_value')}" if kind else "nothing"
+        raise ValueError(f"payload field {key!r} holds {found}, wanted a string")
+    return payload[key].string_value
+
+
+def _sparse(vector: api.VectorOutput) -> SparseVector:
+    if vector.WhichOneof("vector") == "sparse":
+        indices, values = vector.sparse.indices, vector.sparse.values
+    else:  # the older, flat form
+        indices, values = vector.indices.data, vector.data
+    return SparseVector(np.array(indices, np.uint32), np.array(values, np.float32))
+
+
+def _dense(vector: api.VectorOutput) -> NDArray[np.float32]:
+    return np.array(vector.dense.data if vector.WhichOneof("vector") == "dense" else vector.data, np.float32)

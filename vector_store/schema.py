@@ -51,6 +51,8 @@ class Point:
     source: str
     document: str
     split: str
+    packed_states: bytes | None = None
+    """The states as another collection of the same manifest stores them: written as they are, to the bit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from vector_store.codec import (
     TEXT,
     TOKEN_IDS,
     check,
+    decode,
     decode_into,
     empty_neighbours,
 )
@@ -108,17 +109,6 @@ class Store:
         """Whether the collection is there at all."""
         request = api.CollectionExistsRequest(collection_name=self._name)
         return self._call(self._client.collections.CollectionExists, request).result.exists
-
-    def attachment(self, name: str) -> bytes | None:
-        """What was stored with the collection under this name; None where there is nothing."""
-        found = self._info().config.metadata
-        return binascii.a2b_base64(found[name].string_value) if name in found else None
-
-    def attach(self, name: str, content: bytes) -> None:
-        """Store bytes with the collection, in the place of what had this name before."""
-        request = api.UpdateCollection(collection_name=self._name)
-        _attach(request, name, content)
-        self._call(self._client.collections.Update, request)
 
     @contextmanager
     def bulk_load(self) -> Iterator[None]:
@@ -210,6 +200,68 @@ class Store:
         request = api.DeleteCollection(collection_name=self._name)
         return self._call(self._client.collections.Delete, request).result
 
+    def delete(self, where: tuple[str, str]) -> int:
+        """Delete the points whose payload field has this value, and return how many there were."""
+        num_points = self.count_where(where)
+        request = api.DeletePoints(
+            collection_name=self._name, wait=True, points=api.PointsSelector(filter=field_filter(where))
+        )
+        self._call(self._client.points.Delete, request)
+        return num_points
+
+    def count_where(self, where: tuple[str, str]) -> int:
+        """Exact number of points whose payload field has this value."""
+        request = api.CountPoints(collection_name=self._name, exact=True, filter=field_filter(where))
+        return self._call(self._client.points.Count, request).result.count
+
+    def pages(self, page: int = 256, where: tuple[str, str] | None = None) -> Iterator[list[Point]]:
+        """Every point (whose field has a value) in the order of ids; InvalidPoint at the first that cannot be decoded."""
+        manifest = self.manifest()
+        for messages in self.stored_pages(page, where):
+            yield [decode(message, manifest) for message in messages]
+
+    def stored_pages(self, page: int = 256, where: tuple[str, str] | None = None) -> Iterator[list[api.RetrievedPoint]]:
+        """The same points as the store answers them, for who must read on past a damaged one.
+
+        A page has at most `page` points, fewer where as many of full length would not fit into a quarter of a message.
+        """
+        manifest = self._manifest or self.manifest()
+        request = api.ScrollPoints(
+            collection_name=self._name,
+            limit=max(1, min(page, self._config.message_bytes // 4 // manifest.bytes_per_point())),
+            with_payload=api.WithPayloadSelector(enable=True),
+            with_vectors=api.WithVectorsSelector(enable=True),
+            filter=field_filter(where) if where else None,
+        )
+        while True:
+            answer = self._call(self._client.points.Scroll, request)
+            if answer.result:
+                yield list(answer.result)
+            if not answer.HasField("next_page_offset"):
+                return
+            request.offset.CopyFrom(answer.next_page_offset)
+
+    def metadata(self) -> dict[str, api.Value]:
+        """What is stored with the collection beside its manifest."""
+        found = self._info().config.metadata
+        return {key: value for key, value in found.items() if key not in Manifest.model_fields}
+
+    def merge_metadata(self, values: Mapping[str, api.Value]) -> None:
+        """Store these values with the collection; what else is stored with it stays."""
+        request = api.UpdateCollection(collection_name=self._name)
+        for key, value in values.items():
+            request.metadata[key].CopyFrom(value)
+        self._call(self._client.collections.Update, request)
+
+    def attachment(self, name: str) -> bytes | None:
+        """Bytes that are stored with the collection under this name; None where there are none."""
+        found = self.metadata().get(name)
+        return None if found is None else binascii.a2b_base64(found.string_value)
+
+    def attach(self, name: str, content: bytes) -> None:
+        """Store bytes with the collection, in the place of what had this name before."""
+        self.merge_metadata({name: _attached(content)})
+
     def _info(self) -> api.CollectionInfo:
         return self._call(self._client.collections.Get, api.GetCollectionInfoRequest(collection_name=self._name)).result
 
@@ -231,6 +283,13 @@ def collection_names(client: Client, deadline_s: float = 10.0) -> list[str]:
     """Names of all collections at the client's address."""
     response = client.call(client.collections.List, api.ListCollectionsRequest(), deadline_s)
     return [collection.name for collection in response.collections]
+
+
+def field_filter(where: tuple[str, str]) -> api.Filter:
+    """Points whose payload field (document, source or split) has exactly this value."""
+    key, value = where
+    condition = api.Condition(field=api.FieldCondition(key=key, match=api.Match(keyword=value)))
+    return api.Filter(must=[condition])
 
 
 def state_fields(with_text: bool) -> list[str]:
@@ -270,12 +329,12 @@ def _create_collection(name: str, manifest: Manifest, attachments: Mapping[str, 
         kind = {str: "string", bool: "bool", int: "integer", float: "double"}[type(value)]
         setattr(request.metadata[key], f"{kind}_value", value)
     for key, content in attachments.items():
-        _attach(request, key, content)
+        request.metadata[key].CopyFrom(_attached(content))
     return request
 
 
-def _attach(request: api.CreateCollection | api.UpdateCollection, name: str, content: bytes) -> None:
-    request.metadata[name].string_value = binascii.b2a_base64(content, newline=False).decode("ascii")
+def _attached(content: bytes) -> api.Value:
+    return api.Value(string_value=binascii.b2a_base64(content, newline=False).decode("ascii"))
 
 
 def _differences(name: str, found: Manifest, wanted: Manifest, fields: list[str]) -> str:
