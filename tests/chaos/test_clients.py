@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +46,7 @@ def test_a_writer_killed_in_the_middle_of_an_upsert_leaves_whole_points_and_is_c
             stored_before = store.count()
             writer = start()
             held.callback(writer.kill)
-            wait_until(
-                lambda moment=moment, before=stored_before: store.count() >= max(moment, before + 1), f"{moment} points"
-            )
+            wait_until(partial(is_in_an_upsert, store, journal, max(moment, stored_before + 1)), f"{moment} are stored")
             writer.kill()
             writer.wait()
             stored = store.count()
@@ -62,6 +61,12 @@ def test_a_writer_killed_in_the_middle_of_an_upsert_leaves_whole_points_and_is_c
         assert found.acknowledged == num_points
         assert max(unfinished) > 0, "no kill fell into an upsert"
         assert is_alive(pid), "a client's death is nothing to the server"
+
+
+def is_in_an_upsert(store: Store, journal: Path, at_least: int) -> bool:
+    """Whether so many points are stored, and some of them not acknowledged yet."""
+    stored = store.count()
+    return stored >= at_least and stored > num_acknowledged([journal])
 
 
 @pytest.mark.timeout(900)
