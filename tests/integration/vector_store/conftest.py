@@ -42,7 +42,7 @@ def store(client: Client, config: StoreConfig) -> Iterator[Store]:
     store.delete_collection()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def manifest() -> Manifest:
     return Manifest(
         encoder="test", fingerprint="f1", tokenizer="t1", layer=3, text_tokens=8, tokens=8, encoder_dim=4, dim=4,
@@ -50,7 +50,7 @@ def manifest() -> Manifest:
     )  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_points() -> Callable[..., list[Point]]:
     def make(num: int, seed: int = 0, per_document: int = 2) -> list[Point]:
         """Random points; every `per_document` share a document, every third is a test row."""
