@@ -34,7 +34,6 @@ _TRANSIENT = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 _ERRORS = {
-    grpc.StatusCode.NOT_FOUND: CollectionMissing,
     grpc.StatusCode.ALREADY_EXISTS: CollectionExists,
     grpc.StatusCode.INVALID_ARGUMENT: InvalidPoint,
 }
@@ -114,6 +113,10 @@ class Client:
             return StoreUnavailable(
                 f"{self.url} did not answer {what} within {deadline_s:g} s ({code.name}: {details}); "
                 "check that the store runs and that store.url is its gRPC address"
+            )
+        if code == grpc.StatusCode.NOT_FOUND:
+            return CollectionMissing(
+                f"{self.url} refused {what}: {details.rstrip('!')}; run `python jobs/ingest.py` first, or set store.collection"
             )
         if code in _ERRORS:
             return _ERRORS[code](f"{self.url} refused {what}: {details}")

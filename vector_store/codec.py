@@ -43,6 +43,19 @@ def check(point: Point, manifest: Manifest) -> None:
     except ValueError:
         canonical = False
     require(canonical, "its id is not a UUID in lower-case canonical form")
+    indices, values = point.keywords
+    for name, array, wanted in (
+        ("states", point.states, np.float16),
+        ("token ids", point.token_ids, np.int32),
+        ("indices of keywords", indices, np.uint32),
+        ("values of keywords", values, np.float32),
+    ):
+        require(array.dtype == wanted, f"{name} are {array.dtype}, wanted {np.dtype(wanted)}")
+    for field in (TEXT, SOURCE, DOCUMENT, SPLIT):
+        require(
+            _is_text(getattr(point, field)),
+            f"{field} is {getattr(point, field)!a}, wanted a string that UTF-8 can hold",
+        )
     shape = point.states.shape
     require(
         len(shape) == 2 and 0 < shape[0] <= manifest.tokens and shape[1] == manifest.dim,
@@ -50,7 +63,6 @@ def check(point: Point, manifest: Manifest) -> None:
     )
     require(point.token_ids.shape == shape[:1], f"{point.token_ids.shape} token ids for {shape[0]} states")
     require(bool(np.isfinite(point.states).all()), "states hold NaN or infinite values")
-    indices, values = point.keywords
     require(len(indices) == len(values), f"keywords have {len(indices)} indices and {len(values)} values")
     require(len(np.unique(indices)) == len(indices), "keywords repeat an index")
     require(bool(np.isfinite(values).all()), "keywords hold NaN or infinite values")
@@ -227,3 +239,10 @@ def _sparse(vector: api.VectorOutput) -> SparseVector:
 
 def _dense(vector: api.VectorOutput) -> NDArray[np.float32]:
     return np.array(vector.dense.data if vector.WhichOneof("vector") == "dense" else vector.data, np.float32)
+
+
+def _is_text(value: object) -> bool:
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False

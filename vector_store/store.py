@@ -150,7 +150,8 @@ class Store:
     def upsert(self, points: Sequence[Point]) -> int:
         """Write points in batches of bounded bytes and return how many were acknowledged: all of them.
 
-        All are checked before the first is sent. An error later leaves whole batches written; writing again is safe.
+        All are checked before the first is sent. An error later, and a point too large for one message, leaves whole batches
+        written; writing again is safe.
         """
         manifest = self._manifest or self.manifest()
         for point in points:
