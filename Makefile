@@ -5,7 +5,7 @@ STAMP  := $(VENV)/.installed
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help install demo test check bench clean
+.PHONY: help install demo test chaos check bench clean
 
 help:            ## list the verbs
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  /'
@@ -23,6 +23,9 @@ demo: $(STAMP)   ## corpus -> memory -> distilled student -> report -> one serve
 
 test: $(STAMP)   ## every test (ARGS="tests/unit -k student")
 	$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(STAMP)  ## the fault tests in their long form: servers, jobs and writers killed at random moments (15 minutes)
+	$(BIN)/python -m pytest tests/chaos --long -rP $(ARGS)
 
 check: $(STAMP)  ## ruff, mypy, import-linter
 	$(BIN)/ruff format --check .
