@@ -1,7 +1,7 @@
 """What the benchmarks share: their command line, goals, contenders that take turns, and the files they leave.
 
 A goal's value is computed from the run that reports it, at the size its name says; a missed one stays in the list.
-Measures nothing by itself and runs nothing: as a script it only defines names.
+Measures nothing by itself.
 """
 
 import argparse
@@ -11,14 +11,16 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from jobs.provenance import hardware, provenance
+
+Key = TypeVar("Key", bound=Hashable)
 
 Rows = list[dict[str, Any]]
 """One dictionary per line of a table; lines of one table share their keys, in order."""
@@ -44,27 +46,39 @@ class Goal:
         return {name: getattr(self, name) for name in names}
 
 
+@dataclass(frozen=True)
+class Part:
+    """One part of a benchmark: its table, the goals that were measured at their size, how to read it, and its options."""
+
+    rows: Rows
+    goals: list[Goal]
+    note: str
+    config: dict[str, Any]
+
+
 def arguments(description: str, parts: Sequence[str] = ()) -> argparse.Namespace:
-    """Parse `--quick`, `--out` and, where there are parts, `--only`; `only` is all parts by default."""
+    """Parse `--quick`, `--out` and, where there are parts, `--only`, which is all of them by default."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the same code on smaller sizes; ends within 3 minutes")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the results")
     if parts:
-        parser.add_argument("--only", nargs="+", choices=parts, default=list(parts), metavar="PART", help=", ".join(parts))
+        parser.add_argument(
+            "--only", nargs="+", choices=parts, default=list(parts), metavar="PART", help=", ".join(parts)
+        )
     return parser.parse_args()
 
 
-def in_turns(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call; each round calls every contender once, in an order that turns about.
+def in_turns(contenders: Mapping[Key, Callable[[int], Any]], rounds: int) -> dict[Key, list[float]]:
+    """Seconds of each call; each round calls every contender once with the round's number, in an order that turns about.
 
     On a machine that others use too, speed drifts by the minute: only neighbours in time are comparable.
     """
-    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    taken: dict[Key, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds):
-        names = list(contenders) if turn % 2 == 0 else list(reversed(contenders))
-        for name in names:
+        names = list(contenders)
+        for name in names if turn % 2 == 0 else reversed(names):
             started_s = time.perf_counter()
-            contenders[name]()
+            contenders[name](turn)
             taken[name].append(time.perf_counter() - started_s)
     return taken
 
@@ -75,32 +89,25 @@ def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
 
 
 def write_results(
-    title: str,
-    given: argparse.Namespace,
-    started_s: float,
-    config: Mapping[str, Any],
-    rows: Mapping[str, Rows],
-    goals: Sequence[Goal],
-    notes: Mapping[str, str],
+    title: str, given: argparse.Namespace, started_s: float, parts: Mapping[str, Part], all_parts: Sequence[str]
 ) -> None:
     """Print tables and goals, and write them as json and Markdown, named by script, hardware and UTC day.
 
-    `rows` and `notes` are by part. A quick or partial run says so in its file's name, and never replaces a full one's.
+    A quick run, or one without `all_parts`, says so in its files' names and never replaces a full one's.
     """
     run = {"hardware": hardware(), **provenance(started_s)}
-    script = title.partition(":")[0]
-    parts = [] if set(rows) >= set(getattr(given, "all_parts", rows)) else sorted(rows)
-    form = "-".join([_machine(), *(["quick"] if given.quick else []), *parts])
-    stem = f"{script}_{form}_{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
+    goals = [goal for part in parts.values() for goal in part.goals]
+    form = [_machine(), *(["quick"] if given.quick else []), *(parts if set(parts) < set(all_parts) else [])]
+    stem = f"{title.partition(':')[0]}_{'-'.join(form)}_{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
     result = {
         **run,
-        "config": {"quick": given.quick, **config},
-        "rows": rows,
+        "config": {"quick": given.quick, **{name: part.config for name, part in parts.items()}},
+        "rows": {name: part.rows for name, part in parts.items()},
         "goals": [goal.as_dict() for goal in goals],
     }
     lines = [f"# {title}", "", f"{run['hardware']}, commit {run['commit']}, {run['seconds']:.0f} s"]
-    for part, table in rows.items():
-        lines += ["", f"## {part}", "", *([notes[part], ""] if part in notes else []), *_table(table)]
+    for name, part in parts.items():
+        lines += ["", f"## {name}", "", part.note, "", *_table(part.rows)]
     if goals:
         met = [{**goal.as_dict(), "met": "yes" if goal.met else "**no**"} for goal in goals]
         lines += ["", "## Goals", "", *_table(met)]
