@@ -103,9 +103,14 @@ def settled(client: Client, config: StoreConfig) -> api.CollectionInfo:
     raise RuntimeError(f"{config.collection} is not green after {INDEX_S:g} s; see the server's log beside it")
 
 
+def server_pid(folder: Path) -> int:
+    """The process that serves the folder, or served it last."""
+    return json.loads((folder / "address.json").read_text())["pid"]
+
+
 def wait_closed(folder: Path) -> None:
     """Wait until the folder's server, which nobody uses any more, has flushed and ended: its files may then be copied."""
-    pid = json.loads((folder / "address.json").read_text())["pid"]
+    pid = server_pid(folder)
     deadline = time.monotonic() + CLOSING_S
     while Path(f"/proc/{pid}").exists():
         if time.monotonic() > deadline:

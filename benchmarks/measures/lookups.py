@@ -5,7 +5,10 @@ arrays. Each look-up fetches: caches are off.
 """
 
 import binascii
+import os
 import shutil
+import statistics
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +19,7 @@ import numpy as np
 import qdrant_edge as engine
 from qdrant_client import QdrantClient, models
 
-from measures.collection import fill, opened, wait_closed
+from measures.collection import fill, opened, server_pid, wait_closed
 from measures.goals import Goal, Part, Rows, in_turns, median_ratio
 from measures.points import BATCH, in_batches, load_snippets
 from vector_store.codec import DOCUMENT, STATES, TOKEN_IDS, empty_neighbours, encode
@@ -34,8 +37,10 @@ CRITERIA: tuple[Criterion, ...] = ("keywords", "dense")
 NOTE = (
     f"Batches of {BATCH}. Engine: a copy of the server's shard, opened by the measuring process. In flight: threads that "
     "share one retriever, or one shard (which never releases the interpreter's lock). Contenders take turns in blocks of "
-    f"{BATCHES_PER_TURN} batches; a ratio is the median over turns of gRPC's rate over the engine's best in the same turn, "
-    f"whichever number of threads gave it. The goal is the criterion `keywords` with {GOAL_IN_FLIGHT} batches in flight. "
+    f"{BATCHES_PER_TURN} batches; a ratio is the median over turns of a contender's rate over the engine's in the same turn, "
+    "with the number of threads that is the engine's best. CPU: processor time per batch here and in the server; batches in "
+    "flight can overlap these two. "
+    f"The goal is the criterion `keywords` with {GOAL_IN_FLIGHT} batches in flight. "
     "Local mode: one batch in flight on both sides."
 )
 
@@ -44,7 +49,7 @@ def measure(quick: bool, folder: Path) -> Part:
     """Measure both comparisons."""
     rows, ratio = against_engine(quick, folder / "lookups")
     goals = [Goal(f"lookups_grpc_over_engine_batch_{BATCH}", ratio, 0.8, ">=")]
-    num_points = 2000 if quick else 100_000
+    num_points = 1000 if quick else 100_000
     local_rows, ratios = against_local_mode(num_points, folder / "local")
     if num_points == 100_000:
         goals.append(Goal("lookups_dense_over_local_mode_100k", ratios["dense"], 20.0, ">="))
@@ -56,7 +61,7 @@ def measure(quick: bool, folder: Path) -> Part:
 
 def against_engine(quick: bool, folder: Path) -> tuple[Rows, float]:
     """Real snippets, 32 tokens of 384; returns the rows and the goal's ratio."""
-    snippets = load_snippets(8500 if quick else None)
+    snippets = load_snippets(7500 if quick else None)
     with opened(folder, "snippets") as (client, config):
         filled = fill(client, config, snippets.manifest, snippets.points())
     wait_closed(folder)
@@ -71,7 +76,7 @@ def against_engine(quick: bool, folder: Path) -> tuple[Rows, float]:
             retriever = Retriever(client, config, snippets.manifest, criterion)
             in_process = engine_lookup(shard, snippets.manifest, criterion)
             require_same(retriever.neighbours(batches[0]), in_process(batches[0]))
-            found = compared(retriever.neighbours, in_process, batches, rounds=6 if quick else 40)
+            found = compared(retriever.neighbours, in_process, batches, server_pid(folder), rounds=6 if quick else 40)
             require_live(retriever)
             rows += [{"points": filled.points, "criterion": criterion, **row} for row in found]
             if criterion == "keywords":
@@ -82,14 +87,19 @@ def against_engine(quick: bool, folder: Path) -> tuple[Rows, float]:
     return rows, goal
 
 
-def compared(over_grpc: Lookup, in_process: Lookup, batches: list[list[Query]], rounds: int) -> Rows:
+def compared(over_grpc: Lookup, in_process: Lookup, batches: list[list[Query]], server: int, rounds: int) -> Rows:
     """Rates of both at each number of batches in flight; each turn's blocks are the same queries."""
     contenders: dict[str, Callable[[int], Any]] = {}
+    cpu_s: dict[str, list[tuple[float, float]]] = {}
 
     def add(name: str, lookup: Lookup, executor: ThreadPoolExecutor) -> None:
-        def block(turn: int) -> list[Neighbours]:
+        cpu_s[name] = []
+
+        def block(turn: int) -> None:
             chosen = [batches[(turn * BATCHES_PER_TURN + i) % len(batches)] for i in range(BATCHES_PER_TURN)]
-            return list(executor.map(lookup, chosen))
+            here, there = time.process_time(), process_cpu_s(server)
+            list(executor.map(lookup, chosen))
+            cpu_s[name].append((time.process_time() - here, process_cpu_s(server) - there))
 
         contenders[name] = block
 
@@ -102,16 +112,25 @@ def compared(over_grpc: Lookup, in_process: Lookup, batches: list[list[Query]], 
     taken = in_turns(contenders, rounds)
     for executor in executors:
         executor.shutdown()
-    fastest = [min(turn) for turn in zip(*(taken[name] for name in taken if name.startswith("engine")), strict=True)]
+    best = min((name for name in taken if name.startswith("engine")), key=lambda name: statistics.median(taken[name]))
+    cpu_ms = {name: 1000 * np.mean(seconds, axis=0) / BATCHES_PER_TURN for name, seconds in cpu_s.items()}
     return [
         {
             "contender": name,
             "lookups_per_s": BATCHES_PER_TURN * BATCH / float(np.median(seconds)),
             "ms_per_batch": 1000 * float(np.median(seconds)) / BATCHES_PER_TURN,
-            "over_engine": median_ratio(fastest, seconds),
+            "client_cpu_ms": float(cpu_ms[name][0]),
+            "server_cpu_ms": float(cpu_ms[name][1]),
+            "over_engine": median_ratio(taken[best], seconds),
         }
         for name, seconds in taken.items()
     ]
+
+
+def process_cpu_s(pid: int) -> float:
+    """Processor time that a process has used; the kernel counts in hundredths of a second."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def engine_lookup(shard: engine.EdgeShard, manifest: Manifest, criterion: Criterion) -> Lookup:
@@ -190,19 +209,18 @@ def against_local_mode(num_points: int, folder: Path) -> tuple[Rows, dict[str, f
             rounds = 3 if criterion == "dense" else 1  # local mode takes minutes for more
             retriever = Retriever(client, config, manifest, criterion)
             in_local_mode = local_lookup(local, manifest, criterion, with_filter=True)
-            scores = in_local_mode(batches[0]).scores
-            if criterion == "dense" and (scores + 1e-4 < retriever.neighbours(batches[0]).scores).any():
-                raise RuntimeError("local mode, which is exact, missed a neighbour: the contenders differ")
             contenders = {
                 "gRPC": lambda turn, lookup=retriever.neighbours: [
                     lookup(batch) for batch in batches[10 * turn :][:10]
                 ],
                 "local mode": lambda turn, lookup=in_local_mode: lookup(batches[turn]),
             }
+            over_grpc = retriever.neighbours(batches[0])
             if criterion == "dense":
+                if (in_local_mode(batches[0]).scores + 1e-4 < over_grpc.scores).any():
+                    raise RuntimeError("local mode, which is exact, missed a neighbour: the contenders differ")
                 unfiltered = local_lookup(local, manifest, criterion, with_filter=False)
                 contenders["local mode without filters"] = lambda turn, lookup=unfiltered: lookup(batches[turn])
-            retriever.neighbours(batches[0])
             taken = in_turns(contenders, rounds)
             require_live(retriever)
             taken["gRPC"] = [seconds / 10 for seconds in taken["gRPC"]]

@@ -5,6 +5,7 @@ jobs' own code; also spans of snippets, where a hundred thousand real ones are w
 sentence vectors of a chosen shape. Token states are noise everywhere: nothing here reads them, only their size counts.
 """
 
+import functools
 import itertools
 import uuid
 from collections.abc import Iterator, Sequence
@@ -99,6 +100,7 @@ def snippet_rows() -> list[Row]:
     return [row for row in found if not isinstance(row, Rejected)]
 
 
+@functools.cache
 def load_snippets(num: int | None = None) -> Snippets:
     """The first `num` snippets, all by default, a twentieth of them held out by the jobs' own rule."""
     teacher = load_teacher(TeacherConfig())
