@@ -121,6 +121,15 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
                 "train.targets=memory has only the last layer's states; set loss.embedding=0, loss.prediction=0 and "
                 "loss.layer_map=last, or train.targets=teacher"
             )
+        if self.train.targets == "memory" and (self.references.dim or self.references.tokens):
+            raise ValueError(
+                "train.targets=memory learns from whole stored states; leave out references.dim and references.tokens, or set "
+                "train.targets=teacher"
+            )
+        if self.references.dim and self.loss.contrastive and self.loss.reference_negatives:
+            raise ValueError(
+                "loss.reference_negatives compares stored states with the teacher's; with references.dim set it to false"
+            )
         if self.loss.prediction and self.teacher.head == "none":
             raise ValueError("loss.prediction needs logits: set teacher.head=classification")
         return self

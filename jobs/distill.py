@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import ray
 import ray.train
 import torch
@@ -28,7 +29,7 @@ from ray.train.v2._internal.execution import context as ray_train_context
 from safetensors.numpy import save_file
 
 from jobs.config import RunConfig
-from jobs.ingest import fill_memory
+from jobs.ingest import fill_memory, is_filled
 from jobs.launch import launch
 from jobs.memory import (
     SENTENCE_TABLE,
@@ -37,18 +38,20 @@ from jobs.memory import (
     connect_store,
     manifest_of,
     open_retriever,
+    reference_id,
     reference_texts,
     running_store,
 )
 from jobs.meter import METRICS, Meter, Progress, followed_metrics
+from jobs.neighbour_plan import NeighbourPlan, neighbour_plan
 from jobs.prepared import PreparedCorpus, chunked, prepare
 from jobs.run_directory import claim_directory, is_complete, sole_training, write_manifest
 from jobs.stream import DistillStream, Order
 from jobs.worker import set_up_worker
-from refbert.corpus import reference_id
 from refbert.distillation import DistillBatch, Distiller, Targets, new_student
 from refbert.errors import InputError
 from refbert.teacher import Teacher, load_teacher
+from vector_store.schema import Manifest
 from vector_store.store import Store
 
 log = logging.getLogger(__name__)
@@ -65,6 +68,7 @@ class DistillJob:
     config: RunConfig
     address: MemoryAddress | None
     corpus: PreparedCorpus
+    plan: Path | None
     run_directory: Path
 
 
@@ -76,36 +80,53 @@ def run(config: RunConfig) -> None:
     with ExitStack() as stack:
         corpus = prepare(config)
         teacher = load_teacher(config.teacher)
-        address = None
+        address = plan = None
         if needs_memory(config):
             url = stack.enter_context(running_store(config))
-            address = MemoryAddress(url, manifest_of(teacher, config.references))
-            fill_where_lacking(config, url, corpus, teacher)
-        distil(config, corpus, address)
+            address = MemoryAddress(url, filled_memory(config, url, corpus, teacher))
+            if config.references.plan and reads_references(config):
+                texts = reference_texts(teacher, address.manifest, config.references)
+                plan = neighbour_plan(config, address, corpus, texts)
+        distil(config, corpus, address, plan)
+
+
+def reads_references(config: RunConfig) -> bool:
+    """Whether the student reads any reference."""
+    return config.references.criterion != "none" and config.student.reference_mode != "none"
 
 
 def needs_memory(config: RunConfig) -> bool:
     """Whether training reads anything from the store."""
-    reads = config.references.criterion != "none" and config.student.reference_mode != "none"
-    return reads or config.train.targets == "memory"
+    return reads_references(config) or config.train.targets == "memory"
 
 
-def fill_where_lacking(config: RunConfig, url: str, corpus: PreparedCorpus, teacher: Teacher) -> None:
-    """Ingest where the memory lacks any passage of the corpus. Another teacher's memory is refused."""
+def filled_memory(config: RunConfig, url: str, corpus: PreparedCorpus, teacher: Teacher) -> Manifest:
+    """Ingest where the memory lacks any passage of the corpus; returns the memory's manifest.
+
+    Another teacher's memory is refused.
+    """
+    wanted = manifest_of(teacher, config.references)
     with connect_store(config, url) as client:
         store = Store(client, config.store)
-        store.ensure(manifest_of(teacher, config.references))
-        passages = corpus.table("train")["text"]
-        lacking = any(
-            len(store.existing(ids)) < len(set(ids))
-            for ids in chunked((reference_id(teacher.fingerprint, text.as_py()) for text in passages), IDS_PER_CHECK)
-        )
-    if lacking:
-        log.info("the memory lacks some of the corpus: filling it first")
-        fill_memory(config, url, corpus, teacher)
+        if lacks_any(store, wanted, corpus):
+            log.info("the memory lacks some of the corpus: filling it first")
+            fill_memory(config, url, corpus, teacher)
+        return store.require(wanted)
 
 
-def distil(config: RunConfig, corpus: PreparedCorpus, address: MemoryAddress | None) -> None:
+def lacks_any(store: Store, wanted: Manifest, corpus: PreparedCorpus) -> bool:
+    """Whether the memory lacks any passage of the corpus."""
+    if not store.exists():
+        return True
+    store.require(wanted)
+    if is_filled(store, corpus):
+        return False
+    texts = corpus.table("train")["text"].take(pa.array(corpus.distinct_rows()))
+    ids = (reference_id(wanted.fingerprint, text.as_py()) for text in texts)
+    return any(len(store.existing(some)) < len(some) for some in chunked(ids, IDS_PER_CHECK))
+
+
+def distil(config: RunConfig, corpus: PreparedCorpus, address: MemoryAddress | None, plan: Path | None) -> None:
     """Train on Ray, from the newest checkpoint if there is one, and leave a complete run directory."""
     directory = config.run_directory
     claim_directory(config)
@@ -121,7 +142,7 @@ def distil(config: RunConfig, corpus: PreparedCorpus, address: MemoryAddress | N
     )
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"job": DistillJob(config, address, corpus, directory)},
+        train_loop_config={"job": DistillJob(config, address, corpus, plan, directory)},
         scaling_config=ScalingConfig(
             num_workers=train.num_workers,
             use_gpu=train.gpus_per_worker > 0,
@@ -154,7 +175,8 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     with ExitStack() as stack:
         teacher: Teacher | None = load_teacher(config.teacher, device)
         assert teacher is not None
-        distiller = Distiller(new_student(config.student, teacher, config.seed), config.loss)
+        reference_dim = job.address.manifest.dim if job.address else None
+        distiller = Distiller(new_student(config.student, teacher, config.seed, reference_dim), config.loss)
         stream = stack.enter_context(opened_stream(job, teacher, rank, world_size))
         if train.targets == "memory":
             teacher = None  # its weights are no longer needed
@@ -190,7 +212,7 @@ def opened_stream(job: DistillJob, teacher: Teacher, rank: int, world_size: int)
         source = targets = None
         if job.address:
             client = stack.enter_context(connect_store(config, job.address.url))
-            criterion = config.references.criterion if config.student.reference_mode != "none" else "none"
+            criterion = config.references.criterion if reads_references(config) else "none"
             patient = config.store.model_copy(update={"lookup_deadline_ms": PATIENCE_MS})
             source = open_retriever(client, patient, texts, criterion)
             targets = Store(client, config.store) if config.train.targets == "memory" else None
@@ -201,6 +223,7 @@ def opened_stream(job: DistillJob, teacher: Teacher, rank: int, world_size: int)
             texts,
             source,
             targets,
+            NeighbourPlan(job.plan) if job.plan else None,
             rank=rank,
             world_size=world_size,
             prefetch=config.train.prefetch,

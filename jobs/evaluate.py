@@ -33,6 +33,7 @@ from jobs.memory import (
     connect_store,
     manifest_of,
     open_retriever,
+    reference_id,
     reference_texts,
     running_store,
 )
@@ -42,12 +43,12 @@ from jobs.provenance import hardware, provenance
 from jobs.report import write_report
 from jobs.stream import reference_batch
 from jobs.worker import set_up_worker
-from refbert.corpus import reference_id
 from refbert.errors import InputError
 from refbert.metrics import MUTUAL_INFORMATION_TEMPERATURE, fidelity
 from refbert.probe import majority_accuracy, probe_accuracy
 from refbert.student import masked_mean
 from refbert.teacher import Teacher, load_teacher, tokenize
+from vector_store.schema import Manifest
 from vector_store.store import Store
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,9 @@ def run(config: RunConfig) -> None:
         report = measure(EvaluationJob(config, None, corpus, config.run_directory / "student"))
     else:
         with running_store(config) as url:
-            address = MemoryAddress(url, manifest_of(teacher, config.references))
+            with connect_store(config, url) as client:
+                manifest = Store(client, config.store).require(manifest_of(teacher, config.references))
+            address = MemoryAddress(url, manifest)
             report = measure(EvaluationJob(config, address, corpus, config.run_directory / "student"))
     report["run"] |= provenance(started_s)
     write_report(report, config.run_directory)
@@ -134,8 +137,12 @@ def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
     teacher = load_teacher(config.teacher, device)
     student = AutoModel.from_pretrained(job.student).eval().to(device)
     manifest = job.address.manifest if job.address else manifest_of(teacher, config.references)
-    if student.config.memory and student.config.memory["fingerprint"] != teacher.fingerprint:
-        raise InputError(f"{job.student} was distilled from another teacher than {config.teacher.model}")
+    trained_with = student.config.memory
+    if trained_with and (differing := Manifest.model_validate(trained_with).differing(manifest)):
+        raise InputError(
+            f"{job.student} was distilled with another memory than this run's ({', '.join(differing)} differ); distil again, "
+            "or give the teacher, references and store that it was trained with"
+        )
     texts = reference_texts(teacher, manifest, config.references)
     sources: dict[str, NeighbourSource | None] = dict.fromkeys(REFERENCES)
     memory: dict[str, Any] = {}
@@ -147,7 +154,6 @@ def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
         sources["nearest"] = open_retriever(client, patient, texts, nearest)
         sources["random"] = open_retriever(client, patient, texts, "random")
         store = Store(client, config.store)
-        store.require(manifest)
         memory = {
             "points": store.count(),
             "bytes": store.bytes_estimate(),
@@ -223,7 +229,7 @@ class Bench:
 
     def tokens(self, rows: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
         """Return ids and mask, (batch, tokens)."""
-        return tokenize(self.teacher.tokenizer, [row["text"] for row in rows], self.texts.manifest.tokens)
+        return tokenize(self.teacher.tokenizer, [row["text"] for row in rows], self.texts.manifest.text_tokens)
 
     @torch.inference_mode()
     def student_states(self, rows: list[dict[str, Any]], ids: Tensor, mask: Tensor, reference: str) -> Tensor:

@@ -1,16 +1,21 @@
 """Fill the reference memory: stream the corpus through the teacher, and store each text's states where it is not yet stored.
 
     python jobs/ingest.py                                   the quickstart's corpus into the embedded store
+    python jobs/ingest.py RUN.yaml --show                   bytes per reference and in all; writes nothing
     python jobs/ingest.py RUN.yaml store.url=http://qdrant:6334
     ray job submit -- python jobs/ingest.py RUN.yaml ingest.num_encoders=8 ingest.gpus_per_encoder=1
 
 A row is done only when the store has acknowledged it; what the memory already holds is never encoded again, so a killed
-job is continued by starting it again.
+job is continued by starting it again. Every row is accounted for: read = skipped + duplicate + written + rejected. Rejected
+rows are in runs/<name>/rejected.jsonl, with the reason.
 """
 
+import json
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,19 +25,25 @@ import ray.data
 
 from jobs.config import RunConfig
 from jobs.launch import launch
-from jobs.memory import MemoryAddress, connect_store, manifest_of, reference_texts, running_store
-from jobs.prepared import PreparedCorpus, prepare
+from jobs.memory import MemoryAddress, connect_store, manifest_of, reference_id, reference_texts, running_store
+from jobs.prepared import REJECTED, PreparedCorpus, prepare
 from jobs.progress import progress
 from jobs.worker import per_node, set_up_worker
-from refbert.corpus import reference_id
+from refbert.projection import Projection, fit_projection
 from refbert.teacher import Teacher, load_teacher
-from vector_store.errors import InvalidPoint
-from vector_store.schema import Point
+from vector_store.schema import Manifest
 from vector_store.store import Store
+from vector_store.writer import Rejection
 
 log = logging.getLogger(__name__)
 
 OUTCOMES = ("read", "skipped", "duplicate", "written", "rejected")
+PROJECTION = "projection_matrix"
+LOAD = "load"
+"""Names under which a collection keeps the projection of its states, and how far its last load came."""
+
+PROJECTION_SAMPLE = 4096
+"""Texts whose states the projection is fitted on."""
 
 
 class EncodeAndStore:
@@ -43,35 +54,35 @@ class EncodeAndStore:
         self.teacher = load_teacher(config.teacher, device)
         self.texts = reference_texts(self.teacher, address.manifest, config.references)
         self.store = Store(connect_store(config, address.url), config.store)
+        self.projection = stored_projection(self.store, self.teacher)
         self.table = corpus.table("train")
+        self.distinct = corpus.distinct_rows()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Store the passages whose row numbers are in the batch; return the count of each outcome."""
-        rows = self.table.take(pa.array(batch["id"])).to_pylist()
-        counts = Counter(read=len(rows))
-        by_id = {reference_id(self.teacher.fingerprint, row["text"]): row for row in rows}
-        counts["duplicate"] = len(rows) - len(by_id)
-        stored = self.store.existing(list(by_id))
-        counts["skipped"] = len(stored)
-        new = {identifier: row for identifier, row in by_id.items() if identifier not in stored}
-        encoded = self.teacher.encode_texts([row["text"] for row in new.values()])
-        points = [
-            self.texts.point(row, identifier, token_ids, states)
-            for (identifier, row), (token_ids, states) in zip(new.items(), encoded, strict=True)
-        ]
-        counts["written"], counts["rejected"] = self._store(points)
-        return {name: np.array([counts[name]]) for name in OUTCOMES}
+        """Store the passages whose places in the distinct rows are in the batch; return each outcome's count.
 
-    def _store(self, points: list[Point]) -> tuple[int, int]:
-        """Store the points; where the store refuses a batch, one by one, so that a bad one does not take others along."""
-        try:
-            return self.store.upsert(points), 0
-        except InvalidPoint as error:
-            if len(points) == 1:
-                log.warning("skipped %r: %s", points[0].text[:60], error)
-                return 0, 1
-            outcomes = [self._store([point]) for point in points]
-            return sum(written for written, _ in outcomes), sum(rejected for _, rejected in outcomes)
+        `rejections` holds the batch's rejected rows as JSON lines.
+        """
+        rows = self.table.take(pa.array(self.distinct[batch["id"]])).to_pylist()
+        by_id = {reference_id(self.teacher.fingerprint, row["text"]): row for row in rows}
+        stored = self.store.existing(list(by_id))
+        new = [(identifier, row) for identifier, row in by_id.items() if identifier not in stored]
+        with self.store.writer() as writer:  # upserts go out while the next texts are encoded
+            for index, token_ids, states in self.teacher.encode_one_by_one([row["text"] for _, row in new]):
+                identifier, row = new[index]
+                kept = states if self.projection is None else self.projection.apply(states)
+                writer.submit([self.texts.point(row, identifier, token_ids, kept)])
+            written, rejected = writer.finish()
+        counts = {"read": len(rows), "skipped": len(stored), "written": written, "rejected": len(rejected)}
+        return {
+            **{name: np.array([counts.get(name, 0)]) for name in OUTCOMES},
+            "rejections": np.array(["".join(map(_as_line, rejected))], dtype=object),
+        }
+
+
+def _as_line(rejection: Rejection) -> str:
+    point = rejection.point
+    return json.dumps({"source": point.source, "text": point.text, "reason": rejection.reason}) + "\n"
 
 
 def run(config: RunConfig) -> None:
@@ -85,26 +96,86 @@ def fill_memory(
 ) -> dict[str, int]:
     """Store every training passage that the memory lacks; return the count of each outcome, which add up.
 
-    read = skipped + duplicate + written + rejected. Raises CollectionMismatch where another teacher wrote the collection.
+    read = skipped + duplicate + written + rejected, unreadable rows included. Raises CollectionMismatch where another
+    teacher wrote the collection.
     """
     corpus = corpus or prepare(config)
     teacher = teacher or load_teacher(config.teacher)
-    address = MemoryAddress(url, manifest_of(teacher, config.references))
+    unread = corpus.counts.rejected
+    duplicates = corpus.counts.train - corpus.counts.distinct
     counts = Counter(dict.fromkeys(OUTCOMES, 0))
+    counts.update(read=unread + duplicates, rejected=unread, duplicate=duplicates)
     with connect_store(config, url) as client:
         store = Store(client, config.store)
-        store.ensure(address.manifest)
-        with progress("ingest", corpus.counts.train, "text") as update:
-            for done in stored_batches(config, address, corpus):
+        address = MemoryAddress(url, open_collection(config, store, corpus, teacher))
+        store.attach(LOAD, _load_state(corpus, "loading", counts, store.count()))
+        rejections = config.run_directory / REJECTED
+        rejections.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(corpus.rejected(), rejections)
+        with (
+            store.bulk_load() if config.store.bulk_load else nullcontext(),
+            open(rejections, "a", encoding="utf-8") as dead_letters,
+            progress("ingest", corpus.counts.distinct, "text") as update,
+        ):
+            for done, lines in stored_batches(config, address, corpus):
                 counts.update(done)
-                update(done["read"], written=counts["written"], skipped=counts["skipped"])
-        log.info("memory holds %d references (%s)", store.count(), ", ".join(f"{k} {counts[k]}" for k in OUTCOMES))
+                dead_letters.write(lines)
+                update(done["read"], written=counts["written"], skipped=counts["skipped"], rejected=counts["rejected"])
+        held = store.count()
+        store.attach(LOAD, _load_state(corpus, "complete", counts, held))
+    log.info("memory holds %d references (%s)", held, ", ".join(f"{name} {counts[name]}" for name in OUTCOMES))
+    if counts["rejected"]:
+        log.warning("%d rows rejected, with their reasons in %s", counts["rejected"], rejections)
     return dict(counts)
 
 
-def stored_batches(config: RunConfig, address: MemoryAddress, corpus: PreparedCorpus) -> Iterator[dict[str, int]]:
-    """Stream the corpus through the encoders; yields the count of each outcome whenever some batches are stored."""
-    total = corpus.counts.train
+def open_collection(config: RunConfig, store: Store, corpus: PreparedCorpus, teacher: Teacher) -> Manifest:
+    """Create the run's collection, or see that it is this run's; returns its manifest.
+
+    Where states are to be projected, the first ingest fits the projection and stores it with the collection.
+    """
+    wanted = manifest_of(teacher, config.references)
+    if wanted.dim == wanted.encoder_dim or store.exists():
+        return store.ensure(wanted)
+    projection = sampled_projection(config, corpus, teacher, wanted.dim)
+    return store.ensure(
+        manifest_of(teacher, config.references, projection.fingerprint), {PROJECTION: projection.to_bytes()}
+    )
+
+
+def sampled_projection(config: RunConfig, corpus: PreparedCorpus, teacher: Teacher, dim: int) -> Projection:
+    """Fit a projection to the states of some training texts, drawn by the run's seed."""
+    rows = corpus.distinct_rows()
+    drawn = np.random.default_rng(config.seed).permutation(rows)[:PROJECTION_SAMPLE]
+    texts = corpus.table("train")["text"].take(pa.array(np.sort(drawn))).to_pylist()
+    with progress("sample", len(texts), "text") as update:
+        states = []
+        for _, _, of_text in teacher.encode_one_by_one(texts):
+            states.append(of_text)
+            update(1)
+    return fit_projection(np.concatenate(states), dim)
+
+
+def stored_projection(store: Store, teacher: Teacher) -> Projection | None:
+    """Read the projection that a collection's states went through, None where they are the teacher's own."""
+    content = store.attachment(PROJECTION)
+    return None if content is None else Projection.from_bytes(content, teacher.dim)
+
+
+def is_filled(store: Store, corpus: PreparedCorpus) -> bool:
+    """Whether the collection's last load was of this corpus, came to its end, and nothing was added or deleted since."""
+    content = store.attachment(LOAD)
+    state = json.loads(content) if content else {}
+    return (state.get("corpus"), state.get("state"), state.get("points")) == (
+        corpus.directory.name, "complete", store.count(),
+    )  # fmt: skip
+
+
+def stored_batches(
+    config: RunConfig, address: MemoryAddress, corpus: PreparedCorpus
+) -> Iterator[tuple[dict[str, int], str]]:
+    """Stream the corpus through the encoders; yields each outcome's count and the rejected rows whenever some are stored."""
+    total = corpus.counts.distinct
     stage = ray.data.range(total, override_num_blocks=max(1, total // (4 * config.ingest.batch))).map_batches(
         EncodeAndStore,
         fn_constructor_args=(config, address, corpus),
@@ -114,7 +185,11 @@ def stored_batches(config: RunConfig, address: MemoryAddress, corpus: PreparedCo
         num_gpus=config.ingest.gpus_per_encoder,
     )
     for outcome in stage.iter_batches(batch_size=None):
-        yield {name: int(outcome[name].sum()) for name in OUTCOMES}
+        yield {name: int(outcome[name].sum()) for name in OUTCOMES}, "".join(outcome["rejections"])
+
+
+def _load_state(corpus: PreparedCorpus, state: str, counts: Counter[str], points: int) -> bytes:
+    return json.dumps({"corpus": corpus.directory.name, "state": state, "points": points, **counts}).encode()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ through `ReferenceTexts` and `open_retriever`, with the same code.
 """
 
 import importlib
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,14 +19,24 @@ from transformers import PreTrainedTokenizerBase
 
 from jobs.config import RunConfig
 from refbert.config import ReferenceConfig
-from refbert.corpus import reference_id
+from refbert.corpus import normalise
 from refbert.errors import InputError
 from refbert.references import Keywords, document_keywords, query_keywords, sentence_table, sentence_vector
-from refbert.teacher import Teacher, tokenizer_hash
+from refbert.teacher import Teacher, tokenize, tokenizer_hash
 from vector_store.client import Client, connect
 from vector_store.config import EMBEDDED, StoreConfig
 from vector_store.retriever import Retriever
-from vector_store.schema import Criterion, Manifest, Neighbours, Point, Query, SparseVector
+from vector_store.schema import (
+    ANY_PROJECTION,
+    UNPROJECTED,
+    Criterion,
+    Manifest,
+    Neighbours,
+    Point,
+    Query,
+    SparseVector,
+    point_id,
+)
 from vector_store.server.process import embedded_server
 
 SENTENCE_TABLE = "sentence_table.safetensors"
@@ -52,20 +63,39 @@ class MemoryAddress:
     manifest: Manifest
 
 
-def manifest_of(teacher: Teacher, references: ReferenceConfig) -> Manifest:
-    """Describe what this teacher writes under these options."""
+def manifest_of(teacher: Teacher, references: ReferenceConfig, projection: str | None = None) -> Manifest:
+    """Describe what this teacher writes under these options: with this projection, or any, where they ask for one.
+
+    Raises InputError where they ask for more tokens or a greater width than the teacher has.
+    """
+    for key, wanted, most in (
+        ("tokens", references.tokens, teacher.config.tokens),
+        ("dim", references.dim, teacher.dim),
+    ):
+        if wanted is not None and wanted > most:
+            raise InputError(f"references.{key}={wanted} exceeds the teacher's {most}; leave it out, or give less")
+    is_projected = references.dim not in (None, teacher.dim)
     return Manifest(
         encoder=teacher.config.model,
         fingerprint=teacher.fingerprint,
         tokenizer=tokenizer_hash(teacher.tokenizer),
         layer=teacher.num_layers,
-        tokens=teacher.config.tokens,
-        dim=teacher.dim,
+        text_tokens=teacher.config.tokens,
+        tokens=references.tokens or teacher.config.tokens,
+        encoder_dim=teacher.dim,
+        dim=references.dim or teacher.dim,
+        datatype=references.datatype,
+        projection=(projection or ANY_PROJECTION) if is_projected else UNPROJECTED,
         dense_index=references.dense_index,
         bm25_k1=references.bm25_k1,
         bm25_b=references.bm25_b,
         bm25_average_tokens=references.bm25_average_tokens,
     )
+
+
+def reference_id(fingerprint: str, text: str) -> str:
+    """Id of a text's point, whoever stores it: of its teacher and its normalised form."""
+    return point_id(fingerprint, [normalise(text)])
 
 
 @contextmanager
@@ -97,15 +127,29 @@ class ReferenceTexts:
         self.tokenizer = tokenizer
         self.special_ids = sorted(tokenizer.all_special_ids)
         self.table = table
+        self._tokenizing = threading.Lock()
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return ids and mask (batch, tokens). Threads may share it: a fast tokenizer alone fails as `Already borrowed`."""
+        with self._tokenizing:
+            return tokenize(self.tokenizer, texts, self.manifest.text_tokens)
+
+    def identifier(self, text: str) -> str:
+        """Return the id that a text is stored under, and asks under."""
+        return reference_id(self.manifest.fingerprint, text)
 
     def point(
         self, row: dict[str, Any], identifier: str, token_ids: NDArray[np.int32], states: NDArray[np.float16]
     ) -> Point:
-        """Build the point of a prepared passage; `states` (tokens, dim) are aligned with `token_ids` (tokens,)."""
+        """Build the point of a prepared passage from all of its token ids (text_tokens,), and states (text_tokens, dim).
+
+        The manifest's token budget cuts what is stored; keywords and sentence vector are the whole passage's.
+        """
+        budget = self.manifest.tokens
         return Point(
             id=identifier,
-            states=states,
-            token_ids=token_ids,
+            states=states[:budget],
+            token_ids=token_ids[:budget],
             keywords=_sparse(document_keywords(token_ids, self.special_ids, self.references)),
             sentence=self._sentence(token_ids),
             text=row["text"],
@@ -117,7 +161,7 @@ class ReferenceTexts:
     def query(self, text: str, token_ids: NDArray[np.int32], document: str | None) -> Query:
         """Build the look-up of a text; its own point never comes back, nor does its document's."""
         return Query(
-            id=reference_id(self.manifest.fingerprint, text),
+            id=self.identifier(text),
             keywords=_sparse(query_keywords(token_ids, self.special_ids)),
             sentence=self._sentence(token_ids),
             document=document if self.references.exclude_same_document else None,

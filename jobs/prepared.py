@@ -1,7 +1,8 @@
 """The prepared corpus: passages in random-access files, read and split once per corpus, teacher and token budget.
 
-Ray Data streams the files; the driver writes two Arrow files, `train` and `heldout`, and the counts. Ingest, training and
-evaluation all read them by memory map, so the order of a run depends on its seed and on nothing else.
+Ray Data streams the files; the driver writes two Arrow files, `train` and `heldout`, which training rows are the first of
+their text, the rows that could not be read (with their reasons), and the counts. Ingest, training and evaluation all read
+them by memory map, so the order of a run depends on its seed and on nothing else.
 """
 
 import hashlib
@@ -18,9 +19,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
+from numpy.typing import NDArray
 
 from jobs.config import RunConfig
 from jobs.progress import progress
@@ -43,16 +46,22 @@ SCHEMA = pa.schema(
     ]
 )
 PASSAGE_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("rejected"))
+FORMAT_VERSION = 2
+"""Changes when a preparation of before cannot be read any more."""
+
+REJECTED = "rejected.jsonl"
+DISTINCT = "distinct.npy"
 BLOCK_ROWS = 2048
 SHOWN_REASONS = 3
 
 
 @dataclass(frozen=True)
 class CorpusCounts:
-    """What became of a corpus: rows rejected, and passages made of the rest, by split."""
+    """What became of a corpus: rows rejected, and passages made of the rest, by split; `distinct` training texts."""
 
     rejected: int
     train: int
+    distinct: int
     heldout: int
     labels: tuple[str, ...]
 
@@ -66,11 +75,22 @@ class PreparedCorpus:
 
     def table(self, split: str) -> pa.Table:
         """Memory-map one split: columns text, label, document, source, split."""
-        path = self.directory / f"{split}.arrow"
+        with pa.memory_map(str(self._file(f"{split}.arrow"))) as file:
+            return pa.ipc.open_file(file).read_all()
+
+    def distinct_rows(self) -> NDArray[np.int64]:
+        """Memory-map the training rows (distinct,) that are the first of their text, ascending."""
+        return np.load(self._file(DISTINCT), mmap_mode="r")
+
+    def rejected(self) -> Path:
+        """Path of the rows that could not be read: one JSON object each, with source and reason."""
+        return self._file(REJECTED)
+
+    def _file(self, name: str) -> Path:
+        path = self.directory / name
         if not path.exists():
             raise InputError(f"{path} is not on this machine; set REFBERT_HOME to storage that every node shares")
-        with pa.memory_map(str(path)) as file:
-            return pa.ipc.open_file(file).read_all()
+        return path
 
 
 def file_passages(batch: dict[str, Any], corpus: CorpusConfig, teacher: str, tokens: int) -> Iterator[pa.Table]:
@@ -117,11 +137,20 @@ def prepare(config: RunConfig) -> PreparedCorpus:
     return PreparedCorpus(directory, CorpusCounts(**{**counts, "labels": tuple(counts["labels"])}))
 
 
+def first_rows(texts: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Return the row numbers of each text's first occurrence, ascending: digests stand for texts, 16 bytes each."""
+    digests = pa.array(
+        (hashlib.blake2b(text.as_py().encode(), digest_size=16).digest() for text in texts), pa.binary(16)
+    )
+    rows = pa.table({"digest": digests, "row": np.arange(len(digests))})
+    return np.sort(rows.group_by("digest").aggregate([("row", "min")])["row_min"].to_numpy())
+
+
 def _key(config: RunConfig, files: list[str]) -> str:
     """Change with the options and with each local file's size and time (a remote file is told by its name alone)."""
     packaged = config.corpus.path.startswith(PREFIX)  # told by its checksum, wherever and whenever it was unpacked
     state = [[Path(file).name if packaged else file, *_size_and_time(file, packaged)] for file in files]
-    options = [config.digest("corpus"), config.teacher.model, config.teacher.tokens, state]
+    options = [FORMAT_VERSION, config.digest("corpus"), config.teacher.model, config.teacher.tokens, state]
     return hashlib.sha256(json.dumps(options).encode()).hexdigest()[:16]
 
 
@@ -145,6 +174,7 @@ def _write(config: RunConfig, files: list[str], directory: Path) -> None:
     limit = config.corpus.max_texts
     try:
         with (
+            open(scratch / REJECTED, "w", encoding="utf-8") as rejected,
             pa.OSFile(str(scratch / "train.arrow"), "wb") as train_file,
             pa.OSFile(str(scratch / "heldout.arrow"), "wb") as heldout_file,
             pa.ipc.new_file(train_file, PASSAGE_SCHEMA) as train,
@@ -163,13 +193,25 @@ def _write(config: RunConfig, files: list[str], directory: Path) -> None:
                     counts[split] += part.num_rows
                 counts["rejected"] += bad.num_rows
                 labels |= set(pc.unique(good["label"].drop_null()).to_pylist())
+                for row in bad.select(["source", "rejected"]).to_pylist():
+                    print(json.dumps({"source": row["source"], "reason": row["rejected"]}), file=rejected)
                 reasons += bad["rejected"].to_pylist()[: SHOWN_REASONS - len(reasons)]
                 update(good.num_rows)
                 if limit and counts["train"] + counts["heldout"] >= limit:
                     break
-        found = CorpusCounts(counts["rejected"], counts["train"], counts["heldout"], tuple(sorted(labels)))
+        with pa.memory_map(str(scratch / "train.arrow")) as file:
+            distinct = first_rows(pa.ipc.open_file(file).read_all()["text"])
+        np.save(scratch / DISTINCT, distinct)
+        found = CorpusCounts(
+            counts["rejected"], counts["train"], len(distinct), counts["heldout"], tuple(sorted(labels))
+        )
         if found.rejected:
-            log.warning("%d rows skipped, such as: %s", found.rejected, "; ".join(reasons))
+            log.warning(
+                "%d rows skipped, such as: %s; all of them: %s",
+                found.rejected,
+                "; ".join(reasons),
+                directory / REJECTED,
+            )
         if not found.train or not found.heldout:
             raise InputError(
                 f"corpus.path={config.corpus.path} gave {found.train} training and {found.heldout} held-out passages "

@@ -113,7 +113,7 @@ class StudentService:
         self.student = AutoModel.from_pretrained(folder).eval().to(self.device)
         self.source, self.texts = None, None
         memory = self.student.config.memory
-        self.max_tokens = memory["tokens"] if memory else config.teacher.tokens
+        self.max_tokens = memory["text_tokens"] if memory else config.teacher.tokens
         if url and memory:
             manifest = Manifest.model_validate(memory)
             table = load_file(folder / SENTENCE_TABLE)["table"] if manifest.dense_index else None
@@ -171,7 +171,7 @@ class StudentService:
             except StoreError as error:  # not only away, but broken: readers still get their answer
                 log.warning("answering without references: %s", error)
         looked_up_s = time.perf_counter()
-        batch = reference_batch(ids, mask, found, self.student.config.dim).to(self.device)
+        batch = reference_batch(ids, mask, found, self.student.config.reference_dim).to(self.device)
         output = self.student(**batch.student_inputs())
         vectors = torch.nn.functional.normalize(output.sentence_embedding, dim=-1).cpu().tolist()
         done_s = time.perf_counter()

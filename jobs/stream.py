@@ -2,8 +2,8 @@
 
 The order is a function of the seed alone. The run is cut into micro-batches, numbered from 0; step s is made of the
 global_batch / micro_batch micro-batches from s on, and worker r takes every world-th of them. So any number of workers sees
-the same micro-batches, and one number is the whole resumable state. References are fetched in the background while the step
-runs.
+the same micro-batches, and one number is the whole resumable state. References are looked up in the background while the
+step runs, and where the neighbours are planned, only fetched.
 """
 
 import time
@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.memory import NeighbourSource, ReferenceTexts
+from jobs.neighbour_plan import NeighbourPlan
 from refbert.distillation import DistillBatch
 from refbert.errors import InputError
-from refbert.teacher import tokenize
-from vector_store.schema import Neighbours, Query
+from vector_store.pipeline import IN_FLIGHT
+from vector_store.retriever import Retriever
+from vector_store.schema import Neighbours
 from vector_store.store import Store
 
 
@@ -58,6 +60,7 @@ class DistillStream:
         texts: ReferenceTexts,
         source: NeighbourSource | None,
         targets: Store | None,
+        plan: NeighbourPlan | None = None,
         *,
         rank: int,
         world_size: int,
@@ -69,11 +72,12 @@ class DistillStream:
         self.texts = texts
         self.source = source
         self.targets = targets
+        self.plan = plan
         self.rank, self.world_size = rank, world_size
         self.dropout = dropout
         self.number = rank
         self.wait_s = 0.0
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lookup")
+        self._executor = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="lookup")
         self._ahead: deque[Future[DistillBatch]] = deque()
         self._prefetch = prefetch
 
@@ -106,34 +110,41 @@ class DistillStream:
 
     def make(self, number: int) -> DistillBatch:
         """Build one micro-batch by its number alone."""
-        rows = self.passages.take(pa.array(self.order.rows(number))).to_pylist()
-        ids, mask = tokenize(self.texts.tokenizer, [row["text"] for row in rows], self.texts.manifest.tokens)
-        queries = self.texts.queries([row["text"] for row in rows], ids, mask, [row["document"] for row in rows])
+        numbers = self.order.rows(number)
+        rows = self.passages.take(pa.array(numbers)).to_pylist()
+        texts = [row["text"] for row in rows]
+        ids, mask = self.texts.tokenize(texts)
+        own_ids = [self.texts.identifier(text) for text in texts] if self.targets else []
+        found: Neighbours | None = None
         own: Neighbours | None = None
-        if self.source is None:
-            found = None
-        elif self.targets is None:
-            found = self.source.neighbours(queries)
-        else:
-            found, own = self.source.neighbours_and_points(queries)
+        if self.plan is not None:
+            assert isinstance(self.source, Retriever)  # no other has plans
+            found, own = self.source.planned(self.plan.choices(numbers), own_ids)
+        elif self.source is not None:
+            queries = self.texts.queries(texts, ids, mask, [row["document"] for row in rows])
+            if self.targets is None:
+                found = self.source.neighbours(queries)
+            else:
+                found, own = self.source.neighbours_and_points(queries)
         if self.targets is not None and (own is None or not own.mask.any(1).all()):
-            own = self._own_points(queries)
+            own = self._own_points(own_ids)
         reading = np.random.default_rng([self.order.seed, number]).random(len(rows)) >= self.dropout
         batch = reference_batch(ids, mask, found, self.texts.manifest.dim, reading)
-        if own is not None:
+        if self.targets is not None:
+            assert own is not None
             width = ids.shape[1]
             batch.target_states = torch.from_numpy(own.states[:, :width].astype(np.float32))
             batch.target_mask = torch.from_numpy(own.mask[:, :width])
         return batch
 
-    def _own_points(self, queries: Sequence[Query]) -> Neighbours:
+    def _own_points(self, ids: Sequence[str]) -> Neighbours:
         """Fetch targets patiently: a missing reference costs quality, a missing target would teach nothing."""
         assert self.targets is not None
-        own = self.targets.fetch([query.id for query in queries])
+        own = self.targets.fetch(ids)
         missing = int((~own.mask.any(1)).sum())
         if missing:
             raise InputError(
-                f"the memory lacks {missing} of {len(queries)} training texts, and train.targets=memory learns from them; "
+                f"the memory lacks {missing} of {len(ids)} training texts, and train.targets=memory learns from them; "
                 "run `python jobs/ingest.py` with this config, or set train.targets=teacher"
             )
         return own

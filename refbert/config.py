@@ -58,6 +58,17 @@ class ReferenceConfig(BaseModel, frozen=True, extra="forbid"):
         False,
         description="Also store the sentence vector that `dense` and `hybrid` need (dim x 4 bytes and an HNSW graph).",
     )
+    tokens: PositiveInt | None = Field(
+        None, description="States stored per reference, from its start; by default all that the teacher read."
+    )
+    dim: PositiveInt | None = Field(
+        None,
+        description="Width of a stored state: principal components of the teacher's, fitted on a sample at the first "
+        "ingest. By default the teacher's own.",
+    )
+    datatype: Literal["float16", "int8"] = Field(
+        "float16", description="How a stored state's numbers are kept; int8 has a scale for each token."
+    )
     dropout: float = Field(
         0.1,
         ge=0,
@@ -66,6 +77,11 @@ class ReferenceConfig(BaseModel, frozen=True, extra="forbid"):
     )
     exclude_same_document: bool = Field(True, description="Leak guard: a passage never reads its own document.")
     exclude_splits: tuple[str, ...] = Field((), description="Stored splits that are never read.")
+    plan: bool = Field(
+        False,
+        description="Look up every training text's reference once before training, and only fetch it from then on: the same "
+        "references, for training of several epochs, several runs over one memory, or where steps wait for look-ups.",
+    )
     bm25_k1: PositiveFloat = 1.2
     bm25_b: float = Field(0.75, ge=0, le=1)
     bm25_average_tokens: PositiveFloat = Field(
@@ -80,6 +96,11 @@ class ReferenceConfig(BaseModel, frozen=True, extra="forbid"):
         if self.criterion not in BUILT_IN_CRITERIA and ("." not in self.criterion):
             raise ValueError(
                 f"criterion={self.criterion!r} is neither one of {', '.join(BUILT_IN_CRITERIA)} nor a dotted path"
+            )
+        if self.plan and self.criterion not in BUILT_IN_CRITERIA:
+            raise ValueError(
+                f"plan=true needs a built-in criterion, found {self.criterion}: nothing tells when a criterion of your own "
+                "chooses differently; set references.plan=false"
             )
         return self
 

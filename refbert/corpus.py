@@ -8,7 +8,6 @@ import hashlib
 import json
 import re
 import unicodedata
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -53,15 +52,6 @@ def normalise(text: str) -> str:
     return re.sub(r"\s+", " ", unicodedata.normalize("NFC", text)).strip()
 
 
-def reference_id(fingerprint: str, text: str, pair: str | None = None) -> str:
-    """UUID5 of (teacher fingerprint, normalised text): the same text is the same reference, whoever stores it.
-
-    A text pair is one reference, hashed as a pair.
-    """
-    name = json.dumps([normalise(part) for part in (text, pair) if part is not None], ensure_ascii=False)
-    return str(uuid.uuid5(uuid.uuid5(uuid.NAMESPACE_URL, fingerprint), name))
-
-
 def split_of(text: str, heldout_fraction: float) -> SplitName:
     """Held out or not, by hash of the text itself: duplicates fall on the same side, whatever the order of files."""
     digest = hashlib.sha256(normalise(text).encode()).digest()
@@ -96,6 +86,14 @@ def corpus_files(config: CorpusConfig) -> list[str]:
             f"corpus.path={config.path} holds no file ending in {', '.join(ENDINGS)}; give other files, or corpus.format"
         )
     return files
+
+
+def corpus_bytes(config: CorpusConfig, files: list[str]) -> int | None:
+    """Return the size of a corpus's files, None for a Hub data set."""
+    if config.path.startswith(HUB):
+        return None
+    filesystem, _ = _filesystem(config.path)
+    return sum(info.size or 0 for info in filesystem.get_file_info(files))
 
 
 def read_rows(file: str, config: CorpusConfig) -> Iterator[Row | Rejected]:

@@ -122,8 +122,13 @@ class Distiller(nn.Module):
         return round(student_layer * (len(targets.layers) - 1) / self.student.config.num_hidden_layers)
 
 
-def new_student(config: StudentConfig, teacher: Teacher, seed: int) -> RefBertModel | RefBertForSequenceClassification:
-    """Build an untrained student for a teacher: its vocabulary, its width of states and, where it has one, its head."""
+def new_student(
+    config: StudentConfig, teacher: Teacher, seed: int, reference_dim: int | None = None
+) -> RefBertModel | RefBertForSequenceClassification:
+    """Build an untrained student for a teacher: its vocabulary, its width of states and, where it has one, its head.
+
+    `reference_dim` is the width of stored states where they are not the teacher's own.
+    """
     labels = {"num_labels": teacher.model.config.num_labels} if teacher.config.head == "classification" else {}
     shape = RefBertConfig(
         vocab_size=teacher.model.config.vocab_size,
@@ -135,6 +140,7 @@ def new_student(config: StudentConfig, teacher: Teacher, seed: int) -> RefBertMo
         attention_probs_dropout_prob=config.dropout,
         pad_token_id=teacher.tokenizer.pad_token_id or 0,
         dim=teacher.dim,
+        reference_dim=reference_dim,
         reference_layers=config.reference_layers
         if isinstance(config.reference_layers, str)
         else list(config.reference_layers),

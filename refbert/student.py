@@ -6,7 +6,8 @@ beside or in place of the layer's own keys and values, and where its keys come f
 
 A `PreTrainedModel`: `save_pretrained`, `from_pretrained`, the Auto classes and the Hub work after `import refbert`.
 
-Shapes: batch, tokens, ref_tokens, hidden, dim (the teacher's hidden size), heads, head_dim, labels.
+Shapes: batch, tokens, ref_tokens, hidden, dim (the teacher's hidden size), reference_dim (of a stored state), heads,
+head_dim, labels.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from transformers.utils import ModelOutput
 class RefBertConfig(PretrainedConfig):
     """Shape of a student.
 
-    Defaults are TinyBERT-4's: 4 layers of 312, FFN 1200, 12 heads. `dim` is the teacher's hidden size.
+    Defaults are TinyBERT-4's: 4 layers of 312, FFN 1200, 12 heads. `dim` is the teacher's hidden size, `reference_dim` the
+    width of stored states: the same, unless the memory keeps a projection of them.
 
     - `reference_layers`: `first` (the paper), `all`, or a list of layer numbers. Each reading layer costs two
       dim -> hidden projections where keys come from states, one where they come from embeddings.
@@ -49,6 +51,7 @@ class RefBertConfig(PretrainedConfig):
         initializer_range: float = 0.02,
         pad_token_id: int = 0,
         dim: int = 768,
+        reference_dim: int | None = None,
         reference_layers: str | list[int] = "all",
         reference_mode: str = "concat",
         reference_keys: str = "states",
@@ -67,6 +70,7 @@ class RefBertConfig(PretrainedConfig):
         self.layer_norm_eps = layer_norm_eps
         self.initializer_range = initializer_range
         self.dim = dim
+        self.reference_dim = dim if reference_dim is None else reference_dim
         self.reference_layers = reference_layers if isinstance(reference_layers, str) else list(reference_layers)
         self.reference_mode = reference_mode
         self.reference_keys = reference_keys
@@ -113,7 +117,7 @@ class RefBertClassifierOutput(ModelOutput):
 class Reference:
     """The reference as the layers read it: a null slot before the reference's own tokens.
 
-    `states` (batch, 1 + ref_tokens, dim), `embedding` (batch, 1 + ref_tokens, hidden) or None, `mask` likewise, bool.
+    `states` (batch, 1 + ref_tokens, reference_dim), `embedding` (batch, 1 + ref_tokens, hidden) or None, `mask` likewise, bool.
     """
 
     states: Tensor
@@ -157,9 +161,9 @@ class Attention(nn.Module):
         self.key = nn.Linear(config.hidden_size, config.hidden_size) if needs_own_key else None
         self.value = nn.Linear(config.hidden_size, config.hidden_size) if not (reads and self.replaces) else None
         self.reference_key = (
-            nn.Linear(config.dim, config.hidden_size) if reads and config.reference_keys == "states" else None
+            nn.Linear(config.reference_dim, config.hidden_size) if reads and config.reference_keys == "states" else None
         )
-        self.reference_value = nn.Linear(config.dim, config.hidden_size) if reads else None
+        self.reference_value = nn.Linear(config.reference_dim, config.hidden_size) if reads else None
 
     def forward(self, hidden: Tensor, mask: Tensor, reference: Reference | None) -> Tensor:
         """(batch, tokens, hidden) to the same; `mask` (batch, tokens) is True on tokens that may be seen."""
@@ -239,7 +243,7 @@ class RefBertModel(RefBertPreTrainedModel):
         self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_hidden_layers))
         self.projection = nn.Linear(config.hidden_size, config.dim)
         reads = any(config.reads_reference(layer) for layer in range(config.num_hidden_layers))
-        self.null_reference = nn.Parameter(torch.empty(config.dim)) if reads else None
+        self.null_reference = nn.Parameter(torch.empty(config.reference_dim)) if reads else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -264,9 +268,9 @@ class RefBertModel(RefBertPreTrainedModel):
     ) -> RefBertOutput:
         """Encode (batch, tokens) ids, each reading its reference.
 
-        `reference_states` (batch, ref_tokens, dim) are the teacher's, `reference_ids` and `reference_mask`
+        `reference_states` (batch, ref_tokens, reference_dim) are the teacher's, `reference_ids` and `reference_mask`
         (batch, ref_tokens) go with them. A row whose mask is all zero, and every row where no states are given, reads the
-        null reference. Raises ValueError for a width that is not the teacher's.
+        null reference. Raises ValueError for states of another width.
         """
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         hidden = self.embeddings(input_ids, token_type_ids)
@@ -295,9 +299,9 @@ class RefBertModel(RefBertPreTrainedModel):
         if states is None:
             embedding = self.embeddings(null_ids, None) if by_embedding else None
             return Reference(null, embedding, torch.ones(batch, 1, dtype=torch.bool, device=null.device))
-        if states.shape[-1] != self.config.dim:
+        if states.shape[-1] != self.config.reference_dim:
             raise ValueError(
-                f"reference_states have width {states.shape[-1]}, this student reads states of width {self.config.dim}; "
+                f"reference_states have width {states.shape[-1]}, this student reads {self.config.reference_dim}; "
                 "use the memory that it was trained with"
             )
         seen = torch.ones(states.shape[:2], device=null.device) if mask is None else mask

@@ -1,78 +1,42 @@
-"""`python -m vector_store`: serve a directory, or show what a memory holds. Arguments only; the work is elsewhere."""
+"""`python -m vector_store`: one verb each for serving, looking at and caring for a memory. Prints; the work is elsewhere."""
 
 import argparse
 import logging
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vector_store.config import MESSAGE_BYTES, StoreConfig
+from vector_store.arguments import parse
 from vector_store.errors import CollectionMismatch, StoreError, StoreUnavailable
-from vector_store.server.process import ALREADY_SERVED, AlreadyServed, embedded_server, serve
+from vector_store.server.process import ALREADY_SERVED, AlreadyServed, serve
 
-EXAMPLE = """examples:
-  python -m vector_store serve ./store --port 6334
-  MY_KEY=secret python -m vector_store serve ./store --host 0.0.0.0 --port 6334 --api-key-env MY_KEY
-  python -m vector_store info ./store
-  python -m vector_store info http://127.0.0.1:6334
-"""
+if TYPE_CHECKING:  # a server needs none of the client: each verb imports what it uses
+    from vector_store.client import Client
+    from vector_store.store import Store
+
+FINE, DIFFERENT, BAD, UNAVAILABLE = 0, 1, 2, 3
 
 
-def main() -> int:
-    """Run one command; the exit code says whether bad input (2) or a missing server (3) ended it."""
-    arguments = _parse()
+def main(words: list[str] | None = None) -> int:
+    """Run one verb, of the command line or of these words; bad input or points give 2, a missing server gives 3."""
+    arguments = parse(words)
     try:
-        if arguments.command == "serve":
-            _serve(arguments)
-        elif arguments.place.startswith(("http://", "https://")):
-            _print_info(arguments.place, arguments.api_key_env)
-        else:
-            with embedded_server(arguments.place) as url:
-                _print_info(url, arguments.api_key_env)
+        return VERBS[arguments.command](arguments)
     except AlreadyServed as error:
         print(error, file=sys.stderr)
         return ALREADY_SERVED
     except StoreUnavailable as error:
         print(error, file=sys.stderr)
-        return 3
-    except StoreError as error:
+        return UNAVAILABLE
+    except (StoreError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
         print(error, file=sys.stderr)
-        return 2
-    return 0
+        return BAD
 
 
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m vector_store",
-        description="The reference memory: a local server that speaks Qdrant's gRPC API.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    key = argparse.ArgumentParser(add_help=False)
-    key.add_argument(
-        "--api-key-env",
-        default=StoreConfig().api_key_env,
-        metavar="NAME",
-        help="environment variable that holds the API key (default: %(default)s)",
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    serving = commands.add_parser("serve", parents=[key], help="serve a directory until SIGTERM", epilog=EXAMPLE)
-    serving.formatter_class = argparse.RawDescriptionHelpFormatter
-    serving.add_argument("path", metavar="PATH", help="the store's directory, made if missing")
-    serving.add_argument("--host", default="127.0.0.1", help="off loopback a key is required (default: %(default)s)")
-    serving.add_argument("--port", type=int, default=0, help="0: the previous port if free, else any")
-    serving.add_argument(
-        "--message-bytes", type=int, default=MESSAGE_BYTES, help="largest message (default: %(default)s)"
-    )
-    serving.add_argument("--until-unused", action="store_true", help="end when no process holds the store's lease")
-
-    info = commands.add_parser("info", parents=[key], help="collections, points and manifests", epilog=EXAMPLE)
-    info.formatter_class = argparse.RawDescriptionHelpFormatter
-    info.add_argument("place", metavar="PATH_OR_URL", help="a store's directory, or http(s)://host:port")
-    return parser.parse_args()
-
-
-def _serve(arguments: argparse.Namespace) -> None:
+def _serve(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     serve(
         arguments.path,
@@ -82,23 +46,200 @@ def _serve(arguments: argparse.Namespace) -> None:
         message_bytes=arguments.message_bytes,
         until_unused=arguments.until_unused,
     )
+    return FINE
 
 
-def _print_info(url: str, api_key_env: str) -> None:
-    from vector_store.client import connect  # serving needs none of the client
+def _info(arguments: argparse.Namespace) -> int:
+    from vector_store.place import config_of
     from vector_store.store import Store, collection_names
 
-    config = StoreConfig(url=url, api_key_env=api_key_env)
-    with connect(config, url) as client:
+    with _client(arguments) as client:
         names = collection_names(client)
-        print(f"{url}: {len(names)} collection(s)")
+        print(f"{client.url}: {len(names)} collection(s)")
         for name in names:
-            store = Store(client, config.model_copy(update={"collection": name}))
+            store = Store(client, config_of(arguments.api_key_env).model_copy(update={"collection": name}))
             try:
                 manifest = store.manifest().model_dump_json()
             except CollectionMismatch as error:
                 manifest = str(error)
             print(f"{name}: {store.count()} points\n  {manifest}")
+    return FINE
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from vector_store.verification import verify
+
+    with _store(arguments) as store, _bar("verify", store.count()) as advance:
+        found = verify(store, advance)
+    print(f"{arguments.collection}: {found.num_checked} points checked, {found.num_bad} bad")
+    for reason, num_points in found.reasons.most_common():
+        print(f"  {num_points} x {reason}")
+    _print_some("bad", [f"{identifier}: {reason}" for identifier, reason in found.first_bad], found.num_bad)
+    return BAD if found.num_bad else FINE
+
+
+def _delete(arguments: argparse.Namespace) -> int:
+    (where,) = (
+        (field, getattr(arguments, field))
+        for field in ("source", "document", "split")
+        if getattr(arguments, field) is not None
+    )
+    named = f"points of {arguments.collection} with {where[0]}={where[1]!r}"
+    with _store(arguments) as store:
+        if arguments.yes:
+            print(f"deleted {store.delete(where)} {named}")
+        else:
+            print(f"would delete {store.count_where(where)} {named}; add --yes to delete them")
+    return FINE
+
+
+def _snapshot(arguments: argparse.Namespace) -> int:
+    from vector_store.snapshots import create_snapshot, delete_snapshot, list_snapshots
+
+    with _client(arguments) as client:
+        if arguments.delete:
+            delete_snapshot(client, arguments.collection, arguments.delete)
+            print(f"deleted {arguments.delete}")
+            return FINE
+        made = (
+            list_snapshots(client, arguments.collection)
+            if arguments.list
+            else [create_snapshot(client, arguments.collection)]
+        )
+    for snapshot in made:
+        print(f"{snapshot.name}  {snapshot.size_bytes} bytes  sha256 {snapshot.checksum or 'not given'}")
+    return FINE
+
+
+def _restore(arguments: argparse.Namespace) -> int:
+    from vector_store.place import config_of, is_url
+    from vector_store.snapshots import restore_directory, restore_server
+
+    config_of(arguments.api_key_env, arguments.collection)
+    if is_url(arguments.place):
+        key = os.environ.get(arguments.api_key_env)
+        restore_server(arguments.place, arguments.collection, arguments.archive, key, arguments.rest_port)
+    else:
+        restore_directory(Path(arguments.place), arguments.collection, arguments.archive)
+    print(f"restored {arguments.collection} from {arguments.archive}")
+    return FINE
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from vector_store.transfer import export_points
+
+    with _store(arguments) as store, _bar("export", store.count()) as advance:
+        done = export_points(store, arguments.folder, arguments.rows_per_file, advance)
+    print(
+        f"{arguments.collection}: {done.num_points} points exported to {len(done.files)} file(s) in {arguments.folder}"
+    )
+    _print_some(
+        "left out, no store would take it",
+        [f"{identifier}: {reason}" for identifier, reason in done.first_left_out],
+        done.num_left_out,
+    )
+    return BAD if done.num_left_out else FINE
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from vector_store.transfer import import_points, read_export
+
+    rows = read_export(arguments.folder).rows  # before a store is made for it
+    with _store(arguments, create=True) as store, _bar("import", rows) as advance:
+        done = import_points(store, arguments.folder, advance)
+    print(
+        f"{arguments.collection}: {done.num_read} points read, {done.num_skipped} stored before, {done.num_written} written"
+    )
+    return FINE
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from vector_store.comparison import compare
+
+    side_a = argparse.Namespace(**vars(arguments), place=arguments.place_a, collection=arguments.collection_a)
+    side_b = argparse.Namespace(**vars(arguments), place=arguments.place_b, collection=arguments.collection_b)
+    with _store(side_a) as a, _store(side_b) as b, _bar("compare", a.count()) as advance:
+        found = compare(a, b, advance)
+    if found.manifest_fields:
+        print(f"manifests differ in {', '.join(found.manifest_fields)}")
+    print(
+        f"{found.num_equal} points equal, {found.num_differing} differing, {found.num_only_a} only in A, "
+        f"{found.num_only_b} only in B"
+    )
+    if found.fields:
+        print("  differing in " + ", ".join(f"{name} ({count})" for name, count in found.fields.most_common()))
+        print(f"  largest difference of states: {found.state_difference:g}")
+    _print_some("differing", found.first_differing, found.num_differing)
+    _print_some("only in A", found.first_only_a, found.num_only_a)
+    _print_some("only in B", found.first_only_b, found.num_only_b)
+    return FINE if found.is_equal else DIFFERENT
+
+
+def _versions(arguments: argparse.Namespace) -> int:
+    from vector_store.place import config_of
+    from vector_store.versions import promote, rollback, versions
+
+    config = config_of(arguments.api_key_env)
+    with _client(arguments) as client:
+        if arguments.command == "promote":
+            shown = [promote(client, config, arguments.alias, arguments.version, arguments.other_teacher)]
+        elif arguments.command == "rollback":
+            shown = [rollback(client, config, arguments.alias)]
+        else:
+            shown = versions(client, config)
+    for version in shown:
+        print(f"{version.alias} -> {version.collection}  (before: {version.previous or 'none'})")
+    return FINE
+
+
+VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "serve": _serve,
+    "info": _info,
+    "verify": _verify,
+    "delete": _delete,
+    "snapshot": _snapshot,
+    "restore": _restore,
+    "export": _export,
+    "import": _import,
+    "compare": _compare,
+    "promote": _versions,
+    "rollback": _versions,
+    "aliases": _versions,
+}
+
+
+@contextmanager
+def _client(arguments: argparse.Namespace, create: bool = False) -> Iterator["Client"]:
+    from vector_store.place import config_of, open_place
+
+    with open_place(arguments.place, config_of(arguments.api_key_env), create) as client:
+        yield client
+
+
+@contextmanager
+def _store(arguments: argparse.Namespace, create: bool = False) -> Iterator["Store"]:
+    from vector_store.place import config_of
+    from vector_store.store import Store
+
+    config = config_of(arguments.api_key_env, arguments.collection)
+    with _client(arguments, create) as client:
+        yield Store(client, config)
+
+
+@contextmanager
+def _bar(verb: str, num_points: int) -> Iterator[Callable[[int], object]]:
+    from tqdm import tqdm
+
+    # disable=None: no bar where stderr is no terminal.
+    with tqdm(total=num_points, desc=verb, unit=" points", unit_scale=True, disable=None) as bar:
+        yield bar.update
+
+
+def _print_some(what: str, lines: list[str], num_all: int) -> None:
+    for line in lines:
+        print(f"  {what}: {line}")
+    if num_all > len(lines):
+        print(f"  {what}: and {num_all - len(lines)} more")
 
 
 if __name__ == "__main__":

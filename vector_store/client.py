@@ -50,11 +50,14 @@ class Client:
         self.url = url
         self.points = api.PointsStub(channel)
         self.collections = api.CollectionsStub(channel)
+        self.snapshots = api.SnapshotsStub(channel)
         self._channel = channel
+        self._process = os.getpid()
         self._metadata = (("api-key", api_key),) if api_key else ()
 
     def call(self, stub_method: Any, request: Any, deadline_s: float) -> Any:
         """The response, trying again with growing pauses while the store is away; StoreUnavailable after the deadline."""
+        self._check_process()
         deadline = time.monotonic() + deadline_s
         pause_s = FIRST_PAUSE_S
         while True:
@@ -72,6 +75,7 @@ class Client:
 
     def ask(self, stub_method: Any, requests: Sequence[Any], deadline_s: float) -> list[Any]:
         """The responses to several requests sent at once, one attempt each: for callers that rather degrade than wait."""
+        self._check_process()
         futures = [stub_method.future(request, timeout=deadline_s, metadata=self._metadata) for request in requests]
         try:
             return [future.result() for future in futures]
@@ -91,6 +95,14 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _check_process(self) -> None:
+        """A channel used across a fork hangs in gRPC's threads, which were left behind in the parent: rather fail."""
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                f"this client of {self.url} was opened by process {self._process} and is used by {os.getpid()}; open one in "
+                "each process, after the fork"
+            )
 
     def _error(self, error: Any, request: Any, deadline_s: float) -> StoreError:
         code, details, what = error.code(), error.details(), type(request).__name__
@@ -129,7 +141,7 @@ def connect(config: StoreConfig, url: str, api_key: str | None = None) -> Client
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),
     ]
-    if _is_loopback(parts.hostname):
+    if is_loopback(parts.hostname):
         options.append(("grpc.enable_http_proxy", 0))  # a machine's proxy cannot reach the machine's own loopback
     channel = (
         grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
@@ -144,7 +156,8 @@ def _is_transient(error: Any) -> bool:
     return error.code() in _TRANSIENT and "larger than max" not in (error.details() or "")
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether the host is this machine itself."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

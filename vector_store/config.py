@@ -1,11 +1,13 @@
 """Where the memory lives and how patiently it is asked. No engine and no gRPC is imported here."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, model_validator
 
 EMBEDDED = "embedded"
 MESSAGE_BYTES = 64 * 2**20
+
+Datatype = Literal["float16", "int8"]
 
 
 class StoreConfig(BaseModel, frozen=True, extra="forbid"):
@@ -31,8 +33,24 @@ class StoreConfig(BaseModel, frozen=True, extra="forbid"):
     upsert_bytes: PositiveInt = Field(
         default=3_500_000, description="Largest upsert; batches over about 5 MB time out."
     )
+    upserts_in_flight: PositiveInt = Field(
+        default=4, description="Upserts on their way at once, per writing process; more wait."
+    )
+    bulk_load: bool = Field(
+        default=True, description="Pause the HNSW index while a job loads, and build it at the end."
+    )
+    index_deadline_s: PositiveFloat = Field(
+        default=3600.0, description="Longest wait for the index after a load; it goes on building after that."
+    )
     cache_bytes: PositiveInt = Field(
-        default=64 * 2**20, description="References kept per process for when the store is slow."
+        default=64 * 2**20,
+        description="References kept per process, decoded: those chosen often are not fetched again, and they answer "
+        "while the store is slow or gone.",
+    )
+    max_document_frequency: PositiveInt = Field(
+        default=10_000,
+        description="Tokens in more points than this are left out of `keywords` queries, so that a look-up's cost does not "
+        "grow with the collection. Applied when term statistics are published, after a load.",
     )
 
     @model_validator(mode="after")

@@ -23,4 +23,11 @@ class CollectionMismatch(StoreError):
 
 
 class InvalidPoint(StoreError):
-    """A point that would damage the collection: wrong shape, NaN or infinite values, oversized."""
+    """A point that would damage the collection: wrong shape, NaN or infinite values, oversized.
+
+    `reason` says what is wrong in a few words, without the point's id and without advice: points are counted by it.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message

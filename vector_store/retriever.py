@@ -1,48 +1,57 @@
 """Find one neighbour per query, and never fail for a store that is slow or gone.
 
 Reads one collection. A look-up is two round trips: one batch of searches that brings ids and scores of a few
-candidates, then one fetch of the chosen points, each once however many queries chose it. One trip with a single
-candidate and its payload takes 11 ms against 12 ms for 32 queries, but leaves equal scores in any order, and needs the
-second trip anyway where the queries' own points are wanted.
+candidates, then one fetch of those chosen points that are not kept from before, each once however many queries chose it.
+One trip with a single candidate and its payload takes 11 ms against 12 ms for 32 queries, but leaves equal scores in any
+order, and needs the second trip anyway where the queries' own points are wanted. Choices made earlier (a plan) need the
+second trip only.
 The ladder: a live answer; else the neighbour this query had before; else none. Knows nothing of what asks.
 """
 
-import logging
 import threading
 import time
 import uuid
-from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
 from qdrant_client import grpc as api
 
+from vector_store import term_statistics
+from vector_store.breaker import Breaker
+from vector_store.cache import NeighbourCache
 from vector_store.client import Client
-from vector_store.codec import DOCUMENT, SPLIT, decode_into, empty_neighbours, sparse_message
+from vector_store.codec import DOCUMENT, SPLIT, decode_states, empty_neighbours, fill, sparse_message
 from vector_store.config import StoreConfig
 from vector_store.errors import InvalidPoint, StoreError, StoreUnavailable
-from vector_store.schema import KEYWORDS, SENTENCE, Criterion, LadderStep, Manifest, Neighbours, Query
+from vector_store.schema import KEYWORDS, SENTENCE, Choice, Criterion, Manifest, Neighbours, Query, StoredPoint
 from vector_store.store import get_points, payload_fields, state_fields
-
-log = logging.getLogger(__name__)
+from vector_store.term_statistics import TermStatistics
 
 TIES = 4
 """Candidates per query: enough to order equal scores by id, the same on every machine."""
 
-FUSED_CANDIDATES = 32
-"""Candidates of each criterion that the hybrid fuses."""
+MANY_TIES = 128
+"""Candidates of a query whose first ones are all equal, asked for again."""
 
-SHORTEST_REST_S = 1.0
-LONGEST_REST_S = 5.0
+FUSED_CANDIDATES = 16
+FUSION_OFFSET = 2
+"""Reciprocal rank fusion, 1 / (2 + rank) as Qdrant's. The first of either list has at least 1/2, so the best is one of the
+two firsts or among the first five of both: longer lists would only separate two firsts that the other list ranks last."""
+
+DECIDING_RANK = 5
+
+Send: TypeAlias = Callable[[Any, Sequence[Any]], list[Any]]
+"""Sends several requests by one stub method and returns their responses: patiently, or within a look-up's deadline."""
 
 
 class Retriever:
     """Neighbours of one collection by one criterion. Threads may share it; each process opens its own.
 
-    `counts` says how many queries each step of the ladder has answered, `lookup_ms` how long the last look-up took.
+    `exact` leaves out every shortcut (HNSW, the cut of frequent tokens), to measure what they cost in quality.
+    `counts` says how many queries each step of the ladder has answered (`live`, `cached`, `null`), how many points were not
+    fetched again because they were kept (`cache_hits`), and how many chosen points the store did not have any more
+    (`missing`). `lookup_ms` is how long the last look-up took.
     """
 
     def __init__(
@@ -54,109 +63,239 @@ class Retriever:
         exclude_splits: Sequence[str] = (),
         with_text: bool = False,
         seed: int = 0,
+        exact: bool = False,
     ) -> None:
         if criterion in ("dense", "hybrid") and not manifest.dense_index:
             raise StoreError(
                 f"criterion {criterion!r} needs a dense index, collection {config.collection!r} was written without one; "
                 "use `keywords`, or ingest again with the dense index"
             )
-        self.counts: dict[LadderStep, int] = {"live": 0, "cached": 0, "null": 0}
+        self.counts = dict.fromkeys(("live", "cached", "null", "cache_hits", "missing"), 0)
         self.lookup_ms = 0.0
         self._client = client
         self._collection = config.collection
         self._deadline_s = config.lookup_deadline_ms / 1000
+        self._patience_s = config.write_deadline_s
         self._manifest = manifest
         self._criterion = criterion
         self._exclude_splits = tuple(exclude_splits)
         self._with_text = with_text
         self._seed = seed
-        self._cache = _Cache(config.cache_bytes)
-        self._breaker = _Breaker()
+        self._exact = exact
+        self._term_statistics = term_statistics.UNPUBLISHED if exact or criterion in ("dense", "random") else None
+        self._cache = NeighbourCache(config.cache_bytes)
+        self._breaker = Breaker()
         self._lock = threading.Lock()
 
     def neighbours(self, queries: Sequence[Query]) -> Neighbours:
         """The best other point for each query."""
-        return self._look_up(queries, with_own=False)[0]
+        return self._search_and_read(queries, ())[0]
 
     def neighbours_and_points(self, queries: Sequence[Query]) -> tuple[Neighbours, Neighbours]:
         """The neighbours, and the points stored under the queries' own ids, in the same two round trips.
 
-        Own points are not cached: where the store is away their step is null.
+        Where the store is away, the step of own points is null: they are asked once an epoch, so keeping them is no use.
         """
-        return self._look_up(queries, with_own=True)
+        return self._search_and_read(queries, [query.id for query in queries])
 
-    def _look_up(self, queries: Sequence[Query], with_own: bool) -> tuple[Neighbours, Neighbours]:
+    def planned(self, choices: Sequence[Choice | None], own_ids: Sequence[str] = ()) -> tuple[Neighbours, Neighbours]:
+        """The neighbours that were chosen earlier, and the points stored under `own_ids`, in one round trip or none.
+
+        Equal to the look-up that made the choices, unless a point has been deleted since: its row has no neighbour.
+        """
+        return self._read(len(choices), own_ids, lambda _: list(choices), lambda: list(choices))
+
+    def choices(self, queries: Sequence[Query]) -> list[Choice | None]:
+        """Which point is the best for each query, without reading it: what a plan keeps.
+
+        Waits for a store that is away and tries again; StoreUnavailable after store.write_deadline_s.
+        """
+
+        def send(stub_method: Any, requests: Sequence[Any]) -> list[Any]:
+            return [self._client.call(stub_method, request, self._patience_s) for request in requests]
+
+        return self._choose(queries, send)
+
+    # ------------------------------------------------------------ reading
+
+    def _search_and_read(self, queries: Sequence[Query], own_ids: Sequence[str]) -> tuple[Neighbours, Neighbours]:
+        def choose(send: Send) -> list[Choice | None]:
+            chosen = self._choose(queries, send)
+            self._cache.keep_answers(
+                (query.id, choice) for query, choice in zip(queries, chosen, strict=True) if choice
+            )
+            return chosen
+
+        return self._read(len(queries), own_ids, choose, lambda: [self._cache.answer(query.id) for query in queries])
+
+    def _read(
+        self,
+        batch: int,
+        own_ids: Sequence[str],
+        choose: Callable[[Send], list[Choice | None]],
+        remember: Callable[[], list[Choice | None]],
+    ) -> tuple[Neighbours, Neighbours]:
+        """Read the points that `choose` names and those of `own_ids`; where the store is away, what is kept of `remember`."""
         started = time.monotonic()
-        found = empty_neighbours(len(queries), self._manifest)
-        own = empty_neighbours(len(queries) if with_own else 0, self._manifest)
-        wants_store = with_own or self._criterion != "none"
-        if queries and wants_store and self._breaker.lets_through():
-            try:
-                self._fill_live(queries, found, own if with_own else None, started + self._deadline_s)
-                self._breaker.succeeded()
-            except StoreUnavailable as error:
-                self._breaker.failed(error)
-                # A failure half way leaves nothing half filled: both are decoded after the last answer.
-                self._fill_cached(queries, found)
-        elif queries and wants_store:
-            self._fill_cached(queries, found)
+        found, own = (empty_neighbours(size, self._manifest) for size in (batch, len(own_ids)))
+        missing = hits = 0
+        if (batch and self._criterion != "none") or own_ids:
+            live = self._fetch(own_ids, choose, started + self._deadline_s)
+            if live:
+                chosen, points, hits = live
+                if self._criterion != "none":
+                    found.steps[:] = ["live"] * batch
+                own.steps[:] = ["live"] * len(own_ids)
+                missing = sum(choice is not None and choice.id not in points for choice in chosen)
+                for row, own_id in enumerate(own_ids):
+                    if own_id in points:
+                        fill(row, own, points[own_id])
+            else:
+                chosen = remember()
+                points = self._cache.points({choice.id for choice in chosen if choice})
+                for row, choice in enumerate(chosen):
+                    if choice and choice.id in points:
+                        found.steps[row] = "cached"
+            for row, choice in enumerate(chosen):
+                if choice and choice.id in points:
+                    fill(row, found, points[choice.id])
+                    found.scores[row] = choice.score
         with self._lock:
             for step in found.steps:
                 self.counts[step] += 1
+            self.counts["cache_hits"] += hits
+            self.counts["missing"] += missing
             self.lookup_ms = (time.monotonic() - started) * 1000
         return found, own
 
-    def _fill_live(self, queries: Sequence[Query], found: Neighbours, own: Neighbours | None, deadline: float) -> None:
-        chosen = self._choose(queries, deadline)
-        ids = {choice.id for choice in chosen if choice}
-        if own is not None:
-            ids.update(query.id for query in queries)
-        points: dict[str, Any] = {}
-        if ids:
-            request = get_points(self._collection, sorted(ids), state_fields(self._with_text))
-            (response,) = self._client.ask(self._client.points.Get, [request], deadline - time.monotonic())
-            points = {point.id.uuid: point for point in response.result}
-        for row, (query, choice) in enumerate(zip(queries, chosen, strict=True)):
-            if self._criterion != "none":
-                found.steps[row] = "live"
-            if choice and choice.id in points:
-                decode_into(row, found, points[choice.id])
-                found.scores[row] = choice.score
-                self._cache.keep(query.id, found, row)
-            if own is not None:
-                own.steps[row] = "live"
-                if query.id in points:
-                    decode_into(row, own, points[query.id])
+    def _fetch(
+        self, own_ids: Sequence[str], choose: Callable[[Send], list[Choice | None]], deadline: float
+    ) -> tuple[list[Choice | None], dict[str, StoredPoint], int] | None:
+        """The choices, every point wanted that the store has, and how many were kept; None where the store is away."""
 
-    def _fill_cached(self, queries: Sequence[Query], found: Neighbours) -> None:
-        for row, query in enumerate(queries):
-            self._cache.fill(query.id, found, row)
+        def send(stub_method: Any, requests: Sequence[Any]) -> list[Any]:
+            return self._client.ask(stub_method, requests, deadline - time.monotonic())
 
-    def _choose(self, queries: Sequence[Query], deadline: float) -> list["_Choice | None"]:
-        if self._criterion == "none":
+        if not self._breaker.lets_through():
+            return None
+        try:
+            chosen = choose(send)
+            chosen_ids = {choice.id for choice in chosen if choice}
+            points = self._cache.points(chosen_ids.union(own_ids))
+            hits = len(points)
+            absent = sorted(chosen_ids.union(own_ids).difference(points))
+            if absent:
+                request = get_points(self._collection, absent, state_fields(self._with_text))
+                (response,) = send(self._client.points.Get, [request])
+                shape = self._manifest.tokens, self._manifest.dim, self._manifest.datatype
+                fetched = {point.id.uuid: decode_states(point, *shape) for point in response.result}
+                self._cache.keep_points(point for point in fetched.values() if point.id in chosen_ids)
+                points |= fetched
+            self._breaker.succeeded()
+        except StoreUnavailable as error:
+            self._breaker.failed(error)
+            return None
+        return chosen, points, hits
+
+    # ------------------------------------------------------------ choosing
+
+    def _choose(self, queries: Sequence[Query], send: Send) -> list[Choice | None]:
+        """The best point for each query; equal queries are asked once (an id is a hash of the text that asks)."""
+        if self._criterion == "none" or not queries:
             return [None] * len(queries)
-        if self._criterion == "random":
-            return self._choose_random(queries, deadline)
-        request = api.QueryBatchPoints(
-            collection_name=self._collection, query_points=[self._search(query) for query in queries]
+        places = {(query.id, query.document): row for row, query in enumerate(queries)}
+        asked = [queries[row] for row in places.values()]
+        choose = {"random": self._choose_random, "hybrid": self._choose_fused}.get(
+            self._criterion, self._choose_nearest
         )
-        (response,) = self._client.ask(self._client.points.QueryBatch, [request], deadline - time.monotonic())
-        return [_best(result.result) for result in response.result]
+        chosen = dict(zip(places, choose(asked, send), strict=True))
+        return [chosen[query.id, query.document] for query in queries]
 
-    def _choose_random(self, queries: Sequence[Query], deadline: float) -> list["_Choice | None"]:
+    def _choose_nearest(self, queries: Sequence[Query], send: Send) -> list[Choice | None]:
+        using = SENTENCE if self._criterion == "dense" else KEYWORDS
+        ranked = self._ranked([(query, using) for query in queries], TIES, 0, send)
+        return [candidates[0] if candidates else None for candidates in ranked]
+
+    def _choose_fused(self, queries: Sequence[Query], send: Send) -> list[Choice | None]:
+        """Reciprocal rank fusion of both criteria, here and not in the store: which of several equals a store ranks first
+        depends on the order in which they were written, and would decide which of them is chosen."""
+        searches = [(query, using) for query in queries for using in (KEYWORDS, SENTENCE)]
+        ranked = self._ranked(searches, FUSED_CANDIDATES, DECIDING_RANK - 1, send)
+        return [_fused(ranked[row : row + 2]) for row in range(0, len(ranked), 2)]
+
+    def _ranked(
+        self, searches: Sequence[tuple[Query, str]], limit: int, deciding: int, send: Send
+    ) -> list[list[Choice]]:
+        """The best candidates of each search, equal scores by id.
+
+        Which of several equals a store leaves out of a full list is its own affair. Where the candidate at place `deciding`
+        equals the last, the search is repeated with a higher limit; what equals the last of a list that is still full is
+        dropped, unless that is all of it.
+        """
+        ranked = self._candidates(searches, limit, send)
+        limits = [limit] * len(searches)
+        tied = [
+            row for row, found in enumerate(ranked) if len(found) == limit and found[deciding].score == found[-1].score
+        ]
+        if tied:
+            again = self._candidates([searches[row] for row in tied], MANY_TIES, send)
+            for row, found in zip(tied, again, strict=True):
+                ranked[row], limits[row] = found, MANY_TIES
+        return [_settled(found) if len(found) == full else found for found, full in zip(ranked, limits, strict=True)]
+
+    def _candidates(self, searches: Sequence[tuple[Query, str]], limit: int, send: Send) -> list[list[Choice]]:
+        statistics = self._statistics(send)
+        request = api.QueryBatchPoints(
+            collection_name=self._collection,
+            query_points=[self._search(query, using, limit, statistics) for query, using in searches],
+        )
+        (response,) = send(self._client.points.QueryBatch, [request])
+        return [
+            sorted(
+                (Choice(point.id.uuid, point.score) for point in result.result),
+                key=lambda choice: (-choice.score, choice.id),
+            )
+            for result in response.result
+        ]
+
+    def _statistics(self, send: Send) -> TermStatistics:
+        """Read with the first look-up, so that a store that is away then costs no more than that look-up."""
+        if self._term_statistics is None:
+            request = term_statistics.metadata_request(self._collection)
+            (response,) = send(self._client.collections.Get, [request])
+            self._term_statistics = term_statistics.unpack(response.result.config.metadata)
+        return self._term_statistics
+
+    def _search(self, query: Query, using: str, limit: int, statistics: TermStatistics) -> api.QueryPoints:
+        request = api.QueryPoints(
+            collection_name=self._collection,
+            using=using,
+            filter=self._allowed(query),
+            limit=limit,
+            with_payload=payload_fields(()),
+        )
+        if using == KEYWORDS:
+            request.query.nearest.sparse.CopyFrom(sparse_message(statistics.cut(query.keywords)))
+        elif query.sentence is None:
+            raise InvalidPoint(f"query {query.id} has no sentence vector, criterion {self._criterion!r} needs one")
+        else:
+            request.query.nearest.dense.data.extend(query.sentence.tolist())
+            if self._exact:
+                request.params.exact = True
+        return request
+
+    def _choose_random(self, queries: Sequence[Query], send: Send) -> list[Choice | None]:
         """The first allowed point from a random place in the order of ids, and from the start where that is the end.
 
         Ids are hashes, so places are spread evenly and each point's share is the gap before it.
         """
-        requests = [self._scroll(query, self._place(query)) for query in queries]
-        pages = self._client.ask(self._client.points.Scroll, requests, deadline - time.monotonic())
+        pages = send(self._client.points.Scroll, [self._scroll(query, self._place(query)) for query in queries])
         ends = [row for row, page in enumerate(pages) if not page.result]
         if ends:
-            wrapped = [self._scroll(queries[row], None) for row in ends]
-            again = self._client.ask(self._client.points.Scroll, wrapped, deadline - time.monotonic())
+            again = send(self._client.points.Scroll, [self._scroll(queries[row], None) for row in ends])
             for row, page in zip(ends, again, strict=True):
                 pages[row] = page
-        return [_Choice(page.result[0].id.uuid, 0.0) if page.result else None for page in pages]
+        return [Choice(page.result[0].id.uuid, 0.0) if page.result else None for page in pages]
 
     def _place(self, query: Query) -> str:
         return str(uuid.uuid5(uuid.UUID(int=self._seed % 2**128), query.id))
@@ -169,40 +308,6 @@ class Retriever:
             limit=1,
             with_payload=payload_fields(()),
         )
-
-    def _search(self, query: Query) -> api.QueryPoints:
-        request = api.QueryPoints(
-            collection_name=self._collection,
-            filter=self._allowed(query),
-            limit=TIES,
-            with_payload=payload_fields(()),
-        )
-        if self._criterion == "hybrid":
-            for using, vector in ((KEYWORDS, self._keywords(query)), (SENTENCE, self._sentence(query))):
-                request.prefetch.append(
-                    api.PrefetchQuery(
-                        using=using,
-                        query=api.Query(nearest=vector),
-                        filter=request.filter,
-                        limit=FUSED_CANDIDATES,
-                    )
-                )
-            request.query.fusion = api.Fusion.RRF
-        elif self._criterion == "dense":
-            request.using = SENTENCE
-            request.query.nearest.CopyFrom(self._sentence(query))
-        else:
-            request.using = KEYWORDS
-            request.query.nearest.CopyFrom(self._keywords(query))
-        return request
-
-    def _keywords(self, query: Query) -> api.VectorInput:
-        return api.VectorInput(sparse=sparse_message(query.keywords))
-
-    def _sentence(self, query: Query) -> api.VectorInput:
-        if query.sentence is None:
-            raise InvalidPoint(f"query {query.id} has no sentence vector, criterion {self._criterion!r} needs one")
-        return api.VectorInput(dense=api.DenseVector(data=query.sentence))
 
     def _allowed(self, query: Query) -> api.Filter:
         """Everything but the query itself, its document and the excluded splits."""
@@ -219,85 +324,16 @@ class Retriever:
         return allowed
 
 
-class _Choice(NamedTuple):
-    id: str
-    score: float
+def _settled(ranking: list[Choice]) -> list[Choice]:
+    return [choice for choice in ranking if choice.score > ranking[-1].score] or ranking
 
 
-def _best(points: Sequence[api.ScoredPoint]) -> _Choice | None:
-    choices = [_Choice(point.id.uuid, point.score) for point in points]
-    return min(choices, key=lambda choice: (-choice.score, choice.id), default=None)
-
-
-class _Breaker:
-    """Lets a dead store rest, for longer each time it fails again, so that it costs no deadline per look-up."""
-
-    def __init__(self) -> None:
-        self._rest_s = SHORTEST_REST_S
-        self._rests_until = 0.0
-
-    def lets_through(self) -> bool:
-        return time.monotonic() >= self._rests_until
-
-    def failed(self, error: StoreUnavailable) -> None:
-        log.warning("look-ups rest for %g s: %s", self._rest_s, error)
-        self._rests_until = time.monotonic() + self._rest_s
-        self._rest_s = min(2 * self._rest_s, LONGEST_REST_S)
-
-    def succeeded(self) -> None:
-        self._rest_s = SHORTEST_REST_S
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """A neighbour without its padding."""
-
-    id: str | None
-    text: str | None
-    score: float
-    states: NDArray[np.float16]
-    token_ids: NDArray[np.int32]
-
-    @property
-    def num_bytes(self) -> int:
-        # 400 covers the objects around the arrays and the dictionary slot.
-        return self.states.nbytes + self.token_ids.nbytes + len(self.text or "") + 400
-
-
-class _Cache:
-    """The last neighbours by query id, least recently used out first, within a budget of bytes."""
-
-    def __init__(self, budget_bytes: int) -> None:
-        self._budget_bytes = budget_bytes
-        self._used_bytes = 0
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def keep(self, query_id: str, found: Neighbours, row: int) -> None:
-        length = int(found.mask[row].sum())
-        kept = _Kept(
-            found.ids[row],
-            found.texts[row],
-            float(found.scores[row]),
-            found.states[row, :length].copy(),
-            found.token_ids[row, :length].copy(),
-        )
-        with self._lock:
-            replaced = self._kept.pop(query_id, None)
-            self._kept[query_id] = kept
-            self._used_bytes += kept.num_bytes - (replaced.num_bytes if replaced else 0)
-            while self._used_bytes > self._budget_bytes:
-                self._used_bytes -= self._kept.popitem(last=False)[1].num_bytes
-
-    def fill(self, query_id: str, found: Neighbours, row: int) -> None:
-        with self._lock:
-            kept = self._kept.get(query_id)
-            if kept is None:
-                return
-            self._kept.move_to_end(query_id)
-        length = len(kept.states)
-        found.ids[row], found.texts[row], found.scores[row] = kept.id, kept.text, kept.score
-        found.states[row, :length] = kept.states
-        found.token_ids[row, :length] = kept.token_ids
-        found.mask[row, :length] = True
-        found.steps[row] = "cached"
+def _fused(rankings: Sequence[Sequence[Choice]]) -> Choice | None:
+    """The best sum of reciprocal ranks; candidates of equal score share a rank, and equal sums go by id."""
+    sums: defaultdict[str, float] = defaultdict(float)
+    for ranking in rankings:
+        first: dict[float, int] = {}
+        for rank, choice in enumerate(ranking):
+            sums[choice.id] += 1 / (FUSION_OFFSET + first.setdefault(choice.score, rank))
+    best = min(sums.items(), key=lambda item: (-item[1], item[0]), default=None)
+    return Choice(*best) if best else None

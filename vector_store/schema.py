@@ -3,6 +3,9 @@
 Pure data: numpy arrays and strings. Shapes use these letters: batch, tokens (of one point), dim (of one state).
 """
 
+import json
+import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -10,7 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, NonNegativeInt, PositiveFloat, PositiveInt
 
-FORMAT_VERSION = 1
+from vector_store.config import Datatype
+
+FORMAT_VERSION = 2
+UNPROJECTED = "none"
+ANY_PROJECTION = "any"
 
 KEYWORDS = "keywords"
 SENTENCE = "sentence"
@@ -30,8 +37,9 @@ class SparseVector(NamedTuple):
 class Point:
     """One stored reference.
 
-    `id` is a UUID string. `states` is (tokens, dim) float16, `token_ids` (tokens,) int32 aligned with it.
-    `sentence` is (dim,) float32, or None where the collection has no dense index.
+    `id` is a UUID string. `states` is (tokens, dim) float16, whatever they are stored as; `token_ids` (tokens,) int32
+    is aligned with it. `keywords` are those of the whole text, of which `states` may hold the start only.
+    `sentence` is (encoder_dim,) float32, or None where the collection has no dense index.
     """
 
     id: str
@@ -43,6 +51,8 @@ class Point:
     source: str
     document: str
     split: str
+    packed_states: bytes | None = None
+    """The states as another collection of the same manifest stores them: written as they are, to the bit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +63,22 @@ class Query:
     keywords: SparseVector
     sentence: NDArray[np.float32] | None = None
     document: str | None = None
+
+
+class Choice(NamedTuple):
+    """A point chosen for a query, and its score under the criterion."""
+
+    id: str
+    score: float
+
+
+class StoredPoint(NamedTuple):
+    """What a look-up reads of one point: `states` (tokens, dim) float16, `token_ids` (tokens,) int32, `text` if asked."""
+
+    id: str
+    states: NDArray[np.float16]
+    token_ids: NDArray[np.int32]
+    text: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +103,11 @@ class Neighbours:
 class Manifest(BaseModel, frozen=True, extra="forbid"):
     """Who wrote a collection and in which shape; stored as the collection's metadata.
 
+    `text_tokens` is how many tokens of a text its encoder read, `tokens` how many of their states are stored, from the
+    start; `encoder_dim` is the width of the encoder's states and of sentence vectors, `dim` that of a stored state.
+    `projection` names the matrix that narrows the one to the other, UNPROJECTED where there is none. Who only reads may
+    want ANY_PROJECTION.
+
     Two runs may share a collection only where every field but the encoder's name is equal: a fingerprint has many paths.
     """
 
@@ -85,21 +116,43 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
     fingerprint: str
     tokenizer: str
     layer: int
+    text_tokens: PositiveInt
     tokens: PositiveInt
+    encoder_dim: PositiveInt
     dim: PositiveInt
-    datatype: Literal["float16"] = "float16"
+    datatype: Datatype = "float16"
+    projection: str = UNPROJECTED
     dense_index: bool = False
     bm25_k1: PositiveFloat
     bm25_b: float
     bm25_average_tokens: PositiveFloat
 
-    def differing(self, other: "Manifest") -> list[str]:
-        """Names of the fields that keep two runs from sharing a collection."""
+    def differing(self, wanted: "Manifest") -> list[str]:
+        """Names of the fields in which a run that wants another manifest cannot share this one's collection."""
         return [
-            name for name in Manifest.model_fields if name != "encoder" and getattr(self, name) != getattr(other, name)
+            name
+            for name in Manifest.model_fields
+            if name != "encoder"
+            and getattr(self, name) != getattr(wanted, name)
+            and not (name == "projection" and wanted.projection == ANY_PROJECTION and self.projection != UNPROJECTED)
         ]
+
+    @property
+    def packed_states_bytes(self) -> int:
+        """Most that one point's states take before base64, in bytes."""
+        per_token = 2 * self.dim if self.datatype == "float16" else self.dim + 2
+        return self.tokens * per_token
 
     def bytes_per_point(self) -> NonNegativeInt:
         """Most that one point's packed states, token ids and vectors take, in bytes, before any is written."""
-        states = self.tokens * self.dim * 2
-        return round((states + self.tokens * 4) * 4 / 3 + self.tokens * 8 + (self.dim * 4 if self.dense_index else 0))
+        packed = (self.packed_states_bytes + self.tokens * 4) * 4 / 3
+        return round(packed + self.text_tokens * 8 + (self.encoder_dim * 4 if self.dense_index else 0))
+
+
+def point_id(fingerprint: str, texts: Sequence[str]) -> str:
+    """UUID5 of (encoder fingerprint, texts): the same text is the same point, whoever stores it.
+
+    `texts` are normalised already: one for a plain text, two for a pair, which is one point.
+    """
+    name = json.dumps(list(texts), ensure_ascii=False)
+    return str(uuid.uuid5(uuid.uuid5(uuid.NAMESPACE_URL, fingerprint), name))

@@ -3,7 +3,11 @@
 Errors are loud here; only the retriever degrades. Knows nothing of how neighbours are chosen.
 """
 
-from collections.abc import Iterator, Sequence
+import binascii
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,15 +22,22 @@ from vector_store.codec import (
     TEXT,
     TOKEN_IDS,
     check,
+    decode,
     decode_into,
     empty_neighbours,
-    encode,
 )
 from vector_store.config import StoreConfig
 from vector_store.errors import CollectionExists, CollectionMismatch, InvalidPoint
-from vector_store.schema import KEYWORDS, SENTENCE, Manifest, Neighbours, Point
+from vector_store.schema import FORMAT_VERSION, KEYWORDS, SENTENCE, Manifest, Neighbours, Point
+from vector_store.writer import Writer
+
+log = logging.getLogger(__name__)
 
 IDS_PER_CALL = 1024
+STATUS_POLL_S = 1.0
+INDEXING_THRESHOLD_KB = 10_000
+"""Qdrant's default, restored after a bulk load that found the index paused by one that was killed."""
+
 SAMPLE_POINTS = 256
 SAMPLE_PAGE = 32
 REMEDY = "run `python jobs/ingest.py` with another store.collection, or delete this one"
@@ -37,16 +48,18 @@ class Store:
 
     def __init__(self, client: Client, config: StoreConfig) -> None:
         self._client = client
+        self._config = config
         self._name = config.collection
-        self._deadline_s = config.write_deadline_s
-        self._upsert_bytes = config.upsert_bytes
-        self._message_bytes = config.message_bytes
         self._manifest: Manifest | None = None
 
-    def ensure(self, manifest: Manifest) -> None:
-        """Create the collection under this manifest, or see that it was created under an equal one."""
+    def ensure(self, manifest: Manifest, attachments: Mapping[str, bytes] | None = None) -> Manifest:
+        """Create the collection under this manifest, or see that it was created under an equal one; return that one.
+
+        `attachments` are stored with a new collection, readable by `attachment`.
+        """
         try:
-            self._call(self._client.collections.Create, _create_collection(self._name, manifest))
+            self._call(self._client.collections.Create, _create_collection(self._name, manifest, attachments or {}))
+            self._manifest = manifest
         except CollectionExists:
             self.require(manifest)
         for field in (DOCUMENT, SOURCE, SPLIT):
@@ -59,22 +72,30 @@ class Store:
                     field_type=api.FieldType.FieldTypeKeyword,
                 ),
             )
-        self._manifest = manifest
+        return self.require(manifest)
 
-    def require(self, manifest: Manifest) -> None:
-        """See that the collection was written under an equal manifest; CollectionMismatch says what differs."""
+    def require(self, manifest: Manifest) -> Manifest:
+        """See that the collection was written under an equal manifest, and return it.
+
+        Raises CollectionMismatch, saying what differs.
+        """
         found = self.manifest()
         if differing := found.differing(manifest):
             raise CollectionMismatch(_differences(self._name, found, manifest, differing))
+        return found
 
     def manifest(self) -> Manifest:
         """Who wrote the collection; CollectionMissing where there is none, CollectionMismatch where it does not say."""
-        info = self._call(self._client.collections.Get, api.GetCollectionInfoRequest(collection_name=self._name)).result
         fields = {
             key: getattr(value, value.WhichOneof("kind"))
-            for key, value in info.config.metadata.items()
+            for key, value in self._info().config.metadata.items()
             if key in Manifest.model_fields
         }
+        if (found := fields.get("format_version", FORMAT_VERSION)) != FORMAT_VERSION:
+            raise CollectionMismatch(
+                f"collection {self._name!r} at {self._client.url} has format {found}, this release reads "
+                f"{FORMAT_VERSION}; {REMEDY}"
+            )
         try:
             self._manifest = Manifest.model_validate(fields)
         except ValidationError as error:
@@ -83,6 +104,43 @@ class Store:
                 f"({error.error_count()} fields missing or unknown), so something else wrote it; {REMEDY}"
             ) from error
         return self._manifest
+
+    def exists(self) -> bool:
+        """Whether the collection is there at all."""
+        request = api.CollectionExistsRequest(collection_name=self._name)
+        return self._call(self._client.collections.CollectionExists, request).result.exists
+
+    @contextmanager
+    def bulk_load(self) -> Iterator[None]:
+        """Pause the HNSW index while the block loads many points; afterwards build it, and wait until it is there.
+
+        The collection says that it is paused, so a load that was killed is set right by the next one. Collections without
+        a dense index have nothing to pause.
+        """
+        if not (self._manifest or self.manifest()).dense_index:
+            yield
+            return
+        before = self._info().config.optimizer_config.indexing_threshold
+        self._set_indexing_threshold(0)
+        try:
+            yield
+        finally:
+            self._set_indexing_threshold(before or INDEXING_THRESHOLD_KB)
+        self.wait_until_indexed()
+
+    def wait_until_indexed(self) -> bool:
+        """Wait until the store says that the collection is green; False where that takes longer than index_deadline_s."""
+        deadline = time.monotonic() + self._config.index_deadline_s
+        while self._info().status != api.CollectionStatus.Green:
+            if time.monotonic() > deadline:
+                log.warning("the index of %r is still being built; look-ups scan until then", self._name)
+                return False
+            time.sleep(STATUS_POLL_S)
+        return True
+
+    def writer(self) -> Writer:
+        """A writer to this collection; use it in a `with` block."""
+        return Writer(self._client, self._config, self._manifest or self.manifest())
 
     def existing(self, ids: Sequence[str]) -> set[str]:
         """Those of the ids that are stored."""
@@ -96,14 +154,12 @@ class Store:
         manifest = self._manifest or self.manifest()
         for point in points:
             check(point, manifest)
-        acknowledged = 0
-        for batch in self._batches(points):
-            self._call(
-                self._client.points.Upsert,
-                api.UpsertPoints(collection_name=self._name, wait=True, points=batch),
-            )
-            acknowledged += len(batch)
-        return acknowledged
+        with Writer(self._client, self._config, manifest) as writer:
+            writer.submit(points)
+            written, rejected = writer.finish()
+        if rejected:
+            raise InvalidPoint(rejected[0].reason)
+        return written
 
     def count(self) -> int:
         """Exact number of points."""
@@ -112,12 +168,13 @@ class Store:
 
     def fetch(self, ids: Sequence[str], with_text: bool = False) -> Neighbours:
         """Exactly these points, row by row; a missing one has id None and an empty mask."""
-        found = empty_neighbours(len(ids), self._manifest or self.manifest())
+        manifest = self._manifest or self.manifest()
+        found = empty_neighbours(len(ids), manifest)
         points = {point.id.uuid: point for point in self._get(ids, state_fields(with_text))}
         for row, point_id in enumerate(ids):
             found.steps[row] = "live"
             if point_id in points:
-                decode_into(row, found, points[point_id])
+                decode_into(row, found, points[point_id], manifest.datatype)
         return found
 
     def bytes_estimate(self) -> int:
@@ -143,38 +200,96 @@ class Store:
         request = api.DeleteCollection(collection_name=self._name)
         return self._call(self._client.collections.Delete, request).result
 
+    def delete(self, where: tuple[str, str]) -> int:
+        """Delete the points whose payload field has this value, and return how many there were."""
+        num_points = self.count_where(where)
+        request = api.DeletePoints(
+            collection_name=self._name, wait=True, points=api.PointsSelector(filter=field_filter(where))
+        )
+        self._call(self._client.points.Delete, request)
+        return num_points
+
+    def count_where(self, where: tuple[str, str]) -> int:
+        """Exact number of points whose payload field has this value."""
+        request = api.CountPoints(collection_name=self._name, exact=True, filter=field_filter(where))
+        return self._call(self._client.points.Count, request).result.count
+
+    def pages(self, page: int = 256, where: tuple[str, str] | None = None) -> Iterator[list[Point]]:
+        """Every point (whose field has a value) in the order of ids; InvalidPoint at the first that cannot be decoded."""
+        manifest = self.manifest()
+        for messages in self.stored_pages(page, where):
+            yield [decode(message, manifest) for message in messages]
+
+    def stored_pages(self, page: int = 256, where: tuple[str, str] | None = None) -> Iterator[list[api.RetrievedPoint]]:
+        """The same points as the store answers them, for who must read on past a damaged one.
+
+        A page has at most `page` points, fewer where as many of full length would not fit into a quarter of a message.
+        """
+        manifest = self._manifest or self.manifest()
+        request = api.ScrollPoints(
+            collection_name=self._name,
+            limit=max(1, min(page, self._config.message_bytes // 4 // manifest.bytes_per_point())),
+            with_payload=api.WithPayloadSelector(enable=True),
+            with_vectors=api.WithVectorsSelector(enable=True),
+            filter=field_filter(where) if where else None,
+        )
+        while True:
+            answer = self._call(self._client.points.Scroll, request)
+            if answer.result:
+                yield list(answer.result)
+            if not answer.HasField("next_page_offset"):
+                return
+            request.offset.CopyFrom(answer.next_page_offset)
+
+    def metadata(self) -> dict[str, api.Value]:
+        """What is stored with the collection beside its manifest."""
+        found = self._info().config.metadata
+        return {key: value for key, value in found.items() if key not in Manifest.model_fields}
+
+    def merge_metadata(self, values: Mapping[str, api.Value]) -> None:
+        """Store these values with the collection; what else is stored with it stays."""
+        request = api.UpdateCollection(collection_name=self._name)
+        for key, value in values.items():
+            request.metadata[key].CopyFrom(value)
+        self._call(self._client.collections.Update, request)
+
+    def attachment(self, name: str) -> bytes | None:
+        """Bytes that are stored with the collection under this name; None where there are none."""
+        found = self.metadata().get(name)
+        return None if found is None else binascii.a2b_base64(found.string_value)
+
+    def attach(self, name: str, content: bytes) -> None:
+        """Store bytes with the collection, in the place of what had this name before."""
+        self.merge_metadata({name: _attached(content)})
+
+    def _info(self) -> api.CollectionInfo:
+        return self._call(self._client.collections.Get, api.GetCollectionInfoRequest(collection_name=self._name)).result
+
+    def _set_indexing_threshold(self, kilobytes: int) -> None:
+        request = api.UpdateCollection(collection_name=self._name)
+        request.optimizers_config.indexing_threshold = kilobytes
+        self._call(self._client.collections.Update, request)
+
     def _call(self, stub_method: Any, request: Any) -> Any:
-        return self._client.call(stub_method, request, self._deadline_s)
+        return self._client.call(stub_method, request, self._config.write_deadline_s)
 
     def _get(self, ids: Sequence[str], payload: Sequence[str]) -> Iterator[api.RetrievedPoint]:
         for start in range(0, len(ids), IDS_PER_CALL):
             request = get_points(self._name, ids[start : start + IDS_PER_CALL], payload)
             yield from self._call(self._client.points.Get, request).result
 
-    def _batches(self, points: Sequence[Point]) -> Iterator[list[api.PointStruct]]:
-        batch: list[api.PointStruct] = []
-        batch_bytes = 0
-        for point in points:
-            message = encode(point)
-            point_bytes = message.ByteSize()
-            if point_bytes >= self._message_bytes:
-                raise InvalidPoint(
-                    f"point {point.id} takes {point_bytes} bytes, store.message_bytes is {self._message_bytes}; "
-                    "raise it or store fewer tokens"
-                )
-            if batch and batch_bytes + point_bytes > self._upsert_bytes:
-                yield batch
-                batch, batch_bytes = [], 0
-            batch.append(message)
-            batch_bytes += point_bytes
-        if batch:
-            yield batch
-
 
 def collection_names(client: Client, deadline_s: float = 10.0) -> list[str]:
     """Names of all collections at the client's address."""
     response = client.call(client.collections.List, api.ListCollectionsRequest(), deadline_s)
     return [collection.name for collection in response.collections]
+
+
+def field_filter(where: tuple[str, str]) -> api.Filter:
+    """Points whose payload field (document, source or split) has exactly this value."""
+    key, value = where
+    condition = api.Condition(field=api.FieldCondition(key=key, match=api.Match(keyword=value)))
+    return api.Filter(must=[condition])
 
 
 def state_fields(with_text: bool) -> list[str]:
@@ -199,7 +314,7 @@ def payload_fields(fields: Sequence[str]) -> api.WithPayloadSelector:
     return api.WithPayloadSelector(include=api.PayloadIncludeSelector(fields=fields))
 
 
-def _create_collection(name: str, manifest: Manifest) -> api.CreateCollection:
+def _create_collection(name: str, manifest: Manifest, attachments: Mapping[str, bytes]) -> api.CreateCollection:
     request = api.CreateCollection(collection_name=name, on_disk_payload=True)
     keywords = request.sparse_vectors_config.map[KEYWORDS]
     keywords.modifier = api.Modifier.Idf
@@ -208,12 +323,18 @@ def _create_collection(name: str, manifest: Manifest) -> api.CreateCollection:
     keywords.index.full_scan_threshold = 1
     if manifest.dense_index:
         params = request.vectors_config.params_map.map[SENTENCE]
-        params.size = manifest.dim
+        params.size = manifest.encoder_dim
         params.distance = api.Distance.Cosine
     for key, value in manifest.model_dump().items():
         kind = {str: "string", bool: "bool", int: "integer", float: "double"}[type(value)]
         setattr(request.metadata[key], f"{kind}_value", value)
+    for key, content in attachments.items():
+        request.metadata[key].CopyFrom(_attached(content))
     return request
+
+
+def _attached(content: bytes) -> api.Value:
+    return api.Value(string_value=binascii.b2a_base64(content, newline=False).decode("ascii"))
 
 
 def _differences(name: str, found: Manifest, wanted: Manifest, fields: list[str]) -> str:

@@ -2,31 +2,63 @@
 
     <root>/collections/<name>/settings.json    the CreateCollection message with its metadata, and which shard is live
     <root>/collections/<name>/shard-N/         segments and write-ahead log, the engine's own
+    <root>/aliases.json                        other names of collections
 
 A collection is built beside its place and renamed into it, so it exists completely or not at all. The engine has no
 catalogue, metadata or settings of its own. Knows nothing of the network; who may open the root is the caller's concern.
 """
 
 import contextlib
+import functools
 import json
+import logging
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote, unquote
 
 import grpc
 from google.protobuf import json_format
+from google.protobuf.message import Message
 from qdrant_client import grpc as api
 from qdrant_edge import EdgeShard, UpdateOperation
 
-from vector_store.server.refusal import Refusal, invalid
-from vector_store.server.translate import VectorKinds, engine_config, has_index, vector_kinds
+from vector_store.server.aliases import Aliases
+from vector_store.server.files import (
+    DELETING_BYTES,
+    MARGIN_BYTES,
+    OPENING_BYTES,
+    copy_file,
+    free_bytes,
+    require_room,
+    write_json,
+)
+from vector_store.server.index_wish import IndexWish
+from vector_store.server.refusal import MissingCollection, Refusal, already_exists, invalid
+from vector_store.server.translate import VectorKinds, engine_config, indexed_point_bytes, indexing_kb, vector_kinds
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+KEPT_BYTES = 256 * 2**20
+"""Writes that are kept for a copy of the shard while it is being indexed."""
+
+LAST_WRITES = 16
+"""So few writes are left for the moment of the swap, when other writes wait."""
+
+INDEX_GROWTH = 0.2
+"""An index is built again once this share of what it holds has come on top: each build copies the whole shard."""
+
+ROOMY_BYTES = 2**30
+"""With this much space left nobody counts what a write takes: counting costs a tenth of writing."""
+
+WRITTEN_COPIES = 3
+"""A write goes to the log, to a segment and, while an index is built, to its copy."""
 
 
 class Collection:
@@ -41,12 +73,16 @@ class Collection:
         self.directory = directory
         self.settings = json_format.ParseDict(stored["collection"], api.CreateCollection())
         self.kinds: VectorKinds = vector_kinds(self.settings)
-        self.has_index = has_index(self.settings)
         self.indexed_points: int = stored["indexed_points"]
+        self.index_wish = IndexWish()
         self.shard_directory = directory / stored["shard"]
         self.num_writes = 0
         self.wrote_at = time.monotonic()
+        self.dropped = threading.Event()
+        self.copying = threading.Lock()  # held while anything but the shard lives in the directory
         self._flushed_writes = 0
+        self._kept: list[UpdateOperation] | None = None  # written since the copy was taken
+        self._kept_bytes = 0
         self._is_open = True
         self._writing = threading.Lock()  # held to change the shard's files, or to copy them; taken before _lock
         self._lock = threading.Lock()
@@ -54,49 +90,107 @@ class Collection:
             shutil.rmtree(leftover)
         self._shard = EdgeShard.load(str(self.shard_directory))
 
+    @property
+    def name(self) -> str:
+        """What the collection was created as."""
+        return self.settings.collection_name
+
     def read(self, ask: Callable[[EdgeShard], T]) -> T:
         """`ask` the shard; the engine's complaints become refusals."""
         with self._lock:
+            self._require_open()
             return _in_engine(lambda: ask(self._shard))
 
-    def write(self, operation: UpdateOperation) -> int:
-        """Apply and log one operation; returns its number. It survives a kill of this process from here on."""
-        with self._writing, self._lock:
-            _in_engine(lambda: self._shard.update(operation))
-            self.num_writes += 1
-            self.wrote_at = time.monotonic()
-            return self.num_writes
+    def write(self, operation: UpdateOperation, request: Message) -> int:
+        """Apply and log one operation; returns its number. It survives a kill of this process from here on.
 
-    def merge_metadata(self, update: api.UpdateCollection) -> None:
-        """Set the given metadata keys and keep the others."""
+        `request` is what asked for it: refused where the disk has no room for it.
+        """
+        with self._writing:
+            if free_bytes(self.directory) < ROOMY_BYTES:
+                require_room(self.directory, _room_for(request), "this write")
+            with self._lock:
+                self._require_open()
+                _in_engine(lambda: self._shard.update(operation))
+                self.num_writes += 1
+                self.wrote_at = time.monotonic()
+                if self._kept is not None:
+                    self._keep(operation, request.ByteSize())
+                return self.num_writes
+
+    def update(self, request: api.UpdateCollection) -> None:
+        """Merge metadata, and the options of the index: what they now ask for is built at once."""
         with self._lock:
-            for key, value in update.metadata.items():
-                self.settings.metadata[key].CopyFrom(value)
-            self._write_settings()
+            self._require_open()
+            changed = api.CreateCollection()
+            changed.CopyFrom(self.settings)
+            for key, value in request.metadata.items():
+                changed.metadata[key].CopyFrom(value)
+            changed.optimizers_config.MergeFrom(request.optimizers_config)
+            changed.hnsw_config.MergeFrom(request.hnsw_config)
+            engine_config(changed)  # refuses what it cannot hold
+            # The index was built by other options: all of it is due again.
+            indexed_points = self.indexed_points if changed.hnsw_config == self.settings.hnsw_config else 0
+            is_wanted = indexing_kb(changed) != indexing_kb(self.settings) or indexed_points != self.indexed_points
+            write_settings(self.directory, changed, self.shard_directory.name, indexed_points)
+            self.settings, self.indexed_points = changed, indexed_points
+        if is_wanted:
+            self.index_wish.hurry()
 
-    def copy_shard(self) -> tuple[Path, int]:
-        """A copy of the shard's files, and the number of the last write it has. Reads go on meanwhile, writes wait."""
-        number = int(self.shard_directory.name.removeprefix("shard-")) + 1
-        copy = self.directory / f"shard-{number}"
+    def wants_index(self) -> bool:
+        """Whether the vectors without an index take more than indexing_threshold, and a fifth of the indexed ones."""
+        point_bytes, threshold_kb = indexed_point_bytes(self.settings), indexing_kb(self.settings)
+        if not point_bytes or not threshold_kb:
+            return False
+        unindexed = self.read(EdgeShard.info).points_count - self.indexed_points
+        return unindexed * point_bytes > threshold_kb * 1024 and unindexed > INDEX_GROWTH * self.indexed_points
+
+    def copy_shard(self, copy: Path, keep_writes: bool = False) -> int:
+        """Copy the shard's files; returns the number of the last write they have. Reads go on, writes wait.
+
+        `keep_writes` remembers what is written from here on for `swap_shard`.
+        """
         with self._writing:
             with self._lock:
+                self._require_open()
                 _in_engine(self._shard.flush)
                 self._flushed_writes = self.num_writes
             shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(self.shard_directory, copy)
-            return copy, self.num_writes
+            shutil.copytree(self.shard_directory, copy, copy_function=copy_file)
+            if keep_writes:
+                self._kept, self._kept_bytes = [], 0
+            return self.num_writes
 
-    def swap_shard(self, copy: Path, num_writes: int) -> bool:
-        """Serve the copy instead; False, and no change, where something was written after `num_writes`."""
-        with self._writing, self._lock:
-            if not self._is_open or self.num_writes != num_writes:
-                return False
-            fresh = EdgeShard.load(str(copy))
-            stale, stale_directory = self._shard, self.shard_directory
-            self._shard, self.shard_directory = fresh, copy
-            self.indexed_points = fresh.info().points_count
-            self._write_settings()
-            stale.close()
+    @property
+    def keeps_writes(self) -> bool:
+        """Whether a copy can still catch up: not after too many writes for it."""
+        return self._kept is not None
+
+    def forget_writes(self) -> None:
+        """There is no copy any more that would catch up."""
+        with self._lock:
+            self._kept = None
+
+    def swap_shard(self, copy: Path) -> bool:
+        """Repeat on the copy what was written since, and serve it instead; False, and no change, where it cannot."""
+        fresh = EdgeShard.load(str(copy))
+        try:
+            while self._catch_up(fresh) > LAST_WRITES:
+                pass
+            _in_engine(fresh.flush)
+            with self._writing:
+                self._catch_up(fresh)
+                with self._lock:
+                    if not self._is_open or self._kept is None:
+                        return False
+                    num_points = fresh.info().points_count
+                    write_settings(self.directory, self.settings, copy.name, num_points)
+                    stale, stale_directory = self._shard, self.shard_directory
+                    self._shard, self.shard_directory, self.indexed_points = fresh, copy, num_points
+                    self._kept = None
+                    fresh = stale
+        finally:
+            fresh.close()
         shutil.rmtree(stale_directory)
         return True
 
@@ -105,6 +199,7 @@ class Collection:
         if self.num_writes == self._flushed_writes or not self._writing.acquire(blocking=False):
             return
         try:
+            require_room(self.directory, OPENING_BYTES, "a flush")
             with self._lock:
                 if self._is_open:
                     writes = self.num_writes
@@ -117,26 +212,56 @@ class Collection:
         """Flush and let go of the files; later calls are refused."""
         with self._writing, self._lock:
             self._is_open = False
-            self._shard.flush()
+            try:
+                require_room(self.directory, OPENING_BYTES, "a flush")
+                _in_engine(self._shard.flush)
+            except Refusal as error:  # the log has it all
+                log.warning("%s closed without a flush: %s", self.name, error)
             self._shard.close()
 
-    def _write_settings(self) -> None:
-        _write_settings(self.directory, self.settings, self.shard_directory.name, self.indexed_points)
+    def drop(self) -> None:
+        """Let go of the files, which are about to be removed."""
+        self.dropped.set()
+        with self.copying, self._writing, self._lock:
+            self._is_open = False
+            self._shard.close()
+
+    def _require_open(self) -> None:
+        if not self._is_open:
+            raise MissingCollection(self.name)
+
+    def _keep(self, operation: UpdateOperation, num_bytes: int) -> None:
+        assert self._kept is not None
+        self._kept.append(operation)
+        self._kept_bytes += num_bytes
+        if self._kept_bytes > KEPT_BYTES:
+            self._kept = None
+
+    def _catch_up(self, copy: EdgeShard) -> int:
+        """Repeat the kept writes on the copy; returns how many there were."""
+        with self._lock:
+            kept = self._kept or []
+            if kept:
+                self._kept, self._kept_bytes = [], 0
+        for operation in kept:
+            _in_engine(functools.partial(copy.update, operation))
+        return len(kept)
 
 
 class Catalogue:
     """All collections under one root directory. One process per root: the caller holds the lock on it."""
 
     def __init__(self, root: Path) -> None:
+        self.aliases = Aliases(root)
         self._folder = root / "collections"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._collections: dict[str, Collection] = {}
+        for draft in self._folder.glob(".*"):  # half made or half deleted when the process ended
+            shutil.rmtree(draft)
+        require_room(self._folder, OPENING_BYTES, "opening the store")
         for directory in sorted(self._folder.iterdir()):
-            if directory.name.startswith("."):  # half made or half deleted when the process ended
-                shutil.rmtree(directory)
-            else:
-                self._collections[unquote(directory.name[1:])] = Collection(directory)
+            self._collections[unquote(directory.name[1:])] = Collection(directory)
 
     def names(self) -> list[str]:
         """Sorted names of the collections."""
@@ -144,14 +269,14 @@ class Catalogue:
             return sorted(self._collections)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._collections
+        return self.aliases.resolve(name) in self._collections
 
     def find(self, name: str) -> Collection:
-        """The collection, or the NOT_FOUND that Qdrant answers."""
+        """The collection of this name or alias."""
         try:
-            return self._collections[name]
+            return self._collections[self.aliases.resolve(name)]
         except KeyError:
-            raise Refusal(grpc.StatusCode.NOT_FOUND, f"Not found: Collection `{name}` doesn't exist!") from None
+            raise MissingCollection(name) from None
 
     def create(self, settings: api.CreateCollection) -> None:
         """Make an empty collection; the name must be free."""
@@ -161,31 +286,40 @@ class Catalogue:
             raise invalid(f'collection name {name!r} is empty, too long or has one of <>:"/\\|?*')
         with self._lock:
             if name in self._collections:
-                raise Refusal(grpc.StatusCode.ALREADY_EXISTS, f"Wrong input: Collection `{name}` already exists!")
-            draft = self._folder / f".new-{_folder_name(name)}"
+                raise already_exists(name)
+            if name in self.aliases:
+                raise invalid(f"Can't create collection with name {name}. Alias with the same name already exists")
+            require_room(self._folder, MARGIN_BYTES, "a collection")
+            draft = self._folder / f".new-{folder_name(name)}"
             shutil.rmtree(draft, ignore_errors=True)
             (draft / "shard-0").mkdir(parents=True)
             try:
                 _in_engine(lambda: EdgeShard.create(str(draft / "shard-0"), config).close())
-                _write_settings(draft, settings, "shard-0", indexed_points=0)
+                write_settings(draft, settings, "shard-0", indexed_points=0)
             except Refusal:
                 shutil.rmtree(draft, ignore_errors=True)
                 raise
-            place = self._folder / _folder_name(name)
+            place = self._folder / folder_name(name)
             os.rename(draft, place)
             self._collections[name] = Collection(place)
 
     def delete(self, name: str) -> bool:
-        """Close and remove a collection; False where there is none."""
+        """Close and remove a collection and its aliases; False where there is none."""
         with self._lock:
-            collection = self._collections.pop(name, None)
-            if collection is None:
+            if name not in self._collections:
                 return False
-            collection.close()
-            grave = self._folder / f".gone-{_folder_name(name)}"
+            self.aliases.forget(name)
+            collection = self._collections.pop(name)
+            collection.drop()
+            grave = self._folder / f".gone-{folder_name(name)}"
             os.rename(collection.directory, grave)
-            shutil.rmtree(grave, ignore_errors=True)  # an index may be building in it; the next start tries again
+            shutil.rmtree(grave, ignore_errors=True)  # the next start tries again
             return True
+
+    def change_aliases(self, actions: Iterable[api.AliasOperations]) -> None:
+        """Apply a list of alias changes, all or none. Calls under way finish on the collection they have found."""
+        with self._lock:
+            self.aliases.change(actions, self._collections.__contains__)
 
     def flush(self) -> None:
         """Flush every collection."""
@@ -201,19 +335,21 @@ class Catalogue:
             self._collections.clear()
 
 
-def _folder_name(name: str) -> str:
+def folder_name(name: str) -> str:
+    """A collection's folder under `collections`."""
     # The leading letter keeps names like `.` and `..` apart from the file system's own and from drafts.
     return "c" + quote(name, safe="")
 
 
-def _write_settings(directory: Path, settings: api.CreateCollection, shard: str, indexed_points: int) -> None:
+def write_settings(directory: Path, settings: api.CreateCollection, shard: str, indexed_points: int) -> None:
+    """Write what `Collection` reads."""
     stored = {"collection": json_format.MessageToDict(settings), "shard": shard, "indexed_points": indexed_points}
-    draft = directory / "settings.json.new"
-    with open(draft, "w", encoding="utf-8") as file:
-        json.dump(stored, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, directory / "settings.json")
+    write_json(directory / "settings.json", stored)
+
+
+def _room_for(request: Message) -> int:
+    deletes = isinstance(request, api.DeletePoints | api.DeleteFieldIndexCollection)
+    return (DELETING_BYTES if deletes else MARGIN_BYTES) + WRITTEN_COPIES * request.ByteSize()
 
 
 def _in_engine(call: Callable[[], T]) -> T:

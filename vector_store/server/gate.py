@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from vector_store.server.refusal import Refusal, unimplemented
+from vector_store.server.refusal import MissingCollection, Refusal, unimplemented
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,10 @@ def _answering(behaviour: Callable[[Any, grpc.ServicerContext], Any]) -> Callabl
     def answer(request: Any, context: grpc.ServicerContext) -> Any:
         started = time.perf_counter()
         try:
-            response = behaviour(request, context)
+            try:
+                response = behaviour(request, context)
+            except MissingCollection:  # raised before anything is done
+                response = behaviour(request, context)
         except Refusal as error:
             refusal = error
         except BaseException as error:  # the edge of the process; the engine's panics are not Exceptions

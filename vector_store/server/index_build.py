@@ -1,43 +1,43 @@
 """Build a collection's HNSW index beside the live shard and swap it in, while the server goes on answering.
 
 The engine's `optimize` keeps the GIL from start to end (16 s for 28,000 vectors of 384 on 2 cores): inside the server
-it would silence every call. So a process of its own indexes a copy of the shard. A write that comes meanwhile wins: the
-copy is dropped, and building starts over once writes have paused. Until then searches scan, slower and never wrong.
+it would silence every call. So a process of its own, this module run as a program, indexes a copy of the shard. What is
+written meanwhile is kept and repeated on the copy before it takes the shard's place; where that is too much, the copy
+is dropped, and building starts over once writes have paused. Until then searches scan, slower and never wrong.
 Collections without an HNSW index are left alone: for a sparse index `optimize` has nothing to do (measured).
 """
 
+import ctypes
+import json
 import logging
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
+from google.protobuf import json_format
+from qdrant_client import grpc as api
 from qdrant_edge import EdgeShard
 
 from vector_store.server.catalogue import Catalogue, Collection
+from vector_store.server.files import MARGIN_BYTES, folder_bytes, require_room
+from vector_store.server.process import import_path
 from vector_store.server.refusal import Refusal
+from vector_store.server.translate import engine_config
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 5.0
-QUIET_S = 10.0
-"""Writes pause this long before a build starts."""
+LOOK_S = 1.0
+POLL_S = 0.05
 
-SMALLEST_POINTS = 10_000
-"""Below, a scan is as fast as an index."""
+ROOM_COPIES = 3
+"""Free space a build wants, in sizes of the shard: the copy, its segments rewritten, and the index."""
 
-GROWTH = 1.2
-"""A collection is indexed again when it has grown by this factor."""
-
-_BUILD = """
-import os, sys, qdrant_edge
-os.nice(10)
-shard = qdrant_edge.EdgeShard.load(sys.argv[1])
-shard.optimize()
-shard.flush()
-shard.close()
-"""
+_SIGNAL_AT_PARENTS_DEATH = 1
 
 
 def keep_indexed(catalogue: Catalogue, stopping: threading.Event) -> None:
@@ -46,32 +46,74 @@ def keep_indexed(catalogue: Catalogue, stopping: threading.Event) -> None:
         for name in catalogue.names():
             try:
                 collection = catalogue.find(name)
-                if _is_due(collection):
+            except Refusal:  # deleted meanwhile
+                continue
+            try:
+                if collection.index_wish.is_time(collection.wants_index(), collection.wrote_at):
                     build_index(collection, stopping)
-            except (Refusal, OSError) as error:  # deleted meanwhile, or the disk is full
-                log.warning("index of %s not built: %s", name, error)
+            except (Refusal, OSError) as error:
+                if not collection.dropped.is_set():
+                    log.warning("index of %s not built: %s", name, error)
+                    collection.index_wish.failed(str(error))
 
 
 def build_index(collection: Collection, stopping: threading.Event) -> bool:
-    """Index a copy and put it in the live shard's place; False where a write or the server's end came first."""
-    started = time.monotonic()
-    copy, num_writes = collection.copy_shard()
-    try:
-        child = subprocess.Popen([sys.executable, "-c", _BUILD, str(copy)], stdin=subprocess.DEVNULL)
-        while child.poll() is None:
-            if stopping.wait(0.2) or collection.num_writes != num_writes:
-                child.kill()
-        if child.wait() != 0 or not collection.swap_shard(copy, num_writes):
+    """Index a copy and put it in the live shard's place; False where too many writes or an end came first."""
+    wish, started = collection.index_wish, time.monotonic()
+    number = int(collection.shard_directory.name.removeprefix("shard-")) + 1
+    copy = collection.directory / f"shard-{number}"
+    with collection.copying:
+        if collection.dropped.is_set():
             return False
-    finally:
-        if collection.shard_directory != copy:
-            shutil.rmtree(copy, ignore_errors=True)
-    log.info("indexed %s in %.1f s", collection.settings.collection_name, time.monotonic() - started)
+        wanted_bytes = MARGIN_BYTES + ROOM_COPIES * folder_bytes(collection.shard_directory)
+        require_room(collection.directory, wanted_bytes, "building an index")
+        wish.is_building = True
+        try:
+            collection.copy_shard(copy, keep_writes=True)
+            is_built = _index_apart(collection, copy, stopping) and collection.swap_shard(copy)
+        finally:
+            wish.is_building = False
+            collection.forget_writes()
+            if collection.shard_directory != copy:
+                shutil.rmtree(copy, ignore_errors=True)
+    if is_built:
+        wish.succeeded()
+        log.info("indexed %s in %.1f s", collection.name, time.monotonic() - started)
+    else:
+        wish.failed()
+    return is_built
+
+
+def _index_apart(collection: Collection, copy: Path, stopping: threading.Event) -> bool:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "vector_store.server.index_build", str(copy), str(os.getpid())],
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": import_path()},
+    )
+    while child.poll() is None:
+        if stopping.wait(POLL_S) or collection.dropped.is_set() or not collection.keeps_writes:
+            child.kill()
+            child.wait()
+            return False
+    if child.returncode:
+        raise OSError(f"the process that built it ended with {child.returncode}; see the server's log")
     return True
 
 
-def _is_due(collection: Collection) -> bool:
-    if not collection.has_index or time.monotonic() - collection.wrote_at < QUIET_S:
-        return False
-    num_points = collection.read(EdgeShard.info).points_count
-    return num_points >= max(SMALLEST_POINTS, GROWTH * collection.indexed_points)
+def _index(shard_directory: Path, parent: int) -> None:
+    # A killed server must not leave a builder behind that writes where the next one works.
+    ctypes.CDLL(None).prctl(_SIGNAL_AT_PARENTS_DEATH, signal.SIGKILL)
+    if os.getppid() != parent:
+        return
+    os.nice(10)
+    stored = json.loads((shard_directory.parent / "settings.json").read_text(encoding="utf-8"))
+    settings = json_format.ParseDict(stored["collection"], api.CreateCollection())
+    shard = EdgeShard.load(str(shard_directory), engine_config(settings))
+    shard.optimize()
+    shard.flush()
+    shard.close()
+    os.sync()  # the original is removed once the copy is in its place
+
+
+if __name__ == "__main__":
+    _index(Path(sys.argv[1]), int(sys.argv[2]))

@@ -73,6 +73,20 @@ def serve(
         _serve_alone(root, host, port, api_key, message_bytes, until_unused)
 
 
+@contextlib.contextmanager
+def offline(path: str | Path) -> Iterator[Path]:
+    """Hold the directory while no server runs on it, and yield it; StoreError where one does.
+
+    Made if missing. A server that is started meanwhile refuses to serve it.
+    """
+    root = Path(path).absolute()
+    root.mkdir(parents=True, exist_ok=True)
+    with _lock(root / "serve.lock", fcntl.LOCK_EX) as alone:
+        if not alone:
+            raise StoreError(f"{root} is being served, see {root / 'address.json'}; end what uses it and try again")
+        yield root
+
+
 class AlreadyServed(StoreError):  # noqa: N818
     """Another process serves the directory."""
 
@@ -85,19 +99,25 @@ def _serve_alone(root: Path, host: str, port: int, api_key: str | None, message_
     from vector_store.server.catalogue import Catalogue
     from vector_store.server.index_build import keep_indexed
     from vector_store.server.refusal import Refusal
-    from vector_store.server.servicers import Collections, Health, Points
+    from vector_store.server.servicers import Collections, Health, Points, SnapshotsService
+    from vector_store.server.snapshots import Snapshots
 
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
 
-    catalogue = Catalogue(root)
+    try:
+        catalogue = Catalogue(root)
+    except Refusal as error:
+        raise StoreError(f"cannot open {root}: {error}") from error
     instance = secrets.token_hex(8)
     health, collections, points = Health(instance), Collections(catalogue), Points(catalogue)
+    snapshots = SnapshotsService(catalogue, Snapshots(root))
     implemented = (
         gate.methods("qdrant.Qdrant", health, api.QdrantServicer)
         | gate.methods("qdrant.Collections", collections, api.CollectionsServicer)
         | gate.methods("qdrant.Points", points, api.PointsServicer)
+        | gate.methods("qdrant.Snapshots", snapshots, api.SnapshotsServicer)
     )
     server = grpc.server(
         ThreadPoolExecutor(NUM_THREADS),
@@ -111,6 +131,7 @@ def _serve_alone(root: Path, host: str, port: int, api_key: str | None, message_
     api.add_QdrantServicer_to_server(health, server)
     api.add_CollectionsServicer_to_server(collections, server)
     api.add_PointsServicer_to_server(points, server)
+    api.add_SnapshotsServicer_to_server(snapshots, server)
     bound = _bind(server, host, port, _read_address(root))
     indexing = threading.Thread(target=keep_indexed, args=(catalogue, stopping), daemon=True)
     indexing.start()
@@ -203,7 +224,7 @@ def _start(root: Path, host: str, api_key: str | None, message_bytes: int, deadl
     command = [sys.executable, "-m", "vector_store", "serve", str(root), "--host", host, "--until-unused"]
     command += ["--message-bytes", str(message_bytes)]
     command += ["--api-key-env", _KEY_VARIABLE]
-    environment = {**os.environ, "PYTHONPATH": _import_path(), _KEY_VARIABLE: api_key or ""}
+    environment = {**os.environ, "PYTHONPATH": import_path(), _KEY_VARIABLE: api_key or ""}
     with open(root / "server.log", "ab") as output:
         process = subprocess.Popen(
             command,
@@ -226,7 +247,8 @@ def _start(root: Path, host: str, api_key: str | None, message_bytes: int, deadl
     )
 
 
-def _import_path() -> str:
+def import_path() -> str:
+    """PYTHONPATH of a process that is to run this package."""
     package_parent = str(Path(__file__).resolve().parents[2])
     return os.pathsep.join([package_parent, *filter(None, [os.environ.get("PYTHONPATH")])])
 

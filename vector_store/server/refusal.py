@@ -24,3 +24,18 @@ def unimplemented(what: str) -> Refusal:
     return Refusal(
         grpc.StatusCode.UNIMPLEMENTED, f"{what} is not implemented by the embedded server; use a Qdrant server"
     )
+
+
+def already_exists(name: str) -> Refusal:
+    """The words Qdrant uses where a name is a collection's already."""
+    return Refusal(grpc.StatusCode.ALREADY_EXISTS, f"Wrong input: Collection `{name}` already exists!")
+
+
+class MissingCollection(Refusal):
+    """No collection has this name, in Qdrant's words.
+
+    It may just have been dropped behind an alias that now leads elsewhere, so the gate asks a second time.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(grpc.StatusCode.NOT_FOUND, f"Not found: Collection `{name}` doesn't exist!")

@@ -1,13 +1,15 @@
-"""Qdrant's Collections, Points and health services over the catalogue.
+"""Qdrant's Collections, Points, Snapshots and health services over the catalogue.
 
 Only the calls that are here exist; the gate answers every other one UNIMPLEMENTED, by name. Methods answer or raise
 Refusal. Nothing here knows of ports, keys or processes.
 """
 # ruff: noqa: N802  (gRPC names the methods)
 
+from collections.abc import Callable
 from typing import TypeAlias
 
 import grpc
+from google.protobuf.message import Message
 from qdrant_client import grpc as api
 from qdrant_edge import (
     CountRequest,
@@ -24,6 +26,7 @@ from qdrant_edge import (
 from vector_store.server import translate
 from vector_store.server.catalogue import Catalogue, Collection
 from vector_store.server.refusal import invalid
+from vector_store.server.snapshots import Snapshots
 
 TITLE = "vector_store embedded server"
 API_VERSION = "1.20.0"
@@ -44,7 +47,7 @@ class Health(api.QdrantServicer):
 
 
 class Collections(api.CollectionsServicer):
-    """Make, describe and drop collections."""
+    """Make, describe, rename and drop collections."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
@@ -55,10 +58,9 @@ class Collections(api.CollectionsServicer):
         return api.CollectionOperationResponse(result=True)
 
     def Update(self, request: api.UpdateCollection, context: Context) -> api.CollectionOperationResponse:
-        """Merge metadata; the engine cannot change anything else after the fact."""
-        fields = {field.name for field in request.DESCRIPTOR.fields}
-        translate.refuse(request, *(fields - {"collection_name", "timeout", "metadata"}))
-        self._catalogue.find(request.collection_name).merge_metadata(request)
+        """Merge metadata, optimizer and HNSW options; anything else is fixed at the start."""
+        translate.check_update(request)
+        self._catalogue.find(request.collection_name).update(request)
         return api.CollectionOperationResponse(result=True)
 
     def Delete(self, request: api.DeleteCollection, context: Context) -> api.CollectionOperationResponse:
@@ -68,8 +70,14 @@ class Collections(api.CollectionsServicer):
     def Get(self, request: api.GetCollectionInfoRequest, context: Context) -> api.GetCollectionInfoResponse:
         """Counts and settings, metadata included."""
         collection = self._catalogue.find(request.collection_name)
+        wish = collection.index_wish
         return api.GetCollectionInfoResponse(
-            result=translate.collection_info(collection.settings, collection.read(EdgeShard.info))
+            result=translate.collection_info(
+                collection.settings,
+                collection.read(EdgeShard.info),
+                indexes=wish.is_building or collection.wants_index(),
+                error=wish.error,
+            )
         )
 
     def List(self, request: api.ListCollectionsRequest, context: Context) -> api.ListCollectionsResponse:
@@ -79,10 +87,57 @@ class Collections(api.CollectionsServicer):
         )
 
     def CollectionExists(self, request: api.CollectionExistsRequest, context: Context) -> api.CollectionExistsResponse:
-        """Whether the name is taken."""
+        """Whether a collection answers to the name."""
         return api.CollectionExistsResponse(
             result=api.CollectionExists(exists=request.collection_name in self._catalogue)
         )
+
+    def UpdateAliases(self, request: api.ChangeAliases, context: Context) -> api.CollectionOperationResponse:
+        """Create, rename and delete aliases: all actions or none."""
+        self._catalogue.change_aliases(request.actions)
+        return api.CollectionOperationResponse(result=True)
+
+    def ListAliases(self, request: api.ListAliasesRequest, context: Context) -> api.ListAliasesResponse:
+        """All aliases."""
+        return self._aliases(lambda _: True)
+
+    def ListCollectionAliases(
+        self, request: api.ListCollectionAliasesRequest, context: Context
+    ) -> api.ListAliasesResponse:
+        """The aliases of one collection; none where it has none or is not there."""
+        return self._aliases(lambda collection: collection == request.collection_name)
+
+    def _aliases(self, wanted: Callable[[str], bool]) -> api.ListAliasesResponse:
+        return api.ListAliasesResponse(
+            aliases=[
+                api.AliasDescription(alias_name=alias, collection_name=collection)
+                for alias, collection in self._catalogue.aliases.pairs()
+                if wanted(collection)
+            ]
+        )
+
+
+class SnapshotsService(api.SnapshotsServicer):
+    """Archive single collections; they are restored while no server runs."""
+
+    def __init__(self, catalogue: Catalogue, snapshots: Snapshots) -> None:
+        self._catalogue = catalogue
+        self._snapshots = snapshots
+
+    def Create(self, request: api.CreateSnapshotRequest, context: Context) -> api.CreateSnapshotResponse:
+        """Archive a collection as it is now."""
+        collection = self._catalogue.find(request.collection_name)
+        return api.CreateSnapshotResponse(snapshot_description=self._snapshots.create(collection))
+
+    def List(self, request: api.ListSnapshotsRequest, context: Context) -> api.ListSnapshotsResponse:
+        """The snapshots of a collection."""
+        collection = self._catalogue.find(request.collection_name)
+        return api.ListSnapshotsResponse(snapshot_descriptions=self._snapshots.of(collection))
+
+    def Delete(self, request: api.DeleteSnapshotRequest, context: Context) -> api.DeleteSnapshotResponse:
+        """Remove one snapshot."""
+        self._snapshots.delete(self._catalogue.find(request.collection_name), request.snapshot_name)
+        return api.DeleteSnapshotResponse()
 
 
 class Points(api.PointsServicer):
@@ -97,7 +152,7 @@ class Points(api.PointsServicer):
         points = translate.points(request.points, collection.kinds)
         mode = getattr(UpdateMode, api.UpdateMode.Name(request.update_mode))
         condition = translate.point_filter(request, "update_filter")
-        return _written(collection, UpdateOperation.upsert_points(points, condition, mode))
+        return _written(collection, UpdateOperation.upsert_points(points, condition, mode), request)
 
     def Delete(self, request: api.DeletePoints, context: Context) -> api.PointsOperationResponse:
         """Remove points by id or filter."""
@@ -107,7 +162,7 @@ class Points(api.PointsServicer):
             if isinstance(selected, list)
             else UpdateOperation.delete_points_by_filter(selected)
         )
-        return _written(self._find(request), operation)
+        return _written(self._find(request), operation, request)
 
     def SetPayload(self, request: api.SetPayloadPoints, context: Context) -> api.PointsOperationResponse:
         """Set some payload fields and keep the others."""
@@ -118,20 +173,20 @@ class Points(api.PointsServicer):
             if isinstance(selected, list)
             else UpdateOperation.set_payload_by_filter(selected, fields, key)
         )
-        return _written(self._find(request), operation)
+        return _written(self._find(request), operation, request)
 
     def CreateFieldIndex(
         self, request: api.CreateFieldIndexCollection, context: Context
     ) -> api.PointsOperationResponse:
         """Index a payload field for filters."""
         operation = UpdateOperation.create_field_index(request.field_name, translate.index_type(request))
-        return _written(self._find(request), operation)
+        return _written(self._find(request), operation, request)
 
     def DeleteFieldIndex(
         self, request: api.DeleteFieldIndexCollection, context: Context
     ) -> api.PointsOperationResponse:
         """Drop the index of a payload field."""
-        return _written(self._find(request), UpdateOperation.delete_field_index(request.field_name))
+        return _written(self._find(request), UpdateOperation.delete_field_index(request.field_name), request)
 
     def Get(self, request: api.GetPoints, context: Context) -> api.GetResponse:
         """Points by id; ids that are not there are left out."""
@@ -196,8 +251,8 @@ class Points(api.PointsServicer):
         return self._catalogue.find(request.collection_name)
 
 
-def _written(collection: Collection, operation: UpdateOperation) -> api.PointsOperationResponse:
-    number = collection.write(operation)
+def _written(collection: Collection, operation: UpdateOperation, request: Message) -> api.PointsOperationResponse:
+    number = collection.write(operation, request)
     return api.PointsOperationResponse(result=api.UpdateResult(operation_id=number, status=api.UpdateStatus.Completed))
 
 

@@ -25,8 +25,16 @@ Selector: TypeAlias = bool | list[str] | engine.PayloadSelector
 MULTIVECTOR_ELEMENTS = 1_048_576
 """Qdrant's own limit for one multivector."""
 
-HNSW_M, HNSW_EF_CONSTRUCT, FULL_SCAN_KB = 16, 100, 10_000
+HNSW_M, HNSW_EF_CONSTRUCT, FULL_SCAN_KB, INDEXING_KB = 16, 100, 10_000, 10_000
 """Qdrant's defaults where a collection leaves its index open."""
+
+
+OPTIMIZER_OPTIONS = (
+    "deleted_threshold", "vacuum_min_vector_number", "default_segment_number", "max_segment_size", "indexing_threshold",
+)  # fmt: skip
+"""Those of OptimizersConfigDiff that the engine knows."""
+
+HNSW_OPTIONS = ("m", "ef_construct", "full_scan_threshold", "on_disk", "payload_m")
 
 
 class DenseKind(NamedTuple):
@@ -55,12 +63,22 @@ def vector_kinds(settings: api.CreateCollection) -> VectorKinds:
     return VectorKinds(dense, frozenset(settings.sparse_vectors_config.map))
 
 
-def has_index(settings: api.CreateCollection) -> bool:
-    """Whether any vector of the collection wants an HNSW index; m = 0 wants none."""
-    return any(
-        next((config.m for config in (params.hnsw_config, settings.hnsw_config) if config.HasField("m")), HNSW_M) > 0
-        for params in _vector_params(settings).values()
+def indexed_point_bytes(settings: api.CreateCollection) -> int:
+    """Bytes of a point's largest vector that wants an HNSW index; m = 0 wants none. A multivector counts as one row."""
+    return max(
+        (
+            4 * params.size
+            for params in _vector_params(settings).values()
+            if next((diff.m for diff in (params.hnsw_config, settings.hnsw_config) if diff.HasField("m")), HNSW_M) > 0
+        ),
+        default=0,
     )
+
+
+def indexing_kb(settings: api.CreateCollection) -> int:
+    """Kilobytes of vectors that may go without an HNSW index; 0 builds none."""
+    given = _optional(settings.optimizers_config, "indexing_threshold")
+    return INDEXING_KB if given is None else given
 
 
 def engine_config(settings: api.CreateCollection) -> engine.EdgeConfig:
@@ -97,12 +115,27 @@ def engine_config(settings: api.CreateCollection) -> engine.EdgeConfig:
         sparse_vectors=sparse or None,
         on_disk_payload=_optional(settings, "on_disk_payload"),
         hnsw_config=_hnsw(settings),
+        optimizers=engine.EdgeOptimizersConfig(
+            **{name: _optional(settings.optimizers_config, name) for name in OPTIMIZER_OPTIONS},
+        ),
         wal_enabled=True,
     )
 
 
-def collection_info(settings: api.CreateCollection, shard: "ShardInfo") -> api.CollectionInfo:
-    """What Qdrant answers about a collection: state, counts and the settings as they were given."""
+def check_update(request: api.UpdateCollection) -> None:
+    """Refuse, by name, what cannot be changed or would have no effect."""
+    refuse_others(request, "collection_name", "timeout", "metadata", "optimizers_config", "hnsw_config")
+    refuse_others(request.optimizers_config, *OPTIMIZER_OPTIONS)
+    refuse_others(request.hnsw_config, *HNSW_OPTIONS)
+
+
+def collection_info(
+    settings: api.CreateCollection, shard: "ShardInfo", indexes: bool, error: str
+) -> api.CollectionInfo:
+    """What Qdrant answers about a collection: state, counts and the settings as they were given.
+
+    `indexes` says that an index is being built or due, `error` why the last build failed.
+    """
     config = api.CollectionConfig(
         params=api.CollectionParams(
             shard_number=1,
@@ -115,7 +148,11 @@ def collection_info(settings: api.CreateCollection, shard: "ShardInfo") -> api.C
         hnsw_config=api.HnswConfigDiff(m=HNSW_M, ef_construct=HNSW_EF_CONSTRUCT, full_scan_threshold=FULL_SCAN_KB),
         # Qdrant's defaults: its clients insist on these fields, the engine has no use for them.
         optimizer_config=api.OptimizersConfigDiff(
-            deleted_threshold=0.2, vacuum_min_vector_number=1000, default_segment_number=0, flush_interval_sec=5
+            deleted_threshold=0.2,
+            vacuum_min_vector_number=1000,
+            default_segment_number=0,
+            indexing_threshold=INDEXING_KB,
+            flush_interval_sec=5,
         ),
         wal_config=api.WalConfigDiff(wal_capacity_mb=32, wal_segments_ahead=0),
     )
@@ -129,8 +166,14 @@ def collection_info(settings: api.CreateCollection, shard: "ShardInfo") -> api.C
         for key, index in shard.payload_schema.items()
     }
     return api.CollectionInfo(
-        status=api.CollectionStatus.Green,
-        optimizer_status=api.OptimizerStatus(ok=True),
+        status=(
+            api.CollectionStatus.Red
+            if error
+            else api.CollectionStatus.Yellow
+            if indexes
+            else api.CollectionStatus.Green
+        ),
+        optimizer_status=api.OptimizerStatus(ok=not error, error=error),
         segments_count=shard.segments_count,
         points_count=shard.points_count,
         indexed_vectors_count=shard.indexed_vectors_count,
@@ -192,6 +235,11 @@ def refuse(message: Message, *fields: str) -> None:
     for field, _ in message.ListFields():
         if field.name in fields:
             raise unimplemented(f"{type(message).__name__}.{field.name}")
+
+
+def refuse_others(message: Message, *known: str) -> None:
+    """UNIMPLEMENTED for any field that is set and not known."""
+    refuse(message, *({field.name for field in message.DESCRIPTOR.fields} - set(known)))
 
 
 # ---------------------------------------------------------------- ids and payload

@@ -9,6 +9,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 import refbert  # noqa: F401 - registers the student
 from jobs import distill, evaluate
 from jobs.memory import connect_store, running_store
+from jobs.neighbour_plan import NeighbourPlan
 from jobs.prepared import prepare
 from jobs.run_directory import sole_training
 from refbert.errors import InputError
@@ -153,6 +154,15 @@ def test_bf16_and_teacher_targets_train_too(one_worker, tiny_run):
     curve = losses(config)
     assert curve[-1] < curve[0]
     assert all(tensor.dtype == torch.float32 for tensor in weights(config).values())
+
+
+@pytest.mark.parametrize("targets", ["memory", "teacher"])
+def test_a_planned_training_has_the_losses_of_a_live_one(one_worker, tiny_run, targets):
+    config = tiny_run(name=f"planned-{targets}", references__plan=True, train__targets=targets)
+    distill.run(config)
+    assert losses(config) == pytest.approx(losses(one_worker), rel=TOLERANCE if targets == "memory" else 2e-3)
+    (plan,) = (prepare(config).directory / "plans").glob("*.npy")
+    assert len(NeighbourPlan(plan)) == prepare(config).counts.train
 
 
 def test_memory_targets_equal_teacher_targets_to_float16(one_worker, tiny_run):

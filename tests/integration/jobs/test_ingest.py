@@ -1,13 +1,14 @@
 """Filling the memory on real Ray and the real engine: complete, once, resumable, and refusing what does not belong."""
 
+import json
+
 import numpy as np
 import pytest
 
 from jobs import ingest
-from jobs.ingest import fill_memory
-from jobs.memory import connect_store, manifest_of, running_store
+from jobs.ingest import fill_memory, is_filled, stored_projection
+from jobs.memory import connect_store, manifest_of, reference_id, running_store
 from jobs.prepared import prepare
-from refbert.corpus import reference_id
 from refbert.errors import InputError
 from refbert.teacher import load_teacher
 from vector_store.errors import CollectionMismatch, StoreUnavailable
@@ -42,6 +43,67 @@ def test_what_is_stored_is_not_encoded_again(tiny_run):
         again = fill_memory(config, url)
     assert again["skipped"] == first["written"]
     assert again["written"] == 0
+
+
+def test_every_row_is_accounted_for_and_bad_ones_keep_their_reason(tiny_run, tmp_path):
+    more = " with many more words than any other text of this corpus has in it"
+    good = [f'{{"text": "a real sentence, number {number}{more * (number >= 50)}"}}' for number in range(60)]
+    repeated = ['{"text": "a real  sentence, number 3"}'] * 200
+    bad = ['{"text": 5}', "not json"]
+    (tmp_path / "corpus.jsonl").write_text("\n".join([*good, *repeated, *bad]))
+    # The store's own limit refuses the long ones, which the encoder takes.
+    config = tiny_run(
+        corpus={"path": str(tmp_path / "corpus.jsonl"), "heldout_fraction": 0.2},
+        store={"message_bytes": 2000, "upsert_bytes": 1900},
+    )
+    corpus = prepare(config)
+    with running_store(config) as url:
+        counts = fill_memory(config, url)
+        with connect_store(config, url) as client:
+            held = Store(client, config.store).count()
+    assert counts["read"] == counts["skipped"] + counts["duplicate"] + counts["written"] + counts["rejected"]
+    assert counts["read"] == corpus.counts.train + 2
+    assert counts["written"] == held
+    assert counts["duplicate"] == corpus.counts.train - corpus.counts.distinct
+    letters = [json.loads(line) for line in (config.run_directory / "rejected.jsonl").read_text().splitlines()]
+    assert len(letters) == counts["rejected"] > 2
+    assert "'text' is int, wanted a text" in letters[0]["reason"]
+    assert "not JSON" in letters[1]["reason"]
+    assert all("store.message_bytes" in letter["reason"] and letter["text"] for letter in letters[2:])
+
+
+def test_a_load_says_that_it_is_complete_until_something_changes(tiny_run):
+    config = tiny_run()
+    corpus = prepare(config)
+    with running_store(config) as url, connect_store(config, url) as client:
+        store = Store(client, config.store)
+        fill_memory(config, url)
+        assert is_filled(store, corpus)
+        source = corpus.table("train")["source"][0].as_py()
+        assert store.delete(("source", source)) > 0
+        assert not is_filled(store, corpus)
+        assert fill_memory(config, url)["written"] > 0
+        assert is_filled(store, corpus)
+
+
+def test_a_memory_of_narrow_int8_states_holds_what_its_projection_says(tiny_run):
+    config = tiny_run(references={"dim": 16, "datatype": "int8", "tokens": 8}, train={"targets": "teacher"},
+                      loss={"relation_heads": 4, "reference_negatives": False})  # fmt: skip
+    teacher, corpus = load_teacher(config.teacher), prepare(config)
+    with running_store(config) as url, connect_store(config, url) as client:
+        fill_memory(config, url)
+        store = Store(client, config.store)
+        projection = stored_projection(store, teacher)
+        texts = corpus.table("train")["text"].to_pylist()[:20]
+        found = store.fetch([reference_id(teacher.fingerprint, text) for text in texts])
+        for row, (ids, states) in enumerate(teacher.encode_texts(texts)):
+            kept = min(8, len(ids))
+            assert found.mask[row].sum() == kept
+            np.testing.assert_allclose(found.states[row, :kept], projection.apply(states[:kept]), atol=0.15)
+        assert store.manifest().projection == projection.fingerprint
+        first = store.count()
+        again = fill_memory(tiny_run(**{**config.model_dump(), "seed": 7}), url)  # another draw, the stored matrix
+        assert (again["written"], again["skipped"], store.count()) == (0, first, first)
 
 
 def test_held_out_texts_are_never_stored(tiny_run):

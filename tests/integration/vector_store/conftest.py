@@ -45,7 +45,7 @@ def store(client: Client, config: StoreConfig) -> Iterator[Store]:
 @pytest.fixture
 def manifest() -> Manifest:
     return Manifest(
-        encoder="test", fingerprint="f1", tokenizer="t1", layer=3, tokens=8, dim=4,
+        encoder="test", fingerprint="f1", tokenizer="t1", layer=3, text_tokens=8, tokens=8, encoder_dim=4, dim=4,
         dense_index=True, bm25_k1=1.2, bm25_b=0.75, bm25_average_tokens=20.0,
     )  # fmt: skip
 

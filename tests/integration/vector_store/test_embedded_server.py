@@ -190,7 +190,7 @@ def test_the_address_file_is_for_its_owner_only(tmp_path):
 
 def test_a_failed_start_shows_the_log(tmp_path):
     (tmp_path / "collections").write_text("a file where a folder belongs")
-    with pytest.raises(StoreUnavailable, match=r"did not start:(.|\n)*FileExistsError"), embedded_server(tmp_path):
+    with pytest.raises(StoreUnavailable, match=r"did not start:(.|\n)*File exists"), embedded_server(tmp_path):
         pass
 
 

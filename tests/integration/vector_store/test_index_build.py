@@ -1,12 +1,19 @@
 """The index is built on a copy in a process of its own. For the embedded server only, in process."""
 
+import contextlib
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 
 import numpy as np
 import pytest
 import qdrant_edge as engine
 from qdrant_client import grpc as api
 
+from vector_store.server import catalogue as catalogue_module
 from vector_store.server.catalogue import Catalogue
 from vector_store.server.index_build import build_index
 
@@ -15,9 +22,43 @@ NUM_POINTS = 6000
 """Enough bytes for the engine to want an index."""
 
 
-def write(collection, vectors, first=0):
+def upsert(collection, vectors, first=0):
     points = [engine.Point(first + i, vector.tolist(), {"n": first + i}) for i, vector in enumerate(vectors)]
-    collection.write(engine.UpdateOperation.upsert_points(points))
+    collection.write(engine.UpdateOperation.upsert_points(points), api.UpsertPoints())
+
+
+def delete(collection, *ids):
+    request = api.DeletePoints(
+        points=api.PointsSelector(points=api.PointsIdsList(ids=[api.PointId(num=i) for i in ids]))
+    )
+    collection.write(engine.UpdateOperation.delete_points(list(ids)), request)
+
+
+def count(collection):
+    return collection.read(lambda shard: shard.count(engine.CountRequest()))
+
+
+def shards(collection):
+    return [path.name for path in collection.directory.glob("shard-*")]
+
+
+def set_threshold(collection, kilobytes):
+    update = api.UpdateCollection(collection_name="c")
+    update.optimizers_config.indexing_threshold = kilobytes
+    collection.update(update)
+
+
+@contextlib.contextmanager
+def in_background(collection, stopping=None):
+    """Build meanwhile; yields the list that gets the outcome, once the copy is there."""
+    built = []
+    building = threading.Thread(target=lambda: built.append(build_index(collection, stopping or threading.Event())))
+    building.start()
+    while building.is_alive() and not collection.keeps_writes:
+        time.sleep(0.001)
+    yield built
+    building.join(60)
+    assert not building.is_alive()
 
 
 def nearest(collection, vector):
@@ -37,7 +78,7 @@ def catalogue(tmp_path, vectors):
     settings.vectors_config.params.size, settings.vectors_config.params.distance = DIM, api.Distance.Cosine
     catalogue.create(settings)
     for start in range(0, NUM_POINTS, 1000):
-        write(catalogue.find("c"), vectors[start : start + 1000], start)
+        upsert(catalogue.find("c"), vectors[start : start + 1000], start)
     yield catalogue
     catalogue.close()
 
@@ -47,7 +88,7 @@ def test_the_indexed_copy_takes_the_place_of_the_shard_and_stays_after_a_restart
     assert build_index(collection, threading.Event())
     assert collection.read(engine.EdgeShard.info).indexed_vectors_count >= NUM_POINTS
     assert nearest(collection, vectors[77]) == 77
-    write(collection, vectors[:1] + 1, first=NUM_POINTS)
+    upsert(collection, vectors[:1] + 1, first=NUM_POINTS)
     catalogue.close()
 
     again = Catalogue(tmp_path)
@@ -59,23 +100,126 @@ def test_the_indexed_copy_takes_the_place_of_the_shard_and_stays_after_a_restart
     again.close()
 
 
-def test_a_write_during_the_build_wins_and_reads_go_on(catalogue, vectors):
+def test_what_is_written_during_the_build_is_in_the_index_that_takes_over(catalogue, tmp_path, vectors):
     collection = catalogue.find("c")
-    built = []
-    building = threading.Thread(target=lambda: built.append(build_index(collection, threading.Event())))
-    building.start()
-    while building.is_alive() and not list(collection.directory.glob("shard-1")):
-        assert nearest(collection, vectors[5]) == 5
-    write(collection, vectors[:1], first=99_999)
-    building.join(30)
+    with in_background(collection) as built:
+        upsert(collection, vectors[:1] + 5, first=99_999)
+        upsert(collection, -vectors[3:4], first=3)
+        delete(collection, 4, 5)
+        upsert(collection, vectors[4:5], first=4)
+        assert nearest(collection, vectors[6]) == 6, "reads go on"
+    assert built == [True]
+
+    def check(collection):
+        assert collection.read(engine.EdgeShard.info).indexed_vectors_count >= NUM_POINTS - 3
+        assert count(collection) == NUM_POINTS
+        assert nearest(collection, vectors[0] + 5) == 99_999
+        assert nearest(collection, -vectors[3]) == 3
+        assert nearest(collection, vectors[3]) != 3
+        assert nearest(collection, vectors[4]) == 4
+        assert nearest(collection, vectors[5]) != 5
+        assert shards(collection) == ["shard-1"]
+
+    check(collection)
+    catalogue.close()
+    again = Catalogue(tmp_path)
+    check(again.find("c"))
+    again.close()
+
+
+def test_a_collection_under_constant_writes_gets_its_index_and_loses_none(catalogue, vectors):
+    collection = catalogue.find("c")
+    written = 0
+    with in_background(collection) as built:
+        while not built:
+            upsert(collection, vectors[:2], first=NUM_POINTS + 2 * written)
+            written += 1
+            time.sleep(0.001)
+    assert built == [True]
+    assert written > 20
+    assert count(collection) == NUM_POINTS + 2 * written
+    assert collection.shard_directory.name == "shard-1"
+
+
+def test_too_many_writes_drop_the_copy_and_the_shard_goes_on(catalogue, vectors, monkeypatch):
+    monkeypatch.setattr(catalogue_module, "KEPT_BYTES", -1)
+    collection = catalogue.find("c")
+    with in_background(collection) as built:
+        upsert(collection, vectors[:1], first=99_999)
     assert built == [False]
-    assert [path.name for path in collection.directory.glob("shard-*")] == ["shard-0"]
-    assert collection.read(lambda shard: shard.count(engine.CountRequest())) == NUM_POINTS + 1
+    assert shards(collection) == ["shard-0"]
+    assert count(collection) == NUM_POINTS + 1
+    assert not collection.index_wish.is_time(True, wrote_at=time.monotonic()), "it waits for a pause now"
+    monkeypatch.undo()
     assert build_index(collection, threading.Event())
+
+
+def test_a_collection_may_be_deleted_while_its_index_is_built(catalogue, tmp_path):
+    with in_background(catalogue.find("c")) as built:
+        assert catalogue.delete("c")
+    assert built == [False]
+    assert list((tmp_path / "collections").iterdir()) == []
 
 
 def test_a_stopping_server_does_not_wait_for_the_build(catalogue):
     stopping = threading.Event()
     stopping.set()
     assert not build_index(catalogue.find("c"), stopping)
-    assert [path.name for path in catalogue.find("c").directory.glob("shard-*")] == ["shard-0"]
+    assert shards(catalogue.find("c")) == ["shard-0"]
+
+
+def test_a_threshold_of_zero_never_builds_and_raising_it_builds_at_once(catalogue):
+    collection = catalogue.find("c")
+    assert collection.wants_index()
+    set_threshold(collection, 0)
+    assert not collection.wants_index()
+    set_threshold(collection, NUM_POINTS * DIM * 4 // 1024 + 1)
+    assert not collection.wants_index()
+    set_threshold(collection, 10_000)
+    assert collection.wants_index()
+    assert collection.index_wish.is_time(True, wrote_at=time.monotonic()), "no pause of writes is waited for"
+
+
+def test_other_hnsw_options_build_the_index_again(catalogue):
+    collection = catalogue.find("c")
+    assert build_index(collection, threading.Event())
+    assert not collection.wants_index()
+    collection.update(api.UpdateCollection(collection_name="c", hnsw_config=api.HnswConfigDiff(m=8)))
+    assert collection.wants_index()
+    assert build_index(collection, threading.Event())
+    assert '"m":8' in (collection.shard_directory / "edge_config.json").read_text().replace(" ", "")
+    assert not collection.wants_index()
+
+
+_BUILDING_SERVER = """
+import sys, threading
+from pathlib import Path
+from vector_store.server.catalogue import Catalogue
+from vector_store.server.index_build import build_index
+
+build_index(Catalogue(Path(sys.argv[1])).find("c"), threading.Event())
+"""
+
+
+def _children(pid):
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(child) for child in file.read().split()]
+
+
+def test_a_killed_server_takes_its_builder_along_and_the_store_opens_whole(catalogue, tmp_path):
+    catalogue.close()
+    server = subprocess.Popen([sys.executable, "-c", _BUILDING_SERVER, str(tmp_path)])
+    while not (children := _children(server.pid)):
+        assert server.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.3)
+    os.kill(server.pid, signal.SIGKILL)
+    server.wait()
+    again = Catalogue(tmp_path)
+    assert count(again.find("c")) == NUM_POINTS
+    assert shards(again.find("c")) == ["shard-0"]
+    again.close()
+    deadline = time.monotonic() + 5
+    while os.path.exists(f"/proc/{children[0]}"):
+        assert time.monotonic() < deadline, "the builder lives on"
+        time.sleep(0.05)

@@ -1,3 +1,4 @@
+import dataclasses
 import uuid
 from collections import Counter
 
@@ -5,8 +6,9 @@ import numpy as np
 import pytest
 
 from vector_store.errors import CollectionMissing
+from vector_store.pipeline import pipelined
 from vector_store.retriever import Retriever
-from vector_store.schema import Query, SparseVector
+from vector_store.schema import Choice, Query, SparseVector
 
 CRITERIA = ["keywords", "dense", "hybrid", "random"]
 
@@ -78,15 +80,38 @@ def test_the_neighbour_is_decoded_as_written(points, make_retriever):
     assert make_retriever().neighbours([ask(points[0])]).texts == [None]
 
 
-def test_equal_scores_are_ordered_by_id(store, manifest, make_points, make_retriever):
+def twins_of(point, others):
+    """Each other point with this one's vectors."""
+    return [dataclasses.replace(other, keywords=point.keywords, sentence=point.sentence) for other in others]
+
+
+@pytest.mark.parametrize("criterion", ["keywords", "dense", "hybrid"])
+@pytest.mark.parametrize("num_twins", [3, 40])  # more than the candidates that are asked for at first
+def test_equal_scores_are_ordered_by_id(store, manifest, make_points, make_retriever, criterion, num_twins):
     store.ensure(manifest)
-    (first, *rest) = make_points(4, per_document=1)
-    twins = [
-        type(point)(**{**{f: getattr(point, f) for f in point.__slots__}, "keywords": first.keywords}) for point in rest
-    ]
-    store.upsert([first, *twins])
-    found = make_retriever().neighbours([ask(first)])
+    first, *rest = make_points(num_twins + 1, per_document=1)
+    twins = twins_of(first, rest)
+    store.upsert([first])
+    for twin in sorted(twins, key=lambda point: point.id, reverse=True):  # an engine may prefer what was written first
+        store.upsert([twin])
+    store.upsert(make_points(30, seed=9))
+    found = make_retriever(criterion).neighbours([ask(first, document=False)])
     assert found.ids == [min(point.id for point in twins)]
+
+
+def test_a_fused_neighbour_is_good_by_both_criteria(store, manifest, make_points, make_retriever):
+    store.ensure(manifest)
+    asking, both, by_words, by_meaning, *others = make_points(40, per_document=1)
+    near = asking.sentence + 0.1 * both.sentence / np.linalg.norm(both.sentence)
+    store.upsert(
+        [
+            *others,
+            dataclasses.replace(both, keywords=asking.keywords, sentence=near),
+            dataclasses.replace(by_words, keywords=asking.keywords, sentence=-asking.sentence),
+            dataclasses.replace(by_meaning, sentence=asking.sentence, keywords=others[0].keywords),
+        ]
+    )
+    assert make_retriever("hybrid").neighbours([ask(asking)]).ids == [both.id]
 
 
 def test_one_query_alone_answers_as_in_a_batch(points, make_retriever):
@@ -154,10 +179,95 @@ def test_look_ups_are_counted_and_timed(points, make_retriever):
     retriever = make_retriever()
     retriever.neighbours([ask(point) for point in points[:3]])
     retriever.neighbours([ask(points[0])])
-    assert retriever.counts == {"live": 4, "cached": 0, "null": 0}
+    assert retriever.counts == {"live": 4, "cached": 0, "null": 0, "cache_hits": 1, "missing": 0}
     assert 0 < retriever.lookup_ms < 5000
 
 
 def test_a_missing_collection_is_an_error_and_no_null_reference(make_retriever, make_points):
     with pytest.raises(CollectionMissing):
         make_retriever().neighbours([ask(make_points(1)[0])])
+
+
+def same(one, other):
+    """Whether two answers are equal in everything, down to the last bit."""
+    return all(
+        np.array_equal(getattr(one, name), getattr(other, name)) for name in ("states", "token_ids", "mask", "scores")
+    ) and (one.ids, one.texts, one.steps) == (other.ids, other.texts, other.steps)
+
+
+def test_a_kept_point_is_the_whole_point_and_is_not_fetched_again(points, client, make_retriever):
+    retriever = make_retriever(with_text=True)
+    queries = [ask(point) for point in points[:20]]
+    once = retriever.neighbours(queries)
+    fetches = counted(client, "Get")
+    assert same(once, retriever.neighbours(queries))
+    assert not fetches
+    assert retriever.counts["cache_hits"] == len(set(once.ids))
+
+
+def test_equal_queries_of_a_batch_are_asked_once(points, client, make_retriever):
+    searches = counted(client, "QueryBatch")
+    found = make_retriever().neighbours(
+        [ask(points[0]), ask(points[1]), ask(points[0]), ask(points[0], document=False)]
+    )
+    assert len(searches[0].query_points) == 3
+    assert found.ids[0] == found.ids[2]
+    assert found.steps == ["live"] * 4
+
+
+def counted(client, method):
+    """Requests that the client sends by this method from now on."""
+    sent, stub = [], getattr(client.points, method)
+
+    class Counting:
+        def future(self, request, **options):
+            sent.append(request)
+            return stub.future(request, **options)
+
+    setattr(client.points, method, Counting())
+    return sent
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_planned_neighbours_are_the_live_ones(points, make_retriever, criterion):
+    queries = [ask(point) for point in points]
+    live, live_own = make_retriever(criterion).neighbours_and_points(queries)
+    choices = make_retriever(criterion).choices(queries)
+    found, own = make_retriever(criterion).planned(choices, [query.id for query in queries])
+    assert same(found, live)
+    assert same(own, live_own)
+
+
+def test_planned_neighbours_take_one_round_trip_and_then_none(points, client, make_retriever):
+    retriever = make_retriever()
+    choices = retriever.choices([ask(point) for point in points[:20]])
+    searches, fetches = counted(client, "QueryBatch"), counted(client, "Get")
+    retriever.planned(choices, [points[0].id])
+    assert (len(searches), len(fetches)) == (0, 1)
+    retriever.planned(choices)
+    assert (len(searches), len(fetches)) == (0, 1)
+
+
+def test_a_planned_point_that_was_deleted_is_a_null_reference_and_counted(points, make_retriever):
+    retriever = make_retriever()
+    gone = Choice(str(uuid.UUID(int=5)), 1.0)
+    found, _ = retriever.planned([gone, Choice(points[0].id, 0.5), None])
+    assert found.ids == [None, points[0].id, None]
+    assert found.steps == ["live"] * 3
+    assert found.scores.tolist() == [0.0, 0.5, 0.0]
+    assert retriever.counts["missing"] == 1
+
+
+def test_batches_in_flight_together_answer_as_one_after_the_other(points, make_retriever):
+    batches = [[ask(point) for point in points[start : start + 8]] for start in range(0, 120, 8)]
+    retriever = make_retriever("hybrid")
+    together = list(pipelined(retriever.neighbours, batches, in_flight=4))
+    alone = make_retriever("hybrid")
+    assert all(same(found, alone.neighbours(batch)) for found, batch in zip(together, batches, strict=True))
+
+
+def test_an_exact_look_up_asks_for_no_shortcut(points, client, make_retriever):
+    searches = counted(client, "QueryBatch")
+    found = make_retriever("dense", exact=True).neighbours([ask(points[0])])
+    assert searches[0].query_points[0].params.exact
+    assert found.ids == make_retriever("dense").neighbours([ask(points[0])]).ids

@@ -126,7 +126,7 @@ def test_the_byte_estimate_is_near_the_truth(store, manifest, make_points):
     assert store.bytes_estimate() == 0
     points = make_points(300)
     store.upsert(points)
-    truth = sum(encode(point).ByteSize() for point in points)
+    truth = sum(encode(point, "float16").ByteSize() for point in points)
     assert store.bytes_estimate() == pytest.approx(truth, rel=0.1)
 
 

@@ -29,6 +29,7 @@ def test_overrides_reach_every_depth_and_are_yaml():
         ("train.global_batch=33", "global_batch=33 is not a multiple of micro_batch x num_workers = 32 x 1"),
         ("train.steps.more=1", "steps is a value|train.steps"),
         ("references.criterion=dense", "needs references.dense_index=true"),
+        ("references={criterion: mine.make, plan: true}", "plan=true needs a built-in criterion, found mine.make"),
         ("references.criterion=closest", "neither one of keywords, dense"),
         ("loss.embedding=1", "train.targets=memory has only the last layer's states"),
         ("loss.prediction=1", "train.targets=memory has only the last layer"),

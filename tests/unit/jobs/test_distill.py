@@ -23,7 +23,7 @@ def test_a_checkpoint_of_a_changed_corpus_is_refused(tmp_path, monkeypatch):
     engine = types.SimpleNamespace(load_checkpoint=lambda folder: (folder, state))
     restored = []
     stream = types.SimpleNamespace(load_state_dict=restored.append)
-    counts = CorpusCounts(0, 1, 1, ())
+    counts = CorpusCounts(0, 1, 1, 1, ())
     with pytest.raises(InputError, match="the corpus has changed since the checkpoint"):
         restore(engine, stream, PreparedCorpus(Path("corpora/after"), counts))
     assert not restored

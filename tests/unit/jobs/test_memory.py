@@ -5,9 +5,8 @@ import textwrap
 import numpy as np
 import pytest
 
-from jobs.memory import manifest_of, open_retriever, reference_texts
+from jobs.memory import manifest_of, open_retriever, reference_id, reference_texts
 from refbert.config import ReferenceConfig
-from refbert.corpus import reference_id
 from refbert.errors import InputError
 from vector_store.config import StoreConfig
 from vector_store.schema import Manifest
@@ -55,6 +54,28 @@ def test_a_users_own_criterion_is_imported_by_its_path(teacher, tmp_path, monkey
         open_retriever(None, StoreConfig(), texts, "own_criterion.nothing")
 
 
+def test_identity_ignores_white_space_and_unicode_form_but_not_case_or_teacher():
+    assert reference_id("f", "cafe\u0301  au lait ") == reference_id("f", "café au\nlait")
+    assert reference_id("f", "A") != reference_id("f", "a") != reference_id("g", "a")
+
+
+def test_a_token_budget_cuts_states_but_not_keywords(teacher):
+    references = ReferenceConfig(tokens=8)
+    texts = reference_texts(teacher, manifest_of(teacher, references), references)
+    ids, states = teacher.encode_texts(["one two three four five six seven eight nine ten"])[0]
+    point = texts.point({"text": "x", "source": "s", "document": "d", "split": "train"}, "i", ids, states)
+    assert np.array_equal(point.states, states[:8])
+    assert np.array_equal(point.token_ids, ids[:8])
+    assert len(point.keywords.indices) == 10
+    assert texts.query("x", ids, None).keywords.indices.tolist() == point.keywords.indices.tolist()
+
+
+@pytest.mark.parametrize("too_much", [{"tokens": 33}, {"dim": 385}])
+def test_more_than_the_teacher_has_cannot_be_stored(teacher, too_much):
+    with pytest.raises(InputError, match="exceeds the teacher's"):
+        manifest_of(teacher, ReferenceConfig(**too_much))
+
+
 def test_bytes_per_point_are_what_a_point_takes(teacher):
     from vector_store.codec import encode
 
@@ -62,5 +83,5 @@ def test_bytes_per_point_are_what_a_point_takes(teacher):
     texts = texts_of(teacher)
     ids, states = teacher.encode_texts(["word " * 50])[0]
     row = {"text": "word " * 20, "source": "s", "document": "d", "split": "train"}
-    size = encode(texts.point(row, reference_id("f", "x"), ids, states)).ByteSize()
+    size = encode(texts.point(row, reference_id("f", "x"), ids, states), "float16").ByteSize()
     assert size == pytest.approx(manifest.bytes_per_point(), rel=0.05)

@@ -7,7 +7,7 @@ import pytest
 from pyarrow import parquet
 
 from refbert.config import CorpusConfig
-from refbert.corpus import Rejected, Row, corpus_files, normalise, read_rows, reference_id, split_of, split_passages
+from refbert.corpus import Rejected, Row, corpus_files, normalise, read_rows, split_of, split_passages
 from refbert.errors import InputError
 
 TEXTS = ["A first text.", "Ein zweiter, länger.", "and a third"]
@@ -110,12 +110,6 @@ def test_a_long_line_across_read_blocks_stays_one_row(tmp_path):
     long = "word " * 500_000
     (tmp_path / "a.txt").write_text(f"{long}\nshort")
     assert texts_of(rows_of(tmp_path)) == [normalise(long), "short"]
-
-
-def test_identity_ignores_white_space_and_unicode_form_but_not_case_or_teacher():
-    assert reference_id("f", "cafe\u0301  au lait ") == reference_id("f", "café au\nlait")
-    assert reference_id("f", "A") != reference_id("f", "a") != reference_id("g", "a")
-    assert reference_id("f", "a", "b") != reference_id("f", "a b") != reference_id("f", "b", "a")
 
 
 def test_split_is_a_share_of_texts_and_the_same_for_duplicates():

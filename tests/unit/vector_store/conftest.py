@@ -12,7 +12,7 @@ from vector_store.schema import Manifest, Point, SparseVector
 @pytest.fixture
 def manifest() -> Manifest:
     return Manifest(
-        encoder="test", fingerprint="f1", tokenizer="t1", layer=3, tokens=6, dim=4,
+        encoder="test", fingerprint="f1", tokenizer="t1", layer=3, text_tokens=6, tokens=6, encoder_dim=4, dim=4,
         dense_index=True, bm25_k1=1.2, bm25_b=0.75, bm25_average_tokens=20.0,
     )  # fmt: skip
 

@@ -1,3 +1,4 @@
+import os
 import time
 from types import SimpleNamespace
 
@@ -111,3 +112,18 @@ def test_the_key_comes_from_the_environment(monkeypatch):
     with connect(StoreConfig(api_key_env="SOME_KEY"), DEAD_URL) as client:
         client.call(method, object(), deadline_s=1)
     assert method.metadata == (("api-key", "from env"),)
+
+
+def test_a_client_used_after_a_fork_says_so_and_does_not_hang(tmp_path):
+    with connect(StoreConfig(), "http://127.0.0.1:1") as client:
+        said = tmp_path / "said"
+        child = os.fork()
+        if not child:
+            try:
+                client.ask(client.points.Get, [], 1)
+            except RuntimeError as error:
+                said.write_text(str(error))
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+    assert f"was opened by process {os.getpid()} and is used by {child}; open one in each process" in said.read_text()

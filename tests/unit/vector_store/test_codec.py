@@ -4,20 +4,20 @@ import numpy as np
 import pytest
 from qdrant_client import grpc as api
 
-from vector_store.codec import check, decode_into, empty_neighbours, encode
+from vector_store.codec import check, decode_into, empty_neighbours, encode, pack_states, unpack_states
 from vector_store.errors import InvalidPoint
 from vector_store.schema import SparseVector
 
 
 def decode(message, manifest):
     found = empty_neighbours(2, manifest)
-    decode_into(1, found, api.RetrievedPoint(id=message.id, payload=message.payload))
+    decode_into(1, found, api.RetrievedPoint(id=message.id, payload=message.payload), manifest.datatype)
     return found
 
 
 def test_a_point_comes_back_bit_for_bit_and_padded(manifest, make_point):
     point = make_point()
-    found = decode(encode(point), manifest)
+    found = decode(encode(point, "float16"), manifest)
     assert np.array_equal(found.states[1, :5], point.states)
     assert np.array_equal(found.token_ids[1, :5], point.token_ids)
     assert found.mask[1].tolist() == [True] * 5 + [False]
@@ -26,7 +26,7 @@ def test_a_point_comes_back_bit_for_bit_and_padded(manifest, make_point):
 
 
 def test_other_rows_stay_untouched(manifest, make_point):
-    found = decode(encode(make_point()), manifest)
+    found = decode(encode(make_point(), "float16"), manifest)
     assert not found.mask[0].any()
     assert not found.states[0].any()
     assert found.ids[0] is None
@@ -34,12 +34,39 @@ def test_other_rows_stay_untouched(manifest, make_point):
 
 def test_states_that_are_not_contiguous_are_packed_in_order(manifest, make_point):
     states = np.arange(40, dtype=np.float16).reshape(5, 8)[:, ::2]
-    found = decode(encode(make_point(states=states)), manifest)
+    found = decode(encode(make_point(states=states), "float16"), manifest)
     assert np.array_equal(found.states[1, :5], states)
 
 
+def test_int8_states_come_back_within_half_a_step_of_their_row():
+    states = np.random.default_rng(0).standard_normal((50, 384)).astype(np.float16) * np.float16(3)
+    back = unpack_states(pack_states(states, "int8"), 384, "int8")
+    step = np.abs(states).max(1, keepdims=True).astype(np.float32) / 127
+    rounded_to_float16 = np.abs(states).astype(np.float32) / 1024
+    assert (np.abs(back.astype(np.float32) - states) <= 0.51 * step + rounded_to_float16).all()
+    assert len(pack_states(states, "int8")) == 50 * (384 + 2)
+
+
+@pytest.mark.parametrize("value", [0.0, 6e-8, 65504.0, -65504.0])
+def test_int8_keeps_extreme_rows_finite_and_signed(value):
+    states = np.zeros((2, 8), np.float16)
+    states[1, 3] = value
+    back = unpack_states(pack_states(states, "int8"), 8, "int8")
+    assert np.isfinite(back).all()
+    assert back[1, 3] == pytest.approx(np.float16(value), rel=0.01, abs=6e-5)
+    assert not back[0].any()
+
+
+def test_an_int8_point_comes_back_through_its_message(manifest, make_point):
+    point, int8 = make_point(), manifest.model_copy(update={"datatype": "int8"})
+    found = decode(encode(point, "int8"), int8)
+    np.testing.assert_allclose(found.states[1, :5], point.states, atol=0.02)
+    with pytest.raises(InvalidPoint, match="not packed as at most 6 float16 states"):
+        decode(encode(make_point(states=np.ones((5, 3), np.float16)), "int8"), manifest)
+
+
 def test_vectors_are_written_under_their_names(make_point):
-    vectors = encode(make_point()).vectors.vectors.vectors
+    vectors = encode(make_point(), "float16").vectors.vectors.vectors
     assert list(vectors["keywords"].sparse.indices) == [7, 9]
     assert list(vectors["keywords"].sparse.values) == [1.0, 0.5]
     assert list(vectors["sentence"].dense.data) == [1.0] * 4
@@ -85,16 +112,16 @@ def test_a_sentence_vector_needs_a_dense_index(manifest, make_point):
 
 @pytest.mark.parametrize("damage", ["not base64!", "AAAA", ""])
 def test_a_damaged_stored_point_is_named(manifest, make_point, damage):
-    message = encode(make_point())
+    message = encode(make_point(), "float16")
     message.payload["states"].string_value = damage
     with pytest.raises(InvalidPoint, match=message.id.uuid):
         decode(message, manifest)
 
 
 def test_a_stored_point_longer_than_the_manifest_is_refused(manifest, make_point):
-    message = encode(make_point())
+    message = encode(make_point(), "float16")
     shorter = manifest.model_copy(update={"tokens": 4})
-    with pytest.raises(InvalidPoint, match="at most 4 states"):
+    with pytest.raises(InvalidPoint, match="at most 4 float16 states"):
         decode(message, shorter)
 
 

@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 
 from vector_store.client import connect
-from vector_store.codec import empty_neighbours
 from vector_store.config import StoreConfig
-from vector_store.errors import InvalidPoint, StoreError
-from vector_store.retriever import Retriever, _Cache
-from vector_store.schema import Query, SparseVector
+from vector_store.errors import InvalidPoint, StoreError, StoreUnavailable
+from vector_store.retriever import Retriever
+from vector_store.schema import Choice, Query, SparseVector
 
 
 @pytest.fixture
@@ -32,7 +31,7 @@ def test_a_dead_store_gives_null_references_and_no_error(dead, manifest, criteri
         assert side.steps == ["null"] * 3
         assert side.states.shape == (3, manifest.tokens, manifest.dim)
         assert not side.mask.any()
-    assert retriever.counts == {"live": 0, "cached": 0, "null": 3}
+    assert retriever.counts == {"live": 0, "cached": 0, "null": 3, "cache_hits": 0, "missing": 0}
 
 
 def test_a_dead_store_costs_no_deadline_on_every_look_up(dead, manifest):
@@ -65,44 +64,14 @@ def test_dense_criteria_need_a_sentence_vector(dead, manifest):
         Retriever(dead, StoreConfig(), manifest, "dense").neighbours(queries(1))
 
 
-def row(manifest, name, length=2):
-    found = empty_neighbours(1, manifest)
-    found.ids[0] = name
-    found.mask[0, :length] = True
-    found.states[0, :length] = 1
-    return found
+def test_planned_choices_of_a_dead_store_are_null_references_and_no_error(dead, manifest):
+    retriever = Retriever(dead, StoreConfig(), manifest, "keywords")
+    found, own = retriever.planned([Choice(queries(1)[0].id, 1.0), None], [queries(1)[0].id])
+    assert found.steps == ["null", "null"]
+    assert own.steps == ["null"]
+    assert found.ids == [None, None]
 
 
-def test_the_cache_forgets_the_longest_unused_first_and_keeps_its_budget(manifest):
-    one_bytes = 2 * manifest.dim * 2 + 2 * 4 + 400
-    cache = _Cache(2 * one_bytes)
-    for name in "ab":
-        cache.keep(name, row(manifest, name), 0)
-    cache.fill("a", empty_neighbours(1, manifest), 0)
-    cache.keep("c", row(manifest, "c"), 0)
-
-    filled = {}
-    for name in "abc":
-        found = empty_neighbours(1, manifest)
-        cache.fill(name, found, 0)
-        filled[name] = (found.ids[0], found.steps[0])
-    assert filled == {"a": ("a", "cached"), "b": (None, "null"), "c": ("c", "cached")}
-
-
-def test_a_cached_neighbour_is_the_whole_neighbour(manifest):
-    cache = _Cache(10_000)
-    kept = row(manifest, "a")
-    cache.keep("q", kept, 0)
-    found = empty_neighbours(1, manifest)
-    cache.fill("q", found, 0)
-    assert np.array_equal(found.states, kept.states)
-    assert np.array_equal(found.mask, kept.mask)
-
-
-def test_keeping_the_same_query_again_does_not_leak_budget(manifest):
-    cache = _Cache(1000)
-    for _ in range(50):
-        cache.keep("q", row(manifest, "a"), 0)
-    found = empty_neighbours(1, manifest)
-    cache.fill("q", found, 0)
-    assert found.ids == ["a"]
+def test_making_a_plan_from_a_dead_store_is_an_error(dead, manifest):
+    with pytest.raises(StoreUnavailable):
+        Retriever(dead, StoreConfig(write_deadline_s=0.2), manifest, "keywords").choices(queries(2))

@@ -1,0 +1,148 @@
+"""The neighbour plan: which stored point is each training passage's neighbour, looked up once and read ever after.
+
+A plan is one array under the prepared corpus, aligned with its training passages, named by a digest of everything that
+decides a neighbour: the memory and its state, the criterion, what is excluded. Epochs, resumed runs, and other runs over the
+same corpus and memory read it; a memory that has grown since gets a plan of its own. Building one is a search per
+passage, which pays where training sees a passage more than once, or waits for searches.
+"""
+
+import hashlib
+import io
+import json
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from jobs.config import RunConfig
+from jobs.memory import MemoryAddress, ReferenceTexts, connect_store, open_retriever
+from jobs.prepared import PreparedCorpus
+from jobs.progress import progress
+from vector_store import term_statistics
+from vector_store.client import Client
+from vector_store.pipeline import pipelined
+from vector_store.retriever import Retriever
+from vector_store.schema import Choice
+from vector_store.store import Store
+
+ROW = np.dtype([("id", np.uint8, (16,)), ("score", "<f4")])
+"""A neighbour's UUID in bytes, all zero for none, and its score."""
+
+BATCH = 32
+BATCHES_PER_CHUNK = 64
+"""What a killed build loses at most."""
+
+FORMAT = 1
+
+
+class NeighbourPlan:
+    """A finished plan, memory-mapped: `choices(rows)` are the neighbours of those training passages."""
+
+    def __init__(self, path: Path) -> None:
+        self._rows = np.load(path, mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def choices(self, rows: NDArray[np.int64]) -> list[Choice | None]:
+        """Return the planned neighbour of each of these rows."""
+        return [_unpack(row) for row in self._rows[rows]]
+
+
+def neighbour_plan(config: RunConfig, address: MemoryAddress, corpus: PreparedCorpus, texts: ReferenceTexts) -> Path:
+    """Return the path of the corpus's plan under this config, building or completing it where it is not there.
+
+    The memory must not change meanwhile, and a dense one should have its index built: an approximate search may choose others.
+    """
+    with connect_store(config, address.url) as client:
+        path = corpus.directory / "plans" / f"{_digest(config, address, client)}.npy"
+        path.parent.mkdir(exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                _build(config, client, corpus, texts, path)
+    return path
+
+
+def _digest(config: RunConfig, address: MemoryAddress, client: Client) -> str:
+    """16 hex digits of what decides the neighbours of a prepared corpus.
+
+    The memory's state is its number of points and its published term statistics, read in a moment: points deleted and as many
+    others added go unnoticed, and rows whose point is gone then read the null reference.
+    """
+    references, statistics = config.references, term_statistics.read(client, config.store)
+    decides = [
+        FORMAT,
+        config.store.url,
+        config.store.collection,
+        Store(client, config.store).count(),
+        hashlib.sha256(statistics.frequent.tobytes()).hexdigest(),
+        address.manifest.model_dump(mode="json", exclude={"encoder"}),
+        references.criterion,
+        references.exclude_same_document,
+        sorted(references.exclude_splits),
+    ]
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+
+
+def _build(config: RunConfig, client: Client, corpus: PreparedCorpus, texts: ReferenceTexts, path: Path) -> None:
+    """Append chunk by chunk to a draft, going on where a killed build ended; rename it when it is whole."""
+    retriever = open_retriever(client, config.store, texts, config.references.criterion)
+    assert isinstance(retriever, Retriever)  # the config allows a plan for no other
+    passages = corpus.table("train")
+    draft = path.with_suffix(".draft")
+    with draft.open("ab") as file, progress("plan", passages.num_rows, "text") as update:
+        done = _resume(file, passages.num_rows)
+        update(done)
+
+        def choose(start: int) -> list[Choice | None]:
+            rows = passages.slice(start, BATCH).to_pylist()
+            ids, mask = texts.tokenize([row["text"] for row in rows])
+            queries = texts.queries([row["text"] for row in rows], ids, mask, [row["document"] for row in rows])
+            return retriever.choices(queries)
+
+        starts = range(done, passages.num_rows, BATCH)
+        for number, choices in enumerate(pipelined(choose, starts), start=1):
+            file.write(_pack(choices))
+            if number % BATCHES_PER_CHUNK == 0:
+                _sync(file)
+            update(len(choices))
+        _sync(file)
+    draft.rename(path)
+
+
+def _resume(file: BinaryIO, num_rows: int) -> int:
+    """Leave the file with a header and whole rows only; return how many."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": np.lib.format.dtype_to_descr(ROW), "fortran_order": False, "shape": (num_rows,)}
+    )
+    size = file.seek(0, os.SEEK_END)
+    if size < header.tell():
+        file.truncate(0)
+        file.write(header.getvalue())
+        return 0
+    done = (size - header.tell()) // ROW.itemsize
+    file.truncate(header.tell() + done * ROW.itemsize)
+    return done
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _pack(choices: Sequence[Choice | None]) -> bytes:
+    rows = np.zeros(len(choices), ROW)
+    for row, choice in enumerate(choices):
+        if choice:
+            rows[row] = np.frombuffer(uuid.UUID(choice.id).bytes, np.uint8), choice.score
+    return rows.tobytes()
+
+
+def _unpack(row: np.void) -> Choice | None:
+    return Choice(str(uuid.UUID(bytes=row["id"].tobytes())), float(row["score"])) if row["id"].any() else None

@@ -1,0 +1,191 @@
+"""With a plan, training reads the very references that it would have looked up, and a killed build goes on."""
+
+import uuid
+from dataclasses import fields
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from qdrant_client import grpc as api
+
+from jobs import neighbour_plan as plans
+from jobs.memory import MemoryAddress, connect_store, manifest_of, open_retriever, reference_texts
+from jobs.neighbour_plan import NeighbourPlan, neighbour_plan
+from jobs.prepared import PASSAGE_SCHEMA, CorpusCounts, PreparedCorpus
+from jobs.stream import DistillStream, Order
+from refbert.teacher import load_teacher
+from vector_store.server.process import embedded_server
+from vector_store.store import Store
+
+WORDS = [
+    "a",
+    "good",
+    "bad",
+    "film",
+    "plot",
+    "actor",
+    "scene",
+    "story",
+    "with",
+    "of",
+    "the",
+    "music",
+    "light",
+    "dull",
+    "end",
+]
+MICRO_BATCH = 7
+
+
+@pytest.fixture(scope="module")
+def server_url(tmp_path_factory):
+    with embedded_server(tmp_path_factory.mktemp("store")) as url:
+        yield url
+
+
+class Memory:
+    """A corpus of 100 passages, two to a document, all stored in a collection of its own."""
+
+    def __init__(self, url, directory, config) -> None:
+        self.config = config
+        self.teacher = load_teacher(config.teacher)
+        self.address = MemoryAddress(url, manifest_of(self.teacher, config.references))
+        self.texts = reference_texts(self.teacher, self.address.manifest, config.references)
+        self.corpus = PreparedCorpus(directory, CorpusCounts(rejected=0, train=100, heldout=0, distinct=100, labels=()))
+        random = np.random.default_rng(0)
+        texts = [" ".join(random.choice(WORDS, random.integers(3, 9))) + f" {i}" for i in range(100)]
+        self.rows = [
+            {"text": text, "label": None, "document": f"d{i // 2}", "source": "s", "split": "train"}
+            for i, text in enumerate(texts)
+        ]
+        with pa.OSFile(str(directory / "train.arrow"), "wb") as file, pa.ipc.new_file(file, PASSAGE_SCHEMA) as writer:
+            writer.write_table(pa.Table.from_pylist(self.rows, PASSAGE_SCHEMA))
+        self.client = connect_store(config, url)
+        self.store = Store(self.client, config.store)
+        self.store.ensure(self.address.manifest)
+        self.add(self.rows)
+
+    def add(self, rows) -> None:
+        encoded = self.teacher.encode_texts([row["text"] for row in rows])
+        self.store.upsert(
+            [
+                self.texts.point(row, self.texts.identifier(row["text"]), token_ids, states)
+                for row, (token_ids, states) in zip(rows, encoded, strict=True)
+            ]
+        )
+
+    def plan(self, config=None):
+        return neighbour_plan(config or self.config, self.address, self.corpus, self.texts)
+
+    def stream(self, plan, targets=True) -> DistillStream:
+        source = open_retriever(self.client, self.config.store, self.texts, self.config.references.criterion)
+        return DistillStream(
+            self.corpus.table("train"), Order(100, MICRO_BATCH, seed=3), self.texts, source,
+            self.store if targets else None, plan, rank=0, world_size=1, prefetch=3, dropout=0.1,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def make_memory(server_url, tmp_path, tiny_run):
+    memories = []
+
+    def make(criterion="keywords"):
+        config = tiny_run(
+            references={"criterion": criterion, "dense_index": True, "plan": True},
+            store={"collection": f"test-{uuid.uuid4()}", "lookup_deadline_ms": 10_000},
+        )
+        memories.append(Memory(server_url, tmp_path, config))
+        return memories[-1]
+
+    yield make
+    for memory in memories:
+        memory.store.delete_collection()
+        memory.client.close()
+
+
+def tensors(batch):
+    return [getattr(batch, field.name) for field in fields(batch)]
+
+
+@pytest.mark.parametrize("criterion", ["keywords", "dense", "hybrid", "random"])
+@pytest.mark.parametrize("targets", [True, False])
+def test_every_batch_of_an_epoch_equals_the_live_one(make_memory, criterion, targets):
+    memory = make_memory(criterion)
+    plan = NeighbourPlan(memory.plan())
+    assert len(plan) == 100
+    live, planned = memory.stream(None, targets), memory.stream(plan, targets)
+    for _ in range(100 // MICRO_BATCH + 1):  # over the epoch's end
+        one, other = next(live), next(planned)
+        assert one.reference_mask.any()
+        assert (one.target_states is not None) == targets
+        for ours, theirs in zip(tensors(one), tensors(other), strict=True):
+            assert (ours is None and theirs is None) or torch.equal(ours, theirs)
+    for stream in (live, planned):
+        stream.close()
+        assert stream.source.counts["live"] >= 100
+        assert stream.source.counts["null"] == stream.source.counts["missing"] == 0
+
+
+def test_a_plan_is_built_once_and_again_when_anything_that_decides_has_changed(make_memory, monkeypatch):
+    memory = make_memory()
+    path = memory.plan()
+    with monkeypatch.context() as patch:
+        patch.setattr(plans, "_build", None)
+        assert memory.plan() == path
+    other_guard = memory.config.model_copy(
+        update={"references": memory.config.references.model_copy(update={"exclude_same_document": False})}
+    )
+    assert memory.plan(other_guard) != path
+    memory.add([{**memory.rows[0], "text": "one more text"}])
+    grown = memory.plan()
+    assert grown != path
+    assert sorted(file.suffix for file in path.parent.iterdir()) == [".lock"] * 3 + [".npy"] * 3
+
+
+@pytest.mark.parametrize("torn_bytes", [0, 13])
+def test_a_killed_build_goes_on_and_gives_the_same_plan(make_memory, monkeypatch, torn_bytes):
+    memory = make_memory()
+    path = memory.plan()
+    whole = path.read_bytes()
+    path.unlink()
+    draft = path.with_suffix(".draft")
+    draft.write_bytes(whole[: len(whole) - 40 * plans.ROW.itemsize - torn_bytes])
+    starts = []
+    monkeypatch.setattr(plans, "pipelined", lambda call, items: (starts.append(items.start), map(call, items))[1])
+    assert memory.plan() == path
+    assert path.read_bytes() == whole
+    assert starts == [60 - bool(torn_bytes)]
+    assert not draft.exists()
+
+
+def test_a_build_killed_in_its_first_bytes_starts_anew(make_memory):
+    memory = make_memory()
+    path = memory.plan()
+    whole = path.read_bytes()
+    path.unlink()
+    path.with_suffix(".draft").write_bytes(whole[:50])
+    assert memory.plan().read_bytes() == whole
+
+
+def test_a_neighbour_deleted_since_is_a_null_reference_and_counted(make_memory):
+    memory = make_memory()
+    plan = NeighbourPlan(memory.plan())
+    gone = plan.choices(np.array([0]))[0].id
+    delete = api.DeletePoints(collection_name=memory.config.store.collection, wait=True)
+    delete.points.points.ids.add().uuid = gone
+    memory.client.call(memory.client.points.Delete, delete, 10)
+    stream = memory.stream(plan, targets=False)
+    found, _ = stream.source.planned(plan.choices(np.arange(100)))
+    assert found.ids[0] is None
+    assert found.steps[0] == "live"
+    assert stream.source.counts["missing"] == sum(choice.id == gone for choice in plan.choices(np.arange(100)))
+    stream.close()
+
+
+def test_a_text_without_neighbour_is_planned_as_such(make_memory, monkeypatch):
+    memory = make_memory()
+    row = {**memory.rows[0], "text": "zebra"}
+    table = pa.Table.from_pylist([row], PASSAGE_SCHEMA)
+    monkeypatch.setattr(PreparedCorpus, "table", lambda *_: table)
+    assert NeighbourPlan(memory.plan()).choices(np.array([0])) == [None]

@@ -1,0 +1,157 @@
+"""The command line of `python -m vector_store`: its verbs, their options and examples. Parses; does nothing else."""
+
+import argparse
+from pathlib import Path
+
+from vector_store.config import MESSAGE_BYTES, StoreConfig
+
+EXAMPLES = {
+    "serve": """
+  python -m vector_store serve ./store --port 6334
+  MY_KEY=secret python -m vector_store serve ./store --host 0.0.0.0 --port 6334 --api-key-env MY_KEY""",
+    "info": """
+  python -m vector_store info ./store
+  python -m vector_store info http://127.0.0.1:6334""",
+    "verify": """
+  python -m vector_store verify ./store
+  python -m vector_store verify http://qdrant:6334 --collection references-v2""",
+    "delete": """
+  python -m vector_store delete ./store --document d17           # says how many points that would be
+  python -m vector_store delete ./store --source wiki.csv --yes""",
+    "snapshot": """
+  python -m vector_store snapshot ./store
+  python -m vector_store snapshot ./store --list
+  python -m vector_store snapshot ./store --delete NAME""",
+    "restore": """
+  python -m vector_store restore ./store references.snapshot --collection references
+  python -m vector_store restore http://qdrant:6334 references.snapshot --collection references --rest-port 6333""",
+    "export": """
+  python -m vector_store export ./store ./references-parquet""",
+    "import": """
+  python -m vector_store import ./references-parquet http://qdrant:6334 --collection references-v2""",
+    "compare": """
+  python -m vector_store compare ./store http://qdrant:6334 --collection-b references-v2""",
+    "promote": """
+  python -m vector_store promote http://qdrant:6334 references-live references-v2""",
+    "rollback": """
+  python -m vector_store rollback http://qdrant:6334 references-live""",
+    "aliases": """
+  python -m vector_store aliases http://qdrant:6334""",
+}
+
+HELP = {
+    "serve": "serve a directory until SIGTERM",
+    "info": "collections, points and manifests",
+    "verify": "check every point against the manifest and its id; exit code 2 where one is bad",
+    "delete": "delete points by source, document or split",
+    "snapshot": "let the server write a snapshot of a collection; list or delete snapshots",
+    "restore": "put a snapshot in the place of a collection",
+    "export": "write a collection to parquet files",
+    "import": "bring a collection what an export holds and it does not; run again, it goes on",
+    "compare": "tell two collections apart; exit code 0 where they are equal, 1 where not",
+    "promote": "let an alias name a collection from now on, at once for every reader",
+    "rollback": "let an alias name the collection before the one it names",
+    "aliases": "aliases, what they name and what they named before",
+}
+
+DEFAULTS = StoreConfig()
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The verb as `command` and its options; ends the process with code 2 and a usage line where they are wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vector_store",
+        description="The reference memory: a local server that speaks Qdrant's gRPC API, and care for what it holds.",
+        epilog="examples:" + "".join(EXAMPLES.values()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    verbs = {}
+    for verb, text in HELP.items():
+        verbs[verb] = commands.add_parser(
+            verb,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog="examples:" + EXAMPLES[verb],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    serving = verbs["serve"]
+    serving.add_argument("path", metavar="PATH", help="the store's directory, made if missing")
+    serving.add_argument("--host", default="127.0.0.1", help="off loopback a key is required (default: %(default)s)")
+    serving.add_argument("--port", type=int, default=0, help="0: the previous port if free, else any")
+    serving.add_argument(
+        "--message-bytes", type=int, default=MESSAGE_BYTES, help="largest message (default: %(default)s)"
+    )
+    serving.add_argument("--until-unused", action="store_true", help="end when no process holds the store's lease")
+
+    for verb in ("info", "verify", "delete", "snapshot", "restore", "export", "promote", "rollback", "aliases"):
+        _add_place(verbs[verb], "place", "PLACE")
+    _add_delete(verbs["delete"])
+    _add_snapshots(verbs["snapshot"], verbs["restore"])
+    _add_transfer(verbs["export"], verbs["import"], verbs["compare"])
+    for verb in ("promote", "rollback"):
+        verbs[verb].add_argument("alias", metavar="ALIAS", help="the name that readers use")
+    verbs["promote"].add_argument("version", metavar="COLLECTION", help="the collection to name")
+    verbs["promote"].add_argument(
+        "--other-teacher", action="store_true", help="also where another teacher wrote it than the one now served"
+    )
+    for verb in ("verify", "delete", "snapshot", "export", "import"):
+        _add_collection(verbs[verb], "--collection")
+    for verb in HELP:
+        verbs[verb].add_argument(
+            "--api-key-env",
+            default=DEFAULTS.api_key_env,
+            metavar="NAME",
+            help="environment variable that holds the API key (default: %(default)s)",
+        )
+    return parser.parse_args(arguments)
+
+
+def _add_place(verb: argparse.ArgumentParser, name: str, metavar: str) -> None:
+    verb.add_argument(name, metavar=metavar, help="a store's directory, or http(s)://host:port of a server")
+
+
+def _add_collection(verb: argparse.ArgumentParser, option: str) -> None:
+    verb.add_argument(option, default=DEFAULTS.collection, metavar="NAME", help="collection (default: %(default)s)")
+
+
+def _add_delete(delete: argparse.ArgumentParser) -> None:
+    which = delete.add_mutually_exclusive_group(required=True)
+    for field in ("source", "document", "split"):
+        which.add_argument(f"--{field}", metavar="VALUE", help=f"the points of this {field}")
+    delete.add_argument("--yes", action="store_true", help="delete; without it the points are only counted")
+
+
+def _add_snapshots(snapshot: argparse.ArgumentParser, restore: argparse.ArgumentParser) -> None:
+    instead = snapshot.add_mutually_exclusive_group()
+    instead.add_argument("--list", action="store_true", help="list the collection's snapshots and make none")
+    instead.add_argument("--delete", metavar="NAME", help="delete a snapshot and make none")
+
+    restore.add_argument("archive", metavar="ARCHIVE", type=Path, help="the snapshot's file, on this machine")
+    restore.add_argument("--collection", required=True, metavar="NAME", help="replaced where it exists")
+    restore.add_argument(
+        "--rest-port", type=int, default=6333, help="of the server: it restores over REST only (default: %(default)s)"
+    )
+
+
+def _add_transfer(
+    export: argparse.ArgumentParser, importing: argparse.ArgumentParser, compare: argparse.ArgumentParser
+) -> None:
+    export.add_argument("folder", metavar="FOLDER", type=Path, help="a new folder, or that of an unfinished export")
+    export.add_argument(
+        "--rows-per-file", type=_positive, default=100_000, help="points in one file (default: %(default)s)"
+    )
+    importing.add_argument("folder", metavar="FOLDER", type=Path, help="what `export` wrote")
+    _add_place(importing, "place", "PLACE")
+    _add_place(compare, "place_a", "PLACE_A")
+    _add_place(compare, "place_b", "PLACE_B")
+    _add_collection(compare, "--collection-a")
+    _add_collection(compare, "--collection-b")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number

@@ -1,0 +1,31 @@
+"""Keep several calls to the store in flight while their results are taken in order."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+IN_FLIGHT = 2
+"""One batch on the wire or in the server, while another is built or decoded here."""
+
+
+def pipelined(call: Callable[[Item], Result], items: Iterable[Item], in_flight: int = IN_FLIGHT) -> Iterator[Result]:
+    """Yield `call(item)` of each item, in their order, with up to `in_flight` calls running in threads.
+
+    Items are taken no further ahead than that. The first error ends it, after the calls then in flight.
+    """
+    with ThreadPoolExecutor(in_flight, thread_name_prefix="pipeline") as executor:
+        ahead: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                ahead.append(executor.submit(call, item))
+                if len(ahead) > in_flight:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()

@@ -1,0 +1,77 @@
+"""Names that stand for collections: a reader follows an alias while the collection behind it is exchanged.
+
+    <root>/aliases.json    {alias: collection}
+
+Written whole at every change, so that a list of changes takes effect together or not at all. Knows only names; the
+catalogue says which of them are collections.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import grpc
+from qdrant_client import grpc as api
+
+from vector_store.server.files import write_json
+from vector_store.server.refusal import MissingCollection, Refusal, already_exists, invalid
+
+
+class Aliases:
+    """The aliases of one root. Reading needs no lock; the caller lets one change come at a time."""
+
+    def __init__(self, root: Path) -> None:
+        self._path = root / "aliases.json"
+        self._targets: dict[str, str] = {}
+        if self._path.exists():
+            self._targets = json.loads(self._path.read_text(encoding="utf-8"))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._targets
+
+    def resolve(self, name: str) -> str:
+        """The collection that an alias stands for; any other name is its own."""
+        return self._targets.get(name, name)
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Aliases with their collections, sorted."""
+        return sorted(self._targets.items())
+
+    def change(self, actions: Iterable[api.AliasOperations], is_collection: Callable[[str], bool]) -> None:
+        """Apply all actions in their order, or none where one of them is refused."""
+        targets = dict(self._targets)
+        for action in actions:
+            match action.WhichOneof("action"):
+                case "create_alias":
+                    collection, alias = action.create_alias.collection_name, action.create_alias.alias_name
+                    if not is_collection(collection):
+                        raise MissingCollection(collection)
+                    _require_free(alias, is_collection)
+                    targets[alias] = collection
+                case "rename_alias":
+                    old, new = action.rename_alias.old_alias_name, action.rename_alias.new_alias_name
+                    if old not in targets:
+                        raise Refusal(grpc.StatusCode.NOT_FOUND, f"Not found: Alias {old} does not exists!")
+                    _require_free(new, is_collection)
+                    targets[new] = targets.pop(old)
+                case "delete_alias":
+                    targets.pop(action.delete_alias.alias_name, None)
+                case _:
+                    raise invalid("an alias operation without an action")
+        self._replace(targets)
+
+    def forget(self, collection: str) -> None:
+        """Drop every alias of a collection."""
+        self._replace({alias: target for alias, target in self._targets.items() if target != collection})
+
+    def _replace(self, targets: dict[str, str]) -> None:
+        if targets != self._targets:
+            write_json(self._path, targets)
+            self._targets = targets
+
+
+def _require_free(alias: str, is_collection: Callable[[str], bool]) -> None:
+    if not alias:
+        raise invalid("an alias needs a name")
+    if is_collection(alias):
+        raise already_exists(alias)

@@ -1,0 +1,185 @@
+"""Snapshots: one archive per state of a collection, made while the server runs, restored while none does.
+
+    <root>/snapshots/<collection>/<collection>-<time>.snapshot             a tar file
+    <root>/snapshots/<collection>/<collection>-<time>.snapshot.checksum    its SHA-256
+
+An archive holds the collection's settings, its shard's files and, as the last member, a table of their sizes and
+SHA-256 sums: an archive without that table was cut off. These are not a Qdrant server's snapshots, nor it theirs.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tarfile
+import time
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
+from urllib.parse import quote
+
+import grpc
+from google.protobuf import json_format
+from qdrant_client import grpc as api
+
+from vector_store.errors import StoreError
+from vector_store.server.aliases import Aliases
+from vector_store.server.catalogue import Collection, folder_name, write_settings
+from vector_store.server.files import MARGIN_BYTES, HoleWriter, copy_bytes, folder_bytes, require_room
+from vector_store.server.refusal import Refusal
+
+_SHARD = "shard-0"
+_SETTINGS = "settings.json"
+_TABLE = "snapshot.json"
+_FORMAT = 1
+
+
+def snapshot_path(root: Path, collection: str, snapshot: str) -> Path:
+    """Where a snapshot of this name lies, or would."""
+    return _folder(root, collection) / snapshot
+
+
+def restore_snapshot(root: Path, collection: str, archive: Path) -> None:
+    """Unpack an archive as a new collection of a store that is not being served, completely or not at all.
+
+    StoreError where the name is taken or the archive is truncated, damaged or something else. The caller sees to it
+    that no server runs: `process.offline`.
+    """
+    collections = root / "collections"
+    place = collections / folder_name(collection)
+    if place.exists() or collection in Aliases(root):
+        raise StoreError(f"{root} has a collection or alias {collection!r} already; restore under another name")
+    draft = collections / f".new-{folder_name(collection)}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        _unpack(archive, draft)
+        stored = json.loads((draft / _SETTINGS).read_text(encoding="utf-8"))
+        settings = json_format.ParseDict(stored["collection"], api.CreateCollection())
+        settings.collection_name = collection
+        write_settings(draft, settings, _SHARD, stored["indexed_points"])
+        os.sync()
+        os.rename(draft, place)
+    except Refusal as error:
+        raise StoreError(f"cannot restore {archive}: {error}") from error
+    except OSError as error:
+        raise StoreError(f"cannot restore {archive} into {root}: {error}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+class Snapshots:
+    """The snapshots of a running server's collections; what an earlier server left half made goes away."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        for draft in (root / "snapshots").glob("*/*"):
+            if draft.suffix == ".copy":
+                shutil.rmtree(draft)
+            elif draft.suffix == ".new":
+                draft.unlink()
+
+    def create(self, collection: Collection) -> api.SnapshotDescription:
+        """Archive what is written so far. Reads go on, writes wait while the files are copied."""
+        folder = _folder(self._root, collection.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        wanted_bytes = MARGIN_BYTES + 2 * folder_bytes(collection.shard_directory)
+        require_room(folder, wanted_bytes, "a snapshot")
+        stamp = time.strftime("%Y-%m-%d-%H-%M-%S", time.gmtime())
+        path = folder / f"{quote(collection.name, safe='')}-{stamp}-{time.time_ns() % 10**9:09d}.snapshot"
+        draft, copy = path.with_suffix(".new"), path.with_suffix(".copy")
+        try:
+            copy.mkdir()
+            collection.copy_shard(copy / _SHARD)
+            write_settings(copy, collection.settings, _SHARD, collection.indexed_points)
+            _pack(copy, draft)
+            with open(draft, "rb") as file:
+                checksum = hashlib.file_digest(file, "sha256").hexdigest()
+                os.fsync(file.fileno())
+            _checksum_path(path).write_text(checksum, encoding="ascii")
+            os.rename(draft, path)
+        finally:
+            shutil.rmtree(copy, ignore_errors=True)
+            draft.unlink(missing_ok=True)
+        return _describe(path)
+
+    def of(self, collection: Collection) -> list[api.SnapshotDescription]:
+        """Those of one collection, the oldest first."""
+        return [_describe(path) for path in sorted(_folder(self._root, collection.name).glob("*.snapshot"))]
+
+    def delete(self, collection: Collection, name: str) -> None:
+        """Remove one."""
+        if name not in {description.name for description in self.of(collection)}:
+            raise Refusal(grpc.StatusCode.NOT_FOUND, f"Not found: Snapshot {name} not found")
+        path = snapshot_path(self._root, collection.name, name)
+        path.unlink()
+        _checksum_path(path).unlink(missing_ok=True)
+
+
+def _folder(root: Path, collection: str) -> Path:
+    # `.` and `..` are collection names too; no other name quotes to these.
+    name = quote(collection, safe="")
+    return root / "snapshots" / (name if name.strip(".") else name.replace(".", "%2E"))
+
+
+def _checksum_path(path: Path) -> Path:
+    return path.with_name(path.name + ".checksum")
+
+
+def _describe(path: Path) -> api.SnapshotDescription:
+    status = path.stat()
+    description = api.SnapshotDescription(name=path.name, size=status.st_size)
+    description.creation_time.FromSeconds(int(status.st_mtime))
+    if _checksum_path(path).exists():
+        description.checksum = _checksum_path(path).read_text(encoding="ascii")
+    return description
+
+
+def _pack(folder: Path, archive: Path) -> None:
+    table: dict[str, Any] = {"format": _FORMAT, "files": {}}
+    with (
+        open(archive, "xb") as output,
+        tarfile.open(fileobj=cast(IO[bytes], HoleWriter(output)), mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = path.relative_to(folder).as_posix()
+            with open(path, "rb") as file:
+                table["files"][name] = hashlib.file_digest(file, "sha256").hexdigest()
+            tar.add(path, name)
+        (folder / _TABLE).write_text(json.dumps(table), encoding="utf-8")
+        tar.add(folder / _TABLE, _TABLE)
+        tar.close()  # writes the end
+        output.truncate()
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Write the archive's files under the folder and compare them with the archive's own table."""
+
+    def refuse(found: str) -> StoreError:
+        return StoreError(
+            f"{archive} {found}; wanted a whole snapshot made by this package's server: copy it again, or make another"
+        )
+
+    sums: dict[str, str] = {}
+    table: Any = None
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            for member in tar:
+                parts = PurePosixPath(member.name).parts
+                content = tar.extractfile(member) if member.isreg() else None
+                if content is None or parts[0] not in (_SETTINGS, _SHARD, _TABLE) or ".." in parts:
+                    raise refuse(f"has a member {member.name!r} that no snapshot has")
+                if member.name == _TABLE:
+                    table = json.load(content)
+                    continue
+                require_room(folder, MARGIN_BYTES + member.size, "restoring a snapshot")
+                path = folder.joinpath(*parts)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                digest = hashlib.sha256()
+                copy_bytes(content, path, digest.update)
+                sums[member.name] = digest.hexdigest()
+    except (tarfile.TarError, json.JSONDecodeError, EOFError) as error:
+        raise refuse(f"is cut off or no snapshot ({error})") from error
+    if not isinstance(table, dict) or table.get("format") != _FORMAT:
+        raise refuse("is cut off or no snapshot (its table of files is missing)")
+    if sums != table["files"] or _SETTINGS not in sums:
+        raise refuse("is damaged (its files are not those of its table)")

@@ -1,0 +1,279 @@
+"""A memory as a folder of parquet files, out of one store and into another.
+
+    <folder>/points-00000.parquet ...    points in the order of ids, a bounded number in each file
+    <folder>/manifest.json               the collection's manifest, the files with their rows; written last
+
+Each file is written to a draft and renamed. States travel in the very bytes that the collection stores. Knows nothing of
+servers and of who reads the memory. pyarrow is imported by the functions: whoever only looks up never loads it.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf import json_format
+from pydantic import BaseModel, NonNegativeInt, ValidationError
+from qdrant_client import grpc as api
+
+from vector_store.codec import check, decode, packed_states, unpack_states
+from vector_store.errors import CollectionMismatch, InvalidPoint, StoreError
+from vector_store.schema import Manifest, Point, SparseVector
+from vector_store.store import Store
+from vector_store.versions import PREVIOUS_OF
+
+if TYPE_CHECKING:
+    import pyarrow
+
+MANIFEST_FILE = "manifest.json"
+FILE_PATTERN = "points-*.parquet"
+DRAFT = ".new"
+
+ROWS_PER_GROUP = 256
+NUM_SHOWN = 10
+"""Points left out are named one by one up to here; the others are counted."""
+
+
+class ExportedFile(BaseModel, frozen=True, extra="forbid"):
+    """One parquet file of an export and how many points it holds."""
+
+    name: str
+    rows: NonNegativeInt
+
+
+class ExportManifest(BaseModel, frozen=True, extra="forbid"):
+    """What `manifest.json` says. `metadata` is what the collection stored beside its manifest, as protobuf's JSON."""
+
+    manifest: Manifest
+    metadata: dict[str, Any]
+    rows: NonNegativeInt
+    left_out: NonNegativeInt
+    files: list[ExportedFile]
+
+
+@dataclass
+class Export:
+    """What was written, and the points that no store could have taken back, the first of them with the reason."""
+
+    num_points: int = 0
+    num_left_out: int = 0
+    first_left_out: list[tuple[str, str]] = field(default_factory=list)
+    files: list[ExportedFile] = field(default_factory=list)
+
+
+@dataclass
+class Import:
+    """What became of the points read: num_read = num_skipped (stored already) + num_written."""
+
+    num_read: int = 0
+    num_skipped: int = 0
+    num_written: int = 0
+
+
+def export_points(
+    store: Store,
+    folder: Path,
+    rows_per_file: int,
+    advance: Callable[[int], object] = lambda num_points: None,
+) -> Export:
+    """Write every point to parquet files in `folder`, which is made; one unfinished export in it is started again.
+
+    A point that `check` refuses or that cannot be decoded is left out and reported. StoreError where the folder holds a
+    finished export or anything else; an error on the way leaves a folder without manifest.json, which no import takes.
+    """
+    import pyarrow.parquet
+
+    manifest = store.manifest()
+    _clear_unfinished(folder)
+    schema = _schema(manifest)
+    done = Export()
+    rows = _rows(store, manifest, done, advance)
+    while group := list(islice(rows, min(ROWS_PER_GROUP, rows_per_file))):
+        name = f"points-{len(done.files):05d}.parquet"
+        draft = folder / (name + DRAFT)
+        num_rows = 0
+        with pyarrow.parquet.ParquetWriter(
+            draft,
+            schema,
+            # States are close to random bytes: compressing them costs time and saves little.
+            compression={column: "none" if column == "states" else "zstd" for column in schema.names},
+            use_dictionary=["source", "document", "split"],
+            write_page_checksum=True,
+        ) as writer:
+            while group:
+                writer.write_table(pyarrow.Table.from_pylist(group, schema))
+                num_rows += len(group)
+                group = list(islice(rows, min(ROWS_PER_GROUP, rows_per_file - num_rows)))
+        _publish(draft, folder / name)
+        done.files.append(ExportedFile(name=name, rows=num_rows))
+        done.num_points += num_rows
+    metadata = {
+        key: json_format.MessageToDict(value)
+        for key, value in store.metadata().items()
+        if not key.startswith(PREVIOUS_OF)  # says what an alias of that place named
+    }
+    finished = ExportManifest(
+        manifest=manifest, metadata=metadata, rows=done.num_points, left_out=done.num_left_out, files=done.files
+    )
+    draft = folder / (MANIFEST_FILE + DRAFT)
+    draft.write_text(finished.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    _publish(draft, folder / MANIFEST_FILE)
+    return done
+
+
+def read_export(folder: Path) -> ExportManifest:
+    """What a finished export holds; StoreError where the folder is none."""
+    path = folder / MANIFEST_FILE
+    if not path.exists():
+        raise StoreError(
+            f"{folder} has no {MANIFEST_FILE}: it is no export, or one that did not finish; export again into it"
+        )
+    try:
+        return ExportManifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise StoreError(
+            f"{path} is not an export of this format ({error.error_count()} fields missing or unknown); export again "
+            "with this release"
+        ) from error
+
+
+def import_points(store: Store, folder: Path, advance: Callable[[int], object] = lambda num_points: None) -> Import:
+    """Bring a collection everything that an export holds and it does not, creating it under the export's manifest.
+
+    A point that is stored already stays as it is, so an import that ended half way is simply run again. Raises StoreError
+    naming the file that is damaged (what came before it stays), CollectionMismatch where the collection or a file has
+    another manifest.
+    """
+    export = read_export(folder)
+    store.ensure(export.manifest)
+    done = Import()
+    for file in export.files:
+        for points in _read(folder / file.name, file.rows, export.manifest):
+            known = store.existing([point.id for point in points])
+            done.num_read += len(points)
+            done.num_skipped += len(known)
+            done.num_written += store.upsert([point for point in points if point.id not in known])
+            advance(len(points))
+    # Last: whoever reads a memory by what is stored with it does not find one that is half there.
+    store.merge_metadata({key: json_format.ParseDict(value, api.Value()) for key, value in export.metadata.items()})
+    return done
+
+
+def _clear_unfinished(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    ours = {*folder.glob(FILE_PATTERN), *folder.glob(FILE_PATTERN + DRAFT), *folder.glob(MANIFEST_FILE + DRAFT)}
+    others = sorted(path.name for path in folder.iterdir() if path not in ours)
+    if others:
+        raise StoreError(f"{folder} is not empty (it holds {others[0]!r}); export into a new folder")
+    for path in ours:
+        path.unlink()
+
+
+def _publish(draft: Path, place: Path) -> None:
+    with open(draft, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(draft, place)
+
+
+def _schema(manifest: Manifest) -> "pyarrow.Schema":
+    import pyarrow as pa
+
+    fields = {
+        "id": pa.string(),
+        "text": pa.string(),
+        "source": pa.string(),
+        "document": pa.string(),
+        "split": pa.string(),
+        "num_tokens": pa.int32(),
+        "token_ids": pa.list_(pa.int32()),
+        "states": pa.binary(),
+        "keyword_indices": pa.list_(pa.uint32()),
+        "keyword_values": pa.list_(pa.float32()),
+        "sentence": pa.list_(pa.float32()),
+    }
+    return pa.schema(fields, metadata={"manifest": manifest.model_dump_json()})
+
+
+def _rows(store: Store, manifest: Manifest, done: Export, advance: Callable[[int], object]) -> Iterator[dict[str, Any]]:
+    for messages in store.stored_pages():
+        for message in messages:
+            try:
+                point = decode(message, manifest)
+                check(point, manifest)
+            except InvalidPoint as error:
+                done.num_left_out += 1
+                if len(done.first_left_out) < NUM_SHOWN:
+                    done.first_left_out.append((message.id.uuid or str(message.id.num), error.reason))
+                continue
+            yield {
+                "id": point.id,
+                "text": point.text,
+                "source": point.source,
+                "document": point.document,
+                "split": point.split,
+                "num_tokens": len(point.states),
+                "token_ids": point.token_ids,
+                "states": packed_states(message),
+                "keyword_indices": point.keywords.indices,
+                "keyword_values": point.keywords.values,
+                "sentence": point.sentence,
+            }
+        advance(len(messages))
+
+
+def _read(path: Path, num_rows: int, manifest: Manifest) -> Iterator[list[Point]]:
+    """The points of one file, a bounded number at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            _require_manifest(path, file.schema_arrow, manifest)
+            if file.metadata.num_rows != num_rows:
+                raise ValueError(f"{file.metadata.num_rows} rows, {MANIFEST_FILE} says {num_rows}")
+            for batch in file.iter_batches(ROWS_PER_GROUP):
+                columns = [batch.column(name) for name in _schema(manifest).names]
+                yield [_point(manifest, *(column[row] for column in columns)) for row in range(batch.num_rows)]
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise StoreError(
+            f"{path} is missing, truncated or damaged ({str(error).splitlines()[0]}); what came before it is imported and "
+            "stays: put a whole copy of the file in its place, and import again"
+        ) from error
+
+
+def _require_manifest(path: Path, schema: "pyarrow.Schema", manifest: Manifest) -> None:
+    found = (schema.metadata or {}).get(b"manifest", b"{}")
+    if json.loads(found) != manifest.model_dump(mode="json"):
+        raise CollectionMismatch(
+            f"{path} was exported under another manifest than {path.parent / MANIFEST_FILE}; the folder mixes exports: "
+            "export again into a new one"
+        )
+
+
+def _point(
+    manifest: Manifest,
+    identifier: Any, text: Any, source: Any, document: Any, split: Any,
+    num_tokens: Any, token_ids: Any, states: Any, indices: Any, values: Any, sentence: Any,
+) -> Point:  # fmt: skip
+    """A point from the Arrow scalars of one row, in the order of the columns."""
+    packed = states.as_py()
+    unpacked = unpack_states(packed, manifest.dim, manifest.datatype)
+    if len(unpacked) != num_tokens.as_py():
+        raise ValueError(f"point {identifier} has {len(unpacked)} states, its row says {num_tokens}")
+    return Point(
+        id=identifier.as_py(),
+        states=unpacked,
+        packed_states=packed,
+        token_ids=token_ids.values.to_numpy(zero_copy_only=False),
+        keywords=SparseVector(
+            indices.values.to_numpy(zero_copy_only=False), values.values.to_numpy(zero_copy_only=False)
+        ),
+        sentence=sentence.values.to_numpy(zero_copy_only=False) if sentence.is_valid else None,
+        text=text.as_py(),
+        source=source.as_py(),
+        document=document.as_py(),
+        split=split.as_py(),
+    )

@@ -1,0 +1,101 @@
+"""Versions of a memory behind one name: an alias that readers use, switched at once and switched back.
+
+Each version is a collection of its own. The collection that is served remembers in its metadata which one the alias
+named before, so any machine can roll back. Knows nothing of points.
+"""
+
+from typing import NamedTuple
+
+from qdrant_client import grpc as api
+
+from vector_store.client import Client
+from vector_store.config import StoreConfig
+from vector_store.errors import CollectionMismatch, CollectionMissing, StoreError
+from vector_store.store import Store, collection_names
+
+PREVIOUS_OF = "previous_of:"
+"""Metadata key, followed by the alias. A first version remembers an empty name: metadata cannot be removed."""
+
+
+class Version(NamedTuple):
+    """The collection that an alias names, and the one it named before, if any."""
+
+    alias: str
+    collection: str
+    previous: str | None
+
+
+def versions(client: Client, config: StoreConfig) -> list[Version]:
+    """Every alias at the client's address, by name."""
+    return [
+        Version(alias, collection, _previous(client, config, alias, collection))
+        for alias, collection in sorted(_aliases(client, config).items())
+    ]
+
+
+def promote(client: Client, config: StoreConfig, alias: str, collection: str, other_teacher: bool = False) -> Version:
+    """Let the alias name this collection from now on; every look-up reads the old version or the new one, whole.
+
+    Refused: a collection that does not exist or has no manifest, an alias that is itself a collection's name, and,
+    unless `other_teacher`, a collection whose states another encoder wrote than those now served.
+    """
+    names = collection_names(client)
+    if collection not in names:
+        raise CollectionMissing(
+            f"cannot promote {collection!r}: {client.url} has no such collection, it has {', '.join(names) or 'none'}"
+        )
+    if alias in names:
+        raise StoreError(f"{alias!r} is a collection at {client.url}, not an alias; choose a name that is free")
+    served = _aliases(client, config).get(alias)
+    if served == collection:
+        return Version(alias, collection, _previous(client, config, alias, collection))
+    new = _store(client, config, collection).manifest().fingerprint
+    if served and not other_teacher and (old := _store(client, config, served).manifest().fingerprint) != new:
+        raise CollectionMismatch(
+            f"{collection!r} was written by teacher {new}, {alias!r} now serves {served!r} by teacher {old}: its readers "
+            "would refuse it; promote it with --other-teacher and start them again with the new teacher"
+        )
+    # Remembered before the switch: there is no moment at which the new version is served and cannot be rolled back.
+    _store(client, config, collection).merge_metadata({PREVIOUS_OF + alias: api.Value(string_value=served or "")})
+    _switch(client, config, alias, served, collection)
+    return Version(alias, collection, served)
+
+
+def rollback(client: Client, config: StoreConfig, alias: str) -> Version:
+    """Let the alias name the version before the one it names; each further rollback goes one version back."""
+    served = _aliases(client, config).get(alias)
+    if served is None:
+        raise StoreError(f"{client.url} has no alias {alias!r}; see `python -m vector_store aliases`")
+    previous = _previous(client, config, alias, served)
+    if previous is None:
+        raise StoreError(f"{alias!r} names its first version {served!r}: there is none before it to roll back to")
+    if previous not in collection_names(client):
+        raise CollectionMissing(
+            f"{alias!r} named {previous!r} before {served!r}, and that collection is gone; promote another one"
+        )
+    _switch(client, config, alias, served, previous)
+    return Version(alias, previous, _previous(client, config, alias, previous))
+
+
+def _switch(client: Client, config: StoreConfig, alias: str, served: str | None, collection: str) -> None:
+    # One request is applied as a whole: no reader finds the name gone.
+    request = api.ChangeAliases()
+    if served:
+        request.actions.add().delete_alias.alias_name = alias
+    created = request.actions.add().create_alias
+    created.alias_name, created.collection_name = alias, collection
+    client.call(client.collections.UpdateAliases, request, config.write_deadline_s)
+
+
+def _aliases(client: Client, config: StoreConfig) -> dict[str, str]:
+    answer = client.call(client.collections.ListAliases, api.ListAliasesRequest(), config.write_deadline_s)
+    return {found.alias_name: found.collection_name for found in answer.aliases}
+
+
+def _previous(client: Client, config: StoreConfig, alias: str, collection: str) -> str | None:
+    remembered = _store(client, config, collection).metadata().get(PREVIOUS_OF + alias)
+    return (remembered.string_value or None) if remembered else None
+
+
+def _store(client: Client, config: StoreConfig, collection: str) -> Store:
+    return Store(client, config.model_copy(update={"collection": collection}))

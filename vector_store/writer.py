@@ -1,0 +1,130 @@
+"""Send points to a collection: bounded bytes per upsert, a bounded number of upserts on their way, every point accounted for.
+
+A point counts as written only when the store has acknowledged it. One that the collection cannot hold is set aside with
+its reason and takes no other along. Knows nothing of collections' settings, and of who makes the points.
+"""
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from qdrant_client import grpc as api
+
+from vector_store.client import Client
+from vector_store.codec import check, encode
+from vector_store.config import StoreConfig
+from vector_store.errors import InvalidPoint
+from vector_store.schema import Manifest, Point
+
+
+class Rejection(NamedTuple):
+    """A point that is not stored, and why."""
+
+    point: Point
+    reason: str
+
+
+class Written(NamedTuple):
+    """What became of the points given to a writer: how many are stored, and which are not."""
+
+    written: int
+    rejected: list[Rejection]
+
+
+class _Prepared(NamedTuple):
+    point: Point
+    message: api.PointStruct
+
+
+class Writer:
+    """Writes to one collection while its caller goes on; use it in a `with` block. Not for several threads at once."""
+
+    def __init__(self, client: Client, config: StoreConfig, manifest: Manifest) -> None:
+        self._client = client
+        self._config = config
+        self._manifest = manifest
+        self._senders = ThreadPoolExecutor(config.upserts_in_flight, thread_name_prefix="upsert")
+        self._places = threading.BoundedSemaphore(config.upserts_in_flight)
+        self._batch: list[_Prepared] = []
+        self._batch_bytes = 0
+        self._sent: list[Future[Written]] = []
+        self._rejected: list[Rejection] = []
+
+    def submit(self, points: Sequence[Point]) -> None:
+        """Take points; sends an upsert whenever one is full, and waits while too many are on their way."""
+        for point in points:
+            try:
+                prepared = self._prepare(point)
+            except InvalidPoint as error:
+                self._rejected.append(Rejection(point, str(error)))
+                continue
+            point_bytes = prepared.message.ByteSize()
+            if self._batch_bytes + point_bytes > self._config.upsert_bytes:
+                self._send_batch()
+            self._batch.append(prepared)
+            self._batch_bytes += point_bytes
+
+    def finish(self) -> Written:
+        """Send the rest, wait, and say what became of all since the last `finish`.
+
+        Raises StoreUnavailable where the store is gone.
+        """
+        self._send_batch()
+        sent, self._sent = self._sent, []
+        rejected, self._rejected = self._rejected, []
+        results = [future.result() for future in sent]
+        return Written(
+            sum(result.written for result in results),
+            [*rejected, *(rejection for result in results for rejection in result.rejected)],
+        )
+
+    def close(self) -> None:
+        """Wait for what is on its way, whatever becomes of it; what was never sent is dropped."""
+        self._senders.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _send_batch(self) -> None:
+        batch, self._batch, self._batch_bytes = self._batch, [], 0
+        if batch:
+            self._places.acquire()
+            self._sent.append(self._senders.submit(self._send_and_make_place, batch))
+
+    def _prepare(self, point: Point) -> _Prepared:
+        check(point, self._manifest)
+        message = encode(point, self._manifest.datatype)
+        if message.ByteSize() >= self._config.message_bytes:
+            raise InvalidPoint(
+                f"point {point.id} takes {message.ByteSize()} bytes, store.message_bytes is "
+                f"{self._config.message_bytes}; raise it or store fewer tokens"
+            )
+        return _Prepared(point, message)
+
+    def _send_and_make_place(self, batch: list[_Prepared]) -> Written:
+        try:
+            return self._send(batch)
+        finally:
+            self._places.release()
+
+    def _send(self, batch: list[_Prepared]) -> Written:
+        request = api.UpsertPoints(
+            collection_name=self._config.collection, wait=True, points=[prepared.message for prepared in batch]
+        )
+        try:
+            self._client.call(self._client.points.Upsert, request, self._config.write_deadline_s)
+        except InvalidPoint as error:
+            if len(batch) == 1:
+                return Written(0, [Rejection(batch[0].point, str(error))])
+            alone = [self._send([prepared]) for prepared in batch]  # so that a bad one takes no other along
+            return Written(
+                sum(one.written for one in alone), [rejection for one in alone for rejection in one.rejected]
+            )
+        return Written(len(batch), [])
