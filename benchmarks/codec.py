@@ -13,10 +13,10 @@ import binascii
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import qdrant_edge as engine
@@ -26,9 +26,13 @@ from numpy.typing import NDArray
 
 from jobs.worker import quiet_libraries
 from refbert.config import TeacherConfig
+from refbert.projection import Projection, fit_projection
 from refbert.teacher import load_teacher, tokenize
+from vector_store.codec import pack_states, unpack_states
+from vector_store.config import Datatype
 
 BUDGETS = (16, 8)
+DATATYPES: tuple[Datatype, ...] = ("float16", "int8")
 DIMS = (256, 192, 128, 96)
 ROUNDS = 20
 
@@ -43,13 +47,6 @@ NOTE = (
 
 States = list[NDArray[np.float32]]
 """One (tokens, dim) array per text."""
-
-
-class Projection(NamedTuple):
-    """A rotation onto leading principal components: `mean` (dim,), `components` (dim, kept), orthonormal columns."""
-
-    mean: NDArray[np.float32]
-    components: NDArray[np.float32]
 
 
 @dataclass
@@ -71,11 +68,9 @@ def main() -> None:
     num_texts = 500 if given.quick else 2000
     states = teacher_states(2 * num_texts)
     fitted_on, evaluated = states[:num_texts], states[num_texts:]
-    tokens = np.concatenate(fitted_on)
-    rotation = principal_components(tokens)
-    rows = payload_rows(evaluated, rotation) + engine_rows(evaluated)
+    rows = payload_rows(evaluated, fitted_on) + engine_rows(evaluated)
     config = {"teacher": TeacherConfig().model_dump(mode="json"), "texts_evaluated": len(evaluated)}
-    config |= {"texts_fitted_on": len(fitted_on), "tokens_fitted_on": len(tokens), "batch": BATCH}
+    config |= {"texts_fitted_on": len(fitted_on), "tokens_fitted_on": sum(map(len, fitted_on)), "batch": BATCH}
     part = Part(rows, [], NOTE, config)
     write_results("codec: bytes per reference against fidelity lost", given, started_s, {"states": part}, ["states"])
 
@@ -92,93 +87,48 @@ def teacher_states(num_texts: int) -> States:
     return found
 
 
-def principal_components(tokens: NDArray[np.float32]) -> Projection:
-    """All components of (num_tokens, dim) states, strongest first."""
-    mean = tokens.mean(0)
-    centred = (tokens - mean).astype(np.float64)
-    _, vectors = np.linalg.eigh(centred.T @ centred)
-    return Projection(mean, np.ascontiguousarray(vectors[:, ::-1]).astype(np.float32))
-
-
 # ---------------------------------------------------------------- packed in the payload
 
 
-class Packing(NamedTuple):
-    """Token states (tokens, kept) to bytes and back."""
-
-    pack: Callable[[NDArray[np.float32]], bytes]
-    unpack: Callable[[bytes, int], NDArray[np.float16]]
-
-
-def pack_float16(states: NDArray[np.float32]) -> bytes:
-    """Two bytes per number."""
-    return states.astype("<f2").tobytes()
-
-
-def unpack_float16(packed: bytes, dim: int) -> NDArray[np.float16]:
-    """Back to (tokens, dim), without a copy."""
-    return np.frombuffer(packed, "<f2").reshape(-1, dim)
-
-
-def pack_int8(states: NDArray[np.float32]) -> bytes:
-    """One byte per number, and for each token a float16 scale that puts its largest number at 127."""
-    scales = (np.abs(states).max(1) / 127).astype("<f2")
-    # Divided by the scale as it is stored, so that its own rounding costs nothing; and never by zero.
-    steps = np.maximum(scales.astype(np.float32), np.finfo(np.float16).tiny)[:, None]
-    return scales.tobytes() + np.clip(np.rint(states / steps), -127, 127).astype(np.int8).tobytes()
-
-
-def unpack_int8(packed: bytes, dim: int) -> NDArray[np.float16]:
-    """Back to (tokens, dim)."""
-    tokens = len(packed) // (dim + 2)
-    scales = np.frombuffer(packed, "<f2", tokens)
-    steps = np.frombuffer(packed, np.int8, offset=2 * tokens).reshape(tokens, dim)
-    # By way of float32, with the same result: numpy multiplies halves at half the speed.
-    return (steps * scales.astype(np.float32)[:, None]).astype(np.float16)
-
-
-PACKINGS = {"float16": Packing(pack_float16, unpack_float16), "int8": Packing(pack_int8, unpack_int8)}
-
-
-def payload_rows(evaluated: States, rotation: Projection) -> Rows:
-    """One line for each packing, width and token budget."""
+def payload_rows(evaluated: States, fitted_on: States) -> Rows:
+    """One line for each datatype, width and token budget."""
     full = max(len(states) for states in evaluated)
-    dim = evaluated[0].shape[1]
-    ways = [(packing, dim, full) for packing in PACKINGS]
-    ways += [(packing, kept, full) for kept in DIMS for packing in PACKINGS]
-    ways += [(packing, dim, budget) for budget in BUDGETS for packing in PACKINGS]
-    ways += [("int8", kept, budget) for budget in BUDGETS for kept in (192, 128)]
-    return [payload_row(evaluated, PACKINGS[name], name, rotation, kept, budget) for name, kept, budget in ways]
+    teacher_dim = evaluated[0].shape[1]
+    ways: list[tuple[Datatype, int, int]] = [
+        (datatype, dim, full) for dim in (teacher_dim, *DIMS) for datatype in DATATYPES
+    ]
+    ways += [(datatype, teacher_dim, budget) for budget in BUDGETS for datatype in DATATYPES]
+    ways += [("int8", dim, budget) for budget in BUDGETS for dim in (192, 128)]
+    tokens = np.concatenate(fitted_on).astype(np.float16)
+    projections = {dim: fit_projection(tokens, dim) for dim in DIMS}
+    return [payload_row(evaluated, datatype, projections.get(dim), budget) for datatype, dim, budget in ways]
 
 
-def payload_row(
-    evaluated: States, packing: Packing, name: str, rotation: Projection, kept: int, budget: int
-) -> dict[str, Any]:
-    """Store all states in the payload this way and compare what comes back; `kept` of dim components, first tokens."""
-    dim = evaluated[0].shape[1]
-    mean, components = rotation.mean, rotation.components[:, :kept]
+def payload_row(evaluated: States, datatype: Datatype, projection: Projection | None, budget: int) -> dict[str, Any]:
+    """Store the first `budget` states of all texts in the payload this way and compare what comes back."""
+    dim = projection.dim if projection else evaluated[0].shape[1]
+    given = [states.astype(np.float16) for states in evaluated]
 
-    def encode(states: NDArray[np.float32]) -> str:
-        stored = states[:budget] if kept == dim else ((states[:budget] - mean) @ components).astype(np.float32)
-        return binascii.b2a_base64(packing.pack(stored), newline=False).decode("ascii")
+    def encode(states: NDArray[np.float16]) -> str:
+        kept = projection.apply(states[:budget]) if projection else states[:budget]
+        return binascii.b2a_base64(pack_states(kept, datatype), newline=False).decode("ascii")
 
     def decode(text: str) -> NDArray[np.float16]:
-        return packing.unpack(binascii.a2b_base64(text), kept)
+        return unpack_states(binascii.a2b_base64(text), dim, datatype)
 
     fidelity = Fidelity()
-    for states in evaluated:
-        text = encode(states)
-        stored = decode(text).astype(np.float32)
-        back = stored if kept == dim else stored @ components.T + mean
-        compare(fidelity, states, back)
+    for states, given_states in zip(evaluated, given, strict=True):
+        text = encode(given_states)
+        stored = decode(text)
+        compare(fidelity, states, projection.restore(stored) if projection else stored.astype(np.float32))
         fidelity.stored_bytes += len(text)
         fidelity.total_bytes += len(binascii.a2b_base64(text))
 
-    batch = evaluated[:BATCH]
+    batch = given[:BATCH]
     texts = [encode(states) for states in batch]
 
     def decode_batch(_: int) -> None:
-        padded = np.zeros((BATCH, budget, kept), np.float16)
+        padded = np.zeros((BATCH, budget, dim), np.float16)
         for row, text in enumerate(texts):
             states = decode(text)
             padded[row, : len(states)] = states
@@ -188,13 +138,13 @@ def payload_row(
     config = engine.EdgeConfig(sparse_vectors={"keywords": engine.EdgeSparseVectorParams()}, on_disk_payload=True)
     with tempfile.TemporaryDirectory() as folder:
         shard = engine.EdgeShard.create(folder, config)
-        points = [engine.Point(point_id(row), {}, {"states": encode(states)}) for row, states in enumerate(evaluated)]
+        points = [engine.Point(point_id(row), {}, {"states": encode(states)}) for row, states in enumerate(given)]
         disk_bytes = written_bytes(shard, Path(folder), points) / len(evaluated)
     means = {"raw_bytes": fidelity.total_bytes / len(evaluated), "stored_bytes": fidelity.stored_bytes / len(evaluated)}
     return {
         "where": "payload",
-        "type": name,
-        "dim": kept,
+        "type": datatype,
+        "dim": dim,
         "tokens": budget,
         **means,
         "disk_bytes": disk_bytes,

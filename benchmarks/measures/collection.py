@@ -1,11 +1,8 @@
 """Collections on an embedded server in a process of its own: fill one, wait for its index, close the server."""
 
-import itertools
 import json
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -18,13 +15,9 @@ from vector_store.schema import Manifest, Point
 from vector_store.server.process import embedded_server
 from vector_store.store import Store
 
-UPSERT_POINTS = 1000
-UPSERTS_IN_FLIGHT = 2
 PATIENT_MS = 600_000.0
 """A look-up that is measured never degrades."""
 
-INDEX_S = 3600.0
-STEADY_S = 3.0
 CLOSING_S = 60.0
 
 
@@ -58,25 +51,24 @@ def opened(folder: Path, collection: str) -> Iterator[tuple[Client, StoreConfig]
 
 
 def fill(client: Client, config: StoreConfig, manifest: Manifest, points: Iterable[Point]) -> Filled:
-    """Write all points into a new collection and wait until the server has nothing left to index."""
+    """Write all points into a new collection as ingest does, and wait until the server has nothing left to index."""
     store = Store(client, config)
     store.ensure(manifest)
     started_s = time.monotonic()
-    written = 0
-    remaining = iter(points)
-    with ThreadPoolExecutor(UPSERTS_IN_FLIGHT) as executor:
-        ahead: deque[Future[int]] = deque()
-        while chunk := list(itertools.islice(remaining, UPSERT_POINTS)):
-            ahead.append(executor.submit(store.upsert, chunk))
-            if len(ahead) > UPSERTS_IN_FLIGHT:
-                written += ahead.popleft().result()
-        written += sum(future.result() for future in ahead)
-    loaded_s = time.monotonic()
-    if (found := store.count()) != written:
+    with store.bulk_load():
+        with store.writer() as writer:
+            for point in points:
+                writer.submit([point])
+            written, rejected = writer.finish()
+        loaded_s = time.monotonic()
+    if rejected or store.count() != written:
         raise RuntimeError(
-            f"{config.collection} holds {found} points of {written} written: the figures would be of another size"
+            f"{config.collection}: of {written} points written {store.count()} are held, {len(rejected)} rejected"
         )
-    info = settled(client, config)
+    request = api.GetCollectionInfoRequest(collection_name=config.collection)
+    info = client.call(client.collections.Get, request, config.write_deadline_s).result
+    if info.status != api.CollectionStatus.Green:
+        raise RuntimeError(f"{config.collection} is still being indexed after {config.index_deadline_s:g} s")
     return Filled(
         points=written,
         points_per_s=written / (loaded_s - started_s),
@@ -84,23 +76,6 @@ def fill(client: Client, config: StoreConfig, manifest: Manifest, points: Iterab
         indexed_vectors=info.indexed_vectors_count,
         segments=info.segments_count,
     )
-
-
-def settled(client: Client, config: StoreConfig) -> api.CollectionInfo:
-    """The collection's state once the server has called it green for a while."""
-    request = api.GetCollectionInfoRequest(collection_name=config.collection)
-    green_since: float | None = None
-    deadline = time.monotonic() + INDEX_S
-    while time.monotonic() < deadline:
-        info = client.call(client.collections.Get, request, 60.0).result
-        if info.status != api.CollectionStatus.Green:
-            green_since = None
-        elif green_since is None:
-            green_since = time.monotonic()
-        elif time.monotonic() - green_since > STEADY_S:
-            return info
-        time.sleep(0.5)
-    raise RuntimeError(f"{config.collection} is not green after {INDEX_S:g} s; see the server's log beside it")
 
 
 def server_pid(folder: Path) -> int:

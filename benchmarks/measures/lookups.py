@@ -11,7 +11,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,9 @@ from qdrant_client import QdrantClient, models
 from measures.collection import fill, opened, server_pid, wait_closed
 from measures.goals import Goal, Part, Rows, in_turns, median_ratio
 from measures.points import BATCH, in_batches, load_snippets
-from vector_store.codec import DOCUMENT, STATES, TOKEN_IDS, empty_neighbours, encode
+from vector_store.codec import DOCUMENT, STATES, TOKEN_IDS, empty_neighbours, encode, unpack_states
+from vector_store.config import Datatype
+from vector_store.pipeline import pipelined
 from vector_store.retriever import TIES, Retriever
 from vector_store.schema import KEYWORDS, SENTENCE, Criterion, Manifest, Neighbours, Point, Query
 
@@ -40,14 +41,16 @@ NOTE = (
     f"{BATCHES_PER_TURN} batches; a ratio is the median over turns of a contender's rate over the engine's in the same turn, "
     "with the number of threads that is the engine's best. CPU: processor time per batch here and in the server; batches in "
     "flight can overlap these two. "
-    f"The goal is the criterion `keywords` with {GOAL_IN_FLIGHT} batches in flight. "
+    f"The goal is the criterion `keywords` on float16 states with {GOAL_IN_FLIGHT} batches in flight. "
     "Local mode: one batch in flight on both sides."
 )
 
 
 def measure(quick: bool, folder: Path) -> Part:
     """Measure both comparisons."""
-    rows, ratio = against_engine(quick, folder / "lookups")
+    rows, ratio = against_engine(quick, folder / "float16", "float16")
+    if not quick:
+        rows += against_engine(quick, folder / "int8", "int8")[0]
     goals = [Goal(f"lookups_grpc_over_engine_batch_{BATCH}", ratio, 0.8, ">=")]
     num_points = 1000 if quick else 100_000
     local_rows, ratios = against_local_mode(num_points, folder / "local")
@@ -59,11 +62,12 @@ def measure(quick: bool, folder: Path) -> Part:
 # ---------------------------------------------------------------- the engine
 
 
-def against_engine(quick: bool, folder: Path) -> tuple[Rows, float]:
-    """Real snippets, 32 tokens of 384; returns the rows and the goal's ratio."""
+def against_engine(quick: bool, folder: Path, datatype: Datatype) -> tuple[Rows, float]:
+    """Real snippets, 32 tokens of 384; returns the rows, and the ratio that the goal is on for float16."""
     snippets = load_snippets(7500 if quick else None)
+    manifest = snippets.manifest.model_copy(update={"datatype": datatype})
     with opened(folder, "snippets") as (client, config):
-        filled = fill(client, config, snippets.manifest, snippets.points())
+        filled = fill(client, config, manifest, snippets.points())
     wait_closed(folder)
     (original,) = folder.glob("collections/*snippets/shard-*")
     copy = shutil.copytree(original, folder / "engine")
@@ -73,12 +77,12 @@ def against_engine(quick: bool, folder: Path) -> tuple[Rows, float]:
     goal = 0.0
     with opened(folder, "snippets") as (client, config):
         for criterion in CRITERIA:
-            retriever = Retriever(client, config, snippets.manifest, criterion)
-            in_process = engine_lookup(shard, snippets.manifest, criterion)
+            retriever = Retriever(client, config, manifest, criterion)
+            in_process = engine_lookup(shard, manifest, criterion)
             require_same(retriever.neighbours(batches[0]), in_process(batches[0]))
             found = compared(retriever.neighbours, in_process, batches, server_pid(folder), rounds=6 if quick else 40)
             require_live(retriever)
-            rows += [{"points": filled.points, "criterion": criterion, **row} for row in found]
+            rows += [{"points": filled.points, "states": datatype, "criterion": criterion, **row} for row in found]
             if criterion == "keywords":
                 (goal,) = (
                     row["over_engine"] for row in found if row["contender"] == f"gRPC, {GOAL_IN_FLIGHT} in flight"
@@ -92,26 +96,24 @@ def compared(over_grpc: Lookup, in_process: Lookup, batches: list[list[Query]], 
     contenders: dict[str, Callable[[int], Any]] = {}
     cpu_s: dict[str, list[tuple[float, float]]] = {}
 
-    def add(name: str, lookup: Lookup, executor: ThreadPoolExecutor) -> None:
+    def add(name: str, lookup: Lookup, in_flight: int) -> None:
         cpu_s[name] = []
 
         def block(turn: int) -> None:
             chosen = [batches[(turn * BATCHES_PER_TURN + i) % len(batches)] for i in range(BATCHES_PER_TURN)]
             here, there = time.process_time(), process_cpu_s(server)
-            list(executor.map(lookup, chosen))
+            for _ in pipelined(lookup, chosen, in_flight):
+                pass
             cpu_s[name].append((time.process_time() - here, process_cpu_s(server) - there))
 
         contenders[name] = block
 
-    executors = [ThreadPoolExecutor(in_flight) for in_flight in IN_FLIGHT]
-    for in_flight, executor in zip(IN_FLIGHT, executors, strict=True):
-        add(f"gRPC, {in_flight} in flight", over_grpc, executor)
-        add(f"engine, {in_flight} in flight", in_process, executor)
+    for in_flight in IN_FLIGHT:
+        add(f"gRPC, {in_flight} in flight", over_grpc, in_flight)
+        add(f"engine, {in_flight} in flight", in_process, in_flight)
     for block in contenders.values():  # connections and page caches
         block(0)
     taken = in_turns(contenders, rounds)
-    for executor in executors:
-        executor.shutdown()
     best = min((name for name in taken if name.startswith("engine")), key=lambda name: statistics.median(taken[name]))
     cpu_ms = {name: 1000 * np.mean(seconds, axis=0) / BATCHES_PER_TURN for name, seconds in cpu_s.items()}
     return [
@@ -162,15 +164,15 @@ def engine_lookup(shard: engine.EdgeShard, manifest: Manifest, criterion: Criter
         found = empty_neighbours(len(queries), manifest)
         for row, chosen in enumerate(best):
             if chosen:
-                fill_row(found, row, chosen[1], -chosen[0], payloads[chosen[1]])
+                fill_row(found, row, chosen[1], -chosen[0], payloads[chosen[1]], manifest.datatype)
         return found
 
     return look_up
 
 
-def fill_row(found: Neighbours, row: int, identifier: str, score: float, payload: Any) -> None:
+def fill_row(found: Neighbours, row: int, identifier: str, score: float, payload: Any, datatype: Datatype) -> None:
     """Decode one point's base64 payload into a row of padded arrays, as the retriever does from protobuf."""
-    states = np.frombuffer(binascii.a2b_base64(payload[STATES]), "<f2").reshape(-1, found.states.shape[2])
+    states = unpack_states(binascii.a2b_base64(payload[STATES]), found.states.shape[2], datatype)
     token_ids = np.frombuffer(binascii.a2b_base64(payload[TOKEN_IDS]), "<i4")
     length = len(states)
     found.ids[row], found.scores[row], found.steps[row] = identifier, score, "live"
@@ -228,6 +230,7 @@ def against_local_mode(num_points: int, folder: Path) -> tuple[Rows, dict[str, f
             rows += [
                 {
                     "points": filled.points,
+                    "states": manifest.datatype,
                     "criterion": criterion,
                     "contender": name,
                     "lookups_per_s": BATCH / float(np.median(seconds)),
@@ -249,11 +252,11 @@ def local_mode(folder: Path, manifest: Manifest, points: Any) -> QdrantClient:
         vectors_config={SENTENCE: models.VectorParams(size=manifest.dim, distance=models.Distance.COSINE)},
         sparse_vectors_config={KEYWORDS: models.SparseVectorParams(modifier=models.Modifier.IDF)},
     )
-    client.upload_points("spans", map(local_point, points), batch_size=LOCAL_UPLOAD)
+    client.upload_points("spans", (local_point(point, manifest.datatype) for point in points), batch_size=LOCAL_UPLOAD)
     return client
 
 
-def local_point(point: Point) -> models.PointStruct:
+def local_point(point: Point, datatype: Datatype) -> models.PointStruct:
     """A point with the payload that the server stores."""
     assert point.sentence is not None
     return models.PointStruct(
@@ -264,7 +267,7 @@ def local_point(point: Point) -> models.PointStruct:
                 indices=point.keywords.indices.tolist(), values=point.keywords.values.tolist()
             ),
         },
-        payload={key: value.string_value for key, value in encode(point).payload.items()},
+        payload={key: value.string_value for key, value in encode(point, datatype).payload.items()},
     )
 
 
@@ -298,7 +301,7 @@ def local_lookup(client: QdrantClient, manifest: Manifest, criterion: Criterion,
         found = empty_neighbours(len(queries), manifest)
         for row, chosen in enumerate(best):
             if chosen:
-                fill_row(found, row, chosen[1], -chosen[0], payloads[chosen[1]])
+                fill_row(found, row, chosen[1], -chosen[0], payloads[chosen[1]], manifest.datatype)
         return found
 
     return look_up

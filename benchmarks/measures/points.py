@@ -90,7 +90,7 @@ class Snippets:
         fields = {"text": row.text, "source": row.source, "document": row.document, "split": "train"}
         # The first time round a text is stored under its own id, so that as a query it excludes itself.
         whole = number < len(self.stored)
-        identifier = self.texts.query(row.text, token_ids, None).id if whole else str(uuid.UUID(int=number))
+        identifier = self.texts.identifier(row.text) if whole else str(uuid.UUID(int=number))
         return self.texts.point(fields, identifier, token_ids, states)
 
 
@@ -134,7 +134,9 @@ class Synthetic:
             fingerprint="made up",
             tokenizer="made up",
             layer=1,
+            text_tokens=TOKENS_PER_TEXT,
             tokens=self.tokens,
+            encoder_dim=self.dim,
             dim=self.dim,
             dense_index=True,
             bm25_k1=REFERENCES.bm25_k1,
