@@ -49,7 +49,7 @@ def measure(quick: bool, folder: Path) -> Part:
         texts = long_texts(folder / "long.jsonl")
         options = [f"teacher={{model: {base}, tokens: {LONG_TOKENS}, batch: 16}}", "ingest.batch=16"]
         options.append(f"corpus={{path: {texts}, long_texts: truncate}}")
-        large = pairs(rows, "BERT-base, 128 tokens", options, (1, 4) if quick else (8, 40), 1 if quick else 3)
+        large = pairs(rows, "BERT-base, 128 tokens", options, (1, 3) if quick else (8, 40), 1 if quick else 3)
     goals = [
         Goal("ingest_over_bare_teacher_base_128", large, 0.95, ">="),
         Goal("ingest_over_bare_teacher_minilm_32", small, 0.8, ">="),

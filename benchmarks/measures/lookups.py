@@ -80,7 +80,7 @@ def against_engine(quick: bool, folder: Path, datatype: Datatype) -> tuple[Rows,
             retriever = Retriever(client, config, manifest, criterion)
             in_process = engine_lookup(shard, manifest, criterion)
             require_same(retriever.neighbours(batches[0]), in_process(batches[0]))
-            found = compared(retriever.neighbours, in_process, batches, server_pid(folder), rounds=6 if quick else 40)
+            found = compared(retriever.neighbours, in_process, batches, server_pid(folder), rounds=4 if quick else 40)
             require_live(retriever)
             rows += [{"points": filled.points, "states": datatype, "criterion": criterion, **row} for row in found]
             if criterion == "keywords":

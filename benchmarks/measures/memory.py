@@ -50,7 +50,7 @@ class Peak:
 
 def measure(quick: bool, folder: Path) -> Part:
     """Ingest both corpora into empty stores and compare the peaks."""
-    texts = 200 if quick else 2000
+    texts = 300 if quick else 2000  # at least one full batch of the encoder
     peaks = {size: ingest_peak(size, folder / str(size)) for size in (texts, 10 * texts)}
     small, large = peaks.values()
     rows: Rows = [
