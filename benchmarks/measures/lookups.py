@@ -4,7 +4,6 @@ All sides search with the same filters for the same candidates, fetch the chosen
 arrays. Each look-up fetches: caches are off.
 """
 
-import binascii
 import os
 import shutil
 import statistics
@@ -21,7 +20,7 @@ from qdrant_client import QdrantClient, models
 from measures.collection import fill, opened, server_pid, wait_closed
 from measures.goals import Goal, Part, Rows, in_turns, median_ratio
 from measures.points import BATCH, in_batches, load_snippets
-from vector_store.codec import DOCUMENT, STATES, TOKEN_IDS, empty_neighbours, encode, unpack_states
+from vector_store.codec import DOCUMENT, STATES, TOKEN_IDS, as_bytes, empty_neighbours, encode, unpack_states
 from vector_store.config import Datatype
 from vector_store.pipeline import pipelined
 from vector_store.retriever import TIES, Retriever
@@ -172,8 +171,8 @@ def engine_lookup(shard: engine.EdgeShard, manifest: Manifest, criterion: Criter
 
 def fill_row(found: Neighbours, row: int, identifier: str, score: float, payload: Any, datatype: Datatype) -> None:
     """Decode one point's base64 payload into a row of padded arrays, as the retriever does from protobuf."""
-    states = unpack_states(binascii.a2b_base64(payload[STATES]), found.states.shape[2], datatype)
-    token_ids = np.frombuffer(binascii.a2b_base64(payload[TOKEN_IDS]), "<i4")
+    states = unpack_states(as_bytes(payload[STATES]), found.states.shape[2], datatype)
+    token_ids = np.frombuffer(as_bytes(payload[TOKEN_IDS]), "<i4")
     length = len(states)
     found.ids[row], found.scores[row], found.steps[row] = identifier, score, "live"
     found.states[row, :length], found.token_ids[row, :length], found.mask[row, :length] = states, token_ids, True

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from vector_store.term_statistics import publish_term_statistics
 
 from measures.collection import Filled, fill, opened
 from measures.goals import Goal, Part, Rows, in_turns
@@ -16,6 +15,7 @@ from measures.lookups import CRITERIA, require_live
 from measures.points import BATCH, Synthetic, in_batches
 from vector_store.client import connect
 from vector_store.retriever import Retriever
+from vector_store.term_statistics import publish_term_statistics
 
 TOKENS, DIM = 4, 32
 SIZES = {"10k": 10_000, "100k": 100_000, "1m": 1_000_000}
