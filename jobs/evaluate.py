@@ -36,6 +36,7 @@ from jobs.memory import (
     reference_id,
     reference_texts,
     running_store,
+    trained_manifest,
 )
 from jobs.prepared import PreparedCorpus, prepare
 from jobs.progress import progress
@@ -48,7 +49,6 @@ from refbert.metrics import MUTUAL_INFORMATION_TEMPERATURE, fidelity
 from refbert.probe import majority_accuracy, probe_accuracy
 from refbert.student import masked_mean
 from refbert.teacher import Teacher, load_teacher, tokenize
-from vector_store.schema import Manifest
 from vector_store.store import Store
 
 log = logging.getLogger(__name__)
@@ -137,8 +137,8 @@ def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
     teacher = load_teacher(config.teacher, device)
     student = AutoModel.from_pretrained(job.student).eval().to(device)
     manifest = job.address.manifest if job.address else manifest_of(teacher, config.references)
-    trained_with = student.config.memory
-    if trained_with and (differing := Manifest.model_validate(trained_with).differing(manifest)):
+    trained_with = trained_manifest(student.config.memory, job.student)
+    if trained_with and (differing := trained_with.differing(manifest)):
         raise InputError(
             f"{job.student} was distilled with another memory than this run's ({', '.join(differing)} differ); distil again, "
             "or give the teacher, references and store that it was trained with"

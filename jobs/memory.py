@@ -9,11 +9,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, cast, get_args
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -28,6 +30,7 @@ from vector_store.config import EMBEDDED, StoreConfig
 from vector_store.retriever import Retriever
 from vector_store.schema import (
     ANY_PROJECTION,
+    FORMAT_VERSION,
     UNPROJECTED,
     Criterion,
     Manifest,
@@ -91,6 +94,19 @@ def manifest_of(teacher: Teacher, references: ReferenceConfig, projection: str |
         bm25_b=references.bm25_b,
         bm25_average_tokens=references.bm25_average_tokens,
     )
+
+
+def trained_manifest(saved: dict[str, Any] | None, student: str | Path) -> Manifest | None:
+    """Read the manifest of the memory that a student was distilled with, from its config; None where it read none."""
+    if saved is None:
+        return None
+    try:
+        return Manifest.model_validate(saved)
+    except ValidationError:
+        raise InputError(
+            f"{student} was distilled with a memory of format {saved.get('format_version')}, this release reads "
+            f"{FORMAT_VERSION}; distil it again under another name=..."
+        ) from None
 
 
 def reference_id(fingerprint: str, text: str) -> str:

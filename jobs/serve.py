@@ -32,14 +32,20 @@ from transformers import AutoModel
 import refbert  # noqa: F401 - registers the student with the Auto classes
 from jobs.config import RunConfig
 from jobs.launch import launch
-from jobs.memory import SENTENCE_TABLE, ReferenceTexts, connect_store, open_retriever, running_store
+from jobs.memory import (
+    SENTENCE_TABLE,
+    ReferenceTexts,
+    connect_store,
+    open_retriever,
+    running_store,
+    trained_manifest,
+)
 from jobs.stream import reference_batch
 from jobs.worker import per_node, set_up_worker
 from refbert.corpus import normalise
 from refbert.errors import InputError, UnavailableError
 from refbert.teacher import load_tokenizer, tokenize
 from vector_store.errors import StoreError, StoreUnavailable
-from vector_store.schema import Manifest
 from vector_store.store import Store
 
 log = logging.getLogger(__name__)
@@ -112,10 +118,9 @@ class StudentService:
         self.tokenizer = load_tokenizer(str(folder))
         self.student = AutoModel.from_pretrained(folder).eval().to(self.device)
         self.source, self.texts = None, None
-        memory = self.student.config.memory
-        self.max_tokens = memory["text_tokens"] if memory else config.teacher.tokens
-        if url and memory:
-            manifest = Manifest.model_validate(memory)
+        manifest = trained_manifest(self.student.config.memory, folder)
+        self.max_tokens = manifest.text_tokens if manifest else config.teacher.tokens
+        if url and manifest:
             table = load_file(folder / SENTENCE_TABLE)["table"] if manifest.dense_index else None
             self.texts = ReferenceTexts(manifest, config.references, self.tokenizer, table)
             client = connect_store(config, url)
@@ -238,13 +243,13 @@ def check_student(folder: Path) -> None:
 
 def check_memory(config: RunConfig, folder: Path, url: str | None) -> None:
     """Refuse a memory that is not the one the student was trained with. A store that is away is no reason not to start."""
-    memory = json.loads((folder / "config.json").read_text()).get("memory")
-    if not url or not memory:
+    manifest = trained_manifest(json.loads((folder / "config.json").read_text()).get("memory"), folder)
+    if not url or not manifest:
         return
     impatient = config.store.model_copy(update={"write_deadline_s": 5.0})
     with connect_store(config, url) as client:
         try:
-            Store(client, impatient).require(Manifest.model_validate(memory))
+            Store(client, impatient).require(manifest)
         except StoreUnavailable as error:
             log.warning("starting without references: %s", error)
 

@@ -36,6 +36,10 @@ log = logging.getLogger(__name__)
 
 IDS_PER_CALL = 1024
 STATUS_POLL_S = 1.0
+HNSW_M, HNSW_EF_CONSTRUCT = 32, 200
+"""Links per point, and candidates while building; a search looks at as many as the latter. Qdrant's defaults of 16 and 100
+find the best of 100,000 static sentence vectors of 384 for 90 % of the queries, these for 97 % (docs/log.md)."""
+
 INDEXING_THRESHOLD_KB = 10_000
 """Qdrant's default, restored after a bulk load that found the index paused by one that was killed."""
 
@@ -327,6 +331,7 @@ def _create_collection(name: str, manifest: Manifest, attachments: Mapping[str, 
         params = request.vectors_config.params_map.map[SENTENCE]
         params.size = manifest.encoder_dim
         params.distance = api.Distance.Cosine
+        params.hnsw_config.m, params.hnsw_config.ef_construct = HNSW_M, HNSW_EF_CONSTRUCT
     for key, value in manifest.model_dump().items():
         kind = {str: "string", bool: "bool", int: "integer", float: "double"}[type(value)]
         setattr(request.metadata[key], f"{kind}_value", value)

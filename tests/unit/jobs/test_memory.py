@@ -5,7 +5,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from jobs.memory import manifest_of, open_retriever, reference_id, reference_texts
+from jobs.memory import manifest_of, open_retriever, reference_id, reference_texts, trained_manifest
 from refbert.config import ReferenceConfig
 from refbert.errors import InputError
 from vector_store.config import StoreConfig
@@ -85,3 +85,11 @@ def test_bytes_per_point_are_what_a_point_takes(teacher):
     row = {"text": "word " * 20, "source": "s", "document": "d", "split": "train"}
     size = encode(texts.point(row, reference_id("f", "x"), ids, states), "float16").ByteSize()
     assert size == pytest.approx(manifest.bytes_per_point(), rel=0.05)
+
+
+def test_a_student_of_another_format_says_so_in_one_line(teacher):
+    saved = manifest_of(teacher, ReferenceConfig()).model_dump(mode="json")
+    assert trained_manifest(saved, "student") == manifest_of(teacher, ReferenceConfig())
+    assert trained_manifest(None, "student") is None
+    with pytest.raises(InputError, match="memory of format 1, this release reads 2; distil it again"):
+        trained_manifest({"format_version": 1, "encoder": "x"}, "student")
