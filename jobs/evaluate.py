@@ -80,6 +80,8 @@ class Event(NamedTuple):
 def run(config: RunConfig) -> None:
     """Evaluate the run's student and write the report."""
     started_s = time.monotonic()
+    if not (config.run_directory / "manifest.json").exists():
+        raise InputError(f"{config.run_directory} holds no complete run; train one first: `python jobs/distill.py`")
     corpus = prepare(config)
     teacher = load_teacher(config.teacher)
     if not needs_memory(config):
@@ -97,9 +99,6 @@ def run(config: RunConfig) -> None:
 
 def measure(job: EvaluationJob) -> dict[str, Any]:
     """Run the measurements on a worker of the cluster and show their progress here; return the report without `run`."""
-    manifest = job.student.parent / "manifest.json"
-    if not manifest.exists():
-        raise InputError(f"{job.student.parent} holds no complete run; train one first: `python jobs/distill.py`")
     gpus = job.config.train.gpus_per_worker
     stream: Any = ray.remote(num_cpus=1, num_gpus=gpus)(evaluate_student).options(num_returns="streaming").remote(job)
     report: dict[str, Any] = {}
@@ -110,7 +109,7 @@ def measure(job: EvaluationJob) -> dict[str, Any]:
                 show(news)
             else:
                 report = news
-    report["distill"] = json.loads(manifest.read_text())["training"]
+    report["distill"] = json.loads((job.student.parent / "manifest.json").read_text())["training"]
     return report
 
 
