@@ -55,6 +55,7 @@ class EncodeAndStore:
         self.teacher = load_teacher(config.teacher, device)
         self.texts = reference_texts(self.teacher, address.manifest, config.references)
         self.store = Store(connect_store(config, address.url), config.store)
+        self.writer = self.store.writer()  # for the actor's life: each new thread would take a malloc arena of its own
         self.projection = stored_projection(self.store, self.teacher)
         self.table = corpus.table("train")
         self.distinct = corpus.distinct_rows()
@@ -68,12 +69,12 @@ class EncodeAndStore:
         by_id = {reference_id(self.teacher.fingerprint, row["text"]): row for row in rows}
         stored = self.store.existing(list(by_id))
         new = [(identifier, row) for identifier, row in by_id.items() if identifier not in stored]
-        with self.store.writer() as writer:  # upserts go out while the next texts are encoded
-            for index, token_ids, states in self.teacher.encode_one_by_one([row["text"] for _, row in new]):
-                identifier, row = new[index]
-                kept = states if self.projection is None else self.projection.apply(states)
-                writer.submit([self.texts.point(row, identifier, token_ids, kept)])
-            written, rejected = writer.finish()
+        # Upserts go out while the next texts are encoded.
+        for index, token_ids, states in self.teacher.encode_one_by_one([row["text"] for _, row in new]):
+            identifier, row = new[index]
+            kept = states if self.projection is None else self.projection.apply(states)
+            self.writer.submit([self.texts.point(row, identifier, token_ids, kept)])
+        written, rejected = self.writer.finish()
         counts = {"read": len(rows), "skipped": len(stored), "written": written, "rejected": len(rejected)}
         return {
             **{name: np.array([counts.get(name, 0)]) for name in OUTCOMES},

@@ -18,7 +18,7 @@ from vector_store.client import Client
 from vector_store.config import StoreConfig
 from vector_store.store import Store
 
-PATIENCE_S = 180.0
+PATIENCE_S = 600.0
 """Long beyond reason on a fast machine: the tests wait for events, never for durations."""
 
 
