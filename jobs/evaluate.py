@@ -48,7 +48,7 @@ from refbert.errors import InputError
 from refbert.metrics import MUTUAL_INFORMATION_TEMPERATURE, fidelity
 from refbert.probe import majority_accuracy, probe_accuracy
 from refbert.student import masked_mean
-from refbert.teacher import Teacher, load_teacher, tokenize
+from refbert.teacher import Teacher, load_teacher
 from vector_store.store import Store
 
 log = logging.getLogger(__name__)
@@ -228,7 +228,7 @@ class Bench:
 
     def tokens(self, rows: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
         """Return ids and mask, (batch, tokens)."""
-        return tokenize(self.teacher.tokenizer, [row["text"] for row in rows], self.texts.manifest.text_tokens)
+        return self.texts.tokenize([row["text"] for row in rows])
 
     @torch.inference_mode()
     def student_states(self, rows: list[dict[str, Any]], ids: Tensor, mask: Tensor, reference: str) -> Tensor:

@@ -25,7 +25,7 @@ import ray.data
 
 from jobs.config import RunConfig
 from jobs.launch import launch
-from jobs.memory import MemoryAddress, connect_store, manifest_of, reference_id, reference_texts, running_store
+from jobs.memory import MemoryAddress, connect_store, manifest_of, reference_texts, running_store
 from jobs.prepared import REJECTED, PreparedCorpus, prepare
 from jobs.progress import progress
 from jobs.worker import per_node, set_up_worker
@@ -66,7 +66,7 @@ class EncodeAndStore:
         `rejections` holds the batch's rejected rows as JSON lines.
         """
         rows = self.table.take(pa.array(self.distinct[batch["id"]])).to_pylist()
-        by_id = {reference_id(self.teacher.fingerprint, row["text"]): row for row in rows}
+        by_id = {self.texts.identifier(row["text"]): row for row in rows}
         stored = self.store.existing(list(by_id))
         new = [(identifier, row) for identifier, row in by_id.items() if identifier not in stored]
         # Upserts go out while the next texts are encoded.

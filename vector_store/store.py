@@ -6,7 +6,7 @@ Errors are loud here; only the retriever degrades. Knows nothing of how neighbou
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pydantic import ValidationError
@@ -62,11 +62,9 @@ class Store:
 
         `attachments` are stored with a new collection, readable by `attachment`.
         """
-        try:
+        with suppress(CollectionExists):  # under an equal manifest, or refused right after
             self._call(self._client.collections.Create, _create_collection(self._name, manifest, attachments or {}))
-            self._manifest = manifest
-        except CollectionExists:
-            self.require(manifest)
+        found = self.require(manifest)
         for field in (DOCUMENT, SOURCE, SPLIT):
             self._call(
                 self._client.points.CreateFieldIndex,
@@ -77,7 +75,7 @@ class Store:
                     field_type=api.FieldType.FieldTypeKeyword,
                 ),
             )
-        return self.require(manifest)
+        return found
 
     def require(self, manifest: Manifest) -> Manifest:
         """See that the collection was written under an equal manifest, and return it.

@@ -157,16 +157,20 @@ def engine_lookup(shard: engine.EdgeShard, manifest: Manifest, criterion: Criter
 
     def look_up(queries: Sequence[Query]) -> Neighbours:
         answers = shard.query_batch(engine.QueryBatchRequest([search(query) for query in queries]))
-        best = [min(((-point.score, str(point.id)) for point in answer), default=None) for answer in answers]
-        ids: list[Any] = sorted({chosen[1] for chosen in best if chosen})
-        payloads = {str(record.id): record.payload for record in shard.retrieve(ids, fields, False)}
-        found = empty_neighbours(len(queries), manifest)
-        for row, chosen in enumerate(best):
-            if chosen:
-                fill_row(found, row, chosen[1], -chosen[0], payloads[chosen[1]], manifest.datatype)
-        return found
+        return fetched(answers, lambda ids: shard.retrieve(ids, fields, False), manifest)
 
     return look_up
+
+
+def fetched(answers: Sequence[Any], retrieve: Callable[[list[Any]], Any], manifest: Manifest) -> Neighbours:
+    """The best candidate of each answer, fetched once each and decoded into padded arrays."""
+    best = [min(((-point.score, str(point.id)) for point in answer), default=None) for answer in answers]
+    payloads = {str(record.id): record.payload for record in retrieve(sorted({c[1] for c in best if c}))}
+    found = empty_neighbours(len(answers), manifest)
+    for row, chosen in enumerate(best):
+        if chosen:
+            fill_row(found, row, chosen[1], -chosen[0], payloads[chosen[1]], manifest.datatype)
+    return found
 
 
 def fill_row(found: Neighbours, row: int, identifier: str, score: float, payload: Any, datatype: Datatype) -> None:
@@ -294,13 +298,6 @@ def local_lookup(client: QdrantClient, manifest: Manifest, criterion: Criterion,
 
     def look_up(queries: Sequence[Query]) -> Neighbours:
         answers = client.query_batch_points("spans", [search(query) for query in queries])
-        best = [min(((-p.score, str(p.id)) for p in answer.points), default=None) for answer in answers]
-        ids = sorted({chosen[1] for chosen in best if chosen})
-        payloads = {str(record.id): record.payload for record in client.retrieve("spans", ids)}
-        found = empty_neighbours(len(queries), manifest)
-        for row, chosen in enumerate(best):
-            if chosen:
-                fill_row(found, row, chosen[1], -chosen[0], payloads[chosen[1]], manifest.datatype)
-        return found
+        return fetched([answer.points for answer in answers], lambda ids: client.retrieve("spans", ids), manifest)
 
     return look_up
