@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel
 
 from refbert import RefBertConfig, RefBertForSequenceClassification, RefBertModel
 from refbert.student import start_from_teacher_embeddings
@@ -97,14 +97,19 @@ def test_mode_none_has_no_reference_parameters_and_ignores_references():
 
 def test_default_shape_counts_as_the_paper_says():
     """TinyBERT-4 has 14.35 M parameters; the first layer's two 768 -> 312 projections beside its own make 7.38x."""
-    bert_base, pooler = (
-        109_482_240,
-        312 * 312 + 312,
-    )  # the published counts include a pooler, which this student has not
-    tiny = RefBertModel(RefBertConfig(reference_mode="none"))
+    with torch.device("meta"):
+        bert_base = sum(p.numel() for p in BertModel(BertConfig()).parameters())
+        tiny = RefBertModel(RefBertConfig(reference_mode="none"))
+        paper = RefBertModel(RefBertConfig(reference_layers="first"))
+        factorised = RefBertModel(RefBertConfig(reference_layers="first", embedding_size=128))
+    pooler = 312 * 312 + 312  # the published counts include one, which this student has not
+    assert bert_base == 109_482_240
     assert count(tiny) + pooler == 14_350_248
-    paper = RefBertModel(RefBertConfig(reference_layers="first"))
+    reads = 2 * (768 * 312 + 312) + 768  # key, value, null reference
+    assert count(paper) + pooler == 14_350_248 + reads
     assert bert_base / (count(paper) + pooler) == pytest.approx(7.382, abs=0.001)
+    assert count(factorised) == count(paper) - 30522 * 312 + 30522 * 128 + 128 * 312
+    assert bert_base / (count(factorised) + pooler) >= 10
 
 
 def count(model: torch.nn.Module) -> int:
@@ -112,7 +117,9 @@ def count(model: torch.nn.Module) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if not name.startswith("projection"))
 
 
-@pytest.mark.parametrize("options", [{}, {"reference_layers": [1], "memory": {"fingerprint": "abc"}}])
+@pytest.mark.parametrize(
+    "options", [{}, {"embedding_size": 8}, {"reference_layers": [1], "memory": {"fingerprint": "abc"}}]
+)
 def test_saved_student_loads_with_auto_model_and_says_the_same(tmp_path, options):
     student = make_student(**options)
     student.save_pretrained(tmp_path)
@@ -154,12 +161,17 @@ def test_states_of_another_width_are_refused():
         student(**inputs)
 
 
-def test_teacher_embeddings_keep_their_neighbourhoods():
-    student = make_student()
+@pytest.mark.parametrize("embedding_size", [None, 20])
+def test_teacher_embeddings_keep_their_neighbourhoods(embedding_size):
+    student = make_student(embedding_size=embedding_size)
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(VOCABULARY, 32, generator=generator) * torch.logspace(0, -2, 32)
     start_from_teacher_embeddings(student, table)
-    ours = student.embeddings.word_embeddings.weight[1:]
+    ours = student.embeddings.word_embeddings.weight[1:].detach()
+    if embedding_size:
+        ours = student.embeddings.word_projection(ours).detach()
+    assert ours.shape[1] == 24
+    assert ours.std() == pytest.approx(student.config.initializer_range, rel=0.05)
     wanted = torch.cdist(table[1:], table[1:]).flatten()
     got = torch.cdist(ours, ours).flatten()
     assert torch.corrcoef(torch.stack([wanted, got]))[0, 1] > 0.99
