@@ -11,7 +11,7 @@ head_dim, labels.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -174,24 +174,43 @@ class Attention(nn.Module):
             nn.Linear(config.reference_dim, config.hidden_size) if reads and config.reference_keys == "states" else None
         )
         self.reference_value = nn.Linear(config.reference_dim, config.hidden_size) if reads else None
+        self.own: nn.Linear | None = None
+        self.referred: nn.Linear | None = None
+
+    def fuse(self) -> None:
+        """Make one matrix of those that read the same input, for inference: a tenth to a fifth less time for each (CPU)."""
+        if self.value is not None:
+            assert self.key is not None
+            self.own = _joined(self.query, self.key, self.value)
+        if self.reference_key is not None:
+            assert self.reference_value is not None
+            self.referred = _joined(self.reference_key, self.reference_value)
 
     def forward(self, hidden: Tensor, mask: Tensor, reference: Reference | None) -> Tensor:
         """(batch, tokens, hidden) to the same; `mask` (batch, tokens) is True on tokens that may be seen."""
         keys, values, visible = [], [], []
-        if self.value is not None:
-            assert self.key is not None
-            keys, values, visible = [self.key(hidden)], [self.value(hidden)], [mask]
+        if self.own is not None:
+            query, key, value = self.own(hidden).chunk(3, -1)
+            keys, values, visible = [key], [value], [mask]
+        else:
+            query = self.query(hidden)
+            if self.value is not None:
+                assert self.key is not None
+                keys, values, visible = [self.key(hidden)], [self.value(hidden)], [mask]
         if self.reference_value is not None:
             assert reference is not None
-            if self.reference_key is not None:
-                keys.append(self.reference_key(reference.states))
+            if self.referred is not None:
+                key, value = self.referred(reference.states).chunk(2, -1)
             else:
-                assert self.key is not None
-                keys.append(self.key(reference.embedding))
-            values.append(self.reference_value(reference.states))
+                project = self.key if self.reference_key is None else self.reference_key
+                assert project is not None
+                key = project(reference.embedding if self.reference_key is None else reference.states)
+                value = self.reference_value(reference.states)
+            keys.append(key)
+            values.append(value)
             visible.append(reference.mask)
         attended = F.scaled_dot_product_attention(
-            self._split(self.query(hidden)),
+            self._split(query),
             self._split(torch.cat(keys, 1)),
             self._split(torch.cat(values, 1)),
             attn_mask=torch.cat(visible, 1)[:, None, None, :],
@@ -261,6 +280,13 @@ class RefBertModel(RefBertPreTrainedModel):
         """Token embeddings, for the Auto machinery."""
         return self.embeddings.word_embeddings
 
+    def fuse(self) -> Self:
+        """Join matrices that read the same input, for inference only: the results are the same, the state dict grows."""
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            layer.attention.fuse()
+        return self
+
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the token embeddings."""
         assert isinstance(value, nn.Embedding)
@@ -275,13 +301,15 @@ class RefBertModel(RefBertPreTrainedModel):
         reference_states: Tensor | None = None,
         reference_mask: Tensor | None = None,
         output_hidden_states: bool = False,
+        output_projected_states: bool = True,
         **_: Any,
     ) -> RefBertOutput:
         """Encode (batch, tokens) ids, each reading its reference.
 
         `reference_states` (batch, ref_tokens, reference_dim) are the teacher's, `reference_ids` and `reference_mask`
         (batch, ref_tokens) go with them. A row whose mask is all zero, and every row where no states are given, reads the
-        null reference. Raises ValueError for states of another width.
+        null reference. Raises ValueError for states of another width. Without `output_projected_states` only the mean is
+        projected, a twentieth of the work less.
         """
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         hidden = self.embeddings(input_ids, token_type_ids)
@@ -290,11 +318,10 @@ class RefBertModel(RefBertPreTrainedModel):
         for layer in self.layers:
             hidden = layer(hidden, mask, reference)
             every.append(hidden)
-        projected = self.projection(hidden)
         return RefBertOutput(
             last_hidden_state=hidden,
-            projected_states=projected,
-            sentence_embedding=masked_mean(projected, mask),
+            projected_states=self.projection(hidden) if output_projected_states else None,
+            sentence_embedding=self.projection(masked_mean(hidden, mask)),  # linear: the mean of the projected
             hidden_states=tuple(every) if output_hidden_states else None,
         )
 
@@ -352,6 +379,15 @@ class RefBertForSequenceClassification(RefBertPreTrainedModel):
             sentence_embedding=encoded.sentence_embedding,
             hidden_states=encoded.hidden_states,
         )
+
+
+def _joined(*parts: nn.Linear) -> nn.Linear:
+    """One linear map whose output is that of its parts, side by side."""
+    with torch.device("meta"):
+        joined = nn.Linear(parts[0].in_features, sum(part.out_features for part in parts))
+    joined.weight = nn.Parameter(torch.cat([part.weight for part in parts]), requires_grad=False)
+    joined.bias = nn.Parameter(torch.cat([part.bias for part in parts]), requires_grad=False)
+    return joined
 
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:

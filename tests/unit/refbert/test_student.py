@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel
 
 from refbert import RefBertConfig, RefBertForSequenceClassification, RefBertModel
-from refbert.student import start_from_teacher_embeddings
+from refbert.student import masked_mean, start_from_teacher_embeddings
 
 DIM, VOCABULARY = 16, 50
 
@@ -68,6 +68,21 @@ def test_the_content_of_the_reference_changes_the_answer(options):
     answer = student(**inputs).sentence_embedding
     assert not torch.allclose(answer, student(**other).sentence_embedding, atol=1e-4)
     assert not torch.allclose(answer, student(**without).sentence_embedding, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options", [*OPTIONS, {"reference_mode": "none"}], ids=lambda o: "-".join(map(str, o.values()))
+)
+def test_a_fused_student_says_the_same(options):
+    student = make_student(**options)
+    inputs = make_inputs([7, 3, 5], [4, 6, 0])
+    wanted = student(**inputs)
+    answer = student.fuse()(**inputs, output_projected_states=False)
+    assert answer.projected_states is None
+    torch.testing.assert_close(answer.last_hidden_state, wanted.last_hidden_state, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(answer.sentence_embedding, wanted.sentence_embedding, atol=1e-5, rtol=1e-5)
+    averaged = masked_mean(wanted.projected_states, inputs["attention_mask"])
+    torch.testing.assert_close(answer.sentence_embedding, averaged, atol=1e-5, rtol=1e-5)
 
 
 def test_a_row_whose_reference_is_masked_reads_the_null_reference():
