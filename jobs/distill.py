@@ -50,6 +50,7 @@ from jobs.stream import DistillStream, Order
 from jobs.worker import set_up_worker
 from refbert.distillation import DistillBatch, Distiller, Targets, new_student
 from refbert.errors import InputError
+from refbert.optimisation import adamw, warmup_decay
 from refbert.teacher import Teacher, load_teacher
 from vector_store.schema import Manifest
 from vector_store.store import Store
@@ -256,13 +257,7 @@ def build_engine(distiller: Distiller, config: RunConfig) -> Any:
     # Its start-up would compile a shared-memory all-reduce for CPUs; gloo needs none, and no C++ compiler is asked for.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     train = config.train
-    decayed = [p for p in distiller.parameters() if p.ndim > 1]
-    plain = [p for p in distiller.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": train.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=train.learning_rate,
-        fused=True,  # one pass over 15 M parameters instead of nine: 20 ms instead of 100 on two cores
-    )
+    optimizer = adamw(distiller, train.learning_rate, train.weight_decay)
     engine, *_ = deepspeed.initialize(
         model=distiller,
         optimizer=optimizer,
@@ -281,12 +276,6 @@ def build_engine(distiller: Distiller, config: RunConfig) -> Any:
     )
     engine.train()
     return engine
-
-
-def warmup_decay(step: int, steps: int, warmup_fraction: float) -> float:
-    """Factor on the learning rate of a step, counted from 0: linear up to 1 over the warm-up, then linear to 0 at `steps`."""
-    warmup = max(1, round(steps * warmup_fraction))
-    return (step + 1) / warmup if step < warmup else max(0.0, (steps - step) / max(1, steps - warmup))
 
 
 def restore(engine: Any, stream: DistillStream, corpus: PreparedCorpus) -> Progress:

@@ -46,6 +46,23 @@ class TeacherConfig(BaseModel, frozen=True, extra="forbid"):
     precision: Literal["fp32", "bf16"] = "fp32"
 
 
+class FineTuneConfig(BaseModel, frozen=True, extra="forbid"):
+    """How an encoder learns a labelled task, on one device."""
+
+    epochs: PositiveInt = 4
+    batch: PositiveInt = 32
+    learning_rate: PositiveFloat = 5e-5
+    warmup_fraction: float = Field(
+        0.1, ge=0, le=1, description="Share of steps of linear warm-up; then linear decay to 0."
+    )
+    weight_decay: NonNegativeFloat = 0.01
+    clip: NonNegativeFloat = Field(1.0, description="Largest gradient norm; 0 turns clipping off.")
+    precision: Literal["fp32", "autocast"] = Field(
+        "autocast",
+        description="Matrix products in bf16 over float32 parameters (7 times faster where a CPU has AMX), or all in float32.",
+    )
+
+
 class ReferenceConfig(BaseModel, frozen=True, extra="forbid"):
     """Which stored text a student reads beside its input."""
 
@@ -156,6 +173,9 @@ class LossConfig(BaseModel, frozen=True, extra="forbid"):
         description="Sentence InfoNCE: the mutual-information bound. At 1 it crowds out the token states (docs/log.md).",
     )
     prediction: NonNegativeFloat = Field(0.0, description="Soft cross-entropy (TinyBERT, eq. 10); needs teacher.head.")
+    label: NonNegativeFloat = Field(
+        0.0, description="Cross-entropy of a labelled task's own labels (squared error of a regression); no teacher's."
+    )
     layer_map: Literal["last", "uniform"] = Field(
         "last",
         description="Teacher layers that the hidden loss reads; `uniform` is TinyBERT's g(m); needs a teacher.",
