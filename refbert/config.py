@@ -9,6 +9,9 @@ from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, Positive
 
 BUILT_IN_CRITERIA = ("keywords", "dense", "hybrid", "random", "none")
 
+TaskName = Literal["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI", "custom"]
+MetricName = Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman"]
+
 
 class CorpusConfig(BaseModel, frozen=True, extra="forbid"):
     """Which texts a run reads, and how they become passages."""
@@ -29,6 +32,48 @@ class CorpusConfig(BaseModel, frozen=True, extra="forbid"):
     long_texts: Literal["split", "truncate"] = Field(
         "split", description="Texts over the teacher's token budget: cut into passages, or cut off."
     )
+
+
+class TaskConfig(BaseModel, frozen=True, extra="forbid"):
+    """A labelled task: one of GLUE's, or files of one's own."""
+
+    name: TaskName = Field(description="A GLUE task, or `custom`.")
+    path: str | None = Field(
+        None,
+        description="A folder in GLUE's TSV form: the one that holds all tasks, or the task's own; by default the Hub's "
+        "nyu-mll/glue. For `custom`: a folder with train, dev and test files (csv, tsv, jsonl or parquet).",
+    )
+    train: str | None = Field(None, description="custom: the training file, where path names no folder that holds one.")
+    dev: str | None = Field(None, description="custom: the development file.")
+    test: str | None = Field(None, description="custom: the test file; its labels may be missing.")
+    text_field: str = "text"
+    text_pair_field: str | None = Field(
+        None, description="custom: the second text's column; by default `text_pair` where the first row has one."
+    )
+    label_field: str = "label"
+    document_field: str | None = Field(
+        None, description="custom: column that names a row's document; by default the row itself is one."
+    )
+    regression: bool = Field(False, description="custom: labels are numbers to be met, not names of classes.")
+    metrics: tuple[MetricName, ...] = Field(
+        (),
+        description="custom: by default accuracy, or both correlations for regression. Their mean is the main score.",
+    )
+    max_train: PositiveInt | None = Field(
+        None,
+        description="At most this many training examples, chosen by hash: a smaller sample is part of a larger one.",
+    )
+    seed: int = Field(0, description="Of the sample that max_train takes.")
+
+    @model_validator(mode="after")
+    def _files_belong_to_custom(self) -> Self:
+        if self.name == "custom" and not (self.path or self.train or self.dev):
+            raise ValueError("task custom has no files: give path=FOLDER, or train=FILE and dev=FILE")
+        own = {"path", "max_train", "seed"} if self.name != "custom" else set(type(self).model_fields)
+        for name, field in type(self).model_fields.items():
+            if name not in own | {"name"} and getattr(self, name) != field.default:
+                raise ValueError(f"{name} is an option of task custom; {self.name} has GLUE's own")
+        return self
 
 
 class TeacherConfig(BaseModel, frozen=True, extra="forbid"):
