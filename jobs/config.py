@@ -14,7 +14,15 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from refbert.config import CorpusConfig, LossConfig, ReferenceConfig, StudentConfig, TeacherConfig
+from refbert.config import (
+    CorpusConfig,
+    FineTuneConfig,
+    LossConfig,
+    ReferenceConfig,
+    StudentConfig,
+    TaskConfig,
+    TeacherConfig,
+)
 from refbert.errors import InputError
 from vector_store.config import StoreConfig
 
@@ -75,6 +83,61 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
+class PhaseConfig(FineTuneConfig, frozen=True, extra="forbid"):
+    """One pass over a labelled task: how long, how fast, and what is learned."""
+
+    loss: LossConfig
+
+
+def _phases() -> tuple[PhaseConfig, ...]:
+    nothing = {"hidden": 0.0, "relation": 0.0, "contrastive": 0.0}
+    return (
+        PhaseConfig(epochs=6, learning_rate=5e-4, loss=LossConfig(contrastive=0.0)),
+        PhaseConfig(epochs=4, learning_rate=1e-4, loss=LossConfig(prediction=1.0, **nothing)),
+    )
+
+
+class TaskStageConfig(BaseModel, frozen=True, extra="forbid"):
+    """How a labelled task is learned: first the teacher from labels, then the student from the teacher."""
+
+    teacher: FineTuneConfig = Field(FineTuneConfig(), description="Fine-tuning, where teacher.head=none.")
+    phases: tuple[PhaseConfig, ...] = Field(
+        default_factory=_phases,
+        min_length=1,
+        description="The student's, in turn: by default the teacher's states first, then its logits (TinyBERT, sec. 3.3).",
+    )
+
+    @model_validator(mode="after")
+    def _memory_has_the_states(self) -> Self:
+        for number, phase in enumerate(self.phases):
+            if not phase.loss.needs_only_last_states:
+                raise ValueError(
+                    f"phase {number} wants more of the teacher than its last states and its logits, which are all that a task "
+                    "keeps; set its loss.embedding=0 and loss.layer_map=last"
+                )
+        return self
+
+
+Arm = Literal["nearest", "random", "null", "vanilla", "vanilla_without_distillation"]
+
+
+class AblateConfig(BaseModel, frozen=True, extra="forbid"):
+    """What an ablation compares: students by what they read and by how they learn, on labelled tasks, over seeds."""
+
+    tasks: tuple[TaskConfig, ...] = Field((), description="The run's task, where none is given.")
+    folder: str | None = Field(None, description="GLUE's folder, for tasks without a path of their own.")
+    arms: tuple[Arm, ...] = ("nearest", "random", "null", "vanilla", "vanilla_without_distillation")
+    seeds: PositiveInt = 3
+    seeds_of: dict[str, PositiveInt] = Field(
+        {"RTE": 5, "MRPC": 5}, description="More seeds for tasks whose development split is small."
+    )
+    general_stage: bool = Field(
+        True, description="Start every student from a general stage on the corpus: one with references, one without."
+    )
+    kept_goal: float = Field(0.94, gt=0, description="Share of the teacher's average that the student is to keep.")
+    results: str | None = Field(None, description="Folder for a dated copy of the results.")
+
+
 class EvaluateConfig(BaseModel, frozen=True, extra="forbid"):
     """What the report measures."""
 
@@ -111,6 +174,9 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     loss: LossConfig = LossConfig()
     ingest: IngestConfig = IngestConfig()
     train: TrainConfig = TrainConfig()
+    task: TaskConfig | None = Field(None, description="The labelled task of the task stage.")
+    task_stage: TaskStageConfig = TaskStageConfig()
+    ablate: AblateConfig = AblateConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     serve: ServeConfig = ServeConfig()
 
