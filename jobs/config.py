@@ -184,8 +184,9 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     def _parts_agree(self) -> Self:
         if self.train.targets == "memory" and not self.loss.needs_only_last_states:
             raise ValueError(
-                "train.targets=memory has only the last layer's states; set loss.embedding=0, loss.prediction=0 and "
-                "loss.layer_map=last, or train.targets=teacher"
+                "train.targets=memory has only the last layer's states; set loss.embedding=0, loss.attention=0, "
+                "loss.prediction=0, loss.layer_map=last, loss.relation_of=states and loss.relation_layer=null, or "
+                "train.targets=teacher"
             )
         if self.train.targets == "memory" and (self.references.dim or self.references.tokens):
             raise ValueError(

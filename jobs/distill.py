@@ -48,7 +48,8 @@ from jobs.prepared import PreparedCorpus, chunked, prepare
 from jobs.run_directory import claim_directory, is_complete, sole_training, write_manifest
 from jobs.stream import DistillStream, Order
 from jobs.worker import set_up_worker
-from refbert.distillation import DistillBatch, Distiller, Targets, new_student
+from refbert.attention import QKV
+from refbert.distillation import DistillBatch, Distiller, Targets, check_losses, new_student
 from refbert.errors import InputError
 from refbert.optimisation import adamw, warmup_decay
 from refbert.teacher import Teacher, load_teacher
@@ -81,6 +82,7 @@ def run(config: RunConfig) -> None:
     with ExitStack() as stack:
         corpus = prepare(config)
         teacher = load_teacher(config.teacher)
+        check_losses(config.loss, config.student, teacher)
         address = plan = None
         if needs_memory(config):
             url = stack.enter_context(running_store(config))
@@ -240,11 +242,22 @@ def targets_of(batch: DistillBatch, teacher: Teacher | None, config: RunConfig) 
         assert batch.target_mask is not None
         return Targets((batch.target_states,), batch.target_mask)
     assert teacher is not None
-    every_layer = config.loss.layer_map == "uniform" or config.loss.embedding > 0
-    encoding = teacher.encode(batch.input_ids, batch.mask, every_layer)
+    loss = config.loss
+    encoding = teacher.encode(
+        batch.input_ids,
+        batch.mask,
+        loss.needs_every_layer,
+        score_layers=loss.teacher_layers(config.student.layers, teacher.num_layers) if loss.attention else (),
+        qkv_layer=(loss.relation_layer or teacher.num_layers) if loss.relates_qkv else None,
+    )
     # inference_mode tensors cannot be saved for backward; a clone is an ordinary one
-    layers = tuple(layer.clone() for layer in encoding.layers)
-    return Targets(layers, batch.mask, None if encoding.logits is None else encoding.logits.clone())
+    return Targets(
+        layers=tuple(layer.clone() for layer in encoding.layers),
+        mask=batch.mask,
+        logits=None if encoding.logits is None else encoding.logits.clone(),
+        attention_scores=encoding.attention_scores and tuple(scores.clone() for scores in encoding.attention_scores),
+        qkv=encoding.qkv and QKV(*(x.clone() for x in encoding.qkv)),
+    )
 
 
 def build_engine(distiller: Distiller, config: RunConfig) -> Any:

@@ -212,7 +212,11 @@ class LossConfig(BaseModel, frozen=True, extra="forbid"):
 
     hidden: NonNegativeFloat = Field(10.0, description="Token states (TinyBERT, eq. 8).")
     embedding: NonNegativeFloat = Field(0.0, description="Embedding output (TinyBERT, eq. 9); needs a teacher.")
-    relation: NonNegativeFloat = Field(1.0, description="Token-to-token relations (MiniLMv2, eq. 5, on states).")
+    attention: NonNegativeFloat = Field(
+        0.0,
+        description="Attention scores before softmax (TinyBERT, eq. 7); needs a teacher, with as many heads as the student.",
+    )
+    relation: NonNegativeFloat = Field(1.0, description="Token-to-token relations of one layer (MiniLMv2, eq. 5).")
     contrastive: NonNegativeFloat = Field(
         0.2,
         description="Sentence InfoNCE: the mutual-information bound. At 1 it crowds out the token states (docs/log.md).",
@@ -221,11 +225,23 @@ class LossConfig(BaseModel, frozen=True, extra="forbid"):
     label: NonNegativeFloat = Field(
         0.0, description="Cross-entropy of a labelled task's own labels (squared error of a regression); no teacher's."
     )
-    layer_map: Literal["last", "uniform"] = Field(
+    layer_map: Literal["last", "uniform"] | tuple[PositiveInt, ...] = Field(
         "last",
-        description="Teacher layers that the hidden loss reads; `uniform` is TinyBERT's g(m); needs a teacher.",
+        description="Teacher layers that the hidden and the attention loss read: for the student's last layer, or for each of "
+        "its layers by TinyBERT's g(m) (`uniform`) or as listed, from 1; more than the last needs a teacher.",
     )
-    relation_heads: PositiveInt = Field(12, description="Heads that states are cut into for relations.")
+    relation_of: Literal["states", "qkv"] = Field(
+        "states",
+        description="What is related: states, which the memory has too, or MiniLMv2's queries, keys and values; those need a "
+        "teacher.",
+    )
+    relation_layer: PositiveInt | None = Field(
+        None,
+        description="Teacher layer, from 1, whose relations are taught; by default the last; another needs a teacher.",
+    )
+    relation_heads: PositiveInt = Field(
+        12, description="Heads that both sides are cut into for relations, whatever heads they have; MiniLMv2 takes 48."
+    )
     contrastive_temperature: PositiveFloat = 0.05
     reference_negatives: bool = Field(
         True,
@@ -235,11 +251,35 @@ class LossConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:
-        if not any((self.hidden, self.embedding, self.relation, self.contrastive, self.prediction)):
+        losses = (self.hidden, self.embedding, self.attention, self.relation, self.contrastive, self.prediction)
+        if not any(losses):
             raise ValueError("every loss weight is 0: nothing to learn")
         return self
 
     @property
+    def relates_qkv(self) -> bool:
+        """Whether relations are between queries, keys and values: MiniLMv2 proper."""
+        return bool(self.relation) and self.relation_of == "qkv"
+
+    @property
+    def needs_every_layer(self) -> bool:
+        """Whether states other than the teacher's last are compared."""
+        mapped = self.hidden and self.layer_map != "last"
+        related = self.relation and not self.relates_qkv and self.relation_layer
+        return bool(self.embedding or mapped or related)
+
+    @property
     def needs_only_last_states(self) -> bool:
         """Whether stored last-layer states are enough, so that no teacher has to run in training."""
-        return not self.embedding and not self.prediction and self.layer_map == "last"
+        return not (self.needs_every_layer or self.attention or self.relates_qkv or self.prediction)
+
+    def teacher_layers(self, student: int, teacher: int) -> tuple[int, ...]:
+        """Teacher layer, from 1, of each compared layer of the student, which are its last ones, by numbers of layers.
+
+        `uniform` is g(m) = m x teacher layers / student layers (TinyBERT, section 3.1).
+        """
+        if self.layer_map == "last":
+            return (teacher,)
+        if self.layer_map == "uniform":
+            return tuple(max(1, round(layer * teacher / student)) for layer in range(1, student + 1))
+        return self.layer_map

@@ -11,8 +11,18 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from refbert.attention import QKV
 from refbert.config import LossConfig, StudentConfig
-from refbert.losses import contrastive_loss, hidden_loss, prediction_loss, relation_loss
+from refbert.errors import InputError
+from refbert.losses import (
+    attention_loss,
+    contrastive_loss,
+    hidden_loss,
+    prediction_loss,
+    qkv_relation_loss,
+    relation_loss,
+    require_equal_heads,
+)
 from refbert.student import (
     RefBertConfig,
     RefBertForSequenceClassification,
@@ -61,11 +71,16 @@ class DistillBatch:
 
 @dataclass
 class Targets:
-    """What the teacher says of a batch: `layers` as in `Encoding`, `mask` (batch, tokens), `logits` or None."""
+    """What the teacher says of a batch: `layers`, `logits` and `qkv` as in `Encoding`, `mask` (batch, tokens).
+
+    `attention_scores` are those of `LossConfig.teacher_layers`.
+    """
 
     layers: tuple[Tensor, ...]
     mask: Tensor
     logits: Tensor | None = None
+    attention_scores: tuple[Tensor, ...] | None = None
+    qkv: QKV | None = None
 
 
 class Distiller(nn.Module):
@@ -76,33 +91,45 @@ class Distiller(nn.Module):
         self.student = student
         self.config = config
         width, dim = student.config.hidden_size, student.config.dim
-        inner = student.config.num_hidden_layers - 1 if config.layer_map == "uniform" and config.hidden else 0
+        inner = student.config.num_hidden_layers - 1 if config.layer_map != "last" and config.hidden else 0
         self.layer_projections = nn.ModuleList(nn.Linear(width, dim) for _ in range(inner))
         self.embedding_projection = nn.Linear(width, dim) if config.embedding else None
 
     def forward(self, batch: DistillBatch, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted loss and its unweighted parts, detached, by name."""
         weights = self.config
-        output = self.student(**batch.student_inputs(), output_hidden_states=True)
+        output = self.student(
+            **batch.student_inputs(),
+            output_hidden_states=True,
+            output_attentions=bool(weights.attention),
+            output_qkv=weights.relates_qkv,
+        )
         mask, last = targets.mask, targets.layers[-1]
         projected = output.projected_states.float()
+        mapped = weights.teacher_layers(self.student.config.num_hidden_layers, len(targets.layers) - 1)
         parts: dict[str, Tensor] = {}
         if weights.hidden:
-            pairs = [(projected, last)]
-            for number, project in enumerate(self.layer_projections, start=1):
-                pairs.append(
-                    (
-                        project(output.hidden_states[number]).float(),
-                        targets.layers[self._teacher_layer(number, targets)],
-                    )
-                )
-            parts["hidden"] = torch.stack([hidden_loss(ours, theirs, mask) for ours, theirs in pairs]).mean()
+            inner = zip(self.layer_projections, output.hidden_states[1:], strict=False)  # all but the last
+            ours = [*(project(states).float() for project, states in inner), projected]
+            theirs = [targets.layers[layer] for layer in mapped]
+            pairs = zip(ours, theirs, strict=True)
+            parts["hidden"] = torch.stack([hidden_loss(*pair, mask) for pair in pairs]).mean()
         if weights.embedding:
             assert self.embedding_projection is not None
             ours = self.embedding_projection(output.hidden_states[0]).float()
             parts["embedding"] = hidden_loss(ours, targets.layers[0], mask)
-        if weights.relation:
-            parts["relation"] = relation_loss(projected, last, mask, weights.relation_heads)
+        if weights.attention:
+            assert targets.attention_scores is not None
+            own = [scores[..., : mask.shape[1]].float() for scores in output.attention_scores[-len(mapped) :]]
+            pairs = zip(own, targets.attention_scores, strict=True)
+            parts["attention"] = torch.stack([attention_loss(*pair, mask) for pair in pairs]).mean()
+        if weights.relates_qkv:
+            assert targets.qkv is not None
+            qkv = QKV(*(x.float() for x in output.qkv))
+            parts["relation"] = qkv_relation_loss(qkv, targets.qkv, mask, weights.relation_heads)
+        elif weights.relation:
+            related = targets.layers[weights.relation_layer or -1]
+            parts["relation"] = relation_loss(projected, related, mask, weights.relation_heads)
         if weights.contrastive:
             reads = batch.reference_mask.bool().any(1)
             against = masked_mean(batch.reference_states, batch.reference_mask) if weights.reference_negatives else None
@@ -117,9 +144,32 @@ class Distiller(nn.Module):
         loss = torch.stack([getattr(weights, name) * part for name, part in parts.items()]).sum()
         return loss, {name: part.detach() for name, part in parts.items()}
 
-    def _teacher_layer(self, student_layer: int, targets: Targets) -> int:
-        """g(m) = m x teacher layers / student layers, TinyBERT's uniform map; index into `targets.layers`."""
-        return round(student_layer * (len(targets.layers) - 1) / self.student.config.num_hidden_layers)
+
+def check_losses(loss: LossConfig, student: StudentConfig, teacher: Teacher) -> None:
+    """Raise InputError where teacher or student lack what the losses compare: to be called before anything is computed."""
+    mapped = loss.teacher_layers(student.layers, teacher.num_layers)
+    if loss.layer_map != "last" and (len(mapped) != student.layers or max(mapped) > teacher.num_layers):
+        raise InputError(
+            f"loss.layer_map={list(mapped)} must name one of the teacher's layers 1 to {teacher.num_layers} for each of the "
+            f"student's {student.layers}"
+        )
+    if (loss.relation_layer or 0) > teacher.num_layers:
+        raise InputError(
+            f"loss.relation_layer={loss.relation_layer} is not one of the teacher's layers 1 to {teacher.num_layers}"
+        )
+    if not (loss.attention or loss.relates_qkv):
+        return
+    if loss.attention:
+        require_equal_heads(student.heads, teacher.heads)
+    compared = range(student.layers - (len(mapped) if loss.attention else 1), student.layers)
+    shape = RefBertConfig(reference_mode=student.reference_mode, reference_layers=student.reference_layers)
+    if student.reference_mode == "replace" and any(map(shape.reads_reference, compared)):
+        raise InputError(
+            "loss.attention and loss.relation_of=qkv compare the student's own keys and values, which student.reference_mode="
+            f"replace takes away from reference_layers={student.reference_layers}; set student.reference_mode=concat, or "
+            "loss.attention=0 and loss.relation_of=states"
+        )
+    teacher.check_attention(scores=loss.attention > 0)
 
 
 def new_student(

@@ -8,6 +8,7 @@ Shapes: batch, tokens, dim (the teacher's hidden size), layers.
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
+from refbert.attention import QKV, plain_scores, recorded_attention
 from refbert.config import TeacherConfig
 from refbert.errors import InputError
 from refbert.packaged import local_path
@@ -30,13 +32,17 @@ class Encoding:
     """What a teacher says of a batch.
 
     `states` (batch, tokens, dim) is the last layer, `layers` every layer with the embeddings first, or only the last;
-    `logits` (batch, labels) where the teacher has a head. `mask` (batch, tokens) is 1 on real tokens.
+    `logits` (batch, labels) where the teacher has a head. `mask` (batch, tokens) is 1 on real tokens. Where asked for:
+    `attention_scores` of the chosen layers, each (batch, heads, tokens, tokens), scaled, before mask and softmax, and `qkv` of
+    the chosen layer.
     """
 
     input_ids: Tensor
     mask: Tensor
     layers: tuple[Tensor, ...]
     logits: Tensor | None
+    attention_scores: tuple[Tensor, ...] | None = None
+    qkv: QKV | None = None
 
     @property
     def states(self) -> Tensor:
@@ -64,6 +70,11 @@ class Teacher:
         return int(self.model.config.num_hidden_layers)
 
     @property
+    def heads(self) -> int:
+        """Attention heads of a layer."""
+        return int(self.model.config.num_attention_heads)
+
+    @property
     def num_parameters(self) -> int:
         """All parameters as loaded: the published count (BERT-base: 109.48 M with its pooler)."""
         return sum(p.numel() for p in self.model.parameters())
@@ -74,15 +85,57 @@ class Teacher:
         return next(self.model.parameters()).device
 
     @torch.inference_mode()
-    def encode(self, input_ids: Tensor, mask: Tensor, every_layer: bool = False) -> Encoding:
-        """Run the encoder on (batch, tokens) ids. `every_layer` keeps all hidden states, embeddings first."""
-        output = self.model(
-            input_ids=input_ids.to(self.device),
-            attention_mask=mask.to(self.device),
-            output_hidden_states=every_layer or self.config.head != "none",  # a head hides the last states
-        )
+    def encode(
+        self,
+        input_ids: Tensor,
+        mask: Tensor,
+        every_layer: bool = False,
+        score_layers: Sequence[int] = (),
+        qkv_layer: int | None = None,
+    ) -> Encoding:
+        """Run the encoder on (batch, tokens) ids. `every_layer` keeps all hidden states, embeddings first.
+
+        `score_layers` and `qkv_layer` choose, counted from 1, whose attention is kept; what `check_attention` refuses is wrong
+        here.
+        """
+        with ExitStack() as stack:
+            record = None
+            if score_layers or qkv_layer:
+                record = stack.enter_context(recorded_attention(self.model, self.num_layers))
+            output = self.model(
+                input_ids=input_ids.to(self.device),
+                attention_mask=mask.to(self.device),
+                output_hidden_states=every_layer or self.config.head != "none",  # a head hides the last states
+            )
         layers = output.hidden_states if every_layer else (last_states(output),)
-        return Encoding(input_ids, mask, tuple(layer.float() for layer in layers), getattr(output, "logits", None))
+        return Encoding(
+            input_ids,
+            mask,
+            tuple(layer.float() for layer in layers),
+            getattr(output, "logits", None),
+            tuple(record.scores(layer, self.heads) for layer in score_layers) if record and score_layers else None,
+            record.qkv(qkv_layer) if record and qkv_layer else None,
+        )
+
+    @torch.inference_mode()
+    def check_attention(self, scores: bool) -> None:
+        """Raise InputError where queries, keys and values cannot be read or, for `scores`, do not tell the scores.
+
+        Compares with the probabilities of the encoder's own attention on one text: relative or rotary positions show there.
+        """
+        ids, _ = tokenize(self.tokenizer, ["Which of these words look at which others?"], self.config.tokens)
+        usual = self.model.config._attn_implementation
+        self.model.set_attn_implementation("eager")  # the only one that gives probabilities
+        try:
+            with recorded_attention(self.model, self.num_layers) as record:
+                output = self.model(input_ids=ids.to(self.device), output_attentions=True)
+        finally:
+            self.model.set_attn_implementation(usual)
+        if scores and not plain_scores(record, output.attentions, self.heads):
+            raise InputError(
+                f"the attention scores of teacher.model={self.config.model} are more than scaled products of queries and keys "
+                "(rotary positions, say); set loss.attention=0, loss.relation_of=qkv does not need them"
+            )
 
     def encode_texts(self, texts: Sequence[str]) -> list[tuple[NDArray[np.int32], NDArray[np.float16]]]:
         """Return for each text its token ids (tokens,) and last-layer states (tokens, dim), unpadded, in order."""

@@ -148,7 +148,10 @@ def fail_at(patch, step: int) -> None:
 def test_bf16_and_teacher_targets_train_too(one_worker, tiny_run):
     config = tiny_run(
         name="bf16", train__precision="bf16", train__zero_stage=1, train__targets="teacher", train__steps=4,
-        loss={"hidden": 1, "embedding": 1, "relation": 1, "contrastive": 1, "layer_map": "uniform", "relation_heads": 4},
+        loss={
+            "hidden": 1, "embedding": 1, "attention": 1, "relation": 1, "contrastive": 1, "layer_map": "uniform",
+            "relation_heads": 4, "relation_of": "qkv",
+        },
     )  # fmt: skip
     distill.run(config)
     curve = losses(config)

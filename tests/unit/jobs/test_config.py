@@ -32,6 +32,7 @@ def test_overrides_reach_every_depth_and_are_yaml():
         ("references={criterion: mine.make, plan: true}", "plan=true needs a built-in criterion, found mine.make"),
         ("references.criterion=closest", "neither one of keywords, dense"),
         ("loss.embedding=1", "train.targets=memory has only the last layer's states"),
+        ("loss.relation_of=qkv", "train.targets=memory has only the last layer's states"),
         ("loss.prediction=1", "train.targets=memory has only the last layer"),
         ("train.precision=bf16", "set zero_stage to 1, 2 or 3"),
         ("store.url=localhost:6334", "neither `embedded` nor http"),

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from refbert.config import TeacherConfig
 from refbert.errors import InputError
 from refbert.packaged import local_path
-from refbert.teacher import load_teacher, tokenizer_hash
+from refbert.teacher import Teacher, load_teacher, tokenize, tokenizer_hash
 
 TEXTS = ["A short one.", "A much longer text, that has to be cut off somewhere " * 3, "x"]
 
@@ -67,6 +67,54 @@ def test_a_classification_teacher_has_logits(tiny_teacher_path):
     assert encoding.logits.shape == (1, 2)
     assert encoding.states.shape == (1, inputs["input_ids"].shape[1], 48)
     assert tiny.encode_texts(["a text"])[0][1].shape[1] == 48
+
+
+def untrained(family: str, teacher: Teacher) -> Teacher:
+    """A tiny encoder of a family, with weights large enough that attention is not flat."""
+    torch.manual_seed(0)
+    shape = AutoConfig.for_model(
+        family, vocab_size=30522, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        initializer_range=0.4, max_position_embeddings=40, pad_token_id=0,
+    )  # fmt: skip
+    return Teacher(AutoModel.from_config(shape).eval(), teacher.tokenizer, TeacherConfig(tokens=16), "")
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "albert", "mpnet", "distilbert"])
+def test_scores_and_queries_are_those_of_the_encoders_own_attention(teacher, family):
+    tiny = untrained(family, teacher)
+    tiny.check_attention(scores=True)
+    ids, mask = tokenize(tiny.tokenizer, TEXTS, 16)
+    plain = tiny.encode(ids, mask)
+    assert plain.attention_scores is None
+    assert plain.qkv is None
+    encoding = tiny.encode(ids, mask, score_layers=(1, 2), qkv_layer=2)
+    assert torch.equal(encoding.states, plain.states)
+    tiny.model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        wanted = tiny.model(input_ids=ids, attention_mask=mask, output_attentions=True).attentions
+    for scores, probabilities in zip(encoding.attention_scores, wanted, strict=True):
+        hidden = ~mask.bool()[:, None, None, :]
+        torch.testing.assert_close(
+            scores.masked_fill(hidden, float("-inf")).softmax(-1), probabilities, atol=1e-5, rtol=0
+        )
+    if family != "mpnet":  # whose scores also have a bias of positions
+        heads = [x[0].unflatten(-1, (4, 6)).transpose(0, 1) for x in encoding.qkv[:2]]
+        torch.testing.assert_close(heads[0] @ heads[1].mT / 6**0.5, encoding.attention_scores[1][0])
+    assert encoding.qkv.values.shape == (*ids.shape, 24)
+
+
+def test_scores_that_turn_with_positions_are_refused_but_their_queries_are_not(teacher):
+    tiny = untrained("roformer", teacher)
+    tiny.check_attention(scores=False)
+    with pytest.raises(InputError, match=r"more than scaled products .* set loss.attention=0"):
+        tiny.check_attention(scores=True)
+
+
+def test_an_encoder_whose_attention_is_not_found_is_one_clear_line(teacher):
+    tiny = untrained("modernbert", teacher)
+    with pytest.raises(InputError, match=r"ModernBertModel has no query, key and value layers .*\(none found") as error:
+        tiny.check_attention(scores=False)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
