@@ -28,6 +28,9 @@ from vector_store.config import StoreConfig
 
 QUICKSTART = Path(__file__).parent / "configs" / "quickstart.yaml"
 
+POSITIONS = 512
+"""Position embeddings of a student, BERT's."""
+
 
 class IngestConfig(BaseModel, frozen=True, extra="forbid"):
     """How the corpus flows through the teacher into the memory."""
@@ -196,6 +199,12 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
         if self.references.dim and self.loss.contrastive and self.loss.reference_negatives:
             raise ValueError(
                 "loss.reference_negatives compares stored states with the teacher's; with references.dim set it to false"
+            )
+        tokens = self.references.count * (self.references.tokens or self.teacher.tokens)
+        if self.student.reference_keys == "embedding" and tokens > POSITIONS:
+            raise ValueError(
+                f"student.reference_keys=embedding has {POSITIONS} positions for all references together, references.count x "
+                f"tokens asks for {tokens}; lower one of them, or set student.reference_keys=states"
             )
         if self.loss.prediction and self.teacher.head == "none":
             raise ValueError("loss.prediction needs logits: set teacher.head=classification")

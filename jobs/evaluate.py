@@ -24,7 +24,7 @@ from transformers import AutoModel
 
 import refbert  # noqa: F401 - registers the student with the Auto classes
 from jobs.config import RunConfig
-from jobs.distill import needs_memory
+from jobs.distill import PATIENCE_MS, needs_memory
 from jobs.launch import launch
 from jobs.memory import (
     MemoryAddress,
@@ -148,7 +148,7 @@ def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
     store = None
     if job.address:
         client = connect_store(config, job.address.url)
-        patient = config.store.model_copy(update={"lookup_deadline_ms": 30_000.0})
+        patient = config.store.model_copy(update={"lookup_deadline_ms": PATIENCE_MS})
         nearest = config.references.criterion
         sources["nearest"] = open_retriever(client, patient, texts, nearest)
         sources["random"] = open_retriever(client, patient, texts, "random")
@@ -157,6 +157,7 @@ def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
             "points": store.count(),
             "bytes": store.bytes_estimate(),
             "criterion": nearest,
+            "references_per_text": config.references.count,
             "tokens": manifest.tokens,
             "dim": manifest.dim,
             "datatype": manifest.datatype,

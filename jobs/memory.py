@@ -52,10 +52,10 @@ class NeighbourSource(Protocol):
     lookup_ms: float  # how long the last batch took
 
     def neighbours(self, queries: Sequence[Query]) -> Neighbours:
-        """Return the best point for each query."""
+        """Return the best points for each query."""
 
     def neighbours_and_points(self, queries: Sequence[Query]) -> tuple[Neighbours, Neighbours]:
-        """Return the best point for each query, and the points stored under the queries' own ids."""
+        """Return the best points for each query, and the points stored under the queries' own ids."""
 
 
 @dataclass(frozen=True)
@@ -208,8 +208,9 @@ def open_retriever(
 ) -> NeighbourSource:
     """Open one process's retriever under a criterion. Raises InputError for a dotted path that is no criterion."""
     if criterion in get_args(Criterion):
+        built_in, references = cast(Criterion, criterion), texts.references
         return Retriever(
-            client, store, texts.manifest, cast(Criterion, criterion), texts.references.exclude_splits, with_text
+            client, store, texts.manifest, built_in, references.exclude_splits, with_text, count=references.count
         )
     return _import_criterion(criterion)(client, store, texts.manifest)
 

@@ -46,6 +46,7 @@ from refbert.corpus import normalise
 from refbert.errors import InputError, UnavailableError
 from refbert.teacher import load_tokenizer, tokenize
 from vector_store.errors import StoreError, StoreUnavailable
+from vector_store.schema import Neighbours
 from vector_store.store import Store
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,8 @@ class Embedding(BaseModel):
     object: Literal["embedding"] = "embedding"
     index: int
     embedding: list[float]
-    reference: ReferenceRead | None = None
+    reference: ReferenceRead | None = Field(None, description="The best of those that the text read.")
+    further_references: list[ReferenceRead] | None = Field(None, description="The others, where references.count > 1.")
 
 
 class EmbeddingResponse(BaseModel):
@@ -99,7 +101,7 @@ class Answer:
 
     vector: list[float]
     tokens: int
-    reference: ReferenceRead
+    references: list[ReferenceRead]
     lookup_ms: float
     student_ms: float
 
@@ -146,7 +148,12 @@ class StudentService:
         tokens = sum(answer.tokens for answer in answers)
         return EmbeddingResponse(
             data=[
-                Embedding(index=index, embedding=answer.vector, reference=answer.reference if request.explain else None)
+                Embedding(
+                    index=index,
+                    embedding=answer.vector,
+                    reference=answer.references[0] if request.explain else None,
+                    further_references=answer.references[1:] if request.explain else None,
+                )
                 for index, answer in enumerate(answers)
             ],
             model=self.name,
@@ -184,19 +191,21 @@ class StudentService:
             Answer(
                 vector,
                 lengths[index],
-                ReferenceRead(step="null", id=None, text=None, score=0.0)
-                if found is None
-                else ReferenceRead(
-                    step=found.steps[index],
-                    id=found.ids[index],
-                    text=found.texts[index],
-                    score=float(found.scores[index]),
-                ),
+                references_read(found, index),
                 1000 * (looked_up_s - started_s),
                 1000 * (done_s - looked_up_s),
             )
             for index, vector in enumerate(vectors)
         ]
+
+
+def references_read(found: Neighbours | None, row: int) -> list[ReferenceRead]:
+    """Say what a text read, the best first; the null reference where there was nothing to read."""
+    if found is None or not found.ids[row]:
+        step = "null" if found is None else found.steps[row]
+        return [ReferenceRead(step=step, id=None, text=None, score=0.0)]
+    read = zip(found.ids[row], found.texts[row], found.scores[row].tolist(), strict=False)  # scores are padded
+    return [ReferenceRead(step=found.steps[row], id=id_, text=text, score=score) for id_, text, score in read]
 
 
 def run(config: RunConfig) -> None:

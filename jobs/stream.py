@@ -153,7 +153,10 @@ class DistillStream:
 def reference_batch(
     ids: Tensor, mask: Tensor, found: Neighbours | None, dim: int, reading: NDArray[np.bool_] | None = None
 ) -> DistillBatch:
-    """Put inputs and found references into tensors; rows that are not `reading` get the null reference."""
+    """Put inputs and found references into tensors; rows that are not `reading` get the null reference.
+
+    The references of a row lie one after another along the token axis, padded to the longest row.
+    """
     batch = len(ids)
     if found is None:
         return DistillBatch(ids, mask, ids.new_zeros(batch, 1), torch.zeros(batch, 1, dim), ids.new_zeros(batch, 1))
@@ -165,4 +168,10 @@ def reference_batch(
         torch.from_numpy(found.token_ids[:, :longest].astype(np.int64)),
         torch.from_numpy(found.states[:, :longest].astype(np.float32)),
         torch.from_numpy(seen[:, :longest]),
+        reference_parts=_parts(found, seen)[:, :, :longest] if found.count > 1 else None,
     )
+
+
+def _parts(found: Neighbours, seen: NDArray[np.bool_]) -> Tensor:
+    """(batch, count, tokens): whether a token that is seen is of the first, the second, ... reference."""
+    return torch.from_numpy((found.ranks[:, None] == np.arange(found.count)[:, None]) & seen[:, None])

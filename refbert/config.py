@@ -116,6 +116,11 @@ class ReferenceConfig(BaseModel, frozen=True, extra="forbid"):
         description="keywords (BM25 over token ids, the paper's `most common keywords`) | dense | hybrid | random | none, "
         "or the dotted path of a function that makes a retriever.",
     )
+    count: PositiveInt = Field(
+        1,
+        description="References per text, the best first: the student reads them one after another. RETRO gains up to some, "
+        "then loses; each costs its bytes on the wire and its tokens in every reading layer.",
+    )
     dense_index: bool = Field(
         False,
         description="Also store the sentence vector that `dense` and `hybrid` need (dim x 4 bytes and an HNSW graph).",
@@ -158,6 +163,11 @@ class ReferenceConfig(BaseModel, frozen=True, extra="forbid"):
         if self.criterion not in BUILT_IN_CRITERIA and ("." not in self.criterion):
             raise ValueError(
                 f"criterion={self.criterion!r} is neither one of {', '.join(BUILT_IN_CRITERIA)} nor a dotted path"
+            )
+        if self.count > 1 and self.criterion not in BUILT_IN_CRITERIA:
+            raise ValueError(
+                f"count={self.count} needs a built-in criterion, found {self.criterion}: one of your own says itself how "
+                "many it returns; leave references.count out"
             )
         if self.plan and self.criterion not in BUILT_IN_CRITERIA:
             raise ValueError(

@@ -38,7 +38,8 @@ class DistillBatch:
     """One micro-batch.
 
     `input_ids`, `mask` (batch, tokens); `reference_ids`, `reference_mask` (batch, ref_tokens); `reference_states`
-    (batch, ref_tokens, dim), zero where the mask is; `target_states` (batch, tokens, dim) and `target_mask`
+    (batch, ref_tokens, dim), zero where the mask is; `reference_parts` (batch, references, ref_tokens), true where a token is
+    of that reference, or None where each row has one at most; `target_states` (batch, tokens, dim) and `target_mask`
     (batch, tokens) where targets come from the memory, else None.
     """
 
@@ -49,6 +50,7 @@ class DistillBatch:
     reference_mask: Tensor
     target_states: Tensor | None = None
     target_mask: Tensor | None = None
+    reference_parts: Tensor | None = None
 
     def student_inputs(self) -> dict[str, Tensor]:
         """Return what the student's `forward` takes, by its names."""
@@ -59,6 +61,14 @@ class DistillBatch:
             "reference_states": self.reference_states,
             "reference_mask": self.reference_mask,
         }
+
+    def reference_vectors(self) -> tuple[Tensor, Tensor]:
+        """Return each reference's mean state, (batch x references, dim), and which of them there are."""
+        if self.reference_parts is None:
+            return masked_mean(self.reference_states, self.reference_mask), self.reference_mask.bool().any(1)
+        weights = self.reference_parts.to(self.reference_states.dtype)
+        means = weights @ self.reference_states / weights.sum(-1, keepdim=True).clamp_min(1)
+        return means.flatten(0, 1), self.reference_parts.any(-1).flatten()
 
     def to(self, device: torch.device) -> Self:
         """Move every tensor."""
@@ -131,10 +141,9 @@ class Distiller(nn.Module):
             related = targets.layers[weights.relation_layer or -1]
             parts["relation"] = relation_loss(projected, related, mask, weights.relation_heads)
         if weights.contrastive:
-            reads = batch.reference_mask.bool().any(1)
-            against = masked_mean(batch.reference_states, batch.reference_mask) if weights.reference_negatives else None
+            negatives = batch.reference_vectors() if weights.reference_negatives else ()
             parts["contrastive"] = contrastive_loss(
-                masked_mean(projected, mask), masked_mean(last, mask), weights.contrastive_temperature, against, reads
+                masked_mean(projected, mask), masked_mean(last, mask), weights.contrastive_temperature, *negatives
             )
         if weights.prediction:
             assert targets.logits is not None

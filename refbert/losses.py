@@ -73,7 +73,7 @@ def contrastive_loss(
 
     log(batch) minus this is a lower bound of the mutual information of student and teacher (van den Oord et al. 2018,
     eq. 5), which RefBERT's theory is about. Negatives are the other rows of the batch and, where given, the teacher's
-    vectors of the `references` (batch, width) that were read, where `references_mask` (batch,) is true: a student that copies
+    vectors of the `references` (n, width) that were read, where `references_mask` (n,) is true: a student that copies
     its reference is told apart from one that uses it (ours).
     """
     student, teacher = F.normalize(student, dim=-1), F.normalize(teacher, dim=-1)

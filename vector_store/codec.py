@@ -8,7 +8,7 @@ Checks what it packs; knows nothing of collections and connections.
 """
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,15 +106,16 @@ def sparse_message(vector: SparseVector) -> api.SparseVector:
     return api.SparseVector(indices=vector.indices.tolist(), values=vector.values.tolist())
 
 
-def empty_neighbours(batch: int, manifest: Manifest) -> Neighbours:
-    """`batch` rows without a neighbour, each on the ladder's null step."""
+def empty_neighbours(batch: int, manifest: Manifest, count: int = 1) -> Neighbours:
+    """`batch` rows with room for `count` neighbours and without any, each on the ladder's null step."""
+    tokens = count * manifest.tokens
     return Neighbours(
-        ids=[None] * batch,
-        texts=[None] * batch,
-        scores=np.zeros(batch, np.float32),
-        states=np.zeros((batch, manifest.tokens, manifest.dim), np.float16),
-        token_ids=np.zeros((batch, manifest.tokens), np.int32),
-        mask=np.zeros((batch, manifest.tokens), np.bool_),
+        ids=[[] for _ in range(batch)],
+        texts=[[] for _ in range(batch)],
+        scores=np.zeros((batch, count), np.float32),
+        states=np.zeros((batch, tokens, manifest.dim), np.float16),
+        token_ids=np.zeros((batch, tokens), np.int32),
+        ranks=np.full((batch, tokens), -1, np.int16),
         steps=["null"] * batch,
     )
 
@@ -164,19 +165,22 @@ def decode_states(point: Any, tokens: int, dim: int, datatype: Datatype) -> Stor
 
 
 def decode_into(row: int, neighbours: Neighbours, point: Any, datatype: Datatype) -> None:
-    """Fill one row of an empty batch from a RetrievedPoint or ScoredPoint."""
+    """Fill one row of an empty batch, with room for one neighbour, from a RetrievedPoint or ScoredPoint."""
     tokens, dim = neighbours.states.shape[1:]
-    fill(row, neighbours, decode_states(point, tokens, dim, datatype))
+    fill_row(row, neighbours, [decode_states(point, tokens, dim, datatype)])
 
 
-def fill(row: int, neighbours: Neighbours, point: StoredPoint) -> None:
-    """Copy a point into one row of an empty batch."""
-    length = len(point.states)
-    neighbours.ids[row] = point.id
-    neighbours.texts[row] = point.text
-    neighbours.states[row, :length] = point.states
-    neighbours.token_ids[row, :length] = point.token_ids
-    neighbours.mask[row, :length] = True
+def fill_row(row: int, neighbours: Neighbours, points: Sequence[StoredPoint], scores: Sequence[float] = ()) -> None:
+    """Copy points, the best first, one after another into one row of an empty batch."""
+    end = 0
+    for rank, point in enumerate(points):
+        start, end = end, end + len(point.states)
+        neighbours.states[row, start:end] = point.states
+        neighbours.token_ids[row, start:end] = point.token_ids
+        neighbours.ranks[row, start:end] = rank
+    neighbours.ids[row] = [point.id for point in points]
+    neighbours.texts[row] = [point.text for point in points]
+    neighbours.scores[row, : len(scores)] = scores
 
 
 def decode(message: api.RetrievedPoint, manifest: Manifest) -> Point:

@@ -171,7 +171,7 @@ class Store:
         return self._call(self._client.points.Count, request).result.count
 
     def fetch(self, ids: Sequence[str], with_text: bool = False) -> Neighbours:
-        """Exactly these points, row by row; a missing one has id None and an empty mask."""
+        """Exactly these points, row by row; the row of a missing one is empty."""
         manifest = self._manifest or self.manifest()
         found = empty_neighbours(len(ids), manifest)
         points = {point.id.uuid: point for point in self._get(ids, state_fields(with_text))}

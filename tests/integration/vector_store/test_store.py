@@ -64,8 +64,8 @@ def test_points_are_fetched_as_written_and_missing_ones_are_masked(store, manife
     assert store.upsert(points) == 20
     absent = make_points(1, seed=9)[0].id
     found = store.fetch([points[7].id, absent, points[2].id], with_text=True)
-    assert found.ids == [points[7].id, None, points[2].id]
-    assert found.texts == ["text 7", None, "text 2"]
+    assert found.ids == [[points[7].id], [], [points[2].id]]
+    assert found.texts == [["text 7"], [], ["text 2"]]
     assert found.mask.sum(1).tolist() == [len(points[7].states), 0, len(points[2].states)]
     for row, point in ((0, points[7]), (2, points[2])):
         assert np.array_equal(found.states[row][found.mask[row]], point.states)

@@ -23,14 +23,14 @@ def test_a_point_comes_back_bit_for_bit_and_padded(manifest, make_point):
     assert np.array_equal(found.token_ids[1, :5], point.token_ids)
     assert found.mask[1].tolist() == [True] * 5 + [False]
     assert not found.states[1, 5:].any()
-    assert (found.ids, found.texts) == ([None, point.id], [None, "a tëxt"])
+    assert (found.ids, found.texts) == ([[], [point.id]], [[], ["a tëxt"]])
 
 
 def test_other_rows_stay_untouched(manifest, make_point):
     found = decode(encode(make_point(), "float16"), manifest)
     assert not found.mask[0].any()
     assert not found.states[0].any()
-    assert found.ids[0] is None
+    assert not found.ids[0]
 
 
 def test_states_that_are_not_contiguous_are_packed_in_order(manifest, make_point):
