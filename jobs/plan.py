@@ -12,7 +12,7 @@ import torch
 from jobs.config import RunConfig
 from jobs.memory import manifest_of, reference_texts
 from jobs.prepared import already_prepared, row_passages
-from refbert.corpus import corpus_files, estimated_rows, read_rows
+from refbert.corpus import corpus_files, estimated_rows, read_rows, text_of
 from refbert.distillation import new_student
 from refbert.errors import InputError
 from refbert.teacher import Teacher, load_teacher
@@ -54,12 +54,12 @@ def memory_plan(config: RunConfig, teacher: Teacher, manifest: Manifest) -> str:
     """Say what a reference takes, at most and in the mean of a sample, and all references of the corpus together."""
     sample = corpus_sample(config, teacher)
     texts = reference_texts(teacher, manifest, config.references)
-    ids, mask = texts.tokenize([passage["text"] for passage in sample.passages])
+    ids, mask, _ = texts.tokenize([text_of(passage) for passage in sample.passages])
     sizes = []
     for row, passage in enumerate(sample.passages):
         token_ids = ids[row, : int(mask[row].sum())].numpy().astype(np.int32)
         states = np.zeros((len(token_ids), manifest.dim), np.float16)
-        point = texts.point(passage, texts.identifier(passage["text"]), token_ids, states)
+        point = texts.point(passage, texts.identifier(text_of(passage)), token_ids, states)
         sizes.append(encode(point, manifest.datatype).ByteSize())
     mean = float(np.mean(sizes))
     each = (
