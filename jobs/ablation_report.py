@@ -195,7 +195,12 @@ def markdown(report: dict[str, Any]) -> str:
     def table(title: str, columns: tuple[str, ...], rows: Rows, note: str) -> None:
         lines.extend([f"## {title}", "", *map(_row, (columns, ("---",) * len(columns), *rows)), "", note, ""])
 
-    table("Scores", ("arm", *names, "average", "of teacher"), score_rows(report), "Each arm trained and asked in its own way.")
+    table(
+        "Scores",
+        ("arm", *names, "average", "of teacher"),
+        score_rows(report),
+        "Each arm trained and asked in its own way.",
+    )
     if "nearest" in arms_of(report):
         table(
             "Paired differences",
@@ -211,14 +216,28 @@ def markdown(report: dict[str, Any]) -> str:
         )
         table(
             "Leak guard",
-            ("task", "near-duplicates in training", "development rows with one", "all rows", "rows without one", "guard off"),
+            (
+                "task",
+                "near-duplicates in training",
+                "development rows with one",
+                "all rows",
+                "rows without one",
+                "guard off",
+            ),
             leak_rows(report),
             "Near-duplicates: Jaccard similarity of character 5-grams of at least 0.7, for pairs of both sides. They are trained "
             "on, and not read.",
         )
     lines += ["## Goals", "", _row(("goal", "value", "wanted", "met")), _row(("---",) * 4)]
     lines += [
-        _row((goal["name"], f"{goal['value']:.3f}", f"{goal['direction']} {goal['goal']}", "yes" if goal["met"] else "no"))
+        _row(
+            (
+                goal["name"],
+                f"{goal['value']:.3f}",
+                f"{goal['direction']} {goal['goal']}",
+                "yes" if goal["met"] else "no",
+            )
+        )
         for goal in report["goals"]
     ]
     lines += ["", "## Tasks", ""]

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import ray
 import ray.train
 import torch
@@ -44,7 +43,7 @@ from jobs.memory import (
 )
 from jobs.meter import METRICS, Meter, Progress, followed_metrics
 from jobs.neighbour_plan import NeighbourPlan, neighbour_plan
-from jobs.prepared import PreparedCorpus, chunked, prepare
+from jobs.prepared import PreparedCorpus, chunked, prepare, texts_in
 from jobs.run_directory import claim_directory, is_complete, sole_training, write_manifest
 from jobs.stream import DistillStream, Order
 from jobs.worker import set_up_worker
@@ -124,8 +123,8 @@ def lacks_any(store: Store, wanted: Manifest, corpus: PreparedCorpus) -> bool:
     store.require(wanted)
     if is_filled(store, corpus):
         return False
-    texts = corpus.table("train")["text"].take(pa.array(corpus.distinct_rows()))
-    ids = (reference_id(wanted.fingerprint, text.as_py()) for text in texts)
+    texts = texts_in(corpus.table("train"), corpus.distinct_rows())
+    ids = (reference_id(wanted.fingerprint, text) for text in texts)
     return any(len(store.existing(some)) < len(some) for some in chunked(ids, IDS_PER_CHECK))
 
 
@@ -247,6 +246,7 @@ def targets_of(batch: DistillBatch, teacher: Teacher | None, config: RunConfig) 
         batch.input_ids,
         batch.mask,
         loss.needs_every_layer,
+        batch.token_type_ids,
         score_layers=loss.teacher_layers(config.student.layers, teacher.num_layers) if loss.attention else (),
         qkv_layer=(loss.relation_layer or teacher.num_layers) if loss.relates_qkv else None,
     )

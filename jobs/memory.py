@@ -21,10 +21,10 @@ from transformers import PreTrainedTokenizerBase
 
 from jobs.config import RunConfig
 from refbert.config import ReferenceConfig
-from refbert.corpus import normalise
+from refbert.corpus import Text, normalise, text_of
 from refbert.errors import InputError
 from refbert.references import Keywords, document_keywords, query_keywords, sentence_table, sentence_vector
-from refbert.teacher import Teacher, tokenize, tokenizer_hash
+from refbert.teacher import Teacher, Tokens, tokenize, tokenizer_hash
 from vector_store.client import Client, connect
 from vector_store.config import EMBEDDED, StoreConfig
 from vector_store.retriever import Retriever
@@ -38,6 +38,7 @@ from vector_store.schema import (
     Point,
     Query,
     SparseVector,
+    parts,
     point_id,
 )
 from vector_store.server.process import embedded_server
@@ -109,9 +110,9 @@ def trained_manifest(saved: dict[str, Any] | None, student: str | Path) -> Manif
         ) from None
 
 
-def reference_id(fingerprint: str, text: str) -> str:
-    """Id of a text's point, whoever stores it: of its teacher and its normalised form."""
-    return point_id(fingerprint, [normalise(text)])
+def reference_id(fingerprint: str, text: Text) -> str:
+    """Id of a text's point, or of a pair's, whoever stores it: of its teacher and its normalised form."""
+    return point_id(fingerprint, parts(normalise(text)))
 
 
 @contextmanager
@@ -145,12 +146,12 @@ class ReferenceTexts:
         self.table = table
         self._tokenizing = threading.Lock()
 
-    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return ids and mask (batch, tokens). Threads may share it: a fast tokenizer alone fails as `Already borrowed`."""
+    def tokenize(self, texts: Sequence[Text]) -> Tokens:
+        """Return what an encoder reads. Threads may share it: a fast tokenizer alone fails as `Already borrowed`."""
         with self._tokenizing:
             return tokenize(self.tokenizer, texts, self.manifest.text_tokens)
 
-    def identifier(self, text: str) -> str:
+    def identifier(self, text: Text) -> str:
         """Return the id that a text is stored under, and asks under."""
         return reference_id(self.manifest.fingerprint, text)
 
@@ -168,13 +169,13 @@ class ReferenceTexts:
             token_ids=token_ids[:budget],
             keywords=_sparse(document_keywords(token_ids, self.special_ids, self.references)),
             sentence=self._sentence(token_ids),
-            text=row["text"],
+            text=text_of(row),
             source=row["source"],
             document=row["document"],
             split=row["split"],
         )
 
-    def query(self, text: str, token_ids: NDArray[np.int32], document: str | None) -> Query:
+    def query(self, text: Text, token_ids: NDArray[np.int32], document: str | None) -> Query:
         """Build the look-up of a text; its own point never comes back, nor does its document's."""
         return Query(
             id=self.identifier(text),
@@ -184,7 +185,7 @@ class ReferenceTexts:
         )
 
     def queries(
-        self, texts: Sequence[str], ids: Tensor, mask: Tensor, documents: Sequence[str | None] | None = None
+        self, texts: Sequence[Text], ids: Tensor, mask: Tensor, documents: Sequence[str | None] | None = None
     ) -> list[Query]:
         """Build the look-ups of a tokenized batch; `ids` and `mask` (batch, tokens) are padded on the right."""
         lengths = mask.sum(1).tolist()

@@ -23,6 +23,7 @@ from jobs.config import RunConfig
 from jobs.memory import MemoryAddress, ReferenceTexts, connect_store, open_retriever
 from jobs.prepared import PreparedCorpus
 from jobs.progress import progress
+from refbert.corpus import text_of
 from vector_store import term_statistics
 from vector_store.client import Client
 from vector_store.pipeline import pipelined
@@ -103,8 +104,9 @@ def _build(config: RunConfig, client: Client, corpus: PreparedCorpus, texts: Ref
 
         def choose(start: int) -> list[list[Choice]]:
             rows = passages.slice(start, BATCH).to_pylist()
-            ids, mask = texts.tokenize([row["text"] for row in rows])
-            queries = texts.queries([row["text"] for row in rows], ids, mask, [row["document"] for row in rows])
+            asking = [text_of(row) for row in rows]
+            ids, mask, _ = texts.tokenize(asking)
+            queries = texts.queries(asking, ids, mask, [row["document"] for row in rows])
             return retriever.choices(queries)
 
         starts = range(done, passages.num_rows, BATCH)

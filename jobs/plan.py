@@ -13,7 +13,7 @@ from jobs.config import RunConfig
 from jobs.distill import reads_references
 from jobs.memory import manifest_of, reference_texts
 from jobs.prepared import already_prepared, row_passages
-from refbert.corpus import corpus_files, estimated_rows, read_rows
+from refbert.corpus import corpus_files, estimated_rows, read_rows, text_of
 from refbert.distillation import new_student
 from refbert.errors import InputError
 from refbert.teacher import Teacher, load_teacher
@@ -67,12 +67,12 @@ def reference_sample(config: RunConfig, teacher: Teacher, manifest: Manifest) ->
     """Make the points of some passages of the corpus, as an ingest would."""
     sample = corpus_sample(config, teacher)
     texts = reference_texts(teacher, manifest, config.references)
-    ids, mask = texts.tokenize([passage["text"] for passage in sample.passages])
+    ids, mask, _ = texts.tokenize([text_of(passage) for passage in sample.passages])
     stored, fetched = [], []
     for row, passage in enumerate(sample.passages):
         token_ids = ids[row, : int(mask[row].sum())].numpy().astype(np.int32)
         states = np.zeros((len(token_ids), manifest.dim), np.float16)
-        point = texts.point(passage, texts.identifier(passage["text"]), token_ids, states)
+        point = texts.point(passage, texts.identifier(text_of(passage)), token_ids, states)
         message = encode(point, manifest.datatype)
         stored.append(message.ByteSize())
         fetched.append(sum(message.payload[field].ByteSize() for field in state_fields(with_text=False)))

@@ -42,11 +42,11 @@ from jobs.memory import (
 )
 from jobs.stream import reference_batch
 from jobs.worker import per_node, set_up_worker
-from refbert.corpus import normalise
+from refbert.corpus import Text, normalise
 from refbert.errors import InputError, UnavailableError
 from refbert.teacher import load_tokenizer, tokenize
 from vector_store.errors import StoreError, StoreUnavailable
-from vector_store.schema import Neighbours
+from vector_store.schema import Neighbours, parts
 from vector_store.store import Store
 
 log = logging.getLogger(__name__)
@@ -58,9 +58,9 @@ CONTINUES_RUN = True
 
 
 class EmbeddingRequest(BaseModel, extra="forbid"):
-    """OpenAI's request: one text or several."""
+    """OpenAI's request: one text or several, of which each may be a pair, `[["a text", "its second"]]`."""
 
-    input: str | list[str]
+    input: str | list[Text]
     model: str | None = None
     encoding_format: Literal["float"] = "float"
     explain: bool = Field(False, description="Also say which reference each text read.")
@@ -71,7 +71,7 @@ class ReferenceRead(BaseModel):
 
     step: Literal["live", "cached", "null"]
     id: str | None
-    text: str | None
+    text: Text | None
     score: float
 
 
@@ -139,10 +139,10 @@ class StudentService:
     @api.post("/v1/embeddings")
     async def embeddings(self, request: EmbeddingRequest) -> EmbeddingResponse:
         """Embed one text or a list of them."""
-        inputs = [request.input] if isinstance(request.input, str) else request.input
+        inputs: list[Text] = [request.input] if isinstance(request.input, str) else request.input
         if not 1 <= len(inputs) <= self.config.serve.max_texts:
             raise HTTPException(422, f"got {len(inputs)} texts, wanted 1 to {self.config.serve.max_texts}")
-        if any(not text.strip() or len(text) > MAX_CHARACTERS for text in inputs):
+        if any(not part.strip() or len(part) > MAX_CHARACTERS for text in inputs for part in parts(text)):
             raise HTTPException(422, f"a text is empty or longer than {MAX_CHARACTERS} characters")
         answers: list[Answer] = await asyncio.gather(*(self.embed_batch(text) for text in inputs))
         tokens = sum(answer.tokens for answer in answers)
@@ -165,15 +165,15 @@ class StudentService:
         )
 
     @serve.batch
-    async def embed_batch(self, texts: list[str]) -> list[Answer]:
+    async def embed_batch(self, texts: list[Text]) -> list[Answer]:
         """Embed the texts that arrived together, off the event loop."""
         return await asyncio.to_thread(self.embed, texts)
 
     @torch.inference_mode()
-    def embed(self, texts: list[str]) -> list[Answer]:
+    def embed(self, texts: list[Text]) -> list[Answer]:
         """Look up, encode, normalise."""
         texts = [normalise(text) for text in texts]  # as those that were trained on and stored
-        ids, mask = tokenize(self.tokenizer, texts, self.max_tokens)
+        ids, mask, segments = tokenize(self.tokenizer, texts, self.max_tokens)
         lengths = mask.sum(1).tolist()
         started_s = time.perf_counter()
         found = None
@@ -183,7 +183,8 @@ class StudentService:
             except StoreError as error:  # not only away, but broken: readers still get their answer
                 log.warning("answering without references: %s", error)
         looked_up_s = time.perf_counter()
-        batch = reference_batch(ids, mask, found, self.student.config.reference_dim).to(self.device)
+        batch = reference_batch(ids, mask, found, self.student.config.reference_dim, token_type_ids=segments)
+        batch = batch.to(self.device)
         output = self.student(**batch.student_inputs())
         vectors = torch.nn.functional.normalize(output.sentence_embedding, dim=-1).cpu().tolist()
         done_s = time.perf_counter()

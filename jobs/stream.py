@@ -21,6 +21,7 @@ from torch import Tensor
 
 from jobs.memory import NeighbourSource, ReferenceTexts
 from jobs.neighbour_plan import NeighbourPlan
+from refbert.corpus import text_of
 from refbert.distillation import DistillBatch
 from refbert.errors import InputError
 from vector_store.pipeline import IN_FLIGHT
@@ -112,8 +113,8 @@ class DistillStream:
         """Build one micro-batch by its number alone."""
         numbers = self.order.rows(number)
         rows = self.passages.take(pa.array(numbers)).to_pylist()
-        texts = [row["text"] for row in rows]
-        ids, mask = self.texts.tokenize(texts)
+        texts = [text_of(row) for row in rows]
+        ids, mask, segments = self.texts.tokenize(texts)
         own_ids = [self.texts.identifier(text) for text in texts] if self.targets else []
         found: Neighbours | None = None
         own: Neighbours | None = None
@@ -129,7 +130,7 @@ class DistillStream:
         if self.targets is not None and (own is None or not own.mask.any(1).all()):
             own = self._own_points(own_ids)
         reading = np.random.default_rng([self.order.seed, number]).random(len(rows)) >= self.dropout
-        batch = reference_batch(ids, mask, found, self.texts.manifest.dim, reading)
+        batch = reference_batch(ids, mask, found, self.texts.manifest.dim, reading, segments)
         if self.targets is not None:
             assert own is not None
             width = ids.shape[1]
@@ -151,7 +152,12 @@ class DistillStream:
 
 
 def reference_batch(
-    ids: Tensor, mask: Tensor, found: Neighbours | None, dim: int, reading: NDArray[np.bool_] | None = None
+    ids: Tensor,
+    mask: Tensor,
+    found: Neighbours | None,
+    dim: int,
+    reading: NDArray[np.bool_] | None = None,
+    token_type_ids: Tensor | None = None,
 ) -> DistillBatch:
     """Put inputs and found references into tensors; rows that are not `reading` get the null reference.
 
@@ -159,7 +165,8 @@ def reference_batch(
     """
     batch = len(ids)
     if found is None:
-        return DistillBatch(ids, mask, ids.new_zeros(batch, 1), torch.zeros(batch, 1, dim), ids.new_zeros(batch, 1))
+        null = ids.new_zeros(batch, 1), torch.zeros(batch, 1, dim), ids.new_zeros(batch, 1)
+        return DistillBatch(ids, mask, *null, token_type_ids=token_type_ids)
     seen = found.mask if reading is None else found.mask & reading[:, None]
     longest = max(1, int(seen.sum(1).max(initial=0)))
     return DistillBatch(
@@ -169,6 +176,7 @@ def reference_batch(
         torch.from_numpy(found.states[:, :longest].astype(np.float32)),
         torch.from_numpy(seen[:, :longest]),
         reference_parts=_parts(found, seen)[:, :, :longest] if found.count > 1 else None,
+        token_type_ids=token_type_ids,
     )
 
 

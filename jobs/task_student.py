@@ -6,7 +6,6 @@ memory, the teacher's logits from its answers: no teacher runs here. A killed tr
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -29,7 +28,7 @@ from jobs.worker import set_up_worker
 from refbert.corpus import Text
 from refbert.distillation import Distiller, Targets, new_student
 from refbert.errors import InputError
-from refbert.fine_tuning import BucketedOrder, autocast, train_epochs
+from refbert.fine_tuning import BucketedOrder, train_epochs
 from refbert.scores import score
 from refbert.student import RefBertForSequenceClassification, RefBertModel
 from refbert.teacher import Teacher, load_teacher
@@ -69,8 +68,7 @@ def train_and_score(job: TaskStudentJob) -> dict[str, Any]:
         client = stack.enter_context(connect_store(config, job.address.url))
         texts = reference_texts(teacher, job.address.manifest, config.references)
         losses = [
-            train_phase(job, number, student, texts, client, device)
-            for number in range(len(config.task_stage.phases))
+            train_phase(job, number, student, texts, client, device) for number in range(len(config.task_stage.phases))
         ]
         student.eval()
         scores: dict[str, Any] = {}
@@ -104,8 +102,8 @@ def starting_student(job: TaskStudentJob, teacher: Teacher) -> RefBertForSequenc
     differing = [name for name in ours if name not in theirs or ours[name].shape != theirs[name].shape]
     if differing or len(ours) != len(theirs):
         raise InputError(
-            f"{job.start} is a student of another shape than this run's ({(differing or ['more weights'])[0]} differs); give the "
-            "student options that it was trained with"
+            f"{job.start} is a student of another shape than this run's ({(differing or ['more weights'])[0]} differs); give "
+            "the student options that it was trained with"
         )
     fresh.encoder.load_state_dict(theirs)
     return fresh

@@ -22,6 +22,10 @@ class CorpusConfig(BaseModel, frozen=True, extra="forbid"):
     )
     format: Literal["auto", "text", "jsonl", "parquet"] = Field("auto", description="`auto` goes by the file's ending.")
     text_field: str = "text"
+    text_pair_field: str | None = Field(
+        None,
+        description="Column of a second text: each row is then a pair, one reference that the teacher reads together.",
+    )
     label_field: str | None = Field(None, description="Column of a class label, for the labelled task of the report.")
     document_field: str | None = Field(
         None, description="Column that names a row's document; by default the row itself is one."
@@ -30,8 +34,19 @@ class CorpusConfig(BaseModel, frozen=True, extra="forbid"):
     heldout_fraction: float = Field(0.05, gt=0, lt=1, description="Texts never stored nor trained on, chosen by hash.")
     max_texts: PositiveInt | None = Field(None, description="Stop after this many passages.")
     long_texts: Literal["split", "truncate"] = Field(
-        "split", description="Texts over the teacher's token budget: cut into passages, or cut off."
+        "split",
+        description="Texts over the teacher's token budget: cut into passages, or cut off. Pairs can only be cut off, the "
+        "longer text first.",
     )
+
+    @model_validator(mode="after")
+    def _pairs_stay_whole(self) -> Self:
+        if self.text_pair_field and self.long_texts == "split":
+            raise ValueError(
+                f"text_pair_field={self.text_pair_field} makes pairs, which are not cut into passages; set "
+                "corpus.long_texts=truncate"
+            )
+        return self
 
 
 class TaskConfig(BaseModel, frozen=True, extra="forbid"):

@@ -40,7 +40,8 @@ class DistillBatch:
     `input_ids`, `mask` (batch, tokens); `reference_ids`, `reference_mask` (batch, ref_tokens); `reference_states`
     (batch, ref_tokens, dim), zero where the mask is; `reference_parts` (batch, references, ref_tokens), true where a token is
     of that reference, or None where each row has one at most; `target_states` (batch, tokens, dim) and `target_mask`
-    (batch, tokens) where targets come from the memory, else None.
+    (batch, tokens) where targets come from the memory, else None; `token_type_ids` (batch, tokens) where a text is a pair,
+    else None.
     """
 
     input_ids: Tensor
@@ -51,10 +52,13 @@ class DistillBatch:
     target_states: Tensor | None = None
     target_mask: Tensor | None = None
     reference_parts: Tensor | None = None
+    token_type_ids: Tensor | None = None
 
     def student_inputs(self) -> dict[str, Tensor]:
         """Return what the student's `forward` takes, by its names."""
+        segments = {} if self.token_type_ids is None else {"token_type_ids": self.token_type_ids}
         return {
+            **segments,
             "input_ids": self.input_ids,
             "attention_mask": self.mask,
             "reference_ids": self.reference_ids,

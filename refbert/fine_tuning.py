@@ -79,8 +79,8 @@ def train_epochs(
 ) -> Iterator[tuple[int, float]]:
     """Train for `config.epochs` of `per_epoch` steps; yields (steps made, loss) after each.
 
-    `loss_of(step)` is the loss of a step's batch, steps counted from 0. After every epoch `checkpoint` is written, and found again by a training
-    that was killed; it is deleted at the end. Raises ValueError where the loss is no finite number.
+    `loss_of(step)` is the loss of a step's batch, steps counted from 0. After every epoch `checkpoint` is written, and found
+    again by a training that was killed; it is deleted at the end. Raises ValueError where the loss is no finite number.
     """
     steps = config.epochs * per_epoch
     optimizer = adamw(model, config.learning_rate, config.weight_decay)

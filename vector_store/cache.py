@@ -77,4 +77,4 @@ class NeighbourCache:
 
 
 def _num_bytes(point: StoredPoint) -> int:
-    return point.states.nbytes + point.token_ids.nbytes + len(point.text or "") + POINT_OVERHEAD_BYTES
+    return point.states.nbytes + point.token_ids.nbytes + len("".join(point.text or "")) + POINT_OVERHEAD_BYTES

@@ -8,7 +8,7 @@ import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ SENTENCE = "sentence"
 
 Criterion = Literal["keywords", "dense", "hybrid", "random", "none"]
 LadderStep = Literal["live", "cached", "null"]
+
+Text: TypeAlias = str | tuple[str, str]
+"""A text, or a pair of texts that its encoder read together: one point either way."""
 
 
 class SparseVector(NamedTuple):
@@ -48,7 +51,7 @@ class Point:
     token_ids: NDArray[np.int32]
     keywords: SparseVector
     sentence: NDArray[np.float32] | None
-    text: str
+    text: Text
     source: str
     document: str
     split: str
@@ -79,7 +82,7 @@ class StoredPoint(NamedTuple):
     id: str
     states: NDArray[np.float16]
     token_ids: NDArray[np.int32]
-    text: str | None
+    text: Text | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,7 @@ class Neighbours:
     """
 
     ids: list[list[str]]
-    texts: list[list[str | None]]
+    texts: list[list[Text | None]]
     scores: NDArray[np.float32]
     states: NDArray[np.float16]
     token_ids: NDArray[np.int32]
@@ -159,6 +162,11 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
         """Most that one point's packed states, token ids and vectors take, in bytes, before any is written."""
         packed = (self.packed_states_bytes + self.tokens * 4) * 4 / 3
         return round(packed + self.text_tokens * 8 + (self.encoder_dim * 4 if self.dense_index else 0))
+
+
+def parts(text: Text) -> tuple[str, ...]:
+    """The one text, or the two of a pair."""
+    return text if isinstance(text, tuple) else (text,)
 
 
 def point_id(fingerprint: str, texts: Sequence[str]) -> str:

@@ -55,6 +55,17 @@ def test_requests_of_the_same_moment_do_not_mix(service):
             np.testing.assert_allclose(vectors(answer), alone[text], atol=1e-5)
 
 
+def test_a_pair_is_embedded_as_one_whoever_it_arrives_with(service):
+    _, address = service
+    pair = TEXTS[:2]
+    together = vectors(embed(address, [pair, *pair]))
+    alone = np.concatenate([vectors(embed(address, [text])) for text in (pair, *pair)])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    swapped, joined = vectors(embed(address, [pair[::-1], " ".join(pair)]))
+    assert np.abs(together[0] - swapped).max() > 1e-4
+    assert np.abs(together[0] - joined).max() > 1e-4
+
+
 def test_an_answer_shows_the_reference_it_read_and_never_the_text_itself(service):
     config, address = service
     stored = prepare(config).table("train")["text"].to_pylist()[:5]
@@ -72,7 +83,17 @@ def test_usage_counts_tokens(service):
 
 
 @pytest.mark.parametrize(
-    "request_", [{"input": []}, {"input": ""}, {"input": ["x"] * 1000}, {"input": 5}, {}, {"input": "x", "nope": 1}]
+    "request_",
+    [
+        {"input": []},
+        {"input": ""},
+        {"input": ["x"] * 1000},
+        {"input": 5},
+        {},
+        {"input": "x", "nope": 1},
+        {"input": [["a", "b", "c"]]},
+        {"input": [["a", " "]]},
+    ],
 )
 def test_a_bad_request_is_422_and_no_traceback(service, request_):
     _, address = service

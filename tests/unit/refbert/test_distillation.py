@@ -21,7 +21,7 @@ def tiny(tiny_teacher_path):
 
 
 def batch_and_targets(tiny, score_layers=(2,)) -> tuple[DistillBatch, Targets]:
-    ids, mask = tokenize(tiny.tokenizer, TEXTS, 16)
+    ids, mask, _ = tokenize(tiny.tokenizer, TEXTS, 16)
     encoding = tiny.encode(ids, mask, every_layer=True, score_layers=score_layers, qkv_layer=tiny.num_layers)
     reference = torch.roll(encoding.states, 1, 0).clone(), torch.roll(mask, 1, 0), torch.roll(ids, 1, 0)
     states, reference_mask, reference_ids = reference

