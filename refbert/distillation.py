@@ -69,12 +69,18 @@ class Targets:
 
 
 class Distiller(nn.Module):
-    """A student with what training needs beside it: projections of its inner layers into the teacher's space."""
+    """A student with what training needs beside it: projections of its inner layers into the teacher's space.
 
-    def __init__(self, student: RefBertModel | RefBertForSequenceClassification, config: LossConfig) -> None:
+    With `autocast` their matrix products are in bfloat16, weights and losses in float32 still.
+    """
+
+    def __init__(
+        self, student: RefBertModel | RefBertForSequenceClassification, config: LossConfig, autocast: bool = False
+    ) -> None:
         super().__init__()
         self.student = student
         self.config = config
+        self.autocast = autocast
         width, dim = student.config.hidden_size, student.config.dim
         inner = student.config.num_hidden_layers - 1 if config.layer_map == "uniform" and config.hidden else 0
         self.layer_projections = nn.ModuleList(nn.Linear(width, dim) for _ in range(inner))
@@ -83,24 +89,22 @@ class Distiller(nn.Module):
     def forward(self, batch: DistillBatch, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted loss and its unweighted parts, detached, by name."""
         weights = self.config
-        output = self.student(**batch.student_inputs(), output_hidden_states=True)
+        with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=self.autocast):
+            output = self.student(**batch.student_inputs(), output_hidden_states=True)
+            hidden = output.hidden_states
+            inner = [project(hidden[number]) for number, project in enumerate(self.layer_projections, start=1)]
+            embedded = self.embedding_projection(hidden[0]) if self.embedding_projection is not None else None
         mask, last = targets.mask, targets.layers[-1]
         projected = output.projected_states.float()
         parts: dict[str, Tensor] = {}
         if weights.hidden:
             pairs = [(projected, last)]
-            for number, project in enumerate(self.layer_projections, start=1):
-                pairs.append(
-                    (
-                        project(output.hidden_states[number]).float(),
-                        targets.layers[self._teacher_layer(number, targets)],
-                    )
-                )
+            for number, ours in enumerate(inner, start=1):
+                pairs.append((ours.float(), targets.layers[self._teacher_layer(number, targets)]))
             parts["hidden"] = torch.stack([hidden_loss(ours, theirs, mask) for ours, theirs in pairs]).mean()
         if weights.embedding:
-            assert self.embedding_projection is not None
-            ours = self.embedding_projection(output.hidden_states[0]).float()
-            parts["embedding"] = hidden_loss(ours, targets.layers[0], mask)
+            assert embedded is not None
+            parts["embedding"] = hidden_loss(embedded.float(), targets.layers[0], mask)
         if weights.relation:
             parts["relation"] = relation_loss(projected, last, mask, weights.relation_heads)
         if weights.contrastive:
