@@ -61,7 +61,11 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     zero_stage: Literal[0, 1, 2, 3] = Field(
         0, description="What DeepSpeed shards over workers: nothing, optimizer states, gradients too, parameters too."
     )
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "autocast", "bf16"] = Field(
+        "fp32",
+        description="autocast: the student's matrix products in bfloat16 over float32 weights, several times faster on CPUs with "
+        "AMX and on GPUs; bf16: weights too, float32 masters in ZeRO. Losses and AdamW are in float32 always.",
+    )
     gpus_per_worker: NonNegativeFloat = 0.0
     threads_per_worker: PositiveInt | None = Field(None, description="CPU threads; by default the node's share.")
     prefetch: PositiveInt = Field(4, description="Micro-batches whose references are looked up ahead of the step.")
@@ -185,7 +189,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
-        if self.train.targets == "memory" and not self.loss.needs_only_last_states:
+        if self.train.targets == "memory" and (self.loss.prediction or not self.loss.needs_only_last_states):
             raise ValueError(
                 "train.targets=memory has only the last layer's states; set loss.embedding=0, loss.attention=0, "
                 "loss.prediction=0, loss.layer_map=last, loss.relation_of=states and loss.relation_layer=null, or "
@@ -205,6 +209,10 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(
                 f"student.reference_keys=embedding has {POSITIONS} positions for all references together, references.count x "
                 f"tokens asks for {tokens}; lower one of them, or set student.reference_keys=states"
+            )
+        if self.loss.label:
+            raise ValueError(
+                "loss.label needs labels, which the general stage has not; it belongs to task_stage.phases"
             )
         if self.loss.prediction and self.teacher.head == "none":
             raise ValueError("loss.prediction needs logits: set teacher.head=classification")

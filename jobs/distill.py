@@ -5,8 +5,8 @@
     ray job submit -- python jobs/distill.py RUN.yaml         the same on a running cluster
 
 Fills the memory first where it lacks the corpus. Writes the run's directory: config.yaml, metrics.jsonl, TensorBoard
-events, checkpoints/, student/ and, last, manifest.json. Submitted again it resumes from the newest checkpoint, or says that
-the run is complete.
+events, checkpoints/, student/ and, last, manifest.json. Submitted again it resumes from the newest checkpoint, on as many
+workers and with the ZeRO stage that this submission asks for, or says that the run is complete.
 """
 
 import logging
@@ -27,6 +27,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution import context as ray_train_context
 from safetensors.numpy import save_file
 
+from jobs.checkpoint import Checkpoint, consolidated, write_checkpoint
 from jobs.config import RunConfig
 from jobs.ingest import fill_memory, is_filled
 from jobs.launch import launch
@@ -178,12 +179,12 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         teacher: Teacher | None = load_teacher(config.teacher, device)
         assert teacher is not None
         reference_dim = job.address.manifest.dim if job.address else None
-        distiller = Distiller(new_student(config.student, teacher, config.seed, reference_dim), config.loss)
+        student = new_student(config.student, teacher, config.seed, reference_dim)
+        distiller = Distiller(student, config.loss, autocast=train.precision == "autocast")
         stream = stack.enter_context(opened_stream(job, teacher, rank, world_size))
         if train.targets == "memory":
             teacher = None  # its weights are no longer needed
-        engine = build_engine(distiller, config)
-        progress_made = restore(engine, stream, job.corpus)
+        engine, progress_made = started(distiller, stream, job)
         meter = stack.enter_context(Meter(train, job.run_directory, progress_made, rank, device))
         micro_batches = train.global_batch // train.micro_batch
 
@@ -260,8 +261,11 @@ def targets_of(batch: DistillBatch, teacher: Teacher | None, config: RunConfig) 
     )
 
 
-def build_engine(distiller: Distiller, config: RunConfig) -> Any:
-    """Wrap the model in DeepSpeed: AdamW, linear warm-up and linear decay, ZeRO stage and precision of the config."""
+def build_engine(distiller: Distiller, config: RunConfig, step: int = 0) -> Any:
+    """Wrap the model in DeepSpeed: AdamW, linear warm-up and linear decay, ZeRO stage and precision of the config.
+
+    `step` steps have been made already.
+    """
     if not config.train.gpus_per_worker:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read at DeepSpeed's import
     import deepspeed
@@ -275,7 +279,7 @@ def build_engine(distiller: Distiller, config: RunConfig) -> Any:
         model=distiller,
         optimizer=optimizer,
         lr_scheduler=torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_decay(step, train.steps, train.warmup_fraction)
+            optimizer, lambda later: warmup_decay(step + later, train.steps, train.warmup_fraction)
         ),
         config={
             "train_micro_batch_size_per_gpu": train.micro_batch,
@@ -291,51 +295,56 @@ def build_engine(distiller: Distiller, config: RunConfig) -> Any:
     return engine
 
 
-def restore(engine: Any, stream: DistillStream, corpus: PreparedCorpus) -> Progress:
-    """Load the newest checkpoint into engine and stream, if there is one. Refuses one of a corpus that has changed since."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return Progress()
-    with checkpoint.as_directory() as folder:
-        _, state = engine.load_checkpoint(folder)
-    if state["corpus"] != corpus.directory.name:
-        raise InputError(
-            "the corpus has changed since the checkpoint was written, so its position means nothing any more; give another "
-            "name=... to train anew, or put the old files back"
-        )
+def started(distiller: Distiller, stream: DistillStream, job: DistillJob) -> tuple[Any, Progress]:
+    """Build the engine, and bring it and the stream to the newest checkpoint if there is one.
+
+    However many workers wrote that. Refuses one of a corpus that has changed since.
+    """
+    newest = ray.train.get_checkpoint()
+    if newest is None:
+        return build_engine(distiller, job.config), Progress()
+    with newest.as_directory() as folder:
+        checkpoint = Checkpoint(Path(folder))
+        state = checkpoint.state()
+        if state["corpus"] != job.corpus.directory.name:
+            raise InputError(
+                "the corpus has changed since the checkpoint was written, so its position means nothing any more; give "
+                "another name=... to train anew, or put the old files back"
+            )
+        made = Progress(**state["progress"])
+        checkpoint.load_weights(distiller)
+        engine = build_engine(distiller, job.config, made.step)
+        checkpoint.load_optimizer(engine, made.step)
     stream.load_state_dict(state["stream"])
-    return Progress(**state["progress"])
+    return engine, made
 
 
 def save(engine: Any, stream: DistillStream, meter: Meter, corpus: PreparedCorpus) -> None:
     """Write a checkpoint; every rank takes part, Ray Train keeps the newest few."""
+    state = {
+        "stream": stream.state_dict(),
+        "progress": vars(meter.snapshot(stream)),
+        "corpus": corpus.directory.name,
+    }
     with tempfile.TemporaryDirectory() as folder:
-        state = {
-            "stream": stream.state_dict(),
-            "progress": vars(meter.snapshot(stream)),
-            "corpus": corpus.directory.name,
-        }
-        engine.save_checkpoint(folder, client_state=state)
-        checkpoint = ray.train.Checkpoint.from_directory(folder)
+        write_checkpoint(Path(folder), engine, state)
+        checkpoint = ray.train.Checkpoint.from_directory(folder) if meter.is_writer else None
         ray.train.report(meter.summary(stream), checkpoint=checkpoint)
 
 
 def write_student(engine: Any, texts: ReferenceTexts, job: DistillJob, rank: int) -> None:
-    """Write student/, completely or not at all: consolidated float32 weights, tokenizer, and whose memory it reads."""
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    weights = {}
-    for name, parameter in engine.module.student.named_parameters():
-        full = safe_get_full_fp32_param(parameter)  # every rank takes part; None where nothing is sharded
-        weights[name] = (parameter if full is None else full).detach().float().cpu()
+    """Write student/ with consolidated float32 weights."""
+    weights = dict(consolidated(engine))  # every rank takes part
     if rank:
         return
-    manifest = job.address.manifest.model_dump(mode="json") if job.address else None
-    shape = engine.module.student.config
-    shape.memory = manifest
-    student = type(engine.module.student)(shape)
-    student.load_state_dict(weights)
-    folder = job.run_directory / "student"
+    student = type(engine.module.student)(engine.module.student.config)
+    student.load_state_dict({name: weights[f"student.{name}"] for name, _ in student.named_parameters()})
+    save_student(job.run_directory / "student", student, texts, job.address.manifest if job.address else None)
+
+
+def save_student(folder: Path, student: Any, texts: ReferenceTexts, manifest: Manifest | None) -> None:
+    """Write a student's folder, completely or not at all: weights, tokenizer, and whose memory it reads."""
+    student.config.memory = manifest.model_dump(mode="json") if manifest else None
     scratch = folder.with_name("student.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     student.save_pretrained(scratch)

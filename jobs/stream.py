@@ -24,6 +24,7 @@ from jobs.neighbour_plan import NeighbourPlan
 from refbert.corpus import text_of
 from refbert.distillation import DistillBatch
 from refbert.errors import InputError
+from refbert.fine_tuning import BucketedOrder
 from vector_store.pipeline import IN_FLIGHT
 from vector_store.retriever import Retriever
 from vector_store.schema import Neighbours
@@ -51,18 +52,20 @@ class Order:
 class DistillStream:
     """Micro-batches of one worker, in order, with `prefetch` of them being looked up ahead.
 
-    `wait_s` is the time that `next` waited for look-ups: what the prefetch did not hide.
+    `labels` (rows,) and `logits` (rows, labels) of a labelled task go with their rows. `wait_s` is the time that `next` waited for look-ups: what the prefetch did not hide.
     """
 
     def __init__(
         self,
         passages: pa.Table,
-        order: Order,
+        order: Order | BucketedOrder,
         texts: ReferenceTexts,
         source: NeighbourSource | None,
         targets: Store | None,
         plan: NeighbourPlan | None = None,
         *,
+        labels: NDArray[np.float32] | None = None,
+        logits: NDArray[np.float32] | None = None,
         rank: int,
         world_size: int,
         prefetch: int,
@@ -74,6 +77,7 @@ class DistillStream:
         self.source = source
         self.targets = targets
         self.plan = plan
+        self.labels, self.logits = labels, logits
         self.rank, self.world_size = rank, world_size
         self.dropout = dropout
         self.number = rank
@@ -131,6 +135,8 @@ class DistillStream:
             own = self._own_points(own_ids)
         reading = np.random.default_rng([self.order.seed, number]).random(len(rows)) >= self.dropout
         batch = reference_batch(ids, mask, found, self.texts.manifest.dim, reading, segments)
+        batch.labels = None if self.labels is None else torch.from_numpy(self.labels[numbers])
+        batch.logits = None if self.logits is None else torch.from_numpy(self.logits[numbers])
         if self.targets is not None:
             assert own is not None
             width = ids.shape[1]

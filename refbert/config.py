@@ -276,8 +276,8 @@ class LossConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:
-        losses = (self.hidden, self.embedding, self.attention, self.relation, self.contrastive, self.prediction)
-        if not any(losses):
+        states = (self.hidden, self.embedding, self.attention, self.relation, self.contrastive)
+        if not any((*states, self.prediction, self.label)):
             raise ValueError("every loss weight is 0: nothing to learn")
         return self
 
@@ -295,8 +295,13 @@ class LossConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def needs_only_last_states(self) -> bool:
-        """Whether stored last-layer states are enough, so that no teacher has to run in training."""
-        return not (self.needs_every_layer or self.attention or self.relates_qkv or self.prediction)
+        """Whether stored last-layer states, and the logits kept with a task, are enough: no teacher has to run in training."""
+        return not (self.needs_every_layer or self.attention or self.relates_qkv)
+
+    @property
+    def needs_states(self) -> bool:
+        """Whether anything is learned from the teacher's last states."""
+        return bool(self.hidden or self.relation or self.contrastive)
 
     def teacher_layers(self, student: int, teacher: int) -> tuple[int, ...]:
         """Teacher layer, from 1, of each compared layer of the student, which are its last ones, by numbers of layers.

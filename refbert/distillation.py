@@ -18,6 +18,7 @@ from refbert.losses import (
     attention_loss,
     contrastive_loss,
     hidden_loss,
+    label_loss,
     prediction_loss,
     qkv_relation_loss,
     relation_loss,
@@ -41,7 +42,7 @@ class DistillBatch:
     (batch, ref_tokens, dim), zero where the mask is; `reference_parts` (batch, references, ref_tokens), true where a token is
     of that reference, or None where each row has one at most; `target_states` (batch, tokens, dim) and `target_mask`
     (batch, tokens) where targets come from the memory, else None; `token_type_ids` (batch, tokens) where a text is a pair,
-    else None.
+    else None; `labels` (batch,) and the teacher's `logits` (batch, labels) where they belong to a labelled task, else None.
     """
 
     input_ids: Tensor
@@ -53,6 +54,8 @@ class DistillBatch:
     target_mask: Tensor | None = None
     reference_parts: Tensor | None = None
     token_type_ids: Tensor | None = None
+    labels: Tensor | None = None
+    logits: Tensor | None = None
 
     def student_inputs(self) -> dict[str, Tensor]:
         """Return what the student's `forward` takes, by its names."""
@@ -98,12 +101,18 @@ class Targets:
 
 
 class Distiller(nn.Module):
-    """A student with what training needs beside it: projections of its inner layers into the teacher's space."""
+    """A student with what training needs beside it: projections of its inner layers into the teacher's space.
 
-    def __init__(self, student: RefBertModel | RefBertForSequenceClassification, config: LossConfig) -> None:
+    With `autocast` their matrix products are in bfloat16, weights and losses in float32 still.
+    """
+
+    def __init__(
+        self, student: RefBertModel | RefBertForSequenceClassification, config: LossConfig, autocast: bool = False
+    ) -> None:
         super().__init__()
         self.student = student
         self.config = config
+        self.autocast = autocast
         width, dim = student.config.hidden_size, student.config.dim
         inner = student.config.num_hidden_layers - 1 if config.layer_map != "last" and config.hidden else 0
         self.layer_projections = nn.ModuleList(nn.Linear(width, dim) for _ in range(inner))
@@ -112,26 +121,28 @@ class Distiller(nn.Module):
     def forward(self, batch: DistillBatch, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted loss and its unweighted parts, detached, by name."""
         weights = self.config
-        output = self.student(
-            **batch.student_inputs(),
-            output_hidden_states=True,
-            output_attentions=bool(weights.attention),
-            output_qkv=weights.relates_qkv,
-        )
-        mask, last = targets.mask, targets.layers[-1]
+        with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=self.autocast):
+            output = self.student(
+                **batch.student_inputs(),
+                output_hidden_states=True,
+                output_attentions=bool(weights.attention),
+                output_qkv=weights.relates_qkv,
+            )
+            hidden = output.hidden_states
+            inner = [project(states) for project, states in zip(self.layer_projections, hidden[1:], strict=False)]
+            embedded = self.embedding_projection(hidden[0]) if self.embedding_projection is not None else None
+        mask = targets.mask
         projected = output.projected_states.float()
         mapped = weights.teacher_layers(self.student.config.num_hidden_layers, len(targets.layers) - 1)
         parts: dict[str, Tensor] = {}
         if weights.hidden:
-            inner = zip(self.layer_projections, output.hidden_states[1:], strict=False)  # all but the last
-            ours = [*(project(states).float() for project, states in inner), projected]
+            ours = [*(states.float() for states in inner), projected]
             theirs = [targets.layers[layer] for layer in mapped]
             pairs = zip(ours, theirs, strict=True)
             parts["hidden"] = torch.stack([hidden_loss(*pair, mask) for pair in pairs]).mean()
         if weights.embedding:
-            assert self.embedding_projection is not None
-            ours = self.embedding_projection(output.hidden_states[0]).float()
-            parts["embedding"] = hidden_loss(ours, targets.layers[0], mask)
+            assert embedded is not None
+            parts["embedding"] = hidden_loss(embedded.float(), targets.layers[0], mask)
         if weights.attention:
             assert targets.attention_scores is not None
             own = [scores[..., : mask.shape[1]].float() for scores in output.attention_scores[-len(mapped) :]]
@@ -146,14 +157,18 @@ class Distiller(nn.Module):
             parts["relation"] = relation_loss(projected, related, mask, weights.relation_heads)
         if weights.contrastive:
             negatives = batch.reference_vectors() if weights.reference_negatives else ()
+            last = masked_mean(targets.layers[-1], mask)
             parts["contrastive"] = contrastive_loss(
-                masked_mean(projected, mask), masked_mean(last, mask), weights.contrastive_temperature, *negatives
+                masked_mean(projected, mask), last, weights.contrastive_temperature, *negatives
             )
         if weights.prediction:
             assert targets.logits is not None
             parts["prediction"] = prediction_loss(
                 output.logits.float(), targets.logits.float(), weights.prediction_temperature
             )
+        if weights.label:
+            assert batch.labels is not None
+            parts["label"] = label_loss(output.logits.float(), batch.labels)
         loss = torch.stack([getattr(weights, name) * part for name, part in parts.items()]).sum()
         return loss, {name: part.detach() for name, part in parts.items()}
 

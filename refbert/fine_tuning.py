@@ -6,6 +6,7 @@ epoch. Knows nothing of references' whereabouts and of Ray.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class BucketedOrder:
         self.lengths = np.asarray(lengths)
         self.batch = batch
         self.seed = seed
-        self._epoch: tuple[int, list[Rows]] = (-1, [])
+        self._epoch = lru_cache(maxsize=2)(self._shuffled)  # threads that look ahead ask for two epochs at once
 
     @property
     def per_epoch(self) -> int:
@@ -45,9 +46,7 @@ class BucketedOrder:
     def rows(self, number: int) -> Rows:
         """Return the row numbers of one batch, numbered from 0 over all epochs."""
         epoch, place = divmod(number, self.per_epoch)
-        if self._epoch[0] != epoch:
-            self._epoch = (epoch, self._shuffled(epoch))
-        return self._epoch[1][place]
+        return self._epoch(epoch)[place]
 
     def _shuffled(self, epoch: int) -> list[Rows]:
         rng = np.random.default_rng([self.seed, epoch])
@@ -90,8 +89,7 @@ def train_epochs(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * warmup_decay(step, steps, config.warmup_fraction)
         torch.manual_seed(seed * 1_000_003 + step)  # dropout is the same, wherever the training was resumed
-        with autocast(device, config.precision):
-            loss = loss_of(step)
+        loss = loss_of(step)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip or float("inf"))
         if not torch.isfinite(norm):
@@ -108,13 +106,6 @@ def train_epochs(
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Compute matrix products in bf16 over float32 parameters where `precision` is `autocast`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "autocast")
-
-
-def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of (batch, labels) logits and (batch,) classes, nats; squared error where there is one logit."""
-    if logits.shape[-1] == 1:
-        return nn.functional.mse_loss(logits.float().squeeze(-1), labels.float())
-    return nn.functional.cross_entropy(logits.float(), labels.long())
 
 
 def _save(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path, step: int) -> None:

@@ -86,6 +86,13 @@ def contrastive_loss(
     return (F.cross_entropy(candidates, own) + F.cross_entropy(similarity.T, own)) / 2
 
 
+def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of (batch, labels) logits and (batch,) classes, nats; squared error where there is one logit."""
+    if logits.shape[-1] == 1:
+        return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
+    return F.cross_entropy(logits, labels.long())
+
+
 def prediction_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """Soft cross-entropy of (batch, labels) logits, nats, mean over rows (TinyBERT, eq. 10).
 
