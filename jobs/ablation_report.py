@@ -225,8 +225,8 @@ def markdown(report: dict[str, Any]) -> str:
                 "guard off",
             ),
             leak_rows(report),
-            "Near-duplicates: Jaccard similarity of character 5-grams of at least 0.7, for pairs of both sides. They are trained "
-            "on, and not read.",
+            "Near-duplicates: Jaccard similarity of character 5-grams of at least 0.7, for pairs of both sides. They are "
+            "trained on, and not read.",
         )
     lines += ["## Goals", "", _row(("goal", "value", "wanted", "met")), _row(("---",) * 4)]
     lines += [

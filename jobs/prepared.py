@@ -124,7 +124,8 @@ def row_passages(
             "label": row.label,
             "document": row.document,
             "source": row.source,
-            "split": split_of(text_of(row._asdict()), corpus.heldout_fraction),  # passages of one row stay on one side
+            # Passages of one row stay on one side, and so do rows of one document.
+            "split": split_of(row.document if row.in_document else text_of(row._asdict()), corpus.heldout_fraction),
         }
 
 

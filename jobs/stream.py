@@ -52,7 +52,8 @@ class Order:
 class DistillStream:
     """Micro-batches of one worker, in order, with `prefetch` of them being looked up ahead.
 
-    `labels` (rows,) and `logits` (rows, labels) of a labelled task go with their rows. `wait_s` is the time that `next` waited for look-ups: what the prefetch did not hide.
+    `labels` (rows,) and `logits` (rows, labels) of a labelled task go with their rows. `wait_s` is the time that `next`
+    waited for look-ups: what the prefetch did not hide.
     """
 
     def __init__(

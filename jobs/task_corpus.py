@@ -28,13 +28,16 @@ NEAR_DUPLICATE = "near-duplicate"
 
 @dataclass(frozen=True)
 class TaskCorpus:
-    """A task, and its training split prepared for the memory. `leaked` (train,) marks rows that nearly repeat an evaluated one."""
+    """A task, and its training split prepared for the memory.
+
+    `leaked` (train,) marks training rows that nearly repeat an evaluated one; `repeated` (rows,), for each development split,
+    its rows that have a near-duplicate in training.
+    """
 
     data: TaskData
     prepared: PreparedCorpus
     leaked: NDArray[np.bool_]
     repeated: dict[str, NDArray[np.bool_]]
-    """For each development split, (rows,): has a near-duplicate in training."""
 
     def texts(self, split: str) -> list[Text]:
         """Return the texts, or pairs, of one split."""

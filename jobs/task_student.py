@@ -7,7 +7,7 @@ memory, the teacher's logits from its answers: no teacher runs here. A killed tr
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,8 @@ from refbert.fine_tuning import BucketedOrder, train_epochs
 from refbert.scores import score
 from refbert.student import RefBertForSequenceClassification, RefBertModel
 from refbert.teacher import Teacher, load_teacher
+from vector_store.client import Client
+from vector_store.schema import parts
 from vector_store.store import Store
 
 log = logging.getLogger(__name__)
@@ -63,7 +65,8 @@ def train_and_score(job: TaskStudentJob) -> dict[str, Any]:
     device = set_up_worker(1, config.train.gpus_per_worker, config.train.threads_per_worker)
     job.directory.mkdir(parents=True, exist_ok=True)
     teacher = load_teacher(job.teacher.config, device)
-    student = starting_student(job, teacher).to(device)
+    student: Any = starting_student(job, teacher)
+    student.to(device)
     with ExitStack() as stack:
         client = stack.enter_context(connect_store(config, job.address.url))
         texts = reference_texts(teacher, job.address.manifest, config.references)
@@ -73,7 +76,8 @@ def train_and_score(job: TaskStudentJob) -> dict[str, Any]:
         student.eval()
         scores: dict[str, Any] = {}
         for name, (criterion, left_out) in job.evaluations.items():
-            asked = texts.reading(exclude_splits=left_out)
+            reading = config.references.model_copy(update={"exclude_splits": left_out})
+            asked = reference_texts(teacher, job.address.manifest, reading)
             source = None
             if criterion != "none" and reads_references(config):
                 patient = config.store.model_copy(update={"lookup_deadline_ms": PATIENCE_MS})
@@ -114,7 +118,7 @@ def train_phase(
     number: int,
     student: RefBertForSequenceClassification,
     texts: ReferenceTexts,
-    client: Any,
+    client: Client,
     device: torch.device,
 ) -> float:
     """Train through one phase, unless a killed training has finished it; returns its last epoch's mean loss."""
@@ -124,11 +128,12 @@ def train_phase(
         state = torch.load(finished, map_location=device, weights_only=True)
         student.load_state_dict(state["student"])
         return float(state["loss"])
-    distiller = Distiller(student, phase.loss).to(device)
+    distiller = Distiller(student, phase.loss, phase.precision == "autocast").to(device)
     with ExitStack() as stack:
-        stream = _open_stream(job, phase, texts, client)
+        lengths = [sum(map(len, parts(text))) for text in job.corpus.texts("train")]
+        order = BucketedOrder(lengths, phase.batch, job.config.seed)
+        stream = _open_stream(job, phase, order, texts, client)
         stack.callback(stream.close)
-        steps = phase.epochs * stream.order.per_epoch
         following = -1
 
         def loss_of(step: int) -> torch.Tensor:
@@ -146,8 +151,8 @@ def train_phase(
         seed = job.config.seed * 100 + number
         last_epoch = [
             loss
-            for step, loss in train_epochs(distiller, loss_of, stream.order.per_epoch, phase, seed, checkpoint, device)
-            if step > steps - stream.order.per_epoch
+            for step, loss in train_epochs(distiller, loss_of, order.per_epoch, phase, seed, checkpoint, device)
+            if step > (phase.epochs - 1) * order.per_epoch
         ]
     loss = float(np.mean(last_epoch))
     torch.save({"student": student.state_dict(), "loss": loss}, finished.with_suffix(".partial"))
@@ -165,7 +170,7 @@ def answers(
     batch: int = 32,
 ) -> NDArray[np.float32]:
     """Return the student's logits (rows, labels), each row reading its reference, in order."""
-    order = sorted(range(len(examples)), key=lambda row: sum(map(len, examples[row])))
+    order = sorted(range(len(examples)), key=lambda row: sum(map(len, parts(examples[row]))))
     found: list[Any] = [None] * len(examples)
     for start in range(0, len(order), batch):
         rows = order[start : start + batch]
@@ -178,16 +183,16 @@ def answers(
     return np.stack(found)
 
 
-def _open_stream(job: TaskStudentJob, phase: PhaseConfig, texts: ReferenceTexts, client: Any) -> DistillStream:
+def _open_stream(
+    job: TaskStudentJob, phase: PhaseConfig, order: BucketedOrder, texts: ReferenceTexts, client: Client
+) -> DistillStream:
     config = job.config
     patient = config.store.model_copy(update={"lookup_deadline_ms": PATIENCE_MS})
     criterion = config.references.criterion
     source = open_retriever(client, patient, texts, criterion) if reads_references(config) else None
-    passages = job.corpus.prepared.table("train")
-    lengths = [len(text) + len(pair or "") for text, pair in _pairs(passages)]
     return DistillStream(
-        passages,
-        BucketedOrder(lengths, phase.batch, config.seed),
+        job.corpus.prepared.table("train"),
+        order,
         texts,
         source,
         Store(client, config.store) if phase.loss.needs_states else None,
@@ -209,7 +214,3 @@ def _scored(job: TaskStudentJob, split: str, logits: NDArray[np.float32]) -> dic
         "all": score(data.task.metrics, labels, guess),
         "no_near_duplicate": score(data.task.metrics, labels[alone], guess[alone]),
     }
-
-
-def _pairs(passages: Any) -> Iterator[tuple[str, str | None]]:
-    return zip(passages["text"].to_pylist(), passages["text_pair"].to_pylist(), strict=True)

@@ -28,11 +28,13 @@ from jobs.worker import set_up_worker
 from refbert.config import TeacherConfig
 from refbert.corpus import Text
 from refbert.errors import InputError
-from refbert.fine_tuning import BucketedOrder, label_loss, train_epochs
+from refbert.fine_tuning import BucketedOrder, train_epochs
+from refbert.losses import label_loss
 from refbert.packaged import local_path
 from refbert.scores import score
 from refbert.tasks import TaskData
 from refbert.teacher import Teacher, load_teacher, load_tokenizer, tokenize
+from vector_store.schema import parts
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +93,7 @@ def make_teacher(config: RunConfig, corpus: TaskCorpus, directory: Path) -> Iter
         given = {"model": str(scratch / "teacher"), "head": "classification"}
         teacher = load_teacher(config.teacher.model_copy(update=given), device)
     logits = {name: answers(teacher, corpus.texts(name)) for name in corpus.data.splits}
-    np.savez(scratch / LOGITS, **logits)
+    np.savez(scratch / LOGITS, allow_pickle=False, **logits)
     (scratch / "manifest.json").write_text(json.dumps({"seconds": round(time.monotonic() - started_s, 1)}))
     shutil.rmtree(directory, ignore_errors=True)
     scratch.rename(directory)
@@ -99,7 +101,7 @@ def make_teacher(config: RunConfig, corpus: TaskCorpus, directory: Path) -> Iter
 
 def answers(teacher: Teacher, texts: Sequence[Text]) -> NDArray[np.float32]:
     """Return the teacher's logits (rows, labels) of texts or pairs, in their order."""
-    order = sorted(range(len(texts)), key=lambda row: _length(texts[row]))
+    order = sorted(range(len(texts)), key=lambda row: sum(map(len, parts(texts[row]))))
     found: list[Any] = [None] * len(texts)
     for start in range(0, len(order), teacher.config.batch):
         rows = order[start : start + teacher.config.batch]
@@ -120,7 +122,7 @@ def _fine_tune(
         return
     task, tuning, base = corpus.data.task, config.task_stage.teacher, config.teacher
     texts, labels = corpus.texts("train"), torch.from_numpy(corpus.labels("train"))
-    order = BucketedOrder([_length(text) for text in texts], tuning.batch, config.seed)
+    order = BucketedOrder([sum(map(len, parts(text))) for text in texts], tuning.batch, config.seed)
     tokenizer = load_tokenizer(base.model)
     torch.manual_seed(config.seed)
     try:
@@ -135,8 +137,9 @@ def _fine_tune(
         rows = order.rows(number)
         ids, mask, segments = tokenize(tokenizer, [texts[row] for row in rows], base.tokens)
         inputs = {} if segments is None else {"token_type_ids": segments.to(device)}
-        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), **inputs).logits
-        return label_loss(logits, labels[rows].to(device))
+        with torch.autocast(device.type, torch.bfloat16, enabled=tuning.precision == "autocast"):
+            logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), **inputs).logits
+        return label_loss(logits.float(), labels[rows].to(device))
 
     before = 0
     for step, loss in train_epochs(
@@ -148,10 +151,6 @@ def _fine_tune(
     model.save_pretrained(folder.with_suffix(".writing"))
     tokenizer.save_pretrained(folder.with_suffix(".writing"))
     folder.with_suffix(".writing").rename(folder)
-
-
-def _length(text: Text) -> int:
-    return len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
 
 
 def _digest(config: RunConfig, corpus: TaskCorpus) -> str:

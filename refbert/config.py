@@ -20,7 +20,11 @@ class CorpusConfig(BaseModel, frozen=True, extra="forbid"):
         description="A file, a folder or any pyarrow filesystem URI (text, jsonl, parquet); `hub:NAME[:CONFIG]` for a "
         "Hugging Face data set; `pypi:vader-snippets` for the demo's snippets."
     )
-    format: Literal["auto", "text", "jsonl", "parquet"] = Field("auto", description="`auto` goes by the file's ending.")
+    format: Literal["auto", "text", "wikitext", "jsonl", "parquet"] = Field(
+        "auto",
+        description="`auto` goes by the file's ending; `wikitext` is text in which a line `= Title =` begins a document, and "
+        "titles are no texts.",
+    )
     text_field: str = "text"
     text_pair_field: str | None = Field(
         None,
@@ -31,7 +35,12 @@ class CorpusConfig(BaseModel, frozen=True, extra="forbid"):
         None, description="Column that names a row's document; by default the row itself is one."
     )
     hub_split: str = Field("train", description="Split of a Hub data set.")
-    heldout_fraction: float = Field(0.05, gt=0, lt=1, description="Texts never stored nor trained on, chosen by hash.")
+    heldout_fraction: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="Texts never stored nor trained on, chosen by hash; whole documents where rows name theirs.",
+    )
     max_texts: PositiveInt | None = Field(None, description="Stop after this many passages.")
     long_texts: Literal["split", "truncate"] = Field(
         "split",

@@ -25,6 +25,9 @@ ENDINGS = {
     ".parquet": "parquet",
 }
 HUB = "hub:"
+DOCUMENT = "= title ="
+"""Key under which a line of wikitext carries its article's title: no column of a file is called so."""
+
 ESTIMATE_BYTES = 1 << 20
 
 SplitName = Literal["train", "heldout"]
@@ -42,6 +45,7 @@ class Row(NamedTuple):
     source: str
     row: int
     text_pair: str | None = None
+    in_document: bool = False  # other rows may be of the same named document
 
 
 class Rejected(NamedTuple):
@@ -144,7 +148,7 @@ def read_rows(file: str, config: CorpusConfig) -> Iterator[Row | Rejected]:
             yield Rejected(file, row, reason)
             continue
         label = record.get(config.label_field) if config.label_field else None
-        document = record.get(config.document_field) if config.document_field else None
+        document = record.get(config.document_field or DOCUMENT)
         yield Row(
             normalise(record[config.text_field]),
             None if label is None else str(label),
@@ -152,6 +156,7 @@ def read_rows(file: str, config: CorpusConfig) -> Iterator[Row | Rejected]:
             file,
             row,
             normalise(record[config.text_pair_field]) if config.text_pair_field else None,
+            document is not None,
         )
 
 
@@ -222,8 +227,8 @@ def _file_records(file: str, config: CorpusConfig) -> Iterator[dict[str, Any] | 
             yield from _parquet_records(filesystem, path, file, config)
             return
         with filesystem.open_input_stream(path) as stream:
-            for line in _lines(stream):
-                yield from _line_records(line, kind, config)
+            records = (record for line in _lines(stream) for record in _line_records(line, kind, config))
+            yield from _articles(records, config) if kind == "wikitext" else records
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{file} cannot be read as {kind}: {error}".splitlines()[0]) from None
 
@@ -263,7 +268,7 @@ def _line_records(line: bytes, kind: str, config: CorpusConfig) -> Iterator[dict
     except UnicodeDecodeError as error:
         yield f"not UTF-8: {error.reason} at byte {error.start}"
         return
-    if kind == "text":
+    if kind in ("text", "wikitext"):
         yield {config.text_field: text}
         return
     try:
@@ -272,6 +277,17 @@ def _line_records(line: bytes, kind: str, config: CorpusConfig) -> Iterator[dict
         yield f"not JSON: {error}"
         return
     yield record if isinstance(record, dict) else f"a JSON {type(record).__name__}, wanted an object"
+
+
+def _articles(records: Iterator[dict[str, Any] | str], config: CorpusConfig) -> Iterator[dict[str, Any] | str]:
+    """Name the document of each line, which is the last title before it, and leave titles out."""
+    title = ""
+    for record in records:
+        line = "" if isinstance(record, str) else record[config.text_field].strip()
+        if re.fullmatch(r"= [^=].* =", line):
+            title = line
+        elif not re.fullmatch(r"(= ){2,}.*(= ?){2,}", line):  # headings within an article
+            yield record if isinstance(record, str) else {**record, DOCUMENT: title}
 
 
 def _hub_records(file: str, config: CorpusConfig) -> Iterator[dict[str, Any]]:
