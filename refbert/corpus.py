@@ -140,6 +140,8 @@ def read_rows(file: str, config: CorpusConfig) -> Iterator[Row | Rejected]:
     Raises InputError where the file as a whole cannot be read.
     """
     records = _hub_records(file, config) if file.startswith(HUB) else _file_records(file, config)
+    if config.format == "wikitext":
+        records = _articles(records, config)
     for row, record in enumerate(records):
         if isinstance(record, str):
             yield Rejected(file, row, record)
@@ -227,8 +229,8 @@ def _file_records(file: str, config: CorpusConfig) -> Iterator[dict[str, Any] | 
             yield from _parquet_records(filesystem, path, file, config)
             return
         with filesystem.open_input_stream(path) as stream:
-            records = (record for line in _lines(stream) for record in _line_records(line, kind, config))
-            yield from _articles(records, config) if kind == "wikitext" else records
+            for line in _lines(stream):
+                yield from _line_records(line, kind, config)
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{file} cannot be read as {kind}: {error}".splitlines()[0]) from None
 
@@ -283,11 +285,14 @@ def _articles(records: Iterator[dict[str, Any] | str], config: CorpusConfig) -> 
     """Name the document of each line, which is the last title before it, and leave titles out."""
     title = ""
     for record in records:
-        line = "" if isinstance(record, str) else record[config.text_field].strip()
+        text = "" if isinstance(record, str) else record.get(config.text_field)
+        line = text.strip() if isinstance(text, str) else ""
         if re.fullmatch(r"= [^=].* =", line):
             title = line
-        elif not re.fullmatch(r"(= ){2,}.*(= ?){2,}", line):  # headings within an article
-            yield record if isinstance(record, str) else {**record, DOCUMENT: title}
+        elif isinstance(record, str):
+            yield record
+        elif text != "" and not re.fullmatch(r"(= ){2,}.*(= ?){2,}", line):  # no blank line, no heading within an article
+            yield {**record, DOCUMENT: title}
 
 
 def _hub_records(file: str, config: CorpusConfig) -> Iterator[dict[str, Any]]:
