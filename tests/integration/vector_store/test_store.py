@@ -70,7 +70,7 @@ def test_points_are_fetched_as_written_and_missing_ones_are_masked(store, manife
     for row, point in ((0, points[7]), (2, points[2])):
         assert np.array_equal(found.states[row][found.mask[row]], point.states)
         assert np.array_equal(found.token_ids[row][found.mask[row]], point.token_ids)
-    assert store.fetch([points[0].id]).texts == [None]
+    assert store.fetch([points[0].id]).texts == [[None]]
 
 
 def test_existing_tells_which_ids_are_stored(store, manifest, make_points):

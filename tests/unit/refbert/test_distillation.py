@@ -66,6 +66,28 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(tiny):
     )
 
 
+def test_each_of_several_references_is_a_negative_of_its_own(tiny):
+    batch, targets = batch_and_targets(tiny)
+    one = batch.reference_vectors()
+    tokens = batch.reference_mask.shape[1]
+    twice = DistillBatch(
+        batch.input_ids,
+        batch.mask,
+        batch.reference_ids.repeat(1, 2),
+        torch.cat([batch.reference_states, batch.reference_states + 1], 1),
+        batch.reference_mask.repeat(1, 2),
+        reference_parts=torch.zeros(len(TEXTS), 2, 2 * tokens, dtype=torch.bool),
+    )
+    twice.reference_parts[:, 0, :tokens] = batch.reference_mask.bool()
+    twice.reference_parts[1:, 1, tokens:] = batch.reference_mask[1:].bool()  # the first row has one only
+    vectors, there = twice.reference_vectors()
+    assert there.tolist() == [True, False, *[True] * 6]
+    assert torch.allclose(vectors[::2], one[0], atol=1e-5)
+    assert torch.allclose(vectors[3::2], one[0][1:] + 1, atol=1e-5)
+    distiller = Distiller(new_student(SMALL, tiny, seed=0), LossConfig(**{**ONLY, "contrastive": 1.0}))
+    assert torch.isfinite(distiller(twice, targets)[0])
+
+
 def test_uniform_map_reads_the_teachers_layers_evenly(tiny):
     distiller = Distiller(new_student(SMALL, tiny, seed=0), LossConfig(layer_map="uniform"))
     targets = Targets(tuple(torch.zeros(1) for _ in range(13)), torch.ones(1))
