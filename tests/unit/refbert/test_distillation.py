@@ -76,10 +76,10 @@ def test_each_of_several_references_is_a_negative_of_its_own(tiny):
         batch.reference_ids.repeat(1, 2),
         torch.cat([batch.reference_states, batch.reference_states + 1], 1),
         batch.reference_mask.repeat(1, 2),
-        reference_parts=torch.zeros(len(TEXTS), 2, 2 * tokens, dtype=torch.bool),
+        reference_spans=torch.zeros(len(TEXTS), 2, 2 * tokens, dtype=torch.bool),
     )
-    twice.reference_parts[:, 0, :tokens] = batch.reference_mask.bool()
-    twice.reference_parts[1:, 1, tokens:] = batch.reference_mask[1:].bool()  # the first row has one only
+    twice.reference_spans[:, 0, :tokens] = batch.reference_mask.bool()
+    twice.reference_spans[1:, 1, tokens:] = batch.reference_mask[1:].bool()  # the first row has one only
     vectors, there = twice.reference_vectors()
     assert there.tolist() == [True, False, *[True] * 6]
     assert torch.allclose(vectors[::2], one[0], atol=1e-5)
