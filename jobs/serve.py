@@ -106,6 +106,15 @@ class Answer:
     student_ms: float
 
 
+def references_read(found: Neighbours | None, row: int) -> list[ReferenceRead]:
+    """Say what a text read, the best first; the null reference where there was nothing to read."""
+    if found is None or not found.ids[row]:
+        step = "null" if found is None else found.steps[row]
+        return [ReferenceRead(step=step, id=None, text=None, score=0.0)]
+    read = zip(found.ids[row], found.texts[row], found.scores[row].tolist(), strict=False)  # scores are padded
+    return [ReferenceRead(step=found.steps[row], id=id_, text=text, score=score) for id_, text, score in read]
+
+
 api = FastAPI(title="RefBERT", description="Embeddings by a small student that reads references.")
 
 
@@ -198,15 +207,6 @@ class StudentService:
             )
             for index, vector in enumerate(vectors)
         ]
-
-
-def references_read(found: Neighbours | None, row: int) -> list[ReferenceRead]:
-    """Say what a text read, the best first; the null reference where there was nothing to read."""
-    if found is None or not found.ids[row]:
-        step = "null" if found is None else found.steps[row]
-        return [ReferenceRead(step=step, id=None, text=None, score=0.0)]
-    read = zip(found.ids[row], found.texts[row], found.scores[row].tolist(), strict=False)  # scores are padded
-    return [ReferenceRead(step=found.steps[row], id=id_, text=text, score=score) for id_, text, score in read]
 
 
 def run(config: RunConfig) -> None:

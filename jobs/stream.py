@@ -182,11 +182,11 @@ def reference_batch(
         torch.from_numpy(found.token_ids[:, :longest].astype(np.int64)),
         torch.from_numpy(found.states[:, :longest].astype(np.float32)),
         torch.from_numpy(seen[:, :longest]),
-        reference_parts=_parts(found, seen)[:, :, :longest] if found.count > 1 else None,
+        reference_spans=_spans(found, seen)[:, :, :longest] if found.count > 1 else None,
         token_type_ids=token_type_ids,
     )
 
 
-def _parts(found: Neighbours, seen: NDArray[np.bool_]) -> Tensor:
+def _spans(found: Neighbours, seen: NDArray[np.bool_]) -> Tensor:
     """(batch, count, tokens): whether a token that is seen is of the first, the second, ... reference."""
     return torch.from_numpy((found.ranks[:, None] == np.arange(found.count)[:, None]) & seen[:, None])

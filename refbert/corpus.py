@@ -291,7 +291,9 @@ def _articles(records: Iterator[dict[str, Any] | str], config: CorpusConfig) -> 
             title = line
         elif isinstance(record, str):
             yield record
-        elif text != "" and not re.fullmatch(r"(= ){2,}.*(= ?){2,}", line):  # no blank line, no heading within an article
+        elif text != "" and not re.fullmatch(
+            r"(= ){2,}.*(= ?){2,}", line
+        ):  # no blank line, no heading within an article
             yield {**record, DOCUMENT: title}
 
 

@@ -39,7 +39,7 @@ class DistillBatch:
     """One micro-batch.
 
     `input_ids`, `mask` (batch, tokens); `reference_ids`, `reference_mask` (batch, ref_tokens); `reference_states`
-    (batch, ref_tokens, dim), zero where the mask is; `reference_parts` (batch, references, ref_tokens), true where a token is
+    (batch, ref_tokens, dim), zero where the mask is; `reference_spans` (batch, references, ref_tokens), true where a token is
     of that reference, or None where each row has one at most; `target_states` (batch, tokens, dim) and `target_mask`
     (batch, tokens) where targets come from the memory, else None; `token_type_ids` (batch, tokens) where a text is a pair,
     else None; `labels` (batch,) and the teacher's `logits` (batch, labels) where they belong to a labelled task, else None.
@@ -52,7 +52,7 @@ class DistillBatch:
     reference_mask: Tensor
     target_states: Tensor | None = None
     target_mask: Tensor | None = None
-    reference_parts: Tensor | None = None
+    reference_spans: Tensor | None = None
     token_type_ids: Tensor | None = None
     labels: Tensor | None = None
     logits: Tensor | None = None
@@ -71,11 +71,11 @@ class DistillBatch:
 
     def reference_vectors(self) -> tuple[Tensor, Tensor]:
         """Return each reference's mean state, (batch x references, dim), and which of them there are."""
-        if self.reference_parts is None:
+        if self.reference_spans is None:
             return masked_mean(self.reference_states, self.reference_mask), self.reference_mask.bool().any(1)
-        weights = self.reference_parts.to(self.reference_states.dtype)
+        weights = self.reference_spans.to(self.reference_states.dtype)
         means = weights @ self.reference_states / weights.sum(-1, keepdim=True).clamp_min(1)
-        return means.flatten(0, 1), self.reference_parts.any(-1).flatten()
+        return means.flatten(0, 1), self.reference_spans.any(-1).flatten()
 
     def to(self, device: torch.device) -> Self:
         """Move every tensor."""

@@ -177,7 +177,8 @@ def fill_row(row: int, neighbours: Neighbours, points: Sequence[StoredPoint], sc
         neighbours.ranks[row, start:end] = rank
     neighbours.ids[row] = [point.id for point in points]
     neighbours.texts[row] = [point.text for point in points]
-    neighbours.scores[row, : len(scores)] = scores
+    for rank, score in enumerate(scores):
+        neighbours.scores[row, rank] = score
 
 
 def decode(message: api.RetrievedPoint, manifest: Manifest) -> Point:

@@ -25,7 +25,8 @@ def task_folder(tmp_path_factory):
     def rows(count: int) -> list[dict]:
         texts = [[" ".join(rng.choice(WORDS, 9)) for _ in range(2)] for _ in range(count)]
         return [
-            {"text": text, "text_pair": pair, "label": "same" if text[0] == pair[0] else "other"} for text, pair in texts
+            {"text": text, "text_pair": pair, "label": "same" if text[0] == pair[0] else "other"}
+            for text, pair in texts
         ]
 
     train, dev = rows(48), rows(12)

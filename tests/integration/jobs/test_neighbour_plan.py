@@ -118,7 +118,7 @@ def test_every_batch_of_an_epoch_equals_the_live_one(make_memory, criterion, tar
     for _ in range(100 // MICRO_BATCH + 1):  # over the epoch's end
         one, other = next(live), next(planned)
         assert one.reference_mask.any()
-        assert (one.reference_parts is not None) == (count > 1)
+        assert (one.reference_spans is not None) == (count > 1)
         assert (one.target_states is not None) == targets
         for ours, theirs in zip(tensors(one), tensors(other), strict=True):
             assert (ours is None and theirs is None) or torch.equal(ours, theirs)

@@ -24,7 +24,8 @@ def task(nearest: list[float], vanilla: list[float], teacher: float) -> dict:
         "teacher": {"scores": {"dev": {"accuracy": teacher}}, "seconds": 3.0},
         "arms": {
             "nearest": {
-                seed: result(value, "nearest", "random", "null", "nearest_unguarded") for seed, value in enumerate(nearest)
+                seed: result(value, "nearest", "random", "null", "nearest_unguarded")
+                for seed, value in enumerate(nearest)
             },
             "vanilla": {seed: result(value, "vanilla") for seed, value in enumerate(vanilla)},
         },

@@ -11,12 +11,6 @@ from jobs.prepared import CorpusCounts, PreparedCorpus
 from refbert.errors import InputError
 
 
-def test_learning_rate_rises_to_its_peak_and_falls_to_zero_in_straight_lines():
-    factors = [warmup_decay(step, steps=20, warmup_fraction=0.25) for step in range(21)]
-    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert factors[5:] == pytest.approx([1 - step / 15 for step in range(16)])
-
-
 def test_a_checkpoint_of_a_changed_corpus_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(ray.train, "get_checkpoint", lambda: ray.train.Checkpoint.from_directory(tmp_path))
     state = {"corpus": "before", "stream": {"micro_batches": 3}, "progress": {"step": 1, "seconds": 2.0, "wait_s": 0.1}}

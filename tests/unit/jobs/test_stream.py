@@ -84,7 +84,7 @@ def test_rows_that_do_not_read_get_no_reference():
     batch = reference_batch(ids, ids, found, 4, np.array([False, True]))
     assert batch.reference_mask.sum(1).tolist() == [0, 2]
     assert batch.reference_states.shape == (2, 2, 4)  # cut at the longest that is read
-    assert batch.reference_parts is None
+    assert batch.reference_spans is None
 
 
 def test_a_batch_says_which_token_is_of_which_reference():
@@ -92,4 +92,4 @@ def test_a_batch_says_which_token_is_of_which_reference():
     ids = torch.ones(2, 3, dtype=torch.long)
     batch = reference_batch(ids, ids, found, 4, np.array([False, True]))
     assert batch.reference_mask.tolist() == [[False] * 3, [True] * 3]
-    assert batch.reference_parts.tolist() == [[[False] * 3] * 2, [[True, False, False], [False, True, True]]]
+    assert batch.reference_spans.tolist() == [[[False] * 3] * 2, [[True, False, False], [False, True, True]]]

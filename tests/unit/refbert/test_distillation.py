@@ -129,8 +129,9 @@ def test_what_needs_a_live_teacher_is_told_from_what_the_memory_has():
     assert LossConfig().needs_only_last_states
     assert LossConfig(hidden=0, layer_map="uniform").needs_only_last_states  # a map that no loss reads
     assert LossConfig(relation=0, relation_of="qkv", relation_layer=1).needs_only_last_states
+    assert LossConfig(prediction=1).needs_only_last_states  # logits are kept with a task
     for needs in (
-        {"embedding": 1}, {"attention": 1}, {"prediction": 1}, {"layer_map": (1, 2)}, {"relation_of": "qkv"},
+        {"embedding": 1}, {"attention": 1}, {"layer_map": (1, 2)}, {"relation_of": "qkv"},
         {"relation_layer": 1},
     ):  # fmt: skip
         assert not LossConfig(**needs).needs_only_last_states
@@ -165,6 +166,28 @@ def test_losses_that_can_be_served_are_not_refused(tiny):
     first = SMALL.model_copy(update={"reference_mode": "replace", "reference_layers": "first"})
     check_losses(LossConfig(attention=1, relation_of="qkv"), first, tiny)  # only the last layer is compared
     check_losses(LossConfig(relation_of="qkv", relation_layer=1), SMALL.model_copy(update={"heads": 3}), tiny)
+
+
+def test_each_of_several_references_is_a_negative_of_its_own(tiny):
+    batch, targets = batch_and_targets(tiny)
+    one = batch.reference_vectors()
+    tokens = batch.reference_mask.shape[1]
+    twice = DistillBatch(
+        batch.input_ids,
+        batch.mask,
+        batch.reference_ids.repeat(1, 2),
+        torch.cat([batch.reference_states, batch.reference_states + 1], 1),
+        batch.reference_mask.repeat(1, 2),
+        reference_spans=torch.zeros(len(TEXTS), 2, 2 * tokens, dtype=torch.bool),
+    )
+    twice.reference_spans[:, 0, :tokens] = batch.reference_mask.bool()
+    twice.reference_spans[1:, 1, tokens:] = batch.reference_mask[1:].bool()  # the first row has one only
+    vectors, there = twice.reference_vectors()
+    assert there.tolist() == [True, False, *[True] * 6]
+    assert torch.allclose(vectors[::2], one[0], atol=1e-5)
+    assert torch.allclose(vectors[3::2], one[0][1:] + 1, atol=1e-5)
+    distiller = Distiller(new_student(SMALL, tiny, seed=0), LossConfig(**{**ONLY, "contrastive": 1.0}))
+    assert torch.isfinite(distiller(twice, targets)[0])
 
 
 def test_the_same_seed_gives_the_same_student_and_the_teachers_head_its_labels(tiny):
