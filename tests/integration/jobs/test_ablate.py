@@ -13,7 +13,7 @@ from refbert.errors import InputError
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster")]
 
-WORDS = np.array("good bad film actor plot long short music scene end story light dark cold warm".split())
+WORDS = np.array(["good", "bad", "film", "actor", "plot", "long", "short", "music", "scene", "end", "story", "light", "dark", "cold", "warm"])
 
 
 @pytest.fixture(scope="module")

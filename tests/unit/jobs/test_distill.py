@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import ray.train
 
-from jobs.distill import restore, warmup_decay
+from jobs.distill import restore
 from jobs.prepared import CorpusCounts, PreparedCorpus
 from refbert.errors import InputError
 
