@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 from numpy.typing import NDArray
 
@@ -24,7 +25,7 @@ from jobs.neighbour_plan import NeighbourPlan
 from jobs.stream import DistillStream, reference_batch
 from jobs.task_corpus import TaskCorpus
 from jobs.task_teacher import TaskTeacher, predictions
-from jobs.worker import set_up_worker
+from jobs.worker import per_node, set_up_worker
 from refbert.corpus import Text
 from refbert.distillation import Distiller, Targets, new_student
 from refbert.errors import InputError
@@ -62,7 +63,7 @@ def train_and_score(job: TaskStudentJob) -> dict[str, Any]:
     """Train the student and score it on the development splits; writes student/ and, last, result.json."""
     started_s = time.monotonic()
     config = job.config
-    device = set_up_worker(1, config.train.gpus_per_worker, config.train.threads_per_worker)
+    device = set_up_worker(students_per_node(config), config.train.gpus_per_worker, config.train.threads_per_worker)
     job.directory.mkdir(parents=True, exist_ok=True)
     teacher = load_teacher(job.teacher.config, device)
     student: Any = starting_student(job, teacher)
@@ -92,6 +93,12 @@ def train_and_score(job: TaskStudentJob) -> dict[str, Any]:
     scratch.write_text(json.dumps(result, indent=2))
     scratch.rename(job.directory / RESULT)
     return result
+
+
+def students_per_node(config: RunConfig) -> int:
+    """How many students train on one node at once: each takes one CPU, or its GPUs."""
+    have, gpus = ray.cluster_resources(), config.train.gpus_per_worker
+    return per_node(int(have.get("GPU", 0) / gpus if gpus else have["CPU"]))
 
 
 def starting_student(job: TaskStudentJob, teacher: Teacher) -> RefBertForSequenceClassification:
