@@ -180,18 +180,29 @@ class Attention(nn.Module):
                 keys.append(self.key(reference.embedding))
             values.append(self.reference_value(reference.states))
             visible.append(reference.mask)
-        attended = F.scaled_dot_product_attention(
+        attended = attend(
             self._split(self.query(hidden)),
             self._split(torch.cat(keys, 1)),
             self._split(torch.cat(values, 1)),
-            attn_mask=torch.cat(visible, 1)[:, None, None, :],
-            dropout_p=self.dropout if self.training else 0.0,
+            torch.cat(visible, 1)[:, None, None, :],
+            self.dropout if self.training else 0.0,
         )
         return self.output(attended.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
         """(batch, tokens, hidden) to (batch, heads, tokens, head_dim)."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float) -> Tensor:
+    """Scaled dot-product attention, all (batch, heads, tokens, head_dim); under autocast on a CPU in float32.
+
+    torch 2.13 takes five times as long for its backward in bfloat16 there as in float32.
+    """
+    if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            return attend(query.float(), key.float(), value.float(), mask, dropout)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 
 
 class Layer(nn.Module):
