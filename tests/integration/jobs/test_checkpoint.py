@@ -63,9 +63,16 @@ def on_ranks(tmp_path, tiny_run):
             torch.distributed.destroy_process_group()
 
         configs = [
-            tiny_run(student=ODD, train__steps=9, train__global_batch=8 * world_size, train__num_workers=world_size, **more)
+            tiny_run(
+                student=ODD,
+                train__steps=9,
+                train__num_workers=world_size,
+                train__micro_batch=8,
+                train__global_batch=8 * world_size,
+                **more,
+            )  # fmt: skip
             for *_, more in jobs
-        ]  # fmt: skip
+        ]
         ray.get([work.remote(rank, configs) for rank in range(world_size)])
 
     return run
