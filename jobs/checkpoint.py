@@ -77,9 +77,8 @@ class Checkpoint:
         Sharded weights that the forward uses are right since `load_weights`; bf16 ones are the masters' rounding.
         """
         stage = engine.zero_optimization_stage()
-        for shard in _stepped_tensors(
-            engine
-        ):  # AdamW makes its state at its first step, here it has to be there before
+        # AdamW makes its state at its first step; here it has to be there before.
+        for shard in _stepped_tensors(engine):
             engine.basic_optimizer.state[shard] = {
                 "step": torch.tensor(float(step), device=shard.device),
                 **{moment: torch.zeros_like(shard) for moment in MOMENTS},
@@ -102,7 +101,7 @@ def _set_part(engine: Any, parameter: nn.Parameter, moment: str | None, whole: T
             engine.optimizer.state[parameter][moment].copy_(whole)
     elif stage == 3:
         # safe_set_full_* cannot cut what the ranks do not divide: the last share is padded.
-        size = parameter.ds_tensor.numel()
+        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
         padded = F.pad(whole.flatten(), (0, size * engine.dp_world_size - whole.numel()))
         share = padded.narrow(0, size * engine.global_rank, size)
         if moment is None:

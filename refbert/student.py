@@ -210,7 +210,7 @@ class Attention(nn.Module):
         seen = torch.cat(visible, 1)[:, None, None, :]
         dropout = self.dropout if self.training else 0.0
         if traces is None:
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
+            attended = attend(q, k, v, seen, dropout)
         else:
             scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~seen, float("-inf"))
             attended = F.dropout(scores.softmax(-1), dropout) @ v
@@ -221,6 +221,17 @@ class Attention(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         """(batch, tokens, hidden) to (batch, heads, tokens, head_dim)."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float) -> Tensor:
+    """Scaled dot-product attention, all (batch, heads, tokens, head_dim); under autocast on a CPU in float32.
+
+    torch 2.13 takes five times as long for its backward in bfloat16 there as in float32.
+    """
+    if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            return attend(query.float(), key.float(), value.float(), mask, dropout)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 
 
 class Layer(nn.Module):

@@ -39,7 +39,8 @@ def on_ranks(tmp_path, tiny_run):
             torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world_size)
             teacher = load_teacher(configs[0].teacher)
             for (source, steps, target, _), config in zip(jobs, configs, strict=True):
-                distiller = Distiller(new_student(config.student, teacher, 0), config.loss)
+                student = new_student(config.student, teacher, 0)
+                distiller = Distiller(student, config.loss, autocast=config.train.precision == "autocast")
                 made = 0
                 if source:
                     checkpoint = Checkpoint(tmp_path / source)
@@ -62,18 +63,31 @@ def on_ranks(tmp_path, tiny_run):
             torch.distributed.destroy_process_group()
 
         configs = [
-            tiny_run(student=ODD, train__steps=9, train__global_batch=8 * world_size, train__num_workers=world_size, **more)
+            tiny_run(
+                student=ODD,
+                train__steps=9,
+                train__num_workers=world_size,
+                train__micro_batch=8,
+                train__global_batch=8 * world_size,
+                **more,
+            )  # fmt: skip
             for *_, more in jobs
-        ]  # fmt: skip
+        ]
         ray.get([work.remote(rank, configs) for rank in range(world_size)])
 
     return run
 
 
+def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensors[name].flatten() for name in sorted(tensors) if name.startswith("weights/")])
+
+
 def test_a_checkpoint_is_the_same_on_any_ranks_and_stage_and_training_goes_on_from_it(on_ranks, tmp_path):
     stages = {f"zero{stage}": {"train__zero_stage": stage} for stage in range(4)}
     stages |= {f"bf16-{name}": {**more, "train__precision": "bf16"} for name, more in stages.items() if name != "zero0"}
-    on_ranks(1, [(None, 5, "whole", {}), (None, 3, "stopped", {}), ("stopped", 2, "resumed", {})])
+    autocast = {"train__precision": "autocast", "train__zero_stage": 3}
+    alone = [(None, 5, "whole", {}), (None, 3, "stopped", {}), ("stopped", 2, "resumed", {})]
+    on_ranks(1, [*alone, ("stopped", 2, "autocast", autocast)])
     on_ranks(2, [("stopped", 0, name, more) for name, more in stages.items()])
 
     def tensors(folder: str) -> dict[str, torch.Tensor]:
@@ -83,6 +97,8 @@ def test_a_checkpoint_is_the_same_on_any_ranks_and_stage_and_training_goes_on_fr
     assert any(tensor.numel() % 2 for tensor in stopped.values())
     assert all(tensor.any() for tensor in stopped.values())
     assert all(torch.equal(resumed[key], whole[key]) for key in whole)
+    made, wanted = (flat(x) - flat(stopped) for x in (tensors("autocast"), whole))
+    assert 0 < (made - wanted).norm() < 0.05 * wanted.norm()
     for name in stages:
         restored = tensors(name)
         assert restored.keys() == stopped.keys()

@@ -196,3 +196,22 @@ def test_the_same_seed_gives_the_same_student_and_the_teachers_head_its_labels(t
     assert first.classifier.out_features == 2
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert not torch.equal(first.encoder.projection.weight, other.encoder.projection.weight)
+
+
+def test_autocast_computes_in_bfloat16_and_keeps_weights_losses_and_gradients_in_float32(tiny):
+    shape = LossConfig(
+        **{**ONLY, "hidden": 1.0, "embedding": 1.0, "relation": 1.0, "layer_map": "uniform"}, relation_heads=4
+    )
+    batch, targets = batch_and_targets(tiny)
+    gradients, kinds = {}, set()
+    for autocast in (False, True):
+        distiller = Distiller(new_student(SMALL, tiny, seed=0), shape, autocast=autocast)
+        widen = distiller.student.encoder.layers[0].widen
+        widen.register_forward_hook(lambda module, inputs, output: kinds.add(output.dtype))
+        loss, parts = distiller(batch, targets)
+        loss.backward()
+        assert {tensor.dtype for tensor in (loss, *parts.values(), widen.weight, widen.weight.grad)} == {torch.float32}
+        gradients[autocast] = torch.cat([p.grad.flatten() for p in distiller.parameters() if p.grad is not None])
+    assert kinds == {torch.float32, torch.bfloat16}
+    assert not torch.equal(gradients[True], gradients[False])
+    assert (gradients[True] - gradients[False]).norm() < 0.02 * gradients[False].norm()
