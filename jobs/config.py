@@ -168,6 +168,16 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid"):
     max_texts: PositiveInt = Field(256, description="Texts per request.")
 
 
+class ExportConfig(BaseModel, frozen=True, extra="forbid"):
+    """What an exported student is."""
+
+    int8: bool = Field(False, description="Also a graph with weights and activations in 8 bits.")
+    tolerance: PositiveFloat = Field(
+        1e-4, description="Greatest difference of the float32 graph from the student; over it, nothing is written."
+    )
+    license: str | None = Field(None, description="License of the model card; left open by default.")
+
+
 class RunConfig(BaseModel, frozen=True, extra="forbid"):
     """Everything a run depends on, except secrets, which come from the environment."""
 
@@ -186,6 +196,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     ablate: AblateConfig = AblateConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     serve: ServeConfig = ServeConfig()
+    export: ExportConfig = ExportConfig()
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:

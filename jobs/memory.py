@@ -5,6 +5,7 @@ through `ReferenceTexts` and `open_retriever`, with the same code.
 """
 
 import importlib
+import json
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,17 +17,20 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from safetensors.numpy import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from jobs.config import RunConfig
+from jobs.config import RunConfig, load_config
 from refbert.config import ReferenceConfig
 from refbert.corpus import Text, normalise, text_of
 from refbert.errors import InputError
 from refbert.references import Keywords, document_keywords, query_keywords, sentence_table, sentence_vector
-from refbert.teacher import Teacher, Tokens, tokenize, tokenizer_hash
+from refbert.teacher import Teacher, Tokens, load_tokenizer, tokenize, tokenizer_hash
+from refbert.trained import LookUp
 from vector_store.client import Client, connect
 from vector_store.config import EMBEDDED, StoreConfig
+from vector_store.place import open_place
 from vector_store.retriever import Retriever
 from vector_store.schema import (
     ANY_PROJECTION,
@@ -42,6 +46,7 @@ from vector_store.schema import (
     point_id,
 )
 from vector_store.server.process import embedded_server
+from vector_store.store import Store
 
 SENTENCE_TABLE = "sentence_table.safetensors"
 
@@ -214,6 +219,36 @@ def open_retriever(
             client, store, texts.manifest, built_in, references.exclude_splits, with_text, count=references.count
         )
     return _import_criterion(criterion)(client, store, texts.manifest)
+
+
+@contextmanager
+def references_at(student: str | Path, place: str | None = None, config: RunConfig | None = None) -> Iterator[LookUp]:
+    """Open the memory that a student was trained with as the look-up that `refbert.load` takes.
+
+    `place` is the URL of a server or the directory of an embedded store; by default where the run's own is. The options
+    (collection, criterion, deadline) are those of the run's config.yaml, beside the student's folder, unless given. Another
+    memory than the student's is refused; one that goes away later costs quality, not an error.
+    """
+    folder = Path(student)
+    config = config or load_config(folder.parent / "config.yaml")
+    saved = json.loads((folder / "config.json").read_text()).get("memory")
+    if (manifest := trained_manifest(saved, folder)) is None:
+        raise InputError(f"{folder} was trained without a memory; load it without references")
+    if place is None:
+        place = config.store.url if config.store.url != EMBEDDED else str(folder.absolute().parents[2] / "store")
+    table = load_file(folder / SENTENCE_TABLE)["table"] if manifest.dense_index else None
+    texts = ReferenceTexts(manifest, config.references, load_tokenizer(str(folder)), table)
+    with open_place(place, config.store) as client:
+        Store(client, config.store).require(manifest)
+        source = open_retriever(client, config.store, texts, config.references.criterion)
+
+        def look_up(asked: Sequence[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+            ids, mask = texts.tokenize(asked)[:2]
+            found = source.neighbours(texts.queries(asked, ids, mask))
+            longest = max(1, int(found.mask.sum(1).max(initial=0)))
+            return found.token_ids[:, :longest], found.states[:, :longest], found.mask[:, :longest]
+
+        yield look_up
 
 
 def connect_store(config: RunConfig, url: str) -> Client:

@@ -5,5 +5,6 @@ It needs torch, transformers, numpy and pydantic; no cluster and no database.
 """
 
 from refbert.student import RefBertConfig, RefBertForSequenceClassification, RefBertModel
+from refbert.trained import TrainedStudent, load
 
-__all__ = ["RefBertConfig", "RefBertForSequenceClassification", "RefBertModel"]
+__all__ = ["RefBertConfig", "RefBertForSequenceClassification", "RefBertModel", "TrainedStudent", "load"]

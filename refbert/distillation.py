@@ -211,6 +211,7 @@ def new_student(
     shape = RefBertConfig(
         vocab_size=teacher.model.config.vocab_size,
         hidden_size=config.hidden,
+        embedding_size=config.embedding,
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
         intermediate_size=config.intermediate,

@@ -12,7 +12,7 @@ head_dim, labels.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ class RefBertConfig(PretrainedConfig):
     Defaults are TinyBERT-4's: 4 layers of 312, FFN 1200, 12 heads. `dim` is the teacher's hidden size, `reference_dim` the
     width of stored states: the same, unless the memory keeps a projection of them.
 
+    - `embedding_size`: width of the token embeddings where it is not `hidden_size`: a table (vocabulary, embedding_size) and
+      a projection without bias (ALBERT, sec. 3.1). With 128, 5.6 M parameters fewer of BERT's vocabulary.
     - `reference_layers`: `first` (the paper), `all`, or a list of layer numbers. Each reading layer costs two
       dim -> hidden projections where keys come from states, one where they come from embeddings.
     - `reference_mode`: `concat` (own keys and values beside the reference's), `replace` (the reference's only: the paper read
@@ -43,6 +45,7 @@ class RefBertConfig(PretrainedConfig):
         self,
         vocab_size: int = 30522,
         hidden_size: int = 312,
+        embedding_size: int | None = None,
         num_hidden_layers: int = 4,
         num_attention_heads: int = 12,
         intermediate_size: int = 1200,
@@ -63,6 +66,7 @@ class RefBertConfig(PretrainedConfig):
     ) -> None:
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
+        self.embedding_size = embedding_size
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
         self.intermediate_size = intermediate_size
@@ -146,11 +150,15 @@ class AttentionTrace(NamedTuple):
 
 
 class Embeddings(nn.Module):
-    """Token, position and segment embeddings, normalised: BERT's."""
+    """Token, position and segment embeddings, normalised: BERT's; tokens by way of a narrower table where it is factorised."""
 
     def __init__(self, config: RefBertConfig) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        narrow = config.embedding_size
+        self.word_embeddings = nn.Embedding(
+            config.vocab_size, narrow or config.hidden_size, padding_idx=config.pad_token_id
+        )
+        self.word_projection = nn.Linear(narrow, config.hidden_size, bias=False) if narrow else None
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -160,10 +168,12 @@ class Embeddings(nn.Module):
         """(batch, tokens) ids to (batch, tokens, hidden)."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         segments = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        summed = (
-            self.word_embeddings(input_ids) + self.position_embeddings(positions) + self.token_type_embeddings(segments)
+        words = self.word_embeddings(input_ids)
+        if self.word_projection is not None:
+            words = self.word_projection(words)
+        return self.dropout(
+            self.norm(words + self.position_embeddings(positions) + self.token_type_embeddings(segments))
         )
-        return self.dropout(self.norm(summed))
 
 
 class Attention(nn.Module):
@@ -184,6 +194,17 @@ class Attention(nn.Module):
             nn.Linear(config.reference_dim, config.hidden_size) if reads and config.reference_keys == "states" else None
         )
         self.reference_value = nn.Linear(config.reference_dim, config.hidden_size) if reads else None
+        self.own: nn.Linear | None = None
+        self.referred: nn.Linear | None = None
+
+    def fuse(self) -> None:
+        """Make one matrix of those that read the same input, for inference: a tenth to a fifth less time for each (CPU)."""
+        if self.value is not None:
+            assert self.key is not None
+            self.own = _joined(self.query, self.key, self.value)
+        if self.reference_key is not None:
+            assert self.reference_value is not None
+            self.referred = _joined(self.reference_key, self.reference_value)
 
     def forward(
         self, hidden: Tensor, mask: Tensor, reference: Reference | None, traces: list[AttentionTrace] | None = None
@@ -193,19 +214,26 @@ class Attention(nn.Module):
         Where `traces` is given, computes step by step and appends its own.
         """
         keys, values, visible = [], [], []
-        if self.value is not None:
-            assert self.key is not None
-            keys, values, visible = [self.key(hidden)], [self.value(hidden)], [mask]
+        if self.own is not None:
+            query, key, value = self.own(hidden).chunk(3, -1)
+            keys, values, visible = [key], [value], [mask]
+        else:
+            query = self.query(hidden)
+            if self.value is not None:
+                assert self.key is not None
+                keys, values, visible = [self.key(hidden)], [self.value(hidden)], [mask]
         if self.reference_value is not None:
             assert reference is not None
-            if self.reference_key is not None:
-                keys.append(self.reference_key(reference.states))
+            if self.referred is not None:
+                key, value = self.referred(reference.states).chunk(2, -1)
             else:
-                assert self.key is not None
-                keys.append(self.key(reference.embedding))
-            values.append(self.reference_value(reference.states))
+                project = self.key if self.reference_key is None else self.reference_key
+                assert project is not None
+                key = project(reference.embedding if self.reference_key is None else reference.states)
+                value = self.reference_value(reference.states)
+            keys.append(key)
+            values.append(value)
             visible.append(reference.mask)
-        query = self.query(hidden)
         q, k, v = (self._split(x) for x in (query, torch.cat(keys, 1), torch.cat(values, 1)))
         seen = torch.cat(visible, 1)[:, None, None, :]
         dropout = self.dropout if self.training else 0.0
@@ -266,7 +294,8 @@ class RefBertPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=spread)
             if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif module.padding_idx is not None:
                 module.weight[module.padding_idx].zero_()
         elif isinstance(module, nn.LayerNorm):
@@ -292,6 +321,13 @@ class RefBertModel(RefBertPreTrainedModel):
         """Token embeddings, for the Auto machinery."""
         return self.embeddings.word_embeddings
 
+    def fuse(self) -> Self:
+        """Join matrices that read the same input, for inference only: the results are the same, the state dict grows."""
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            layer.attention.fuse()
+        return self
+
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the token embeddings."""
         assert isinstance(value, nn.Embedding)
@@ -308,14 +344,16 @@ class RefBertModel(RefBertPreTrainedModel):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         output_qkv: bool = False,
+        output_projected_states: bool = True,
         **_: Any,
     ) -> RefBertOutput:
         """Encode (batch, tokens) ids, each reading its reference.
 
         `reference_states` (batch, ref_tokens, reference_dim) are the teacher's, `reference_ids` and `reference_mask`
         (batch, ref_tokens) go with them. A row whose mask is all zero, and every row where no states are given, reads the
-        null reference. `output_attentions` and `output_qkv` compute attention step by step, in every layer or in the last.
-        Raises ValueError for states of another width.
+        null reference. Raises ValueError for states of another width. `output_attentions` and `output_qkv` compute attention
+        step by step, in every layer or in the last. Without `output_projected_states` only the mean is projected, a twentieth
+        of the work less.
         """
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         hidden = self.embeddings(input_ids, token_type_ids)
@@ -326,11 +364,10 @@ class RefBertModel(RefBertPreTrainedModel):
             traced = output_attentions or (output_qkv and layer is self.layers[-1])
             hidden = layer(hidden, mask, reference, traces if traced else None)
             every.append(hidden)
-        projected = self.projection(hidden)
         return RefBertOutput(
             last_hidden_state=hidden,
-            projected_states=projected,
-            sentence_embedding=masked_mean(projected, mask),
+            projected_states=self.projection(hidden) if output_projected_states else None,
+            sentence_embedding=self.projection(masked_mean(hidden, mask)),  # linear: the mean of the projected
             hidden_states=tuple(every) if output_hidden_states else None,
             attention_scores=tuple(trace.scores for trace in traces) if output_attentions else None,
             qkv=traces[-1].qkv if output_qkv else None,
@@ -394,6 +431,15 @@ class RefBertForSequenceClassification(RefBertPreTrainedModel):
         )
 
 
+def _joined(*parts: nn.Linear) -> nn.Linear:
+    """One linear map whose output is that of its parts, side by side."""
+    with torch.device("meta"):
+        joined = nn.Linear(parts[0].in_features, sum(part.out_features for part in parts))
+    joined.weight = nn.Parameter(torch.cat([part.weight for part in parts]), requires_grad=False)
+    joined.bias = nn.Parameter(torch.cat([part.bias for part in parts]), requires_grad=False)
+    return joined
+
+
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
     """Mean over real tokens: (batch, tokens, width) and (batch, tokens) to (batch, width)."""
     weights = mask.to(states.dtype).unsqueeze(-1)
@@ -405,7 +451,9 @@ def start_from_teacher_embeddings(student: RefBertModel, static_vectors: Tensor)
     """Set the token embeddings to the teacher's (vocabulary, dim), projected on their first principal components.
 
     The projection keeps what fits into the student's width; its spread is scaled to the initialiser's. A student as wide
-    as its teacher, or wider, gets the teacher's embeddings rotated, padded by zeros.
+    as its teacher, or wider, gets the teacher's embeddings rotated, padded by zeros. A factorised table keeps fewer
+    components, and its projection starts with orthonormal columns: the best approximation of that rank, turned so that
+    every hidden unit gets its share.
     """
     table = student.embeddings.word_embeddings.weight
     if len(static_vectors) != len(table):
@@ -416,6 +464,9 @@ def start_from_teacher_embeddings(student: RefBertModel, static_vectors: Tensor)
     projected = centred @ directions.flip(1)[:, :width]
     table.zero_()
     table[:, :width] = projected * (student.config.initializer_range / projected.std())
+    if (project := student.embeddings.word_projection) is not None:
+        nn.init.orthogonal_(project.weight)
+        table *= student.config.initializer_range / project(table).std()
     table[student.config.pad_token_id].zero_()
 
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from transformers import AutoModel
 
+import refbert
 from jobs import distill
 from jobs.demo import ask
-from jobs.memory import running_store
+from jobs.memory import references_at, running_store
 from jobs.prepared import prepare
 from jobs.serve import served
 
@@ -45,6 +46,14 @@ def test_batch_results_equal_single_results(service):
     alone = np.concatenate([vectors(embed(address, text)) for text in TEXTS])
     np.testing.assert_allclose(together, alone, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+
+
+def test_the_three_line_api_says_what_the_service_says(service):
+    config, address = service
+    with references_at(config.run_directory / "student") as references:
+        student = refbert.load(config.run_directory / "student", references)
+        np.testing.assert_allclose(student.encode(TEXTS), vectors(embed(address, TEXTS)), atol=1e-5)
+        assert references(TEXTS)[2].any(1).all()  # each has read one
 
 
 def test_requests_of_the_same_moment_do_not_mix(service):

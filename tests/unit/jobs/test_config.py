@@ -38,6 +38,7 @@ def test_overrides_reach_every_depth_and_are_yaml():
         ("train.precision=bf16", "set zero_stage to 1, 2 or 3"),
         ("store.url=localhost:6334", "neither `embedded` nor http"),
         ("student.heads=5", "hidden=84 is not a multiple of heads=5"),
+        ("student.embedding=84", "embedding=84 is not below hidden=84"),
         ("name=a/b", "name='a/b'"),
         ("just-a-word", "is no override; write key.sub=value"),
     ],

@@ -3,8 +3,11 @@
 import json
 
 import pytest
+import yaml
 
+from jobs.model_card import model_card
 from jobs.report import markdown, print_tables, write_report
+from refbert.export import Export
 
 
 @pytest.fixture
@@ -57,3 +60,28 @@ def test_labelled_table_is_there_only_where_there_are_labels(report, capsys):
     assert "| student with references | 0.7100 |" in markdown(report, "x")
     print_tables(report)
     assert "0.7100" in capsys.readouterr().out
+
+
+def test_model_card_has_the_reports_figures_and_no_license_of_its_own(report):
+    export = Export(
+        inputs=("input_ids",), outputs=("logits",), opset=20, tolerance=1e-4, difference=3e-6, bytes=5_000_000,
+        int8_difference=0.02, int8_cosine=0.9987, int8_bytes=1_000_000,
+    )  # fmt: skip
+    card = model_card(report, "mine", {"fingerprint": "abcdef"}, export, None)
+    front = yaml.safe_load(card.split("---")[1])
+    assert "license" not in front
+    assert front["base_model"] == "t"
+    for fact in (
+        "0.4321",
+        "2.00x smaller",
+        "`abcdef`",
+        "3.0e-06",
+        "0.9987",
+        "references_at",
+        "student.predict",
+        "# mine",
+    ):
+        assert fact in card
+    assert "](" not in card  # no picture that does not travel with it
+    assert "license: mit\n" in model_card(report, "mine", None, export, "mit")
+    assert "references_at" not in model_card(report, "mine", None, export, "mit")

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel
 
 from refbert import RefBertConfig, RefBertForSequenceClassification, RefBertModel
-from refbert.student import start_from_teacher_embeddings
+from refbert.student import masked_mean, start_from_teacher_embeddings
 
 DIM, VOCABULARY = 16, 50
 
@@ -70,6 +70,21 @@ def test_the_content_of_the_reference_changes_the_answer(options):
     answer = student(**inputs).sentence_embedding
     assert not torch.allclose(answer, student(**other).sentence_embedding, atol=1e-4)
     assert not torch.allclose(answer, student(**without).sentence_embedding, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options", [*OPTIONS, {"reference_mode": "none"}], ids=lambda o: "-".join(map(str, o.values()))
+)
+def test_a_fused_student_says_the_same(options):
+    student = make_student(**options)
+    inputs = make_inputs([7, 3, 5], [4, 6, 0])
+    wanted = student(**inputs)
+    answer = student.fuse()(**inputs, output_projected_states=False)
+    assert answer.projected_states is None
+    torch.testing.assert_close(answer.last_hidden_state, wanted.last_hidden_state, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(answer.sentence_embedding, wanted.sentence_embedding, atol=1e-5, rtol=1e-5)
+    averaged = masked_mean(wanted.projected_states, inputs["attention_mask"])
+    torch.testing.assert_close(answer.sentence_embedding, averaged, atol=1e-5, rtol=1e-5)
 
 
 def test_a_row_whose_reference_is_masked_reads_the_null_reference():
@@ -136,14 +151,19 @@ def test_queries_and_keys_of_the_last_layer_give_its_scores():
 
 def test_default_shape_counts_as_the_paper_says():
     """TinyBERT-4 has 14.35 M parameters; the first layer's two 768 -> 312 projections beside its own make 7.38x."""
-    bert_base, pooler = (
-        109_482_240,
-        312 * 312 + 312,
-    )  # the published counts include a pooler, which this student has not
-    tiny = RefBertModel(RefBertConfig(reference_mode="none"))
+    with torch.device("meta"):
+        bert_base = sum(p.numel() for p in BertModel(BertConfig()).parameters())
+        tiny = RefBertModel(RefBertConfig(reference_mode="none"))
+        paper = RefBertModel(RefBertConfig(reference_layers="first"))
+        factorised = RefBertModel(RefBertConfig(reference_layers="first", embedding_size=128))
+    pooler = 312 * 312 + 312  # the published counts include one, which this student has not
+    assert bert_base == 109_482_240
     assert count(tiny) + pooler == 14_350_248
-    paper = RefBertModel(RefBertConfig(reference_layers="first"))
+    reads = 2 * (768 * 312 + 312) + 768  # key, value, null reference
+    assert count(paper) + pooler == 14_350_248 + reads
     assert bert_base / (count(paper) + pooler) == pytest.approx(7.382, abs=0.001)
+    assert count(factorised) == count(paper) - 30522 * 312 + 30522 * 128 + 128 * 312
+    assert bert_base / (count(factorised) + pooler) >= 10
 
 
 def count(model: torch.nn.Module) -> int:
@@ -151,7 +171,9 @@ def count(model: torch.nn.Module) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if not name.startswith("projection"))
 
 
-@pytest.mark.parametrize("options", [{}, {"reference_layers": [1], "memory": {"fingerprint": "abc"}}])
+@pytest.mark.parametrize(
+    "options", [{}, {"embedding_size": 8}, {"reference_layers": [1], "memory": {"fingerprint": "abc"}}]
+)
 def test_saved_student_loads_with_auto_model_and_says_the_same(tmp_path, options):
     student = make_student(**options)
     student.save_pretrained(tmp_path)
@@ -193,12 +215,17 @@ def test_states_of_another_width_are_refused():
         student(**inputs)
 
 
-def test_teacher_embeddings_keep_their_neighbourhoods():
-    student = make_student()
+@pytest.mark.parametrize("embedding_size", [None, 20])
+def test_teacher_embeddings_keep_their_neighbourhoods(embedding_size):
+    student = make_student(embedding_size=embedding_size)
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(VOCABULARY, 32, generator=generator) * torch.logspace(0, -2, 32)
     start_from_teacher_embeddings(student, table)
-    ours = student.embeddings.word_embeddings.weight[1:]
+    ours = student.embeddings.word_embeddings.weight[1:].detach()
+    if embedding_size:
+        ours = student.embeddings.word_projection(ours).detach()
+    assert ours.shape[1] == 24
+    assert ours.std() == pytest.approx(student.config.initializer_range, rel=0.05)
     wanted = torch.cdist(table[1:], table[1:]).flatten()
     got = torch.cdist(ours, ours).flatten()
     assert torch.corrcoef(torch.stack([wanted, got]))[0, 1] > 0.99

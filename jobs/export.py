@@ -1,0 +1,41 @@
+"""Export a finished run's student: an ONNX graph beside its safetensors, and a model card from its report.
+
+    python jobs/export.py [RUN.yaml] [name=...] [export.int8=true] [export.license=apache-2.0]
+
+Writes student/onnx/ (see refbert/export.py) and student/README.md. Needs the packages of the extra `export`, and the report
+of `jobs/evaluate.py`: a card without figures is none.
+"""
+
+import json
+import logging
+
+from jobs.config import RunConfig
+from jobs.launch import launch
+from jobs.model_card import model_card, write_card
+from refbert.errors import InputError
+from refbert.export import export_onnx
+from refbert.trained import load_model
+
+log = logging.getLogger(__name__)
+
+CONTINUES_RUN = True
+"""Without a YAML, the options are those that the named run was trained with."""
+
+
+def run(config: RunConfig) -> None:
+    """Write the graphs and the card."""
+    student = config.run_directory / "student"
+    report = config.run_directory / "report.json"
+    if not report.exists():
+        raise InputError(f"{report} is not there; evaluate the run first: `python jobs/evaluate.py`")
+    model = load_model(student)
+    export = export_onnx(model, student / "onnx", config.export.int8, config.export.tolerance)
+    card = model_card(json.loads(report.read_text()), config.name, model.config.memory, export, config.export.license)
+    write_card(card, student)
+    log.info("exported: %s, no output further than %.1e from the student's", student / "onnx", export.difference)
+    if export.int8_difference is not None:
+        log.info("int8: %.1e, sentence cosine at least %.4f", export.int8_difference, export.int8_cosine)
+
+
+if __name__ == "__main__":
+    launch("jobs.export")
