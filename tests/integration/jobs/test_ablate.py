@@ -13,7 +13,7 @@ from refbert.errors import InputError
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster")]
 
-WORDS = np.array(["good", "bad", "film", "actor", "plot", "long", "short", "music", "scene", "end", "story", "light", "dark", "cold", "warm"])
+WORDS = np.array(["good", "bad", "film", "actor", "plot", "long", "short", "music", "scene", "end", "story", "light"])
 
 
 @pytest.fixture(scope="module")
@@ -97,5 +97,5 @@ def test_a_finished_student_is_never_trained_again(done):
 
 
 def test_an_ablation_without_a_task_is_refused(tiny_run, home):
-    with pytest.raises(InputError, match="set ablate.tasks"):
+    with pytest.raises(InputError, match="no task to compare students on"):
         ablate.run(tiny_run())
