@@ -106,6 +106,9 @@ def starting_student(job: TaskStudentJob, teacher: Teacher) -> RefBertForSequenc
     config = job.config
     fresh = new_student(config.student, teacher, config.seed, job.address.manifest.dim)
     assert isinstance(fresh, RefBertForSequenceClassification)
+    names = job.corpus.data.task.labels
+    fresh.config.id2label = dict(enumerate(names)) if names else {0: "score"}
+    fresh.config.label2id = {name: number for number, name in fresh.config.id2label.items()}
     if job.start is None:
         return fresh
     encoder = RefBertModel.from_pretrained(job.start)
