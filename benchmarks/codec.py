@@ -81,7 +81,7 @@ def teacher_states(num_texts: int) -> States:
     teacher = load_teacher(TeacherConfig())
     found: States = []
     for start in range(0, len(texts), BATCH):
-        ids, mask = tokenize(teacher.tokenizer, texts[start : start + BATCH], teacher.config.tokens)
+        ids, mask, _ = tokenize(teacher.tokenizer, texts[start : start + BATCH], teacher.config.tokens)
         states = teacher.encode(ids, mask).states.numpy()
         found += [row[:length].copy() for row, length in zip(states, mask.sum(1).tolist(), strict=True)]
     return found

@@ -14,11 +14,22 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from refbert.config import CorpusConfig, LossConfig, ReferenceConfig, StudentConfig, TeacherConfig
+from refbert.config import (
+    CorpusConfig,
+    FineTuneConfig,
+    LossConfig,
+    ReferenceConfig,
+    StudentConfig,
+    TaskConfig,
+    TeacherConfig,
+)
 from refbert.errors import InputError
 from vector_store.config import StoreConfig
 
 QUICKSTART = Path(__file__).parent / "configs" / "quickstart.yaml"
+
+POSITIONS = 512
+"""Position embeddings of a student, BERT's."""
 
 
 class IngestConfig(BaseModel, frozen=True, extra="forbid"):
@@ -50,7 +61,11 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     zero_stage: Literal[0, 1, 2, 3] = Field(
         0, description="What DeepSpeed shards over workers: nothing, optimizer states, gradients too, parameters too."
     )
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "autocast", "bf16"] = Field(
+        "fp32",
+        description="autocast: the student's matrix products in bfloat16 over float32 weights (a step takes 0.6 of the time on "
+        "CPUs with AMX); bf16: weights too, float32 masters in ZeRO. Losses and AdamW are in float32 always.",
+    )
     gpus_per_worker: NonNegativeFloat = 0.0
     threads_per_worker: PositiveInt | None = Field(None, description="CPU threads; by default the node's share.")
     prefetch: PositiveInt = Field(4, description="Micro-batches whose references are looked up ahead of the step.")
@@ -73,6 +88,61 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
         if self.precision == "bf16" and self.zero_stage == 0:
             raise ValueError("precision=bf16 keeps its float32 master weights in ZeRO: set zero_stage to 1, 2 or 3")
         return self
+
+
+class PhaseConfig(FineTuneConfig, frozen=True, extra="forbid"):
+    """One pass over a labelled task: how long, how fast, and what is learned."""
+
+    loss: LossConfig
+
+
+def _phases() -> tuple[PhaseConfig, ...]:
+    nothing = {"hidden": 0.0, "relation": 0.0, "contrastive": 0.0}
+    return (
+        PhaseConfig(epochs=6, learning_rate=5e-4, loss=LossConfig(contrastive=0.0)),
+        PhaseConfig(epochs=4, learning_rate=1e-4, loss=LossConfig(prediction=1.0, **nothing)),
+    )
+
+
+class TaskStageConfig(BaseModel, frozen=True, extra="forbid"):
+    """How a labelled task is learned: first the teacher from labels, then the student from the teacher."""
+
+    teacher: FineTuneConfig = Field(FineTuneConfig(), description="Fine-tuning, where teacher.head=none.")
+    phases: tuple[PhaseConfig, ...] = Field(
+        default_factory=_phases,
+        min_length=1,
+        description="The student's, in turn: by default the teacher's states first, then its logits (TinyBERT, sec. 3.3).",
+    )
+
+    @model_validator(mode="after")
+    def _memory_has_the_states(self) -> Self:
+        for number, phase in enumerate(self.phases):
+            if not phase.loss.needs_only_last_states:
+                raise ValueError(
+                    f"phase {number} wants more of the teacher than its last states and its logits, which are all that a task "
+                    "keeps; set its loss.embedding=0 and loss.layer_map=last"
+                )
+        return self
+
+
+Arm = Literal["nearest", "random", "null", "vanilla", "vanilla_without_distillation"]
+
+
+class AblateConfig(BaseModel, frozen=True, extra="forbid"):
+    """What an ablation compares: students by what they read and by how they learn, on labelled tasks, over seeds."""
+
+    tasks: tuple[TaskConfig, ...] = Field((), description="The run's task, where none is given.")
+    folder: str | None = Field(None, description="GLUE's folder, for tasks without a path of their own.")
+    arms: tuple[Arm, ...] = ("nearest", "random", "null", "vanilla", "vanilla_without_distillation")
+    seeds: PositiveInt = 3
+    seeds_of: dict[str, PositiveInt] = Field(
+        {"RTE": 5, "MRPC": 5}, description="More seeds for tasks whose development split is small."
+    )
+    general_stage: bool = Field(
+        True, description="Start every student from a general stage on the corpus: one with references, one without."
+    )
+    kept_goal: float = Field(0.94, gt=0, description="Share of the teacher's average that the student is to keep.")
+    results: str | None = Field(None, description="Folder for a dated copy of the results.")
 
 
 class EvaluateConfig(BaseModel, frozen=True, extra="forbid"):
@@ -121,16 +191,20 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     loss: LossConfig = LossConfig()
     ingest: IngestConfig = IngestConfig()
     train: TrainConfig = TrainConfig()
+    task: TaskConfig | None = Field(None, description="The labelled task of the task stage.")
+    task_stage: TaskStageConfig = TaskStageConfig()
+    ablate: AblateConfig = AblateConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     serve: ServeConfig = ServeConfig()
     export: ExportConfig = ExportConfig()
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
-        if self.train.targets == "memory" and not self.loss.needs_only_last_states:
+        if self.train.targets == "memory" and (self.loss.prediction or not self.loss.needs_only_last_states):
             raise ValueError(
-                "train.targets=memory has only the last layer's states; set loss.embedding=0, loss.prediction=0 and "
-                "loss.layer_map=last, or train.targets=teacher"
+                "train.targets=memory has only the last layer's states; set loss.embedding=0, loss.attention=0, "
+                "loss.prediction=0, loss.layer_map=last, loss.relation_of=states and loss.relation_layer=null, or "
+                "train.targets=teacher"
             )
         if self.train.targets == "memory" and (self.references.dim or self.references.tokens):
             raise ValueError(
@@ -140,6 +214,16 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
         if self.references.dim and self.loss.contrastive and self.loss.reference_negatives:
             raise ValueError(
                 "loss.reference_negatives compares stored states with the teacher's; with references.dim set it to false"
+            )
+        tokens = self.references.count * (self.references.tokens or self.teacher.tokens)
+        if self.student.reference_keys == "embedding" and tokens > POSITIONS:
+            raise ValueError(
+                f"student.reference_keys=embedding has {POSITIONS} positions for all references together, references.count x "
+                f"tokens asks for {tokens}; lower one of them, or set student.reference_keys=states"
+            )
+        if self.loss.label:
+            raise ValueError(
+                "loss.label needs labels, which the general stage has not; it belongs to task_stage.phases"
             )
         if self.loss.prediction and self.teacher.head == "none":
             raise ValueError("loss.prediction needs logits: set teacher.head=classification")

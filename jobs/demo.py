@@ -18,9 +18,10 @@ from jobs.config import RunConfig
 from jobs.ingest import fill_memory
 from jobs.launch import launch
 from jobs.memory import running_store
-from jobs.prepared import prepare
+from jobs.prepared import prepare, texts_in
 from jobs.report import print_tables
 from jobs.serve import served
+from refbert.corpus import Text
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +37,12 @@ def run(config: RunConfig) -> None:
         log.info("3/4 evaluate")
         evaluate.run(config)
         log.info("4/4 serve")
-        text = prepare(config).table("heldout")["text"][0].as_py()
+        text = next(texts_in(prepare(config).table("heldout")))
         any_port = config.model_copy(
             update={"serve": config.serve.model_copy(update={"port": 0})}
         )  # 8000 is often taken
         with served(any_port, url) as address:
-            answer = ask(f"{address}/v1/embeddings", {"input": text, "explain": True})
+            answer = ask(f"{address}/v1/embeddings", {"input": [text], "explain": True})
     directory = config.run_directory
     print_tables(json.loads((directory / "report.json").read_text()))
     show_answer(text, answer)
@@ -57,7 +58,7 @@ def ask(address: str, request: dict[str, Any]) -> dict[str, Any]:
         return json.loads(response.read())
 
 
-def show_answer(text: str, answer: dict[str, Any]) -> None:
+def show_answer(text: Text, answer: dict[str, Any]) -> None:
     """Print what was asked, what was read beside it, and the start of the vector."""
     embedding = answer["data"][0]
     reference, timing = embedding["reference"], answer["timing_ms"]

@@ -5,8 +5,8 @@
     ray job submit -- python jobs/distill.py RUN.yaml         the same on a running cluster
 
 Fills the memory first where it lacks the corpus. Writes the run's directory: config.yaml, metrics.jsonl, TensorBoard
-events, checkpoints/, student/ and, last, manifest.json. Submitted again it resumes from the newest checkpoint, or says that
-the run is complete.
+events, checkpoints/, student/ and, last, manifest.json. Submitted again it resumes from the newest checkpoint, on as many
+workers and with the ZeRO stage that this submission asks for, or says that the run is complete.
 """
 
 import logging
@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import ray
 import ray.train
 import torch
@@ -28,6 +27,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution import context as ray_train_context
 from safetensors.numpy import save_file
 
+from jobs.checkpoint import Checkpoint, consolidated, write_checkpoint
 from jobs.config import RunConfig
 from jobs.ingest import fill_memory, is_filled
 from jobs.launch import launch
@@ -44,12 +44,14 @@ from jobs.memory import (
 )
 from jobs.meter import METRICS, Meter, Progress, followed_metrics
 from jobs.neighbour_plan import NeighbourPlan, neighbour_plan
-from jobs.prepared import PreparedCorpus, chunked, prepare
+from jobs.prepared import PreparedCorpus, chunked, prepare, texts_in
 from jobs.run_directory import claim_directory, is_complete, sole_training, write_manifest
 from jobs.stream import DistillStream, Order
 from jobs.worker import set_up_worker
-from refbert.distillation import DistillBatch, Distiller, Targets, new_student
+from refbert.attention import QKV
+from refbert.distillation import DistillBatch, Distiller, Targets, check_losses, new_student
 from refbert.errors import InputError
+from refbert.optimisation import adamw, warmup_decay
 from refbert.teacher import Teacher, load_teacher
 from vector_store.schema import Manifest
 from vector_store.store import Store
@@ -80,6 +82,7 @@ def run(config: RunConfig) -> None:
     with ExitStack() as stack:
         corpus = prepare(config)
         teacher = load_teacher(config.teacher)
+        check_losses(config.loss, config.student, teacher)
         address = plan = None
         if needs_memory(config):
             url = stack.enter_context(running_store(config))
@@ -121,8 +124,8 @@ def lacks_any(store: Store, wanted: Manifest, corpus: PreparedCorpus) -> bool:
     store.require(wanted)
     if is_filled(store, corpus):
         return False
-    texts = corpus.table("train")["text"].take(pa.array(corpus.distinct_rows()))
-    ids = (reference_id(wanted.fingerprint, text.as_py()) for text in texts)
+    texts = texts_in(corpus.table("train"), corpus.distinct_rows())
+    ids = (reference_id(wanted.fingerprint, text) for text in texts)
     return any(len(store.existing(some)) < len(some) for some in chunked(ids, IDS_PER_CHECK))
 
 
@@ -176,12 +179,12 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         teacher: Teacher | None = load_teacher(config.teacher, device)
         assert teacher is not None
         reference_dim = job.address.manifest.dim if job.address else None
-        distiller = Distiller(new_student(config.student, teacher, config.seed, reference_dim), config.loss)
+        student = new_student(config.student, teacher, config.seed, reference_dim)
+        distiller = Distiller(student, config.loss, autocast=train.precision == "autocast")
         stream = stack.enter_context(opened_stream(job, teacher, rank, world_size))
         if train.targets == "memory":
             teacher = None  # its weights are no longer needed
-        engine = build_engine(distiller, config)
-        progress_made = restore(engine, stream, job.corpus)
+        engine, progress_made = started(distiller, stream, job)
         meter = stack.enter_context(Meter(train, job.run_directory, progress_made, rank, device))
         micro_batches = train.global_batch // train.micro_batch
 
@@ -239,15 +242,30 @@ def targets_of(batch: DistillBatch, teacher: Teacher | None, config: RunConfig) 
         assert batch.target_mask is not None
         return Targets((batch.target_states,), batch.target_mask)
     assert teacher is not None
-    every_layer = config.loss.layer_map == "uniform" or config.loss.embedding > 0
-    encoding = teacher.encode(batch.input_ids, batch.mask, every_layer)
+    loss = config.loss
+    encoding = teacher.encode(
+        batch.input_ids,
+        batch.mask,
+        loss.needs_every_layer,
+        batch.token_type_ids,
+        score_layers=loss.teacher_layers(config.student.layers, teacher.num_layers) if loss.attention else (),
+        qkv_layer=(loss.relation_layer or teacher.num_layers) if loss.relates_qkv else None,
+    )
     # inference_mode tensors cannot be saved for backward; a clone is an ordinary one
-    layers = tuple(layer.clone() for layer in encoding.layers)
-    return Targets(layers, batch.mask, None if encoding.logits is None else encoding.logits.clone())
+    return Targets(
+        layers=tuple(layer.clone() for layer in encoding.layers),
+        mask=batch.mask,
+        logits=None if encoding.logits is None else encoding.logits.clone(),
+        attention_scores=encoding.attention_scores and tuple(scores.clone() for scores in encoding.attention_scores),
+        qkv=encoding.qkv and QKV(*(x.clone() for x in encoding.qkv)),
+    )
 
 
-def build_engine(distiller: Distiller, config: RunConfig) -> Any:
-    """Wrap the model in DeepSpeed: AdamW, linear warm-up and linear decay, ZeRO stage and precision of the config."""
+def build_engine(distiller: Distiller, config: RunConfig, step: int = 0) -> Any:
+    """Wrap the model in DeepSpeed: AdamW, linear warm-up and linear decay, ZeRO stage and precision of the config.
+
+    `step` steps have been made already.
+    """
     if not config.train.gpus_per_worker:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read at DeepSpeed's import
     import deepspeed
@@ -256,18 +274,12 @@ def build_engine(distiller: Distiller, config: RunConfig) -> Any:
     # Its start-up would compile a shared-memory all-reduce for CPUs; gloo needs none, and no C++ compiler is asked for.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     train = config.train
-    decayed = [p for p in distiller.parameters() if p.ndim > 1]
-    plain = [p for p in distiller.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": train.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=train.learning_rate,
-        fused=True,  # one pass over 15 M parameters instead of nine: 20 ms instead of 100 on two cores
-    )
+    optimizer = adamw(distiller, train.learning_rate, train.weight_decay)
     engine, *_ = deepspeed.initialize(
         model=distiller,
         optimizer=optimizer,
         lr_scheduler=torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_decay(step, train.steps, train.warmup_fraction)
+            optimizer, lambda later: warmup_decay(step + later, train.steps, train.warmup_fraction)
         ),
         config={
             "train_micro_batch_size_per_gpu": train.micro_batch,
@@ -283,57 +295,56 @@ def build_engine(distiller: Distiller, config: RunConfig) -> Any:
     return engine
 
 
-def warmup_decay(step: int, steps: int, warmup_fraction: float) -> float:
-    """Factor on the learning rate of a step, counted from 0: linear up to 1 over the warm-up, then linear to 0 at `steps`."""
-    warmup = max(1, round(steps * warmup_fraction))
-    return (step + 1) / warmup if step < warmup else max(0.0, (steps - step) / max(1, steps - warmup))
+def started(distiller: Distiller, stream: DistillStream, job: DistillJob) -> tuple[Any, Progress]:
+    """Build the engine, and bring it and the stream to the newest checkpoint if there is one.
 
-
-def restore(engine: Any, stream: DistillStream, corpus: PreparedCorpus) -> Progress:
-    """Load the newest checkpoint into engine and stream, if there is one. Refuses one of a corpus that has changed since."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return Progress()
-    with checkpoint.as_directory() as folder:
-        _, state = engine.load_checkpoint(folder)
-    if state["corpus"] != corpus.directory.name:
-        raise InputError(
-            "the corpus has changed since the checkpoint was written, so its position means nothing any more; give another "
-            "name=... to train anew, or put the old files back"
-        )
+    However many workers wrote that. Refuses one of a corpus that has changed since.
+    """
+    newest = ray.train.get_checkpoint()
+    if newest is None:
+        return build_engine(distiller, job.config), Progress()
+    with newest.as_directory() as folder:
+        checkpoint = Checkpoint(Path(folder))
+        state = checkpoint.state()
+        if state["corpus"] != job.corpus.directory.name:
+            raise InputError(
+                "the corpus has changed since the checkpoint was written, so its position means nothing any more; give "
+                "another name=... to train anew, or put the old files back"
+            )
+        made = Progress(**state["progress"])
+        checkpoint.load_weights(distiller)
+        engine = build_engine(distiller, job.config, made.step)
+        checkpoint.load_optimizer(engine, made.step)
     stream.load_state_dict(state["stream"])
-    return Progress(**state["progress"])
+    return engine, made
 
 
 def save(engine: Any, stream: DistillStream, meter: Meter, corpus: PreparedCorpus) -> None:
     """Write a checkpoint; every rank takes part, Ray Train keeps the newest few."""
+    state = {
+        "stream": stream.state_dict(),
+        "progress": vars(meter.snapshot(stream)),
+        "corpus": corpus.directory.name,
+    }
     with tempfile.TemporaryDirectory() as folder:
-        state = {
-            "stream": stream.state_dict(),
-            "progress": vars(meter.snapshot(stream)),
-            "corpus": corpus.directory.name,
-        }
-        engine.save_checkpoint(folder, client_state=state)
-        checkpoint = ray.train.Checkpoint.from_directory(folder)
+        write_checkpoint(Path(folder), engine, state)
+        checkpoint = ray.train.Checkpoint.from_directory(folder) if meter.is_writer else None
         ray.train.report(meter.summary(stream), checkpoint=checkpoint)
 
 
 def write_student(engine: Any, texts: ReferenceTexts, job: DistillJob, rank: int) -> None:
-    """Write student/, completely or not at all: consolidated float32 weights, tokenizer, and whose memory it reads."""
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    weights = {}
-    for name, parameter in engine.module.student.named_parameters():
-        full = safe_get_full_fp32_param(parameter)  # every rank takes part; None where nothing is sharded
-        weights[name] = (parameter if full is None else full).detach().float().cpu()
+    """Write student/ with consolidated float32 weights."""
+    weights = dict(consolidated(engine))  # every rank takes part
     if rank:
         return
-    manifest = job.address.manifest.model_dump(mode="json") if job.address else None
-    shape = engine.module.student.config
-    shape.memory = manifest
-    student = type(engine.module.student)(shape)
-    student.load_state_dict(weights)
-    folder = job.run_directory / "student"
+    student = type(engine.module.student)(engine.module.student.config)
+    student.load_state_dict({name: weights[f"student.{name}"] for name, _ in student.named_parameters()})
+    save_student(job.run_directory / "student", student, texts, job.address.manifest if job.address else None)
+
+
+def save_student(folder: Path, student: Any, texts: ReferenceTexts, manifest: Manifest | None) -> None:
+    """Write a student's folder, completely or not at all: weights, tokenizer, and whose memory it reads."""
+    student.config.memory = manifest.model_dump(mode="json") if manifest else None
     scratch = folder.with_name("student.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     student.save_pretrained(scratch)

@@ -24,7 +24,7 @@ from transformers import AutoModel
 
 import refbert  # noqa: F401 - registers the student with the Auto classes
 from jobs.config import RunConfig
-from jobs.distill import needs_memory
+from jobs.distill import PATIENCE_MS, needs_memory
 from jobs.launch import launch
 from jobs.memory import (
     MemoryAddress,
@@ -44,11 +44,12 @@ from jobs.provenance import hardware, provenance
 from jobs.report import write_report
 from jobs.stream import reference_batch
 from jobs.worker import set_up_worker
+from refbert.corpus import text_of
 from refbert.errors import InputError
 from refbert.metrics import MUTUAL_INFORMATION_TEMPERATURE, fidelity
 from refbert.probe import majority_accuracy, probe_accuracy
 from refbert.student import masked_mean
-from refbert.teacher import Teacher, load_teacher
+from refbert.teacher import Teacher, Tokens, load_teacher
 from vector_store.store import Store
 
 log = logging.getLogger(__name__)
@@ -148,7 +149,7 @@ def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
     store = None
     if job.address:
         client = connect_store(config, job.address.url)
-        patient = config.store.model_copy(update={"lookup_deadline_ms": 30_000.0})
+        patient = config.store.model_copy(update={"lookup_deadline_ms": PATIENCE_MS})
         nearest = config.references.criterion
         sources["nearest"] = open_retriever(client, patient, texts, nearest)
         sources["random"] = open_retriever(client, patient, texts, "random")
@@ -157,6 +158,7 @@ def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
             "points": store.count(),
             "bytes": store.bytes_estimate(),
             "criterion": nearest,
+            "references_per_text": config.references.count,
             "tokens": manifest.tokens,
             "dim": manifest.dim,
             "datatype": manifest.datatype,
@@ -195,7 +197,7 @@ def heldout_rows(job: EvaluationJob, teacher: Teacher, store: Store | None) -> l
     rows = table.take(np.sort(chosen)).to_pylist()
     if store is None:
         return rows
-    ids = [reference_id(teacher.fingerprint, row["text"]) for row in rows]
+    ids = [reference_id(teacher.fingerprint, text_of(row)) for row in rows]
     stored = store.existing(ids)
     unseen = [row for row, id_ in zip(rows, ids, strict=True) if id_ not in stored]
     if stored:
@@ -226,18 +228,24 @@ class Bench:
         for start in range(0, len(rows), self.batch):
             yield rows[start : start + self.batch]
 
-    def tokens(self, rows: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-        """Return ids and mask, (batch, tokens)."""
-        return self.texts.tokenize([row["text"] for row in rows])
+    def tokens(self, rows: list[dict[str, Any]]) -> Tokens:
+        """Return what both encoders read."""
+        return self.texts.tokenize([text_of(row) for row in rows])
+
+    def teacher_states(self, tokens: Tokens) -> Tensor:
+        """Return the teacher's states (batch, tokens, dim)."""
+        return self.teacher.encode(tokens.input_ids, tokens.mask, token_type_ids=tokens.token_type_ids).states
 
     @torch.inference_mode()
-    def student_states(self, rows: list[dict[str, Any]], ids: Tensor, mask: Tensor, reference: str) -> Tensor:
+    def student_states(self, rows: list[dict[str, Any]], tokens: Tokens, reference: str) -> Tensor:
         """Return the student's states in the teacher's space (batch, tokens, dim), reading one kind of reference."""
         source, found = self.sources[reference], None
+        ids, mask, segments = tokens
         if source is not None:
-            queries = self.texts.queries([row["text"] for row in rows], ids, mask, [row["document"] for row in rows])
+            queries = self.texts.queries([text_of(row) for row in rows], ids, mask, [row["document"] for row in rows])
             found = source.neighbours(queries)
-        batch = reference_batch(ids, mask, found, self.texts.manifest.dim).to(self.teacher.device)
+        batch = reference_batch(ids, mask, found, self.texts.manifest.dim, token_type_ids=segments)
+        batch = batch.to(self.teacher.device)
         return self.student(**batch.student_inputs()).projected_states
 
 
@@ -249,22 +257,22 @@ def measure_fidelity(
 ) -> Generator[Event, None, Vectors]:
     """Compare states and sentence vectors on held-out text, the reference swapped; returns the (texts, dim) vectors."""
     errors = dict.fromkeys(REFERENCES, 0.0)
-    tokens = 0.0
+    num_tokens = 0.0
     sentences: dict[str, list[Tensor]] = {name: [] for name in ("teacher", *REFERENCES)}
     for batch in bench.batches(rows):
-        ids, mask = bench.tokens(batch)
-        states = bench.teacher.encode(ids, mask).states
-        weights = mask.to(states)
-        tokens += float(weights.sum())
+        tokens = bench.tokens(batch)
+        states = bench.teacher_states(tokens)
+        weights = tokens.mask.to(states)
+        num_tokens += float(weights.sum())
         sentences["teacher"].append(masked_mean(states, weights).cpu())
         for name in REFERENCES:
-            ours = bench.student_states(batch, ids, mask, name)
+            ours = bench.student_states(batch, tokens, name)
             errors[name] += float(((ours - states).square().mean(-1) * weights).sum())
             sentences[name].append(masked_mean(ours, weights).cpu())
         yield Event("fidelity", len(rows), len(batch))
     vectors = {name: torch.cat(parts) for name, parts in sentences.items()}
     report["fidelity"] = {
-        name: fidelity(errors[name] / tokens, vectors[name], vectors["teacher"], config.evaluate.pool)._asdict()
+        name: fidelity(errors[name] / num_tokens, vectors[name], vectors["teacher"], config.evaluate.pool)._asdict()
         for name in REFERENCES
     }
     report["fidelity"]["texts"] = len(rows)
@@ -284,11 +292,11 @@ def measure_labelled(
     rows = [row for row in table.take(np.sort(chosen)).to_pylist() if row["label"] is not None]
     features: dict[str, list[Tensor]] = {name: [] for name in vectors}
     for batch in bench.batches(rows):
-        ids, mask = bench.tokens(batch)
-        device_mask = mask.to(bench.teacher.device)
-        features["teacher"].append(masked_mean(bench.teacher.encode(ids, mask).states, device_mask).cpu())
+        tokens = bench.tokens(batch)
+        device_mask = tokens.mask.to(bench.teacher.device)
+        features["teacher"].append(masked_mean(bench.teacher_states(tokens), device_mask).cpu())
         for name in REFERENCES:
-            features[name].append(masked_mean(bench.student_states(batch, ids, mask, name), device_mask).cpu())
+            features[name].append(masked_mean(bench.student_states(batch, tokens, name), device_mask).cpu())
         yield Event("labelled", len(rows), len(batch))
     labelled = [index for index, row in enumerate(heldout) if row["label"] is not None]
     train_labels, test_labels = [row["label"] for row in rows], [heldout[index]["label"] for index in labelled]
@@ -315,12 +323,12 @@ def measure_speed(
     bench: Bench, rows: list[dict[str, Any]], config: RunConfig, report: dict[str, Any]
 ) -> Iterator[Event]:
     """Time the same batches through every contender in turns, tokenization left out on all sides, look-up counted."""
-    batches = [(batch, *bench.tokens(batch)) for batch in bench.batches(rows)]
+    batches = [(batch, bench.tokens(batch)) for batch in bench.batches(rows)]
     batches = [entry for entry in batches if len(entry[0]) == bench.batch] or batches
-    contenders: dict[str, Callable[[list[dict[str, Any]], Tensor, Tensor], Any]] = {
-        "teacher": lambda _, ids, mask: bench.teacher.encode(ids, mask).states,
-        "student": lambda batch, ids, mask: bench.student_states(batch, ids, mask, "null"),
-        "student_with_lookup": lambda batch, ids, mask: bench.student_states(batch, ids, mask, "nearest"),
+    contenders: dict[str, Callable[[list[dict[str, Any]], Tokens], Any]] = {
+        "teacher": lambda _, tokens: bench.teacher_states(tokens),
+        "student": lambda batch, tokens: bench.student_states(batch, tokens, "null"),
+        "student_with_lookup": lambda batch, tokens: bench.student_states(batch, tokens, "nearest"),
     }
     taken_s: dict[str, list[float]] = {name: [] for name in contenders}
     warm_up = 3

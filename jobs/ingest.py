@@ -26,9 +26,10 @@ import ray.data
 from jobs.config import RunConfig
 from jobs.launch import launch
 from jobs.memory import MemoryAddress, connect_store, manifest_of, reference_texts, running_store
-from jobs.prepared import REJECTED, PreparedCorpus, prepare
+from jobs.prepared import REJECTED, PreparedCorpus, prepare, texts_in
 from jobs.progress import progress
 from jobs.worker import per_node, set_up_worker
+from refbert.corpus import text_of
 from refbert.projection import Projection, fit_projection
 from refbert.teacher import Teacher, load_teacher
 from vector_store.schema import Manifest
@@ -66,11 +67,11 @@ class EncodeAndStore:
         `rejections` holds the batch's rejected rows as JSON lines.
         """
         rows = self.table.take(pa.array(self.distinct[batch["id"]])).to_pylist()
-        by_id = {self.texts.identifier(row["text"]): row for row in rows}
+        by_id = {self.texts.identifier(text_of(row)): row for row in rows}
         stored = self.store.existing(list(by_id))
         new = [(identifier, row) for identifier, row in by_id.items() if identifier not in stored]
         # Upserts go out while the next texts are encoded.
-        for index, token_ids, states in self.teacher.encode_one_by_one([row["text"] for _, row in new]):
+        for index, token_ids, states in self.teacher.encode_one_by_one([text_of(row) for _, row in new]):
             identifier, row = new[index]
             kept = states if self.projection is None else self.projection.apply(states)
             self.writer.submit([self.texts.point(row, identifier, token_ids, kept)])
@@ -150,7 +151,7 @@ def sampled_projection(config: RunConfig, corpus: PreparedCorpus, teacher: Teach
     """Fit a projection to the states of some training texts, drawn by the run's seed."""
     rows = corpus.distinct_rows()
     drawn = np.random.default_rng(config.seed).permutation(rows)[:PROJECTION_SAMPLE]
-    texts = corpus.table("train")["text"].take(pa.array(np.sort(drawn))).to_pylist()
+    texts = list(texts_in(corpus.table("train"), np.sort(drawn)))
     with progress("sample", len(texts), "text") as update:
         states = []
         for _, _, of_text in teacher.encode_one_by_one(texts):

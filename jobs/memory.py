@@ -23,10 +23,10 @@ from transformers import PreTrainedTokenizerBase
 
 from jobs.config import RunConfig, load_config
 from refbert.config import ReferenceConfig
-from refbert.corpus import normalise
+from refbert.corpus import Text, normalise, text_of
 from refbert.errors import InputError
 from refbert.references import Keywords, document_keywords, query_keywords, sentence_table, sentence_vector
-from refbert.teacher import Teacher, load_tokenizer, tokenize, tokenizer_hash
+from refbert.teacher import Teacher, Tokens, load_tokenizer, tokenize, tokenizer_hash
 from refbert.trained import LookUp
 from vector_store.client import Client, connect
 from vector_store.config import EMBEDDED, StoreConfig
@@ -42,6 +42,7 @@ from vector_store.schema import (
     Point,
     Query,
     SparseVector,
+    parts,
     point_id,
 )
 from vector_store.server.process import embedded_server
@@ -57,10 +58,10 @@ class NeighbourSource(Protocol):
     lookup_ms: float  # how long the last batch took
 
     def neighbours(self, queries: Sequence[Query]) -> Neighbours:
-        """Return the best point for each query."""
+        """Return the best points for each query."""
 
     def neighbours_and_points(self, queries: Sequence[Query]) -> tuple[Neighbours, Neighbours]:
-        """Return the best point for each query, and the points stored under the queries' own ids."""
+        """Return the best points for each query, and the points stored under the queries' own ids."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,9 @@ def trained_manifest(saved: dict[str, Any] | None, student: str | Path) -> Manif
         ) from None
 
 
-def reference_id(fingerprint: str, text: str) -> str:
-    """Id of a text's point, whoever stores it: of its teacher and its normalised form."""
-    return point_id(fingerprint, [normalise(text)])
+def reference_id(fingerprint: str, text: Text) -> str:
+    """Id of a text's point, or of a pair's, whoever stores it: of its teacher and its normalised form."""
+    return point_id(fingerprint, parts(normalise(text)))
 
 
 @contextmanager
@@ -150,12 +151,12 @@ class ReferenceTexts:
         self.table = table
         self._tokenizing = threading.Lock()
 
-    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return ids and mask (batch, tokens). Threads may share it: a fast tokenizer alone fails as `Already borrowed`."""
+    def tokenize(self, texts: Sequence[Text]) -> Tokens:
+        """Return what an encoder reads. Threads may share it: a fast tokenizer alone fails as `Already borrowed`."""
         with self._tokenizing:
             return tokenize(self.tokenizer, texts, self.manifest.text_tokens)
 
-    def identifier(self, text: str) -> str:
+    def identifier(self, text: Text) -> str:
         """Return the id that a text is stored under, and asks under."""
         return reference_id(self.manifest.fingerprint, text)
 
@@ -173,13 +174,13 @@ class ReferenceTexts:
             token_ids=token_ids[:budget],
             keywords=_sparse(document_keywords(token_ids, self.special_ids, self.references)),
             sentence=self._sentence(token_ids),
-            text=row["text"],
+            text=text_of(row),
             source=row["source"],
             document=row["document"],
             split=row["split"],
         )
 
-    def query(self, text: str, token_ids: NDArray[np.int32], document: str | None) -> Query:
+    def query(self, text: Text, token_ids: NDArray[np.int32], document: str | None) -> Query:
         """Build the look-up of a text; its own point never comes back, nor does its document's."""
         return Query(
             id=self.identifier(text),
@@ -189,7 +190,7 @@ class ReferenceTexts:
         )
 
     def queries(
-        self, texts: Sequence[str], ids: Tensor, mask: Tensor, documents: Sequence[str | None] | None = None
+        self, texts: Sequence[Text], ids: Tensor, mask: Tensor, documents: Sequence[str | None] | None = None
     ) -> list[Query]:
         """Build the look-ups of a tokenized batch; `ids` and `mask` (batch, tokens) are padded on the right."""
         lengths = mask.sum(1).tolist()
@@ -213,8 +214,9 @@ def open_retriever(
 ) -> NeighbourSource:
     """Open one process's retriever under a criterion. Raises InputError for a dotted path that is no criterion."""
     if criterion in get_args(Criterion):
+        built_in, references = cast(Criterion, criterion), texts.references
         return Retriever(
-            client, store, texts.manifest, cast(Criterion, criterion), texts.references.exclude_splits, with_text
+            client, store, texts.manifest, built_in, references.exclude_splits, with_text, count=references.count
         )
     return _import_criterion(criterion)(client, store, texts.manifest)
 

@@ -1,9 +1,9 @@
-"""The neighbour plan: which stored point is each training passage's neighbour, looked up once and read ever after.
+"""The neighbour plan: which stored points are each training passage's neighbours, looked up once and read ever after.
 
 A plan is one array under the prepared corpus, aligned with its training passages, named by a digest of everything that
-decides a neighbour: the memory and its state, the criterion, what is excluded. Epochs, resumed runs, and other runs over the
-same corpus and memory read it; a memory that has grown since gets a plan of its own. Building one is a search per
-passage, which pays where training sees a passage more than once, or waits for searches.
+decides neighbours: the memory and its state, the criterion, what is excluded, how many are wanted. Epochs, resumed runs, and
+other runs over the same corpus and memory read it; a memory that has grown since gets a plan of its own. Building one is a
+search per passage, which pays where training sees a passage more than once, or waits for searches.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from jobs.config import RunConfig
 from jobs.memory import MemoryAddress, ReferenceTexts, connect_store, open_retriever
 from jobs.prepared import PreparedCorpus
 from jobs.progress import progress
+from refbert.corpus import text_of
 from vector_store import term_statistics
 from vector_store.client import Client
 from vector_store.pipeline import pipelined
@@ -30,14 +31,14 @@ from vector_store.retriever import Retriever
 from vector_store.schema import Choice
 from vector_store.store import Store
 
-ROW = np.dtype([("id", np.uint8, (16,)), ("score", "<f4")])
-"""A neighbour's UUID in bytes, all zero for none, and its score."""
+CHOICE = np.dtype([("id", np.uint8, (16,)), ("score", "<f4")])
+"""A neighbour's UUID in bytes, all zero for none, and its score. A plan holds (passages, references.count) of them."""
 
 BATCH = 32
 BATCHES_PER_CHUNK = 64
 """What a killed build loses at most."""
 
-FORMAT = 1
+FORMAT = 2
 
 
 class NeighbourPlan:
@@ -49,8 +50,8 @@ class NeighbourPlan:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def choices(self, rows: NDArray[np.int64]) -> list[Choice | None]:
-        """Return the planned neighbour of each of these rows."""
+    def choices(self, rows: NDArray[np.int64]) -> list[list[Choice]]:
+        """Return the planned neighbours of each of these rows, the best first."""
         return [_unpack(row) for row in self._rows[rows]]
 
 
@@ -83,6 +84,7 @@ def _digest(config: RunConfig, address: MemoryAddress, client: Client) -> str:
         hashlib.sha256(statistics.frequent.tobytes()).hexdigest(),
         address.manifest.model_dump(mode="json", exclude={"encoder"}),
         references.criterion,
+        references.count,
         references.exclude_same_document,
         sorted(references.exclude_splits),
     ]
@@ -95,19 +97,21 @@ def _build(config: RunConfig, client: Client, corpus: PreparedCorpus, texts: Ref
     assert isinstance(retriever, Retriever)  # the config allows a plan for no other
     passages = corpus.table("train")
     draft = path.with_suffix(".draft")
+    shape = passages.num_rows, config.references.count
     with draft.open("ab") as file, progress("plan", passages.num_rows, "text") as update:
-        done = _resume(file, passages.num_rows)
+        done = _resume(file, shape)
         update(done)
 
-        def choose(start: int) -> list[Choice | None]:
+        def choose(start: int) -> list[list[Choice]]:
             rows = passages.slice(start, BATCH).to_pylist()
-            ids, mask = texts.tokenize([row["text"] for row in rows])
-            queries = texts.queries([row["text"] for row in rows], ids, mask, [row["document"] for row in rows])
+            asking = [text_of(row) for row in rows]
+            ids, mask, _ = texts.tokenize(asking)
+            queries = texts.queries(asking, ids, mask, [row["document"] for row in rows])
             return retriever.choices(queries)
 
         starts = range(done, passages.num_rows, BATCH)
         for number, choices in enumerate(pipelined(choose, starts), start=1):
-            file.write(_pack(choices))
+            file.write(_pack(choices, config.references.count))
             if number % BATCHES_PER_CHUNK == 0:
                 _sync(file)
             update(len(choices))
@@ -115,19 +119,20 @@ def _build(config: RunConfig, client: Client, corpus: PreparedCorpus, texts: Ref
     draft.rename(path)
 
 
-def _resume(file: BinaryIO, num_rows: int) -> int:
+def _resume(file: BinaryIO, shape: tuple[int, int]) -> int:
     """Leave the file with a header and whole rows only; return how many."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
-        header, {"descr": np.lib.format.dtype_to_descr(ROW), "fortran_order": False, "shape": (num_rows,)}
+        header, {"descr": np.lib.format.dtype_to_descr(CHOICE), "fortran_order": False, "shape": shape}
     )
     size = file.seek(0, os.SEEK_END)
     if size < header.tell():
         file.truncate(0)
         file.write(header.getvalue())
         return 0
-    done = (size - header.tell()) // ROW.itemsize
-    file.truncate(header.tell() + done * ROW.itemsize)
+    row_bytes = shape[1] * CHOICE.itemsize
+    done = (size - header.tell()) // row_bytes
+    file.truncate(header.tell() + done * row_bytes)
     return done
 
 
@@ -136,13 +141,15 @@ def _sync(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def _pack(choices: Sequence[Choice | None]) -> bytes:
-    rows = np.zeros(len(choices), ROW)
-    for row, choice in enumerate(choices):
-        if choice:
-            rows[row] = np.frombuffer(uuid.UUID(choice.id).bytes, np.uint8), choice.score
-    return rows.tobytes()
+def _pack(rows: Sequence[Sequence[Choice]], count: int) -> bytes:
+    packed = np.zeros((len(rows), count), CHOICE)
+    for row, choices in enumerate(rows):
+        for rank, choice in enumerate(choices):
+            packed[row, rank] = np.frombuffer(uuid.UUID(choice.id).bytes, np.uint8), choice.score
+    return packed.tobytes()
 
 
-def _unpack(row: np.void) -> Choice | None:
-    return Choice(str(uuid.UUID(bytes=row["id"].tobytes())), float(row["score"])) if row["id"].any() else None
+def _unpack(row: NDArray[np.void]) -> list[Choice]:
+    return [
+        Choice(str(uuid.UUID(bytes=entry["id"].tobytes())), float(entry["score"])) for entry in row if entry["id"].any()
+    ]

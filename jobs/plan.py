@@ -10,14 +10,16 @@ import numpy as np
 import torch
 
 from jobs.config import RunConfig
+from jobs.distill import reads_references
 from jobs.memory import manifest_of, reference_texts
 from jobs.prepared import already_prepared, row_passages
-from refbert.corpus import corpus_files, estimated_rows, read_rows
+from refbert.corpus import corpus_files, estimated_rows, read_rows, text_of
 from refbert.distillation import new_student
 from refbert.errors import InputError
 from refbert.teacher import Teacher, load_teacher
 from vector_store.codec import encode
 from vector_store.schema import Manifest
+from vector_store.store import state_fields
 
 SAMPLE_ROWS = 1000
 """Rows whose points are made, with states of zero, to see what a reference takes."""
@@ -31,10 +33,20 @@ class CorpusSample(NamedTuple):
     known_by: str
 
 
+class ReferenceSample(NamedTuple):
+    """What a reference takes in the mean of a sample: stored, and what a look-up fetches of it; and how many there are."""
+
+    stored_bytes: float
+    fetched_bytes: float
+    references: int | None
+    known_by: str
+
+
 def plan(config: RunConfig) -> dict[str, str]:
     """Return the figures of a run by name: sizes, compression, bytes of memory, steps and batches."""
     teacher = load_teacher(config.teacher)
     manifest = manifest_of(teacher, config.references)
+    sample = reference_sample(config, teacher, manifest)
     with torch.device("meta"):
         shape = config.student.model_copy(update={"initial": "random"})
         student = new_student(shape, teacher, config.seed, manifest.dim)
@@ -43,32 +55,52 @@ def plan(config: RunConfig) -> dict[str, str]:
     return {
         "teacher": f"{config.teacher.model}, {teacher.num_parameters / 1e6:.2f} M parameters",
         "student": f"{parameters / 1e6:.2f} M parameters, {teacher.num_parameters / parameters:.2f}x smaller",
-        "memory": memory_plan(config, teacher, manifest),
+        "memory": memory_plan(sample, manifest),
+        "look-up": lookup_plan(config, sample),
         "training": f"{train.steps} steps x {train.global_batch} examples = {train.steps * train.global_batch} examples; "
         f"{train.num_workers} workers x {train.accumulation} micro-batches of {train.micro_batch}",
         "files": str(config.run_directory),
     }
 
 
-def memory_plan(config: RunConfig, teacher: Teacher, manifest: Manifest) -> str:
-    """Say what a reference takes, at most and in the mean of a sample, and all references of the corpus together."""
+def reference_sample(config: RunConfig, teacher: Teacher, manifest: Manifest) -> ReferenceSample:
+    """Make the points of some passages of the corpus, as an ingest would."""
     sample = corpus_sample(config, teacher)
     texts = reference_texts(teacher, manifest, config.references)
-    ids, mask = texts.tokenize([passage["text"] for passage in sample.passages])
-    sizes = []
+    ids, mask, _ = texts.tokenize([text_of(passage) for passage in sample.passages])
+    stored, fetched = [], []
     for row, passage in enumerate(sample.passages):
         token_ids = ids[row, : int(mask[row].sum())].numpy().astype(np.int32)
         states = np.zeros((len(token_ids), manifest.dim), np.float16)
-        point = texts.point(passage, texts.identifier(passage["text"]), token_ids, states)
-        sizes.append(encode(point, manifest.datatype).ByteSize())
-    mean = float(np.mean(sizes))
+        point = texts.point(passage, texts.identifier(text_of(passage)), token_ids, states)
+        message = encode(point, manifest.datatype)
+        stored.append(message.ByteSize())
+        fetched.append(sum(message.payload[field].ByteSize() for field in state_fields(with_text=False)))
+    return ReferenceSample(float(np.mean(stored)), float(np.mean(fetched)), sample.references, sample.known_by)
+
+
+def memory_plan(sample: ReferenceSample, manifest: Manifest) -> str:
+    """Say what a reference takes, at most and in the mean of a sample, and all references of the corpus together."""
     each = (
-        f"{mean / 1e3:.1f} kB per reference in the mean, at most {manifest.bytes_per_point() / 1e3:.1f} kB "
+        f"{sample.stored_bytes / 1e3:.1f} kB per reference in the mean, at most {manifest.bytes_per_point() / 1e3:.1f} kB "
         f"({manifest.tokens} tokens x {manifest.dim} {manifest.datatype})"
     )
     if sample.references is None:
-        return f"{each}; {mean / 1e3:.1f} GB per million"
-    return f"{each}; {sample.references} references ({sample.known_by}), {mean * sample.references / 1e9:.3g} GB in all"
+        return f"{each}; {sample.stored_bytes / 1e3:.1f} GB per million"
+    in_all = sample.stored_bytes * sample.references / 1e9
+    return f"{each}; {sample.references} references ({sample.known_by}), {in_all:.3g} GB in all"
+
+
+def lookup_plan(config: RunConfig, sample: ReferenceSample) -> str:
+    """Say what one text's references take on the wire, where none of them is kept from before, and a micro-batch's."""
+    if not reads_references(config):
+        return "none: the student reads no references"
+    count, batch = config.references.count, config.train.micro_batch
+    each, text = sample.fetched_bytes / 1e3, sample.fetched_bytes * count / 1e3
+    return (
+        f"{count} of {each:.1f} kB = {text:.1f} kB per text, {text * batch / 1e3:.2g} MB per micro-batch of {batch}; fewer "
+        "where texts share references, or these are kept from before"
+    )
 
 
 def corpus_sample(config: RunConfig, teacher: Teacher) -> CorpusSample:

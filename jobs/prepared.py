@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from jobs.config import RunConfig
 from jobs.progress import progress
 from refbert.config import CorpusConfig
-from refbert.corpus import Rejected, Row, corpus_files, read_rows, split_of, split_passages
+from refbert.corpus import Rejected, Row, Text, corpus_files, read_rows, split_of, split_passages, text_digest, text_of
 from refbert.errors import InputError
 from refbert.packaged import PREFIX
 from refbert.teacher import load_tokenizer, word_spans
@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 SCHEMA = pa.schema(
     [
         ("text", pa.string()),
+        ("text_pair", pa.string()),
         ("label", pa.string()),
         ("document", pa.string()),
         ("source", pa.string()),
@@ -47,7 +48,7 @@ SCHEMA = pa.schema(
     ]
 )
 PASSAGE_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("rejected"))
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Changes when a preparation of before cannot be read any more."""
 
 REJECTED = "rejected.jsonl"
@@ -75,7 +76,7 @@ class PreparedCorpus:
     counts: CorpusCounts
 
     def table(self, split: str) -> pa.Table:
-        """Memory-map one split: columns text, label, document, source, split."""
+        """Memory-map one split: columns text, text_pair, label, document, source, split."""
         with pa.memory_map(str(self._file(f"{split}.arrow"))) as file:
             return pa.ipc.open_file(file).read_all()
 
@@ -119,11 +120,20 @@ def row_passages(
     for text in texts:
         yield {
             "text": text,
+            "text_pair": row.text_pair,
             "label": row.label,
             "document": row.document,
             "source": row.source,
-            "split": split_of(row.text, corpus.heldout_fraction),  # passages of one row stay on one side
+            # Passages of one row stay on one side, and so do rows of one document.
+            "split": split_of(row.document if row.in_document else text_of(row._asdict()), corpus.heldout_fraction),
         }
+
+
+def texts_in(passages: pa.Table, rows: NDArray[np.int64] | None = None) -> Iterator[Text]:
+    """Yield the text of each passage, or of these rows, some in Python at a time."""
+    columns = passages.select(["text", "text_pair"])
+    columns = columns if rows is None else columns.take(pa.array(rows))
+    return (text_of(row) for batch in columns.to_batches(BLOCK_ROWS) for row in batch.to_pylist())
 
 
 def chunked(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -157,11 +167,9 @@ def _directory(config: RunConfig, files: list[str]) -> Path:
     return config.home / "corpora" / _key(config, files)
 
 
-def first_rows(texts: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Return the row numbers of each text's first occurrence, ascending: digests stand for texts, 16 bytes each."""
-    digests = pa.array(
-        (hashlib.blake2b(text.as_py().encode(), digest_size=16).digest() for text in texts), pa.binary(16)
-    )
+def first_rows(passages: pa.Table) -> NDArray[np.int64]:
+    """Return the row numbers of each text's (or pair's) first occurrence, ascending: digests stand for texts, 16 bytes each."""
+    digests = pa.array((text_digest(text)[:16] for text in texts_in(passages)), pa.binary(16))
     rows = pa.table({"digest": digests, "row": np.arange(len(digests))})
     return np.sort(rows.group_by("digest").aggregate([("row", "min")])["row_min"].to_numpy())
 
@@ -220,7 +228,7 @@ def _write(config: RunConfig, files: list[str], directory: Path) -> None:
                 if limit and counts["train"] + counts["heldout"] >= limit:
                     break
         with pa.memory_map(str(scratch / "train.arrow")) as file:
-            distinct = first_rows(pa.ipc.open_file(file).read_all()["text"])
+            distinct = first_rows(pa.ipc.open_file(file).read_all())
         np.save(scratch / DISTINCT, distinct)
         found = CorpusCounts(
             counts["rejected"], counts["train"], len(distinct), counts["heldout"], tuple(sorted(labels))

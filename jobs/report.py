@@ -109,8 +109,8 @@ def markdown(report: dict[str, Any], name: str) -> str:
     if memory := report["memory"]:
         lines += [
             f"Memory: {memory['points']} references, {memory['bytes'] / 1e6:.0f} MB as they travel, criterion "
-            f"`{memory['criterion']}`, at most {memory['tokens']} x {memory['dim']} {memory['datatype']} each, "
-            f"{memory['url_kind']}.",
+            f"`{memory['criterion']}`, {memory['references_per_text']} read per text, at most {memory['tokens']} x "
+            f"{memory['dim']} {memory['datatype']} each, {memory['url_kind']}.",
             "",
         ]
     lines += [

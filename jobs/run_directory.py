@@ -14,18 +14,19 @@ from refbert.errors import InputError
 
 IDENTITY = ("seed", "corpus", "teacher", "references", "student", "loss")
 IDENTITY_OF_TRAINING = {
-    "steps", "num_workers", "micro_batch", "global_batch", "learning_rate", "warmup_fraction", "weight_decay", "clip",
-    "targets", "zero_stage", "precision",
+    "steps", "micro_batch", "global_batch", "learning_rate", "warmup_fraction", "weight_decay", "clip", "targets",
+    "precision",
 }  # fmt: skip
-"""What a checkpoint depends on: changing it under the same name is refused, the rest may change between submissions."""
+"""What the trained student depends on: changing it under the same name is refused. The rest may change between submissions:
+the number of workers, what they shard and how they wait. `micro_batch` may not: in-batch losses are over its rows."""
 
 
 def training_identity(config: RunConfig) -> dict[str, Any]:
-    """Return what a checkpoint of this run depends on."""
+    """Return by name what this run's student depends on."""
     identity = config.model_dump(mode="json", include=set(IDENTITY))
     del identity["references"]["plan"]  # how neighbours are looked up, not which
-    identity["train"] = config.train.model_dump(mode="json", include=IDENTITY_OF_TRAINING)
-    return identity
+    train = config.train.model_dump(mode="json", include=IDENTITY_OF_TRAINING)
+    return identity | {f"train.{key}": value for key, value in train.items()}
 
 
 def claim_directory(config: RunConfig) -> None:

@@ -42,10 +42,11 @@ from jobs.memory import (
 )
 from jobs.stream import reference_batch
 from jobs.worker import per_node, set_up_worker
-from refbert.corpus import normalise
+from refbert.corpus import Text, normalise
 from refbert.errors import InputError, UnavailableError
 from refbert.teacher import load_tokenizer, tokenize
 from vector_store.errors import StoreError, StoreUnavailable
+from vector_store.schema import Neighbours, parts
 from vector_store.store import Store
 
 log = logging.getLogger(__name__)
@@ -57,9 +58,9 @@ CONTINUES_RUN = True
 
 
 class EmbeddingRequest(BaseModel, extra="forbid"):
-    """OpenAI's request: one text or several."""
+    """OpenAI's request: one text or several, of which each may be a pair, `[["a text", "its second"]]`."""
 
-    input: str | list[str]
+    input: str | list[Text]
     model: str | None = None
     encoding_format: Literal["float"] = "float"
     explain: bool = Field(False, description="Also say which reference each text read.")
@@ -70,7 +71,7 @@ class ReferenceRead(BaseModel):
 
     step: Literal["live", "cached", "null"]
     id: str | None
-    text: str | None
+    text: Text | None
     score: float
 
 
@@ -80,7 +81,8 @@ class Embedding(BaseModel):
     object: Literal["embedding"] = "embedding"
     index: int
     embedding: list[float]
-    reference: ReferenceRead | None = None
+    reference: ReferenceRead | None = Field(None, description="The best of those that the text read.")
+    further_references: list[ReferenceRead] | None = Field(None, description="The others, where references.count > 1.")
 
 
 class EmbeddingResponse(BaseModel):
@@ -99,9 +101,18 @@ class Answer:
 
     vector: list[float]
     tokens: int
-    reference: ReferenceRead
+    references: list[ReferenceRead]
     lookup_ms: float
     student_ms: float
+
+
+def references_read(found: Neighbours | None, row: int) -> list[ReferenceRead]:
+    """Say what a text read, the best first; the null reference where there was nothing to read."""
+    if found is None or not found.ids[row]:
+        step = "null" if found is None else found.steps[row]
+        return [ReferenceRead(step=step, id=None, text=None, score=0.0)]
+    read = zip(found.ids[row], found.texts[row], found.scores[row].tolist(), strict=False)  # scores are padded
+    return [ReferenceRead(step=found.steps[row], id=id_, text=text, score=score) for id_, text, score in read]
 
 
 api = FastAPI(title="RefBERT", description="Embeddings by a small student that reads references.")
@@ -137,16 +148,21 @@ class StudentService:
     @api.post("/v1/embeddings")
     async def embeddings(self, request: EmbeddingRequest) -> EmbeddingResponse:
         """Embed one text or a list of them."""
-        inputs = [request.input] if isinstance(request.input, str) else request.input
+        inputs: list[Text] = [request.input] if isinstance(request.input, str) else request.input
         if not 1 <= len(inputs) <= self.config.serve.max_texts:
             raise HTTPException(422, f"got {len(inputs)} texts, wanted 1 to {self.config.serve.max_texts}")
-        if any(not text.strip() or len(text) > MAX_CHARACTERS for text in inputs):
+        if any(not part.strip() or len(part) > MAX_CHARACTERS for text in inputs for part in parts(text)):
             raise HTTPException(422, f"a text is empty or longer than {MAX_CHARACTERS} characters")
         answers: list[Answer] = await asyncio.gather(*(self.embed_batch(text) for text in inputs))
         tokens = sum(answer.tokens for answer in answers)
         return EmbeddingResponse(
             data=[
-                Embedding(index=index, embedding=answer.vector, reference=answer.reference if request.explain else None)
+                Embedding(
+                    index=index,
+                    embedding=answer.vector,
+                    reference=answer.references[0] if request.explain else None,
+                    further_references=answer.references[1:] if request.explain else None,
+                )
                 for index, answer in enumerate(answers)
             ],
             model=self.name,
@@ -158,15 +174,15 @@ class StudentService:
         )
 
     @serve.batch
-    async def embed_batch(self, texts: list[str]) -> list[Answer]:
+    async def embed_batch(self, texts: list[Text]) -> list[Answer]:
         """Embed the texts that arrived together, off the event loop."""
         return await asyncio.to_thread(self.embed, texts)
 
     @torch.inference_mode()
-    def embed(self, texts: list[str]) -> list[Answer]:
+    def embed(self, texts: list[Text]) -> list[Answer]:
         """Look up, encode, normalise."""
         texts = [normalise(text) for text in texts]  # as those that were trained on and stored
-        ids, mask = tokenize(self.tokenizer, texts, self.max_tokens)
+        ids, mask, segments = tokenize(self.tokenizer, texts, self.max_tokens)
         lengths = mask.sum(1).tolist()
         started_s = time.perf_counter()
         found = None
@@ -176,7 +192,8 @@ class StudentService:
             except StoreError as error:  # not only away, but broken: readers still get their answer
                 log.warning("answering without references: %s", error)
         looked_up_s = time.perf_counter()
-        batch = reference_batch(ids, mask, found, self.student.config.reference_dim).to(self.device)
+        batch = reference_batch(ids, mask, found, self.student.config.reference_dim, token_type_ids=segments)
+        batch = batch.to(self.device)
         output = self.student(**batch.student_inputs())
         vectors = torch.nn.functional.normalize(output.sentence_embedding, dim=-1).cpu().tolist()
         done_s = time.perf_counter()
@@ -184,14 +201,7 @@ class StudentService:
             Answer(
                 vector,
                 lengths[index],
-                ReferenceRead(step="null", id=None, text=None, score=0.0)
-                if found is None
-                else ReferenceRead(
-                    step=found.steps[index],
-                    id=found.ids[index],
-                    text=found.texts[index],
-                    score=float(found.scores[index]),
-                ),
+                references_read(found, index),
                 1000 * (looked_up_s - started_s),
                 1000 * (done_s - looked_up_s),
             )

@@ -21,8 +21,10 @@ from torch import Tensor
 
 from jobs.memory import NeighbourSource, ReferenceTexts
 from jobs.neighbour_plan import NeighbourPlan
+from refbert.corpus import text_of
 from refbert.distillation import DistillBatch
 from refbert.errors import InputError
+from refbert.fine_tuning import BucketedOrder
 from vector_store.pipeline import IN_FLIGHT
 from vector_store.retriever import Retriever
 from vector_store.schema import Neighbours
@@ -50,18 +52,21 @@ class Order:
 class DistillStream:
     """Micro-batches of one worker, in order, with `prefetch` of them being looked up ahead.
 
-    `wait_s` is the time that `next` waited for look-ups: what the prefetch did not hide.
+    `labels` (rows,) and `logits` (rows, labels) of a labelled task go with their rows. `wait_s` is the time that `next`
+    waited for look-ups: what the prefetch did not hide.
     """
 
     def __init__(
         self,
         passages: pa.Table,
-        order: Order,
+        order: Order | BucketedOrder,
         texts: ReferenceTexts,
         source: NeighbourSource | None,
         targets: Store | None,
         plan: NeighbourPlan | None = None,
         *,
+        labels: NDArray[np.float32] | None = None,
+        logits: NDArray[np.float32] | None = None,
         rank: int,
         world_size: int,
         prefetch: int,
@@ -73,6 +78,7 @@ class DistillStream:
         self.source = source
         self.targets = targets
         self.plan = plan
+        self.labels, self.logits = labels, logits
         self.rank, self.world_size = rank, world_size
         self.dropout = dropout
         self.number = rank
@@ -112,8 +118,8 @@ class DistillStream:
         """Build one micro-batch by its number alone."""
         numbers = self.order.rows(number)
         rows = self.passages.take(pa.array(numbers)).to_pylist()
-        texts = [row["text"] for row in rows]
-        ids, mask = self.texts.tokenize(texts)
+        texts = [text_of(row) for row in rows]
+        ids, mask, segments = self.texts.tokenize(texts)
         own_ids = [self.texts.identifier(text) for text in texts] if self.targets else []
         found: Neighbours | None = None
         own: Neighbours | None = None
@@ -129,7 +135,9 @@ class DistillStream:
         if self.targets is not None and (own is None or not own.mask.any(1).all()):
             own = self._own_points(own_ids)
         reading = np.random.default_rng([self.order.seed, number]).random(len(rows)) >= self.dropout
-        batch = reference_batch(ids, mask, found, self.texts.manifest.dim, reading)
+        batch = reference_batch(ids, mask, found, self.texts.manifest.dim, reading, segments)
+        batch.labels = None if self.labels is None else torch.from_numpy(self.labels[numbers])
+        batch.logits = None if self.logits is None else torch.from_numpy(self.logits[numbers])
         if self.targets is not None:
             assert own is not None
             width = ids.shape[1]
@@ -151,12 +159,21 @@ class DistillStream:
 
 
 def reference_batch(
-    ids: Tensor, mask: Tensor, found: Neighbours | None, dim: int, reading: NDArray[np.bool_] | None = None
+    ids: Tensor,
+    mask: Tensor,
+    found: Neighbours | None,
+    dim: int,
+    reading: NDArray[np.bool_] | None = None,
+    token_type_ids: Tensor | None = None,
 ) -> DistillBatch:
-    """Put inputs and found references into tensors; rows that are not `reading` get the null reference."""
+    """Put inputs and found references into tensors; rows that are not `reading` get the null reference.
+
+    The references of a row lie one after another along the token axis, padded to the longest row.
+    """
     batch = len(ids)
     if found is None:
-        return DistillBatch(ids, mask, ids.new_zeros(batch, 1), torch.zeros(batch, 1, dim), ids.new_zeros(batch, 1))
+        null = ids.new_zeros(batch, 1), torch.zeros(batch, 1, dim), ids.new_zeros(batch, 1)
+        return DistillBatch(ids, mask, *null, token_type_ids=token_type_ids)
     seen = found.mask if reading is None else found.mask & reading[:, None]
     longest = max(1, int(seen.sum(1).max(initial=0)))
     return DistillBatch(
@@ -165,4 +182,11 @@ def reference_batch(
         torch.from_numpy(found.token_ids[:, :longest].astype(np.int64)),
         torch.from_numpy(found.states[:, :longest].astype(np.float32)),
         torch.from_numpy(seen[:, :longest]),
+        reference_spans=_spans(found, seen)[:, :, :longest] if found.count > 1 else None,
+        token_type_ids=token_type_ids,
     )
+
+
+def _spans(found: Neighbours, seen: NDArray[np.bool_]) -> Tensor:
+    """(batch, count, tokens): whether a token that is seen is of the first, the second, ... reference."""
+    return torch.from_numpy((found.ranks[:, None] == np.arange(found.count)[:, None]) & seen[:, None])

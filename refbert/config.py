@@ -9,6 +9,9 @@ from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, Positive
 
 BUILT_IN_CRITERIA = ("keywords", "dense", "hybrid", "random", "none")
 
+TaskName = Literal["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI", "custom"]
+MetricName = Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman"]
+
 
 class CorpusConfig(BaseModel, frozen=True, extra="forbid"):
     """Which texts a run reads, and how they become passages."""
@@ -17,18 +20,84 @@ class CorpusConfig(BaseModel, frozen=True, extra="forbid"):
         description="A file, a folder or any pyarrow filesystem URI (text, jsonl, parquet); `hub:NAME[:CONFIG]` for a "
         "Hugging Face data set; `pypi:vader-snippets` for the demo's snippets."
     )
-    format: Literal["auto", "text", "jsonl", "parquet"] = Field("auto", description="`auto` goes by the file's ending.")
+    format: Literal["auto", "text", "wikitext", "jsonl", "parquet"] = Field(
+        "auto",
+        description="`auto` goes by the file's ending; `wikitext` is text in which a line `= Title =` begins a document, and "
+        "titles are no texts.",
+    )
     text_field: str = "text"
+    text_pair_field: str | None = Field(
+        None,
+        description="Column of a second text: each row is then a pair, one reference that the teacher reads together.",
+    )
     label_field: str | None = Field(None, description="Column of a class label, for the labelled task of the report.")
     document_field: str | None = Field(
         None, description="Column that names a row's document; by default the row itself is one."
     )
     hub_split: str = Field("train", description="Split of a Hub data set.")
-    heldout_fraction: float = Field(0.05, gt=0, lt=1, description="Texts never stored nor trained on, chosen by hash.")
+    heldout_fraction: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="Texts never stored nor trained on, chosen by hash; whole documents where rows name theirs.",
+    )
     max_texts: PositiveInt | None = Field(None, description="Stop after this many passages.")
     long_texts: Literal["split", "truncate"] = Field(
-        "split", description="Texts over the teacher's token budget: cut into passages, or cut off."
+        "split",
+        description="Texts over the teacher's token budget: cut into passages, or cut off. Pairs can only be cut off, the "
+        "longer text first.",
     )
+
+    @model_validator(mode="after")
+    def _pairs_stay_whole(self) -> Self:
+        if self.text_pair_field and self.long_texts == "split":
+            raise ValueError(
+                f"text_pair_field={self.text_pair_field} makes pairs, which are not cut into passages; set "
+                "corpus.long_texts=truncate"
+            )
+        return self
+
+
+class TaskConfig(BaseModel, frozen=True, extra="forbid"):
+    """A labelled task: one of GLUE's, or files of one's own."""
+
+    name: TaskName = Field(description="A GLUE task, or `custom`.")
+    path: str | None = Field(
+        None,
+        description="A folder in GLUE's TSV form: the one that holds all tasks, or the task's own; by default the Hub's "
+        "nyu-mll/glue. For `custom`: a folder with train, dev and test files (csv, tsv, jsonl or parquet).",
+    )
+    train: str | None = Field(None, description="custom: the training file, where path names no folder that holds one.")
+    dev: str | None = Field(None, description="custom: the development file.")
+    test: str | None = Field(None, description="custom: the test file; its labels may be missing.")
+    text_field: str = "text"
+    text_pair_field: str | None = Field(
+        None, description="custom: the second text's column; by default `text_pair` where the first row has one."
+    )
+    label_field: str = "label"
+    document_field: str | None = Field(
+        None, description="custom: column that names a row's document; by default the row itself is one."
+    )
+    regression: bool = Field(False, description="custom: labels are numbers to be met, not names of classes.")
+    metrics: tuple[MetricName, ...] = Field(
+        (),
+        description="custom: by default accuracy, or both correlations for regression. Their mean is the main score.",
+    )
+    max_train: PositiveInt | None = Field(
+        None,
+        description="At most this many training examples, chosen by hash: a smaller sample is part of a larger one.",
+    )
+    seed: int = Field(0, description="Of the sample that max_train takes.")
+
+    @model_validator(mode="after")
+    def _files_belong_to_custom(self) -> Self:
+        if self.name == "custom" and not (self.path or self.train or self.dev):
+            raise ValueError("task custom has no files: give path=FOLDER, or train=FILE and dev=FILE")
+        own = {"path", "max_train", "seed"} if self.name != "custom" else set(type(self).model_fields)
+        for name, field in type(self).model_fields.items():
+            if name not in own | {"name"} and getattr(self, name) != field.default:
+                raise ValueError(f"{name} is an option of task custom; {self.name} has GLUE's own")
+        return self
 
 
 class TeacherConfig(BaseModel, frozen=True, extra="forbid"):
@@ -46,6 +115,23 @@ class TeacherConfig(BaseModel, frozen=True, extra="forbid"):
     precision: Literal["fp32", "bf16"] = "fp32"
 
 
+class FineTuneConfig(BaseModel, frozen=True, extra="forbid"):
+    """How an encoder learns a labelled task, on one device."""
+
+    epochs: PositiveInt = 4
+    batch: PositiveInt = 32
+    learning_rate: PositiveFloat = 5e-5
+    warmup_fraction: float = Field(
+        0.1, ge=0, le=1, description="Share of steps of linear warm-up; then linear decay to 0."
+    )
+    weight_decay: NonNegativeFloat = 0.01
+    clip: NonNegativeFloat = Field(1.0, description="Largest gradient norm; 0 turns clipping off.")
+    precision: Literal["fp32", "autocast"] = Field(
+        "autocast",
+        description="Matrix products in bf16 over float32 parameters (7 times faster where a CPU has AMX), or all in float32.",
+    )
+
+
 class ReferenceConfig(BaseModel, frozen=True, extra="forbid"):
     """Which stored text a student reads beside its input."""
 
@@ -53,6 +139,11 @@ class ReferenceConfig(BaseModel, frozen=True, extra="forbid"):
         "keywords",
         description="keywords (BM25 over token ids, the paper's `most common keywords`) | dense | hybrid | random | none, "
         "or the dotted path of a function that makes a retriever.",
+    )
+    count: PositiveInt = Field(
+        1,
+        description="References per text, the best first: the student reads them one after another. RETRO gains up to some, "
+        "then loses; each costs its bytes on the wire and its tokens in every reading layer.",
     )
     dense_index: bool = Field(
         False,
@@ -96,6 +187,11 @@ class ReferenceConfig(BaseModel, frozen=True, extra="forbid"):
         if self.criterion not in BUILT_IN_CRITERIA and ("." not in self.criterion):
             raise ValueError(
                 f"criterion={self.criterion!r} is neither one of {', '.join(BUILT_IN_CRITERIA)} nor a dotted path"
+            )
+        if self.count > 1 and self.criterion not in BUILT_IN_CRITERIA:
+            raise ValueError(
+                f"count={self.count} needs a built-in criterion, found {self.criterion}: one of your own says itself how "
+                "many it returns; leave references.count out"
             )
         if self.plan and self.criterion not in BUILT_IN_CRITERIA:
             raise ValueError(
@@ -159,17 +255,36 @@ class LossConfig(BaseModel, frozen=True, extra="forbid"):
 
     hidden: NonNegativeFloat = Field(10.0, description="Token states (TinyBERT, eq. 8).")
     embedding: NonNegativeFloat = Field(0.0, description="Embedding output (TinyBERT, eq. 9); needs a teacher.")
-    relation: NonNegativeFloat = Field(1.0, description="Token-to-token relations (MiniLMv2, eq. 5, on states).")
+    attention: NonNegativeFloat = Field(
+        0.0,
+        description="Attention scores before softmax (TinyBERT, eq. 7); needs a teacher, with as many heads as the student.",
+    )
+    relation: NonNegativeFloat = Field(1.0, description="Token-to-token relations of one layer (MiniLMv2, eq. 5).")
     contrastive: NonNegativeFloat = Field(
         0.2,
         description="Sentence InfoNCE: the mutual-information bound. At 1 it crowds out the token states (docs/log.md).",
     )
     prediction: NonNegativeFloat = Field(0.0, description="Soft cross-entropy (TinyBERT, eq. 10); needs teacher.head.")
-    layer_map: Literal["last", "uniform"] = Field(
-        "last",
-        description="Teacher layers that the hidden loss reads; `uniform` is TinyBERT's g(m); needs a teacher.",
+    label: NonNegativeFloat = Field(
+        0.0, description="Cross-entropy of a labelled task's own labels (squared error of a regression); no teacher's."
     )
-    relation_heads: PositiveInt = Field(12, description="Heads that states are cut into for relations.")
+    layer_map: Literal["last", "uniform"] | tuple[PositiveInt, ...] = Field(
+        "last",
+        description="Teacher layers that the hidden and the attention loss read: for the student's last layer, or for each of "
+        "its layers by TinyBERT's g(m) (`uniform`) or as listed, from 1; more than the last needs a teacher.",
+    )
+    relation_of: Literal["states", "qkv"] = Field(
+        "states",
+        description="What is related: states, which the memory has too, or MiniLMv2's queries, keys and values; those need a "
+        "teacher.",
+    )
+    relation_layer: PositiveInt | None = Field(
+        None,
+        description="Teacher layer, from 1, whose relations are taught; by default the last; another needs a teacher.",
+    )
+    relation_heads: PositiveInt = Field(
+        12, description="Heads that both sides are cut into for relations, whatever heads they have; MiniLMv2 takes 48."
+    )
     contrastive_temperature: PositiveFloat = 0.05
     reference_negatives: bool = Field(
         True,
@@ -179,11 +294,40 @@ class LossConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:
-        if not any((self.hidden, self.embedding, self.relation, self.contrastive, self.prediction)):
+        states = (self.hidden, self.embedding, self.attention, self.relation, self.contrastive)
+        if not any((*states, self.prediction, self.label)):
             raise ValueError("every loss weight is 0: nothing to learn")
         return self
 
     @property
+    def relates_qkv(self) -> bool:
+        """Whether relations are between queries, keys and values: MiniLMv2 proper."""
+        return bool(self.relation) and self.relation_of == "qkv"
+
+    @property
+    def needs_every_layer(self) -> bool:
+        """Whether states other than the teacher's last are compared."""
+        mapped = self.hidden and self.layer_map != "last"
+        related = self.relation and not self.relates_qkv and self.relation_layer
+        return bool(self.embedding or mapped or related)
+
+    @property
     def needs_only_last_states(self) -> bool:
-        """Whether stored last-layer states are enough, so that no teacher has to run in training."""
-        return not self.embedding and not self.prediction and self.layer_map == "last"
+        """Whether stored last-layer states, and the logits kept with a task, are enough: no teacher has to run in training."""
+        return not (self.needs_every_layer or self.attention or self.relates_qkv)
+
+    @property
+    def needs_states(self) -> bool:
+        """Whether anything is learned from the teacher's last states."""
+        return bool(self.hidden or self.relation or self.contrastive)
+
+    def teacher_layers(self, student: int, teacher: int) -> tuple[int, ...]:
+        """Teacher layer, from 1, of each compared layer of the student, which are its last ones, by numbers of layers.
+
+        `uniform` is g(m) = m x teacher layers / student layers (TinyBERT, section 3.1).
+        """
+        if self.layer_map == "last":
+            return (teacher,)
+        if self.layer_map == "uniform":
+            return tuple(max(1, round(layer * teacher / student)) for layer in range(1, student + 1))
+        return self.layer_map

@@ -8,9 +8,9 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 from refbert.config import CorpusConfig
 from refbert.errors import InputError
@@ -25,19 +25,27 @@ ENDINGS = {
     ".parquet": "parquet",
 }
 HUB = "hub:"
+DOCUMENT = "= title ="
+"""Key under which a line of wikitext carries its article's title: no column of a file is called so."""
+
 ESTIMATE_BYTES = 1 << 20
 
 SplitName = Literal["train", "heldout"]
 
+Text: TypeAlias = str | tuple[str, str]
+"""A text, or a pair of texts that an encoder reads together."""
+
 
 class Row(NamedTuple):
-    """One text of a corpus with its provenance. `row` counts from 0 within `source`."""
+    """One text of a corpus, or pair of texts, with its provenance. `row` counts from 0 within `source`."""
 
     text: str
     label: str | None
     document: str
     source: str
     row: int
+    text_pair: str | None = None
+    in_document: bool = False  # other rows may be of the same named document
 
 
 class Rejected(NamedTuple):
@@ -48,14 +56,31 @@ class Rejected(NamedTuple):
     reason: str
 
 
-def normalise(text: str) -> str:
-    """Return `text` in NFC with white space folded: what identity and splits are computed from."""
+@overload
+def normalise(text: str) -> str: ...
+@overload
+def normalise(text: tuple[str, str]) -> tuple[str, str]: ...
+def normalise(text: Text) -> Text:
+    """Return `text`, or both of a pair, in NFC with white space folded: what identity and splits are computed from."""
+    if isinstance(text, tuple):
+        return normalise(text[0]), normalise(text[1])
     return re.sub(r"\s+", " ", unicodedata.normalize("NFC", text)).strip()
 
 
-def split_of(text: str, heldout_fraction: float) -> SplitName:
+def text_of(passage: Mapping[str, Any]) -> Text:
+    """Return the text of a prepared passage, a pair where it has a `text_pair`."""
+    pair = passage.get("text_pair")
+    return passage["text"] if pair is None else (passage["text"], pair)
+
+
+def text_digest(text: Text) -> bytes:
+    """Return 32 bytes that stand for a normalised text or pair; no two are joined alike, since neither holds a line's end."""
+    return hashlib.sha256((text if isinstance(text, str) else "\n".join(text)).encode()).digest()
+
+
+def split_of(text: Text, heldout_fraction: float) -> SplitName:
     """Held out or not, by hash of the text itself: duplicates fall on the same side, whatever the order of files."""
-    digest = hashlib.sha256(normalise(text).encode()).digest()
+    digest = text_digest(normalise(text))
     return "heldout" if int.from_bytes(digest[:8], "big") < heldout_fraction * 2**64 else "train"
 
 
@@ -115,28 +140,26 @@ def read_rows(file: str, config: CorpusConfig) -> Iterator[Row | Rejected]:
     Raises InputError where the file as a whole cannot be read.
     """
     records = _hub_records(file, config) if file.startswith(HUB) else _file_records(file, config)
+    if config.format == "wikitext":
+        records = _articles(records, config)
     for row, record in enumerate(records):
         if isinstance(record, str):
             yield Rejected(file, row, record)
             continue
-        text = record.get(config.text_field)
-        values = [text, *(record.get(name) for name in (config.label_field, config.document_field) if name)]
-        if any("\ud800" <= character <= "\udfff" for value in values if isinstance(value, str) for character in value):
-            yield Rejected(file, row, "a lone surrogate, which no encoding of text can hold")
-        elif not isinstance(text, str):
-            yield Rejected(file, row, f"{config.text_field!r} is {type(text).__name__}, wanted a text")
-        elif not normalise(text):
-            yield Rejected(file, row, f"{config.text_field!r} is empty")
-        else:
-            label = record.get(config.label_field) if config.label_field else None
-            document = record.get(config.document_field) if config.document_field else None
-            yield Row(
-                normalise(text),
-                None if label is None else str(label),
-                f"{file}#{row}" if document is None else str(document),
-                file,
-                row,
-            )
+        if reason := _fault(record, config):
+            yield Rejected(file, row, reason)
+            continue
+        label = record.get(config.label_field) if config.label_field else None
+        document = record.get(config.document_field or DOCUMENT)
+        yield Row(
+            normalise(record[config.text_field]),
+            None if label is None else str(label),
+            f"{file}#{row}" if document is None else str(document),
+            file,
+            row,
+            normalise(record[config.text_pair_field]) if config.text_pair_field else None,
+            document is not None,
+        )
 
 
 def split_passages(text: str, tokens: int, offsets: Callable[[str], list[tuple[int, int]]]) -> list[str]:
@@ -156,6 +179,21 @@ def split_passages(text: str, tokens: int, offsets: Callable[[str], list[tuple[i
         first = cut
     passages.append(text[spans[first][0] if spans else 0 :].strip())
     return [passage for passage in passages if passage]
+
+
+def _fault(record: dict[str, Any], config: CorpusConfig) -> str | None:
+    """Say why a record is no row: each of its texts must be one, and encodable like its label and document."""
+    texts = [name for name in (config.text_field, config.text_pair_field) if name]
+    values = [record.get(name) for name in (*texts, config.label_field, config.document_field) if name]
+    if any("\ud800" <= character <= "\udfff" for value in values if isinstance(value, str) for character in value):
+        return "a lone surrogate, which no encoding of text can hold"
+    for name in texts:
+        text = record.get(name)
+        if not isinstance(text, str):
+            return f"{name!r} is {type(text).__name__}, wanted a text"
+        if not normalise(text):
+            return f"{name!r} is empty"
+    return None
 
 
 def _ending(path: str) -> str:
@@ -202,14 +240,15 @@ def _parquet_records(filesystem: Any, path: str, file: str, config: CorpusConfig
 
     with filesystem.open_input_file(path) as stream:
         table = parquet.ParquetFile(stream)
-        wanted = [config.text_field, config.label_field, config.document_field]
-        missing = [name for name in wanted if name and name not in table.schema_arrow.names]
+        fields = (config.text_field, config.text_pair_field, config.label_field, config.document_field)
+        wanted = [name for name in fields if name]
+        missing = [name for name in wanted if name not in table.schema_arrow.names]
         if missing:
             raise InputError(
                 f"{file} has no column {missing[0]!r}, only {', '.join(table.schema_arrow.names)}; "
-                "name the right one with corpus.text_field, label_field or document_field"
+                "name the right one with corpus.text_field, text_pair_field, label_field or document_field"
             )
-        for batch in table.iter_batches(batch_size=1024, columns=[name for name in wanted if name]):
+        for batch in table.iter_batches(batch_size=1024, columns=wanted):
             yield from batch.to_pylist()
 
 
@@ -231,7 +270,7 @@ def _line_records(line: bytes, kind: str, config: CorpusConfig) -> Iterator[dict
     except UnicodeDecodeError as error:
         yield f"not UTF-8: {error.reason} at byte {error.start}"
         return
-    if kind == "text":
+    if kind in ("text", "wikitext"):
         yield {config.text_field: text}
         return
     try:
@@ -240,6 +279,22 @@ def _line_records(line: bytes, kind: str, config: CorpusConfig) -> Iterator[dict
         yield f"not JSON: {error}"
         return
     yield record if isinstance(record, dict) else f"a JSON {type(record).__name__}, wanted an object"
+
+
+def _articles(records: Iterator[dict[str, Any] | str], config: CorpusConfig) -> Iterator[dict[str, Any] | str]:
+    """Name the document of each line, which is the last title before it, and leave titles out."""
+    title = ""
+    for record in records:
+        text = "" if isinstance(record, str) else record.get(config.text_field)
+        line = text.strip() if isinstance(text, str) else ""
+        if re.fullmatch(r"= [^=].* =", line):
+            title = line
+        elif isinstance(record, str):
+            yield record
+        elif text != "" and not re.fullmatch(
+            r"(= ){2,}.*(= ?){2,}", line
+        ):  # no blank line, no heading within an article
+            yield {**record, DOCUMENT: title}
 
 
 def _hub_records(file: str, config: CorpusConfig) -> Iterator[dict[str, Any]]:

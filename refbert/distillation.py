@@ -11,8 +11,19 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from refbert.attention import QKV
 from refbert.config import LossConfig, StudentConfig
-from refbert.losses import contrastive_loss, hidden_loss, prediction_loss, relation_loss
+from refbert.errors import InputError
+from refbert.losses import (
+    attention_loss,
+    contrastive_loss,
+    hidden_loss,
+    label_loss,
+    prediction_loss,
+    qkv_relation_loss,
+    relation_loss,
+    require_equal_heads,
+)
 from refbert.student import (
     RefBertConfig,
     RefBertForSequenceClassification,
@@ -28,8 +39,10 @@ class DistillBatch:
     """One micro-batch.
 
     `input_ids`, `mask` (batch, tokens); `reference_ids`, `reference_mask` (batch, ref_tokens); `reference_states`
-    (batch, ref_tokens, dim), zero where the mask is; `target_states` (batch, tokens, dim) and `target_mask`
-    (batch, tokens) where targets come from the memory, else None.
+    (batch, ref_tokens, dim), zero where the mask is; `reference_spans` (batch, references, ref_tokens), true where a token is
+    of that reference, or None where each row has one at most; `target_states` (batch, tokens, dim) and `target_mask`
+    (batch, tokens) where targets come from the memory, else None; `token_type_ids` (batch, tokens) where a text is a pair,
+    else None; `labels` (batch,) and the teacher's `logits` (batch, labels) where they belong to a labelled task, else None.
     """
 
     input_ids: Tensor
@@ -39,16 +52,30 @@ class DistillBatch:
     reference_mask: Tensor
     target_states: Tensor | None = None
     target_mask: Tensor | None = None
+    reference_spans: Tensor | None = None
+    token_type_ids: Tensor | None = None
+    labels: Tensor | None = None
+    logits: Tensor | None = None
 
     def student_inputs(self) -> dict[str, Tensor]:
         """Return what the student's `forward` takes, by its names."""
+        segments = {} if self.token_type_ids is None else {"token_type_ids": self.token_type_ids}
         return {
+            **segments,
             "input_ids": self.input_ids,
             "attention_mask": self.mask,
             "reference_ids": self.reference_ids,
             "reference_states": self.reference_states,
             "reference_mask": self.reference_mask,
         }
+
+    def reference_vectors(self) -> tuple[Tensor, Tensor]:
+        """Return each reference's mean state, (batch x references, dim), and which of them there are."""
+        if self.reference_spans is None:
+            return masked_mean(self.reference_states, self.reference_mask), self.reference_mask.bool().any(1)
+        weights = self.reference_spans.to(self.reference_states.dtype)
+        means = weights @ self.reference_states / weights.sum(-1, keepdim=True).clamp_min(1)
+        return means.flatten(0, 1), self.reference_spans.any(-1).flatten()
 
     def to(self, device: torch.device) -> Self:
         """Move every tensor."""
@@ -61,65 +88,116 @@ class DistillBatch:
 
 @dataclass
 class Targets:
-    """What the teacher says of a batch: `layers` as in `Encoding`, `mask` (batch, tokens), `logits` or None."""
+    """What the teacher says of a batch: `layers`, `logits` and `qkv` as in `Encoding`, `mask` (batch, tokens).
+
+    `attention_scores` are those of `LossConfig.teacher_layers`.
+    """
 
     layers: tuple[Tensor, ...]
     mask: Tensor
     logits: Tensor | None = None
+    attention_scores: tuple[Tensor, ...] | None = None
+    qkv: QKV | None = None
 
 
 class Distiller(nn.Module):
-    """A student with what training needs beside it: projections of its inner layers into the teacher's space."""
+    """A student with what training needs beside it: projections of its inner layers into the teacher's space.
 
-    def __init__(self, student: RefBertModel | RefBertForSequenceClassification, config: LossConfig) -> None:
+    With `autocast` their matrix products are in bfloat16, weights and losses in float32 still.
+    """
+
+    def __init__(
+        self, student: RefBertModel | RefBertForSequenceClassification, config: LossConfig, autocast: bool = False
+    ) -> None:
         super().__init__()
         self.student = student
         self.config = config
+        self.autocast = autocast
         width, dim = student.config.hidden_size, student.config.dim
-        inner = student.config.num_hidden_layers - 1 if config.layer_map == "uniform" and config.hidden else 0
+        inner = student.config.num_hidden_layers - 1 if config.layer_map != "last" and config.hidden else 0
         self.layer_projections = nn.ModuleList(nn.Linear(width, dim) for _ in range(inner))
         self.embedding_projection = nn.Linear(width, dim) if config.embedding else None
 
     def forward(self, batch: DistillBatch, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted loss and its unweighted parts, detached, by name."""
         weights = self.config
-        output = self.student(**batch.student_inputs(), output_hidden_states=True)
-        mask, last = targets.mask, targets.layers[-1]
+        with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=self.autocast):
+            output = self.student(
+                **batch.student_inputs(),
+                output_hidden_states=True,
+                output_attentions=bool(weights.attention),
+                output_qkv=weights.relates_qkv,
+            )
+            hidden = output.hidden_states
+            inner = [project(states) for project, states in zip(self.layer_projections, hidden[1:], strict=False)]
+            embedded = self.embedding_projection(hidden[0]) if self.embedding_projection is not None else None
+        mask = targets.mask
         projected = output.projected_states.float()
+        mapped = weights.teacher_layers(self.student.config.num_hidden_layers, len(targets.layers) - 1)
         parts: dict[str, Tensor] = {}
         if weights.hidden:
-            pairs = [(projected, last)]
-            for number, project in enumerate(self.layer_projections, start=1):
-                pairs.append(
-                    (
-                        project(output.hidden_states[number]).float(),
-                        targets.layers[self._teacher_layer(number, targets)],
-                    )
-                )
-            parts["hidden"] = torch.stack([hidden_loss(ours, theirs, mask) for ours, theirs in pairs]).mean()
+            ours = [*(states.float() for states in inner), projected]
+            theirs = [targets.layers[layer] for layer in mapped]
+            pairs = zip(ours, theirs, strict=True)
+            parts["hidden"] = torch.stack([hidden_loss(*pair, mask) for pair in pairs]).mean()
         if weights.embedding:
-            assert self.embedding_projection is not None
-            ours = self.embedding_projection(output.hidden_states[0]).float()
-            parts["embedding"] = hidden_loss(ours, targets.layers[0], mask)
-        if weights.relation:
-            parts["relation"] = relation_loss(projected, last, mask, weights.relation_heads)
+            assert embedded is not None
+            parts["embedding"] = hidden_loss(embedded.float(), targets.layers[0], mask)
+        if weights.attention:
+            assert targets.attention_scores is not None
+            own = [scores[..., : mask.shape[1]].float() for scores in output.attention_scores[-len(mapped) :]]
+            pairs = zip(own, targets.attention_scores, strict=True)
+            parts["attention"] = torch.stack([attention_loss(*pair, mask) for pair in pairs]).mean()
+        if weights.relates_qkv:
+            assert targets.qkv is not None
+            qkv = QKV(*(x.float() for x in output.qkv))
+            parts["relation"] = qkv_relation_loss(qkv, targets.qkv, mask, weights.relation_heads)
+        elif weights.relation:
+            related = targets.layers[weights.relation_layer or -1]
+            parts["relation"] = relation_loss(projected, related, mask, weights.relation_heads)
         if weights.contrastive:
-            reads = batch.reference_mask.bool().any(1)
-            against = masked_mean(batch.reference_states, batch.reference_mask) if weights.reference_negatives else None
+            negatives = batch.reference_vectors() if weights.reference_negatives else ()
+            last = masked_mean(targets.layers[-1], mask)
             parts["contrastive"] = contrastive_loss(
-                masked_mean(projected, mask), masked_mean(last, mask), weights.contrastive_temperature, against, reads
+                masked_mean(projected, mask), last, weights.contrastive_temperature, *negatives
             )
         if weights.prediction:
             assert targets.logits is not None
             parts["prediction"] = prediction_loss(
                 output.logits.float(), targets.logits.float(), weights.prediction_temperature
             )
+        if weights.label:
+            assert batch.labels is not None
+            parts["label"] = label_loss(output.logits.float(), batch.labels)
         loss = torch.stack([getattr(weights, name) * part for name, part in parts.items()]).sum()
         return loss, {name: part.detach() for name, part in parts.items()}
 
-    def _teacher_layer(self, student_layer: int, targets: Targets) -> int:
-        """g(m) = m x teacher layers / student layers, TinyBERT's uniform map; index into `targets.layers`."""
-        return round(student_layer * (len(targets.layers) - 1) / self.student.config.num_hidden_layers)
+
+def check_losses(loss: LossConfig, student: StudentConfig, teacher: Teacher) -> None:
+    """Raise InputError where teacher or student lack what the losses compare: to be called before anything is computed."""
+    mapped = loss.teacher_layers(student.layers, teacher.num_layers)
+    if loss.layer_map != "last" and (len(mapped) != student.layers or max(mapped) > teacher.num_layers):
+        raise InputError(
+            f"loss.layer_map={list(mapped)} must name one of the teacher's layers 1 to {teacher.num_layers} for each of the "
+            f"student's {student.layers}"
+        )
+    if (loss.relation_layer or 0) > teacher.num_layers:
+        raise InputError(
+            f"loss.relation_layer={loss.relation_layer} is not one of the teacher's layers 1 to {teacher.num_layers}"
+        )
+    if not (loss.attention or loss.relates_qkv):
+        return
+    if loss.attention:
+        require_equal_heads(student.heads, teacher.heads)
+    compared = range(student.layers - (len(mapped) if loss.attention else 1), student.layers)
+    shape = RefBertConfig(reference_mode=student.reference_mode, reference_layers=student.reference_layers)
+    if student.reference_mode == "replace" and any(map(shape.reads_reference, compared)):
+        raise InputError(
+            "loss.attention and loss.relation_of=qkv compare the student's own keys and values, which student.reference_mode="
+            f"replace takes away from reference_layers={student.reference_layers}; set student.reference_mode=concat, or "
+            "loss.attention=0 and loss.relation_of=states"
+        )
+    teacher.check_attention(scores=loss.attention > 0)
 
 
 def new_student(

@@ -1,11 +1,14 @@
 """What the student is taught: pure functions of student and teacher tensors, each with its source.
 
-Shapes: batch, tokens, width (either side's), labels. `mask` (batch, tokens) is 1 on real tokens.
+Shapes: batch, tokens, width (either side's), heads, labels. `mask` (batch, tokens) is 1 on real tokens.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from refbert.attention import QKV
+from refbert.errors import InputError
 
 
 def hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
@@ -17,11 +20,40 @@ def hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     return ((student - teacher).square() * weights).sum() / (weights.sum() * student.shape[-1])
 
 
+def attention_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error of (batch, heads, tokens, tokens) scores before softmax, over pairs of real tokens and heads.
+
+    TinyBERT, eq. 7. Both sides are scaled by sqrt(head width), as in its code; masked scores may be anything.
+    """
+    require_equal_heads(student.shape[1], teacher.shape[1])
+    pairs = (mask.unsqueeze(-1) * mask.unsqueeze(-2)).bool().unsqueeze(1)
+    difference = (student - teacher).masked_fill(~pairs, 0)  # before the square: a masked score is -inf
+    return difference.square().sum() / (pairs.sum() * student.shape[1])
+
+
+def require_equal_heads(student: int, teacher: int) -> None:
+    """Raise InputError where attention maps cannot be compared head by head."""
+    if student != teacher:
+        raise InputError(
+            f"loss.attention compares head by head: the student has {student}, the teacher {teacher}; set "
+            f"student.heads={teacher}, or loss.attention=0 and loss.relation_of=qkv, where heads may differ"
+        )
+
+
+def qkv_relation_loss(student: QKV, teacher: QKV, mask: Tensor, heads: int) -> Tensor:
+    """Sum of the relation losses between queries, between keys and between values: MiniLMv2, eq. 5.
+
+    `heads` are relation heads, neither side's own: 48 in the paper for teachers 768 wide.
+    """
+    return torch.stack([relation_loss(*pair, mask, heads) for pair in zip(student, teacher, strict=True)]).sum()
+
+
 def relation_loss(student: Tensor, teacher: Tensor, mask: Tensor, heads: int) -> Tensor:
     """KL(teacher || student) of token-to-token relations, nats, mean over real tokens and heads.
 
-    MiniLMv2 (eq. 5) compares softmax(A A^T / sqrt(head width)) of queries, keys and values; here A are the layer's states,
-    which a stored reference has too. Widths may differ: both are cut into `heads` parts, a remainder is left out.
+    Relations are softmax(A A^T / sqrt(head width)): MiniLMv2's where A are queries, keys or values (`qkv_relation_loss`). A may
+    also be the layer's states, which the memory has too (ours). Widths may differ: both are cut into `heads` parts, a
+    remainder is left out.
     """
     student_log, teacher_log = (_log_relations(states, mask, heads) for states in (student, teacher))
     # A column that is masked is -inf on both sides: its teacher probability is 0 and so is its share.
@@ -41,7 +73,7 @@ def contrastive_loss(
 
     log(batch) minus this is a lower bound of the mutual information of student and teacher (van den Oord et al. 2018,
     eq. 5), which RefBERT's theory is about. Negatives are the other rows of the batch and, where given, the teacher's
-    vectors of the `references` (batch, width) that were read, where `references_mask` (batch,) is true: a student that copies
+    vectors of the `references` (n, width) that were read, where `references_mask` (n,) is true: a student that copies
     its reference is told apart from one that uses it (ours).
     """
     student, teacher = F.normalize(student, dim=-1), F.normalize(teacher, dim=-1)
@@ -52,6 +84,13 @@ def contrastive_loss(
         against = student @ F.normalize(references, dim=-1).T / temperature
         candidates = torch.cat([similarity, against.masked_fill(~references_mask, float("-inf"))], 1)
     return (F.cross_entropy(candidates, own) + F.cross_entropy(similarity.T, own)) / 2
+
+
+def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of (batch, labels) logits and (batch,) classes, nats; squared error where there is one logit."""
+    if logits.shape[-1] == 1:
+        return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
+    return F.cross_entropy(logits, labels.long())
 
 
 def prediction_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:

@@ -10,14 +10,17 @@ Shapes: batch, tokens, ref_tokens, hidden, dim (the teacher's hidden size), refe
 head_dim, labels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
+
+from refbert.attention import QKV
 
 
 class RefBertConfig(PretrainedConfig):
@@ -55,7 +58,7 @@ class RefBertConfig(PretrainedConfig):
         pad_token_id: int = 0,
         dim: int = 768,
         reference_dim: int | None = None,
-        reference_layers: str | list[int] = "all",
+        reference_layers: str | Sequence[int] = "all",
         reference_mode: str = "concat",
         reference_keys: str = "states",
         memory: dict[str, Any] | None = None,
@@ -97,13 +100,16 @@ class RefBertOutput(ModelOutput):
 
     `last_hidden_state` (batch, tokens, hidden); `projected_states` (batch, tokens, dim), the same in the teacher's space;
     `sentence_embedding` (batch, dim), the masked mean of those, not normalised; `hidden_states` where asked for,
-    embeddings first, each (batch, tokens, hidden).
+    embeddings first, each (batch, tokens, hidden); `attention_scores` where asked for, of each layer, as in `AttentionTrace`;
+    `qkv` where asked for, of the last layer.
     """
 
     last_hidden_state: Tensor | None = None
     projected_states: Tensor | None = None
     sentence_embedding: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    attention_scores: tuple[Tensor, ...] | None = None
+    qkv: QKV | None = None
 
 
 @dataclass
@@ -115,6 +121,8 @@ class RefBertClassifierOutput(ModelOutput):
     projected_states: Tensor | None = None
     sentence_embedding: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    attention_scores: tuple[Tensor, ...] | None = None
+    qkv: QKV | None = None
 
 
 @dataclass
@@ -127,6 +135,18 @@ class Reference:
     states: Tensor
     embedding: Tensor | None
     mask: Tensor
+
+
+class AttentionTrace(NamedTuple):
+    """What one layer's attention computed.
+
+    `scores` (batch, heads, tokens, seen), scaled, before softmax, -inf where masked. Seen are the layer's own tokens, unless
+    the reference replaces them, then, where it reads one, null slot and reference tokens. `qkv` is of its own tokens, None
+    where the reference replaces them.
+    """
+
+    scores: Tensor
+    qkv: QKV | None
 
 
 class Embeddings(nn.Module):
@@ -186,8 +206,13 @@ class Attention(nn.Module):
             assert self.reference_value is not None
             self.referred = _joined(self.reference_key, self.reference_value)
 
-    def forward(self, hidden: Tensor, mask: Tensor, reference: Reference | None) -> Tensor:
-        """(batch, tokens, hidden) to the same; `mask` (batch, tokens) is True on tokens that may be seen."""
+    def forward(
+        self, hidden: Tensor, mask: Tensor, reference: Reference | None, traces: list[AttentionTrace] | None = None
+    ) -> Tensor:
+        """(batch, tokens, hidden) to the same; `mask` (batch, tokens) is True on tokens that may be seen.
+
+        Where `traces` is given, computes step by step and appends its own.
+        """
         keys, values, visible = [], [], []
         if self.own is not None:
             query, key, value = self.own(hidden).chunk(3, -1)
@@ -209,18 +234,32 @@ class Attention(nn.Module):
             keys.append(key)
             values.append(value)
             visible.append(reference.mask)
-        attended = F.scaled_dot_product_attention(
-            self._split(query),
-            self._split(torch.cat(keys, 1)),
-            self._split(torch.cat(values, 1)),
-            attn_mask=torch.cat(visible, 1)[:, None, None, :],
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        q, k, v = (self._split(x) for x in (query, torch.cat(keys, 1), torch.cat(values, 1)))
+        seen = torch.cat(visible, 1)[:, None, None, :]
+        dropout = self.dropout if self.training else 0.0
+        if traces is None:
+            attended = attend(q, k, v, seen, dropout)
+        else:
+            scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~seen, float("-inf"))
+            attended = F.dropout(scores.softmax(-1), dropout) @ v
+            own = self.key is not None and self.value is not None
+            traces.append(AttentionTrace(scores, QKV(query, keys[0], values[0]) if own else None))
         return self.output(attended.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
         """(batch, tokens, hidden) to (batch, heads, tokens, head_dim)."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float) -> Tensor:
+    """Scaled dot-product attention, all (batch, heads, tokens, head_dim); under autocast on a CPU in float32.
+
+    torch 2.13 takes five times as long for its backward in bfloat16 there as in float32.
+    """
+    if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            return attend(query.float(), key.float(), value.float(), mask, dropout)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 
 
 class Layer(nn.Module):
@@ -235,9 +274,11 @@ class Layer(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden: Tensor, mask: Tensor, reference: Reference | None) -> Tensor:
-        """(batch, tokens, hidden) to the same."""
-        hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, mask, reference)))
+    def forward(
+        self, hidden: Tensor, mask: Tensor, reference: Reference | None, traces: list[AttentionTrace] | None = None
+    ) -> Tensor:
+        """(batch, tokens, hidden) to the same; `traces` as in `Attention`."""
+        hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, mask, reference, traces)))
         return self.norm(hidden + self.dropout(self.narrow(F.gelu(self.widen(hidden)))))
 
 
@@ -301,6 +342,8 @@ class RefBertModel(RefBertPreTrainedModel):
         reference_states: Tensor | None = None,
         reference_mask: Tensor | None = None,
         output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        output_qkv: bool = False,
         output_projected_states: bool = True,
         **_: Any,
     ) -> RefBertOutput:
@@ -308,21 +351,26 @@ class RefBertModel(RefBertPreTrainedModel):
 
         `reference_states` (batch, ref_tokens, reference_dim) are the teacher's, `reference_ids` and `reference_mask`
         (batch, ref_tokens) go with them. A row whose mask is all zero, and every row where no states are given, reads the
-        null reference. Raises ValueError for states of another width. Without `output_projected_states` only the mean is
-        projected, a twentieth of the work less.
+        null reference. Raises ValueError for states of another width. `output_attentions` and `output_qkv` compute attention
+        step by step, in every layer or in the last. Without `output_projected_states` only the mean is projected, a twentieth
+        of the work less.
         """
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         hidden = self.embeddings(input_ids, token_type_ids)
         reference = self._reference(len(input_ids), reference_ids, reference_states, reference_mask)
         every = [hidden]
+        traces: list[AttentionTrace] = []
         for layer in self.layers:
-            hidden = layer(hidden, mask, reference)
+            traced = output_attentions or (output_qkv and layer is self.layers[-1])
+            hidden = layer(hidden, mask, reference, traces if traced else None)
             every.append(hidden)
         return RefBertOutput(
             last_hidden_state=hidden,
             projected_states=self.projection(hidden) if output_projected_states else None,
             sentence_embedding=self.projection(masked_mean(hidden, mask)),  # linear: the mean of the projected
             hidden_states=tuple(every) if output_hidden_states else None,
+            attention_scores=tuple(trace.scores for trace in traces) if output_attentions else None,
+            qkv=traces[-1].qkv if output_qkv else None,
         )
 
     def _reference(
@@ -378,6 +426,8 @@ class RefBertForSequenceClassification(RefBertPreTrainedModel):
             projected_states=encoded.projected_states,
             sentence_embedding=encoded.sentence_embedding,
             hidden_states=encoded.hidden_states,
+            attention_scores=encoded.attention_scores,
+            qkv=encoded.qkv,
         )
 
 

@@ -8,8 +8,9 @@ Shapes: batch, tokens, dim (the teacher's hidden size), layers.
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,11 +19,25 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
+from refbert.attention import QKV, plain_scores, recorded_attention
 from refbert.config import TeacherConfig
+from refbert.corpus import Text
 from refbert.errors import InputError
 from refbert.packaged import local_path
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Tokens(NamedTuple):
+    """A batch of texts as an encoder takes them: ids and mask (batch, tokens), padded on the right.
+
+    `token_type_ids` (batch, tokens) tell a pair's second text from its first; None where no text is a pair, or where the
+    tokenizer has none.
+    """
+
+    input_ids: Tensor
+    mask: Tensor
+    token_type_ids: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -30,13 +45,17 @@ class Encoding:
     """What a teacher says of a batch.
 
     `states` (batch, tokens, dim) is the last layer, `layers` every layer with the embeddings first, or only the last;
-    `logits` (batch, labels) where the teacher has a head. `mask` (batch, tokens) is 1 on real tokens.
+    `logits` (batch, labels) where the teacher has a head. `mask` (batch, tokens) is 1 on real tokens. Where asked for:
+    `attention_scores` of the chosen layers, each (batch, heads, tokens, tokens), scaled, before mask and softmax, and `qkv` of
+    the chosen layer.
     """
 
     input_ids: Tensor
     mask: Tensor
     layers: tuple[Tensor, ...]
     logits: Tensor | None
+    attention_scores: tuple[Tensor, ...] | None = None
+    qkv: QKV | None = None
 
     @property
     def states(self) -> Tensor:
@@ -64,6 +83,11 @@ class Teacher:
         return int(self.model.config.num_hidden_layers)
 
     @property
+    def heads(self) -> int:
+        """Attention heads of a layer."""
+        return int(self.model.config.num_attention_heads)
+
+    @property
     def num_parameters(self) -> int:
         """All parameters as loaded: the published count (BERT-base: 109.48 M with its pooler)."""
         return sum(p.numel() for p in self.model.parameters())
@@ -74,33 +98,80 @@ class Teacher:
         return next(self.model.parameters()).device
 
     @torch.inference_mode()
-    def encode(self, input_ids: Tensor, mask: Tensor, every_layer: bool = False) -> Encoding:
-        """Run the encoder on (batch, tokens) ids. `every_layer` keeps all hidden states, embeddings first."""
-        output = self.model(
-            input_ids=input_ids.to(self.device),
-            attention_mask=mask.to(self.device),
-            output_hidden_states=every_layer or self.config.head != "none",  # a head hides the last states
-        )
-        layers = output.hidden_states if every_layer else (last_states(output),)
-        return Encoding(input_ids, mask, tuple(layer.float() for layer in layers), getattr(output, "logits", None))
+    def encode(
+        self,
+        input_ids: Tensor,
+        mask: Tensor,
+        every_layer: bool = False,
+        token_type_ids: Tensor | None = None,
+        score_layers: Sequence[int] = (),
+        qkv_layer: int | None = None,
+    ) -> Encoding:
+        """Run the encoder on (batch, tokens) ids. `every_layer` keeps all hidden states, embeddings first.
 
-    def encode_texts(self, texts: Sequence[str]) -> list[tuple[NDArray[np.int32], NDArray[np.float16]]]:
+        `score_layers` and `qkv_layer` choose, counted from 1, whose attention is kept; what `check_attention` refuses is wrong
+        here.
+        """
+        segments = {}
+        if token_type_ids is not None and getattr(self.model.config, "type_vocab_size", 2) > 1:  # RoBERTa has but one
+            segments = {"token_type_ids": token_type_ids.to(self.device)}
+        with ExitStack() as stack:
+            record = None
+            if score_layers or qkv_layer:
+                record = stack.enter_context(recorded_attention(self.model, self.num_layers))
+            output = self.model(
+                input_ids=input_ids.to(self.device),
+                attention_mask=mask.to(self.device),
+                **segments,
+                output_hidden_states=every_layer or self.config.head != "none",  # a head hides the last states
+            )
+        layers = output.hidden_states if every_layer else (last_states(output),)
+        return Encoding(
+            input_ids,
+            mask,
+            tuple(layer.float() for layer in layers),
+            getattr(output, "logits", None),
+            tuple(record.scores(layer, self.heads) for layer in score_layers) if record and score_layers else None,
+            record.qkv(qkv_layer) if record and qkv_layer else None,
+        )
+
+    @torch.inference_mode()
+    def check_attention(self, scores: bool) -> None:
+        """Raise InputError where queries, keys and values cannot be read or, for `scores`, do not tell the scores.
+
+        Compares with the probabilities of the encoder's own attention on one text: relative or rotary positions show there.
+        """
+        ids, _, _ = tokenize(self.tokenizer, ["Which of these words look at which others?"], self.config.tokens)
+        usual = self.model.config._attn_implementation
+        self.model.set_attn_implementation("eager")  # the only one that gives probabilities
+        try:
+            with recorded_attention(self.model, self.num_layers) as record:
+                output = self.model(input_ids=ids.to(self.device), output_attentions=True)
+        finally:
+            self.model.set_attn_implementation(usual)
+        if scores and not plain_scores(record, output.attentions, self.heads):
+            raise InputError(
+                f"the attention scores of teacher.model={self.config.model} are more than scaled products of queries and keys "
+                "(rotary positions, say); set loss.attention=0, loss.relation_of=qkv does not need them"
+            )
+
+    def encode_texts(self, texts: Sequence[Text]) -> list[tuple[NDArray[np.int32], NDArray[np.float16]]]:
         """Return for each text its token ids (tokens,) and last-layer states (tokens, dim), unpadded, in order."""
         encoded: list[Any] = [None] * len(texts)
         for index, ids, states in self.encode_one_by_one(texts):
             encoded[index] = (ids, states)
         return encoded
 
-    def encode_one_by_one(self, texts: Sequence[str]) -> Iterator[tuple[int, NDArray[np.int32], NDArray[np.float16]]]:
+    def encode_one_by_one(self, texts: Sequence[Text]) -> Iterator[tuple[int, NDArray[np.int32], NDArray[np.float16]]]:
         """Yield (index, token ids, states) of each text once, as soon as its forward is done, shortest texts first.
 
         Texts of like length share a forward: with BERT-like length spreads that saves a third of the work.
         """
-        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        order = sorted(range(len(texts)), key=lambda index: len("".join(texts[index])))
         for start in range(0, len(order), self.config.batch):
             chosen = order[start : start + self.config.batch]
-            ids, mask = tokenize(self.tokenizer, [texts[index] for index in chosen], self.config.tokens)
-            states = self.encode(ids, mask).states
+            ids, mask, segments = tokenize(self.tokenizer, [texts[index] for index in chosen], self.config.tokens)
+            states = self.encode(ids, mask, token_type_ids=segments).states
             lengths = mask.sum(1).tolist()
             host = states.to(torch.float16).cpu().numpy()
             for row, index in enumerate(chosen):
@@ -148,10 +219,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], tokens: int) -> tuple[Tensor, Tensor]:
-    """Return input ids and attention mask, both (batch, longest text), cut at `tokens`."""
-    batch = tokenizer(list(texts), truncation=True, max_length=tokens, padding=True, return_tensors="pt")
-    return batch["input_ids"], batch["attention_mask"]
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], tokens: int) -> Tokens:
+    """Return what the encoder reads of texts and pairs, cut at `tokens`: of a pair the longer text first."""
+    batch = tokenizer(list(texts), truncation="longest_first", max_length=tokens, padding=True, return_tensors="pt")
+    has_pairs = any(isinstance(text, tuple) for text in texts)
+    return Tokens(batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids") if has_pairs else None)
 
 
 def word_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int]]:

@@ -57,7 +57,10 @@ def home(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_run(tiny_teacher_path) -> Callable[..., RunConfig]:
-    """Make a run that trains in seconds: 400 snippets, the tiny teacher, a 1 x 24 student; `section__key` changes it."""
+    """Make a run that trains in seconds: 400 snippets, the tiny teacher, a 1 x 24 student; `section__key` changes it.
+
+    An epoch ends after about 5 of its 8 steps.
+    """
 
     def make(**changes: Any) -> RunConfig:
         tree: dict[str, Any] = {
@@ -70,7 +73,7 @@ def tiny_run(tiny_teacher_path) -> Callable[..., RunConfig]:
             "student": {"hidden": 24, "layers": 1, "heads": 4, "intermediate": 48},
             "loss": {"relation_heads": 4},
             "train": {
-                "steps": 8, "micro_batch": 8, "global_batch": 16, "log_every": 1, "save_every": 3, "targets": "memory",
+                "steps": 8, "micro_batch": 16, "global_batch": 64, "log_every": 1, "save_every": 3, "targets": "memory",
             },
             "evaluate": {"texts": 64, "pool": 64, "labelled_train": 64, "speed_repeats": 3, "batch": 16},
             "serve": {"port": 0},

@@ -6,7 +6,7 @@ under the same id, makes it differ from the store's. Knows nothing of how points
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from vector_store.schema import Choice, StoredPoint
 
@@ -14,7 +14,10 @@ POINT_OVERHEAD_BYTES = 700
 """Python's objects around one point: two arrays, two bytes, the id, the tuple, the slot of the dictionary."""
 
 ANSWER_BYTES = 400
-"""One remembered answer: two ids, a float, a tuple and the slot of the dictionary."""
+"""One remembered answer: two ids, a float, two tuples and the slot of the dictionary (372 by tracemalloc)."""
+
+CHOICE_BYTES = 175
+"""Each further choice of an answer: an id, a float and a tuple."""
 
 ANSWERS_SHARE = 0.1
 """Part of the budget that goes to remembered answers; a point takes tens of times as much as an answer."""
@@ -23,14 +26,16 @@ ANSWERS_SHARE = 0.1
 class NeighbourCache:
     """Points by id and the last answer by query id, each least recently used out first, in one budget of bytes.
 
-    An answer points at its point: where that has been dropped, the answer is of no use any more. Threads may share it.
+    An answer of up to `count` choices points at its points: of no use any more where they have been dropped. Threads may
+    share it.
     """
 
-    def __init__(self, budget_bytes: int) -> None:
-        self._most_answers = int(ANSWERS_SHARE * budget_bytes / ANSWER_BYTES)
-        self._points_budget_bytes = budget_bytes - self._most_answers * ANSWER_BYTES
+    def __init__(self, budget_bytes: int, count: int = 1) -> None:
+        answer_bytes = ANSWER_BYTES + (count - 1) * CHOICE_BYTES
+        self._most_answers = int(ANSWERS_SHARE * budget_bytes / answer_bytes)
+        self._points_budget_bytes = budget_bytes - self._most_answers * answer_bytes
         self._points: OrderedDict[str, StoredPoint] = OrderedDict()
-        self._answers: OrderedDict[str, Choice] = OrderedDict()
+        self._answers: OrderedDict[str, tuple[Choice, ...]] = OrderedDict()
         self._points_bytes = 0
         self._lock = threading.Lock()
 
@@ -54,22 +59,22 @@ class NeighbourCache:
             while self._points_bytes > self._points_budget_bytes:
                 self._points_bytes -= _num_bytes(self._points.popitem(last=False)[1])
 
-    def answer(self, query_id: str) -> Choice | None:
-        """What this query was last answered."""
+    def answer(self, query_id: str) -> Sequence[Choice]:
+        """What this query was last answered; nothing where that is not known."""
         with self._lock:
-            if (choice := self._answers.get(query_id)) is not None:
+            if choices := self._answers.get(query_id, ()):
                 self._answers.move_to_end(query_id)
-            return choice
+            return choices
 
-    def keep_answers(self, answers: Iterable[tuple[str, Choice]]) -> None:
+    def keep_answers(self, answers: Iterable[tuple[str, Sequence[Choice]]]) -> None:
         """Remember answers by query id, and forget the longest unused where there are too many."""
         with self._lock:
-            for query_id, choice in answers:
-                self._answers[query_id] = choice
+            for query_id, choices in answers:
+                self._answers[query_id] = tuple(choices)
                 self._answers.move_to_end(query_id)
             while len(self._answers) > self._most_answers:
                 self._answers.popitem(last=False)
 
 
 def _num_bytes(point: StoredPoint) -> int:
-    return point.states.nbytes + point.token_ids.nbytes + len(point.text or "") + POINT_OVERHEAD_BYTES
+    return point.states.nbytes + point.token_ids.nbytes + len("".join(point.text or "")) + POINT_OVERHEAD_BYTES

@@ -8,7 +8,7 @@ Checks what it packs; knows nothing of collections and connections.
 """
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,12 @@ from qdrant_client import grpc as api
 
 from vector_store.config import Datatype
 from vector_store.errors import InvalidPoint
-from vector_store.schema import KEYWORDS, SENTENCE, Manifest, Neighbours, Point, SparseVector, StoredPoint
+from vector_store.schema import KEYWORDS, SENTENCE, Manifest, Neighbours, Point, SparseVector, StoredPoint, Text, parts
 
 STATES = "states"
 TOKEN_IDS = "token_ids"
 TEXT = "text"
+TEXT_PAIR = "text_pair"
 SOURCE = "source"
 DOCUMENT = "document"
 SPLIT = "split"
@@ -51,11 +52,8 @@ def check(point: Point, manifest: Manifest) -> None:
         ("values of keywords", values, np.float32),
     ):
         require(array.dtype == wanted, f"{name} are {array.dtype}, wanted {np.dtype(wanted)}")
-    for field in (TEXT, SOURCE, DOCUMENT, SPLIT):
-        require(
-            _is_text(getattr(point, field)),
-            f"{field} is {getattr(point, field)!a}, wanted a string that UTF-8 can hold",
-        )
+    for field, value in _strings(point).items():
+        require(_is_text(value), f"{field} is {value!a}, wanted a string that UTF-8 can hold")
     shape = point.states.shape
     require(
         len(shape) == 2 and 0 < shape[0] <= manifest.tokens and shape[1] == manifest.dim,
@@ -86,10 +84,7 @@ def encode(point: Point, datatype: Datatype) -> api.PointStruct:
     packed = {
         STATES: as_text(point.packed_states or pack_states(point.states, datatype)),
         TOKEN_IDS: as_text(point.token_ids.astype(_TOKEN_IDS_TYPE, copy=False).tobytes()),
-        TEXT: point.text,
-        SOURCE: point.source,
-        DOCUMENT: point.document,
-        SPLIT: point.split,
+        **_strings(point),
     }
     for key, value in packed.items():
         message.payload[key].string_value = value
@@ -106,15 +101,16 @@ def sparse_message(vector: SparseVector) -> api.SparseVector:
     return api.SparseVector(indices=vector.indices.tolist(), values=vector.values.tolist())
 
 
-def empty_neighbours(batch: int, manifest: Manifest) -> Neighbours:
-    """`batch` rows without a neighbour, each on the ladder's null step."""
+def empty_neighbours(batch: int, manifest: Manifest, count: int = 1) -> Neighbours:
+    """`batch` rows with room for `count` neighbours and without any, each on the ladder's null step."""
+    tokens = count * manifest.tokens
     return Neighbours(
-        ids=[None] * batch,
-        texts=[None] * batch,
-        scores=np.zeros(batch, np.float32),
-        states=np.zeros((batch, manifest.tokens, manifest.dim), np.float16),
-        token_ids=np.zeros((batch, manifest.tokens), np.int32),
-        mask=np.zeros((batch, manifest.tokens), np.bool_),
+        ids=[[] for _ in range(batch)],
+        texts=[[] for _ in range(batch)],
+        scores=np.zeros((batch, count), np.float32),
+        states=np.zeros((batch, tokens, manifest.dim), np.float16),
+        token_ids=np.zeros((batch, tokens), np.int32),
+        ranks=np.full((batch, tokens), -1, np.int16),
         steps=["null"] * batch,
     )
 
@@ -160,23 +156,29 @@ def decode_states(point: Any, tokens: int, dim: int, datatype: Datatype) -> Stor
             f"stored point {point.id.uuid} is not packed as at most {tokens} {datatype} states of {dim} with their token "
             f"ids ({error}); it was not written by this package: write it again or delete it"
         ) from error
-    return StoredPoint(point.id.uuid, states, token_ids, payload[TEXT].string_value if TEXT in payload else None)
+    text = payload[TEXT].string_value if TEXT in payload else None
+    pair = payload[TEXT_PAIR].string_value if TEXT_PAIR in payload else None
+    return StoredPoint(point.id.uuid, states, token_ids, text if text is None or pair is None else (text, pair))
 
 
 def decode_into(row: int, neighbours: Neighbours, point: Any, datatype: Datatype) -> None:
-    """Fill one row of an empty batch from a RetrievedPoint or ScoredPoint."""
+    """Fill one row of an empty batch, with room for one neighbour, from a RetrievedPoint or ScoredPoint."""
     tokens, dim = neighbours.states.shape[1:]
-    fill(row, neighbours, decode_states(point, tokens, dim, datatype))
+    fill_row(row, neighbours, [decode_states(point, tokens, dim, datatype)])
 
 
-def fill(row: int, neighbours: Neighbours, point: StoredPoint) -> None:
-    """Copy a point into one row of an empty batch."""
-    length = len(point.states)
-    neighbours.ids[row] = point.id
-    neighbours.texts[row] = point.text
-    neighbours.states[row, :length] = point.states
-    neighbours.token_ids[row, :length] = point.token_ids
-    neighbours.mask[row, :length] = True
+def fill_row(row: int, neighbours: Neighbours, points: Sequence[StoredPoint], scores: Sequence[float] = ()) -> None:
+    """Copy points, the best first, one after another into one row of an empty batch."""
+    end = 0
+    for rank, point in enumerate(points):
+        start, end = end, end + len(point.states)
+        neighbours.states[row, start:end] = point.states
+        neighbours.token_ids[row, start:end] = point.token_ids
+        neighbours.ranks[row, start:end] = rank
+    neighbours.ids[row] = [point.id for point in points]
+    neighbours.texts[row] = [point.text for point in points]
+    for rank, score in enumerate(scores):
+        neighbours.scores[row, rank] = score
 
 
 def decode(message: api.RetrievedPoint, manifest: Manifest) -> Point:
@@ -194,7 +196,7 @@ def decode(message: api.RetrievedPoint, manifest: Manifest) -> Point:
             # A store may leave an empty vector out of its answer.
             keywords=_sparse(vectors[KEYWORDS] if KEYWORDS in vectors else api.VectorOutput()),
             sentence=_dense(vectors[SENTENCE]) if SENTENCE in vectors else None,
-            text=_field(message.payload, TEXT),
+            text=_text(message.payload),
             source=_field(message.payload, SOURCE),
             document=_field(message.payload, DOCUMENT),
             split=_field(message.payload, SPLIT),
@@ -219,6 +221,17 @@ def as_text(packed: bytes) -> str:
 def as_bytes(text: str) -> bytes:
     """The bytes of such a text; ValueError where it is none. 2 us for a reference of 24 kB, where binascii takes 49."""
     return pybase64.b64decode(text, validate=True)
+
+
+def _strings(point: Point) -> dict[str, str]:
+    """The payload fields that are plain strings; a pair's second text has its own, which a single text has not."""
+    texts = dict(zip((TEXT, TEXT_PAIR), parts(point.text), strict=False))
+    return {**texts, SOURCE: point.source, DOCUMENT: point.document, SPLIT: point.split}
+
+
+def _text(payload: Mapping[str, api.Value]) -> Text:
+    text = _field(payload, TEXT)
+    return (text, _field(payload, TEXT_PAIR)) if TEXT_PAIR in payload else text
 
 
 def _field(payload: Mapping[str, api.Value], key: str) -> str:

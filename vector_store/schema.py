@@ -1,13 +1,14 @@
 """What a point of the memory is, what a look-up asks, and the manifest that says who wrote a collection.
 
-Pure data: numpy arrays and strings. Shapes use these letters: batch, tokens (of one point), dim (of one state).
+Pure data: numpy arrays and strings. Shapes use these words: batch, tokens (of one point), dim (of one state), count (the most
+points that a query may be answered with).
 """
 
 import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,9 @@ SENTENCE = "sentence"
 
 Criterion = Literal["keywords", "dense", "hybrid", "random", "none"]
 LadderStep = Literal["live", "cached", "null"]
+
+Text: TypeAlias = str | tuple[str, str]
+"""A text, or a pair of texts that its encoder read together: one point either way."""
 
 
 class SparseVector(NamedTuple):
@@ -47,7 +51,7 @@ class Point:
     token_ids: NDArray[np.int32]
     keywords: SparseVector
     sentence: NDArray[np.float32] | None
-    text: str
+    text: Text
     source: str
     document: str
     split: str
@@ -78,26 +82,37 @@ class StoredPoint(NamedTuple):
     id: str
     states: NDArray[np.float16]
     token_ids: NDArray[np.int32]
-    text: str | None
+    text: Text | None
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """The best point for each query of a batch, padded to `tokens`.
+    """The best points for each query of a batch: up to `count`, fewer where there are no more.
 
-    `states` (batch, tokens, dim) float16, `token_ids` (batch, tokens) int32 and `mask` (batch, tokens) bool are zero
-    past a point's length and for a query without a neighbour. `ids` and `texts` are None there (`texts` also where text
-    was not asked for), `scores` is 0. `steps` says which rung of the degrade ladder answered each query: a live answer
-    without any neighbour is still `live`.
+    A row's neighbours lie one after another, the best first, without gaps: `states` (batch, count x tokens, dim) float16
+    and `token_ids` (batch, count x tokens) int32, zero past the last; `ranks` (batch, count x tokens) int16 says which
+    neighbour a token is of, 0 the best, and is -1 past the last. `ids` and `texts` have an entry for each neighbour of a row
+    (a text is None where texts were not asked for), `scores` (batch, count) is 0 past them. `steps` says which rung of the
+    degrade ladder answered each query: a live answer without any neighbour is still `live`, and a kept one may have lost some.
     """
 
-    ids: list[str | None]
-    texts: list[str | None]
+    ids: list[list[str]]
+    texts: list[list[Text | None]]
     scores: NDArray[np.float32]
     states: NDArray[np.float16]
     token_ids: NDArray[np.int32]
-    mask: NDArray[np.bool_]
+    ranks: NDArray[np.int16]
     steps: list[LadderStep]
+
+    @property
+    def count(self) -> int:
+        """The most neighbours that a row may have."""
+        return self.scores.shape[1]
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """Where there is a token, (batch, count x tokens)."""
+        return self.ranks >= 0
 
 
 class Manifest(BaseModel, frozen=True, extra="forbid"):
@@ -147,6 +162,11 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
         """Most that one point's packed states, token ids and vectors take, in bytes, before any is written."""
         packed = (self.packed_states_bytes + self.tokens * 4) * 4 / 3
         return round(packed + self.text_tokens * 8 + (self.encoder_dim * 4 if self.dense_index else 0))
+
+
+def parts(text: Text) -> tuple[str, ...]:
+    """The one text, or the two of a pair."""
+    return text if isinstance(text, tuple) else (text,)
 
 
 def point_id(fingerprint: str, texts: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ from vector_store.codec import (
     SPLIT,
     STATES,
     TEXT,
+    TEXT_PAIR,
     TOKEN_IDS,
     as_bytes,
     as_text,
@@ -171,7 +172,7 @@ class Store:
         return self._call(self._client.points.Count, request).result.count
 
     def fetch(self, ids: Sequence[str], with_text: bool = False) -> Neighbours:
-        """Exactly these points, row by row; a missing one has id None and an empty mask."""
+        """Exactly these points, row by row; the row of a missing one is empty."""
         manifest = self._manifest or self.manifest()
         found = empty_neighbours(len(ids), manifest)
         points = {point.id.uuid: point for point in self._get(ids, state_fields(with_text))}
@@ -298,7 +299,7 @@ def field_filter(where: tuple[str, str]) -> api.Filter:
 
 def state_fields(with_text: bool) -> list[str]:
     """The payload fields that a reader of states asks for."""
-    return [STATES, TOKEN_IDS, *([TEXT] if with_text else [])]
+    return [STATES, TOKEN_IDS, *([TEXT, TEXT_PAIR] if with_text else [])]
 
 
 def get_points(collection: str, ids: Sequence[str], payload: Sequence[str]) -> api.GetPoints:

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from qdrant_client import grpc as api
 
 from vector_store.codec import check, decode, packed_states, unpack_states
 from vector_store.errors import CollectionMismatch, InvalidPoint, StoreError
-from vector_store.schema import Manifest, Point, SparseVector
+from vector_store.schema import Manifest, Point, SparseVector, parts
 from vector_store.store import Store
 from vector_store.versions import PREVIOUS_OF
 
@@ -184,6 +184,7 @@ def _schema(manifest: Manifest) -> "pyarrow.Schema":
     fields = {
         "id": pa.string(),
         "text": pa.string(),
+        "text_pair": pa.string(),
         "source": pa.string(),
         "document": pa.string(),
         "split": pa.string(),
@@ -210,7 +211,7 @@ def _rows(store: Store, manifest: Manifest, done: Export, advance: Callable[[int
                 continue
             yield {
                 "id": point.id,
-                "text": point.text,
+                **dict(zip_longest(("text", "text_pair"), parts(point.text))),
                 "source": point.source,
                 "document": point.document,
                 "split": point.split,
@@ -236,6 +237,8 @@ def _read(path: Path, num_rows: int, manifest: Manifest) -> Iterator[list[Point]
             if file.metadata.num_rows != num_rows:
                 raise ValueError(f"{file.metadata.num_rows} rows, {MANIFEST_FILE} says {num_rows}")
             for batch in file.iter_batches(ROWS_PER_GROUP):
+                if "text_pair" not in batch.schema.names:  # exported before there were pairs
+                    batch = batch.append_column("text_pair", pa.nulls(batch.num_rows, pa.string()))
                 columns = [batch.column(name) for name in _schema(manifest).names]
                 yield [_point(manifest, *(column[row] for column in columns)) for row in range(batch.num_rows)]
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
@@ -256,7 +259,7 @@ def _require_manifest(path: Path, schema: "pyarrow.Schema", manifest: Manifest) 
 
 def _point(
     manifest: Manifest,
-    identifier: Any, text: Any, source: Any, document: Any, split: Any,
+    identifier: Any, text: Any, text_pair: Any, source: Any, document: Any, split: Any,
     num_tokens: Any, token_ids: Any, states: Any, indices: Any, values: Any, sentence: Any,
 ) -> Point:  # fmt: skip
     """A point from the Arrow scalars of one row, in the order of the columns."""
@@ -273,7 +276,7 @@ def _point(
             indices.values.to_numpy(zero_copy_only=False), values.values.to_numpy(zero_copy_only=False)
         ),
         sentence=sentence.values.to_numpy(zero_copy_only=False) if sentence.is_valid else None,
-        text=text.as_py(),
+        text=(text.as_py(), text_pair.as_py()) if text_pair.is_valid else text.as_py(),
         source=source.as_py(),
         document=document.as_py(),
         split=split.as_py(),

@@ -11,7 +11,7 @@ from qdrant_client import grpc as api
 
 from vector_store.codec import check, decode
 from vector_store.errors import InvalidPoint
-from vector_store.schema import Manifest, point_id
+from vector_store.schema import Manifest, parts, point_id
 from vector_store.store import Store
 
 NUM_SHOWN = 10
@@ -59,4 +59,4 @@ def _fault(message: api.RetrievedPoint, manifest: Manifest) -> str | None:
         check(point, manifest)
     except InvalidPoint as error:
         return error.reason
-    return None if point.id == point_id(manifest.fingerprint, [point.text]) else OTHER_ID
+    return None if point.id == point_id(manifest.fingerprint, parts(point.text)) else OTHER_ID

@@ -20,11 +20,11 @@ from qdrant_client import QdrantClient, models
 from measures.collection import fill, opened, server_pid, wait_closed
 from measures.goals import Goal, Part, Rows, in_turns, median_ratio
 from measures.points import BATCH, in_batches, load_snippets
-from vector_store.codec import DOCUMENT, STATES, TOKEN_IDS, as_bytes, empty_neighbours, encode, unpack_states
+from vector_store.codec import DOCUMENT, STATES, TOKEN_IDS, as_bytes, empty_neighbours, encode, fill_row, unpack_states
 from vector_store.config import Datatype
 from vector_store.pipeline import pipelined
 from vector_store.retriever import TIES, Retriever
-from vector_store.schema import KEYWORDS, SENTENCE, Criterion, Manifest, Neighbours, Point, Query
+from vector_store.schema import KEYWORDS, SENTENCE, Criterion, Manifest, Neighbours, Point, Query, StoredPoint
 
 IN_FLIGHT = (1, 2, 4)
 GOAL_IN_FLIGHT = 2
@@ -169,17 +169,16 @@ def fetched(answers: Sequence[Any], retrieve: Callable[[list[Any]], Any], manife
     found = empty_neighbours(len(answers), manifest)
     for row, chosen in enumerate(best):
         if chosen:
-            fill_row(found, row, chosen[1], -chosen[0], payloads[chosen[1]], manifest.datatype)
+            decode_row(found, row, chosen[1], -chosen[0], payloads[chosen[1]], manifest.datatype)
     return found
 
 
-def fill_row(found: Neighbours, row: int, identifier: str, score: float, payload: Any, datatype: Datatype) -> None:
+def decode_row(found: Neighbours, row: int, identifier: str, score: float, payload: Any, datatype: Datatype) -> None:
     """Decode one point's base64 payload into a row of padded arrays, as the retriever does from protobuf."""
     states = unpack_states(as_bytes(payload[STATES]), found.states.shape[2], datatype)
     token_ids = np.frombuffer(as_bytes(payload[TOKEN_IDS]), "<i4")
-    length = len(states)
-    found.ids[row], found.scores[row], found.steps[row] = identifier, score, "live"
-    found.states[row, :length], found.token_ids[row, :length], found.mask[row, :length] = states, token_ids, True
+    fill_row(row, found, [StoredPoint(identifier, states, token_ids, None)], [score])
+    found.steps[row] = "live"
 
 
 def require_same(one: Neighbours, other: Neighbours) -> None:

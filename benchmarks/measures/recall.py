@@ -70,7 +70,7 @@ def recall(
             )
         retriever = Retriever(client, config, manifest, "dense")
         batches = in_batches(queries)
-        found = np.concatenate([retriever.neighbours(batch).scores for batch in batches])
+        found = np.concatenate([retriever.neighbours(batch).scores[:, 0] for batch in batches])
         require_live(retriever)
     asked = [query for batch in batches for query in batch]
     best = best_scores(np.stack(vectors), np.array(documents), asked)

@@ -129,8 +129,8 @@ def _readable(store: Store, numbers: range, manifest) -> list[int]:
     for row, number in enumerate(numbers):
         wanted, length = make_point(number, manifest), int(found.mask[row].sum())
         if (
-            found.ids[row] == wanted.id
-            and found.texts[row] == wanted.text
+            found.ids[row] == [wanted.id]
+            and found.texts[row] == [wanted.text]
             and np.array_equal(found.states[row, :length].view(np.uint16), wanted.states.view(np.uint16))
             and np.array_equal(found.token_ids[row, :length], wanted.token_ids)
         ):

@@ -115,7 +115,7 @@ def test_writers_wait_for_a_server_that_stands_still_and_readers_degrade_and_rec
             while time.monotonic() < resume_at:
                 found = retriever.neighbours([*queries, *never_asked])
                 assert found.steps == ["cached"] * num_known + ["null"] * 2
-                assert found.ids == [*live.ids, None, None]
+                assert found.ids == [*live.ids, [], []]
                 assert np.array_equal(found.states[:num_known], live.states)
                 assert not found.mask[num_known:].any()
                 num_degraded += len(found.ids)

@@ -139,8 +139,8 @@ def memory_of(home: Path, config: RunConfig, ids: list[str]) -> tuple[dict[str, 
         for start_row in range(0, len(ids), 500):
             page = store.fetch(ids[start_row : start_row + 500], with_text=True)
             for row, found in enumerate(page.ids):
-                if found is not None:
-                    kept[found] = Kept(page.texts[row], page.states[row][page.mask[row]])
+                if found:
+                    kept[found[0]] = Kept(page.texts[row][0], page.states[row][page.mask[row]])
         met = Counter(scrolled_ids(client, config.store.collection))
         assert store.count() == len(met)
         return kept, met

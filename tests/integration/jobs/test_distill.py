@@ -1,6 +1,7 @@
 """Training on real Ray Train and real DeepSpeed: the same whatever shards it, resumable, and leaving a loadable student."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from jobs.memory import connect_store, running_store
 from jobs.neighbour_plan import NeighbourPlan
 from jobs.prepared import prepare
 from jobs.run_directory import sole_training
+from jobs.stream import Order
 from refbert.errors import InputError
-from refbert.teacher import load_teacher
+from refbert.teacher import load_teacher, tokenize
 from vector_store.store import Store
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster")]
@@ -99,7 +101,7 @@ def test_a_directory_is_trained_in_by_one_job_at_a_time(one_worker):
 
 
 def test_the_same_name_with_other_training_is_refused(one_worker, tiny_run):
-    with pytest.raises(InputError, match="holds a run with another train; give another name"):
+    with pytest.raises(InputError, match=r"holds a run with another train\.learning_rate; give another name"):
         distill.run(tiny_run(name="one-worker", train__learning_rate=0.5))
 
 
@@ -112,43 +114,72 @@ def test_two_workers_of_any_zero_stage_give_the_loss_curve_of_one(one_worker, ti
     assert (ours - alone).norm() < 1e-3 * alone.norm()  # Adam magnifies the last bit of a gradient near zero
 
 
-def test_a_killed_training_resumes_with_the_same_losses(one_worker, tiny_run, monkeypatch):
-    config = tiny_run(name="killed", train__zero_stage=2, train__num_workers=2)
-    with monkeypatch.context() as patch:
-        fail_at(patch, 5)
-        with pytest.raises(Exception, match="killed by the test"):
-            distill.run(config)
-    steps = [json.loads(line)["step"] for line in (config.run_directory / "metrics.jsonl").read_text().splitlines()]
-    assert steps[-1] == 5
-    assert not (config.run_directory / "student").exists()
-    distill.run(config)
+def test_a_killed_training_goes_on_with_other_workers_and_stages_in_the_same_order(one_worker, tiny_run, monkeypatch):
+    """Checkpoints after steps 3 and 6, both amid an epoch; the first ends in between."""
+    submissions = [({}, 4), ({"train__num_workers": 2, "train__zero_stage": 3}, 7), ({"train__zero_stage": 1}, None)]
+    read: dict[int, list[list[int]]] = {}
+    for submission, (options, killed_at) in enumerate(submissions):
+        config = tiny_run(name="killed", **options)
+        served = config.run_directory / f"served-{submission}"
+        served.mkdir(parents=True)
+        with monkeypatch.context() as patch:
+            watch_workers(patch, served, killed_at)
+            if killed_at:
+                with pytest.raises(Exception, match="killed by the test"):
+                    distill.run(config)
+                assert not (config.run_directory / "student").exists()
+            else:
+                distill.run(config)
+        seen = [json.loads(line) for file in served.iterdir() for line in file.read_text().splitlines()]
+        assert min(number for number, _ in seen) == submission * 3 * 4  # step 0, 3, 6 of 4 micro-batches
+        read |= dict(seen)
+    corpus = prepare(one_worker)
+    rows, train = corpus.table("train"), one_worker.train
+    order, tokenizer = (
+        Order(rows.num_rows, train.micro_batch, one_worker.seed),
+        load_teacher(one_worker.teacher).tokenizer,
+    )
+    assert 3 * train.global_batch < rows.num_rows < 6 * train.global_batch
+    assert sorted(read) == list(range(train.steps * 4))
+    for number, ids in read.items():
+        texts = rows["text"].take(order.rows(number)).to_pylist()
+        assert ids == tokenize(tokenizer, texts, one_worker.teacher.tokens)[0].tolist()
     assert losses(config) == pytest.approx(losses(one_worker), rel=TOLERANCE)
 
 
-def fail_at(patch, step: int) -> None:
-    """Make every worker die once its meter has counted `step` steps."""
+def watch_workers(patch, served: Path, killed_at: int | None) -> None:
+    """Have every worker write down the micro-batches that it trains on, and die once it has made `killed_at` steps."""
     train_worker = distill.train_worker
 
-    def dying(loop_config):
+    def watched(loop_config):
         from jobs import distill
 
-        finish = distill.Meter.finish_step
+        finish, take = distill.Meter.finish_step, distill.DistillStream.__next__
 
-        def finish_and_die(meter, engine):
+        def finish_or_die(meter, engine):
             finish(meter, engine)
-            if meter.step == step:
+            if meter.step == killed_at:
                 raise RuntimeError("killed by the test")
 
-        distill.Meter.finish_step = finish_and_die
+        def noted(stream):
+            number, batch = stream.number, take(stream)
+            with (served / f"{stream.rank}.jsonl").open("a") as file:
+                file.write(json.dumps([number, batch.input_ids.tolist()]) + "\n")
+            return batch
+
+        distill.Meter.finish_step, distill.DistillStream.__next__ = finish_or_die, noted
         train_worker(loop_config)
 
-    patch.setattr(distill, "train_worker", dying)
+    patch.setattr(distill, "train_worker", watched)
 
 
 def test_bf16_and_teacher_targets_train_too(one_worker, tiny_run):
     config = tiny_run(
         name="bf16", train__precision="bf16", train__zero_stage=1, train__targets="teacher", train__steps=4,
-        loss={"hidden": 1, "embedding": 1, "relation": 1, "contrastive": 1, "layer_map": "uniform", "relation_heads": 4},
+        loss={
+            "hidden": 1, "embedding": 1, "attention": 1, "relation": 1, "contrastive": 1, "layer_map": "uniform",
+            "relation_heads": 4, "relation_of": "qkv",
+        },
     )  # fmt: skip
     distill.run(config)
     curve = losses(config)

@@ -90,9 +90,9 @@ class Memory:
 def make_memory(server_url, tmp_path, tiny_run):
     memories = []
 
-    def make(criterion="keywords"):
+    def make(criterion="keywords", count=1):
         config = tiny_run(
-            references={"criterion": criterion, "dense_index": True, "plan": True},
+            references={"criterion": criterion, "count": count, "dense_index": True, "plan": True},
             store={"collection": f"test-{uuid.uuid4()}", "lookup_deadline_ms": 10_000},
         )
         memories.append(Memory(server_url, tmp_path, config))
@@ -109,15 +109,16 @@ def tensors(batch):
 
 
 @pytest.mark.parametrize("criterion", ["keywords", "dense", "hybrid", "random"])
-@pytest.mark.parametrize("targets", [True, False])
-def test_every_batch_of_an_epoch_equals_the_live_one(make_memory, criterion, targets):
-    memory = make_memory(criterion)
+@pytest.mark.parametrize(("targets", "count"), [(True, 1), (False, 1), (True, 3)])
+def test_every_batch_of_an_epoch_equals_the_live_one(make_memory, criterion, targets, count):
+    memory = make_memory(criterion, count)
     plan = NeighbourPlan(memory.plan())
     assert len(plan) == 100
     live, planned = memory.stream(None, targets), memory.stream(plan, targets)
     for _ in range(100 // MICRO_BATCH + 1):  # over the epoch's end
         one, other = next(live), next(planned)
         assert one.reference_mask.any()
+        assert (one.reference_spans is not None) == (count > 1)
         assert (one.target_states is not None) == targets
         for ours, theirs in zip(tensors(one), tensors(other), strict=True):
             assert (ours is None and theirs is None) or torch.equal(ours, theirs)
@@ -133,24 +134,25 @@ def test_a_plan_is_built_once_and_again_when_anything_that_decides_has_changed(m
     with monkeypatch.context() as patch:
         patch.setattr(plans, "_build", None)
         assert memory.plan() == path
-    other_guard = memory.config.model_copy(
-        update={"references": memory.config.references.model_copy(update={"exclude_same_document": False})}
-    )
-    assert memory.plan(other_guard) != path
+    others = [
+        memory.config.model_copy(update={"references": memory.config.references.model_copy(update=change)})
+        for change in ({"exclude_same_document": False}, {"count": 2})
+    ]
+    assert len({path, *map(memory.plan, others)}) == 3
     memory.add([{**memory.rows[0], "text": "one more text"}])
     grown = memory.plan()
     assert grown != path
-    assert sorted(file.suffix for file in path.parent.iterdir()) == [".lock"] * 3 + [".npy"] * 3
+    assert sorted(file.suffix for file in path.parent.iterdir()) == [".lock"] * 4 + [".npy"] * 4
 
 
-@pytest.mark.parametrize("torn_bytes", [0, 13])
-def test_a_killed_build_goes_on_and_gives_the_same_plan(make_memory, monkeypatch, torn_bytes):
-    memory = make_memory()
+@pytest.mark.parametrize(("torn_bytes", "count"), [(0, 1), (13, 1), (30, 2)])
+def test_a_killed_build_goes_on_and_gives_the_same_plan(make_memory, monkeypatch, torn_bytes, count):
+    memory = make_memory(count=count)
     path = memory.plan()
     whole = path.read_bytes()
     path.unlink()
     draft = path.with_suffix(".draft")
-    draft.write_bytes(whole[: len(whole) - 40 * plans.ROW.itemsize - torn_bytes])
+    draft.write_bytes(whole[: len(whole) - 40 * count * plans.CHOICE.itemsize - torn_bytes])
     starts = []
     monkeypatch.setattr(plans, "pipelined", lambda call, items: (starts.append(items.start), map(call, items))[1])
     assert memory.plan() == path
@@ -171,15 +173,15 @@ def test_a_build_killed_in_its_first_bytes_starts_anew(make_memory):
 def test_a_neighbour_deleted_since_is_a_null_reference_and_counted(make_memory):
     memory = make_memory()
     plan = NeighbourPlan(memory.plan())
-    gone = plan.choices(np.array([0]))[0].id
+    ((gone, _),) = plan.choices(np.array([0]))[0]
     delete = api.DeletePoints(collection_name=memory.config.store.collection, wait=True)
     delete.points.points.ids.add().uuid = gone
     memory.client.call(memory.client.points.Delete, delete, 10)
     stream = memory.stream(plan, targets=False)
     found, _ = stream.source.planned(plan.choices(np.arange(100)))
-    assert found.ids[0] is None
+    assert not found.ids[0]
     assert found.steps[0] == "live"
-    assert stream.source.counts["missing"] == sum(choice.id == gone for choice in plan.choices(np.arange(100)))
+    assert stream.source.counts["missing"] == sum(choice.id == gone for (choice,) in plan.choices(np.arange(100)))
     stream.close()
 
 
@@ -188,4 +190,4 @@ def test_a_text_without_neighbour_is_planned_as_such(make_memory, monkeypatch):
     row = {**memory.rows[0], "text": "zebra"}
     table = pa.Table.from_pylist([row], PASSAGE_SCHEMA)
     monkeypatch.setattr(PreparedCorpus, "table", lambda *_: table)
-    assert NeighbourPlan(memory.plan()).choices(np.array([0])) == [None]
+    assert NeighbourPlan(memory.plan()).choices(np.array([0])) == [[]]

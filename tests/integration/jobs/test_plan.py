@@ -3,12 +3,13 @@
 import re
 
 import pytest
+from qdrant_client import grpc as api
 
 from jobs.ingest import fill_memory
 from jobs.memory import connect_store, running_store
 from jobs.plan import plan
 from jobs.prepared import prepare
-from vector_store.store import Store
+from vector_store.store import Store, payload_fields, state_fields
 
 pytestmark = pytest.mark.usefixtures("ray_cluster", "home")
 
@@ -22,7 +23,7 @@ def promised(config) -> tuple[float, int, str]:
 
 
 def test_the_plan_promises_what_an_ingest_makes(tiny_run):
-    config = tiny_run(references={"datatype": "int8"})
+    config = tiny_run(references={"datatype": "int8", "count": 2})
     _, references, known_by = promised(config)
     assert known_by.startswith("estimated")
     counted = prepare(config).counts.distinct
@@ -33,6 +34,15 @@ def test_the_plan_promises_what_an_ingest_makes(tiny_run):
         fill_memory(config, url)
         store = Store(client, config.store)
         assert store.bytes_estimate() / store.count() / 1000 == pytest.approx(kilobytes, rel=0.05)
+        scroll = api.ScrollPoints(
+            collection_name=config.store.collection,
+            limit=500,
+            with_payload=payload_fields(state_fields(with_text=False)),
+        )
+        fetched = client.call(client.points.Scroll, scroll, 10).ByteSize() / counted / 1000
+    lookup = re.search(r"^2 of ([\d.]+) kB = ([\d.]+) kB per text", plan(config)["look-up"])
+    assert float(lookup[1]) == pytest.approx(fetched, rel=0.1)
+    assert float(lookup[2]) == pytest.approx(2 * fetched, rel=0.1)
 
 
 def test_lines_are_estimated_by_their_length(tiny_run, tmp_path):

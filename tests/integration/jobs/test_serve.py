@@ -25,7 +25,7 @@ TEXTS = ["The film is slow and far too long.", "A lovely phone.", "Congress will
 def service(ray_cluster, tmp_path_factory, tiny_run):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REFBERT_HOME", str(tmp_path_factory.mktemp("home")))
-        config = tiny_run(name="served", train__steps=3)
+        config = tiny_run(name="served", train__steps=3, references={"count": 2})
         with running_store(config) as url:
             distill.run(config)
             with served(config, url) as address:
@@ -64,15 +64,28 @@ def test_requests_of_the_same_moment_do_not_mix(service):
             np.testing.assert_allclose(vectors(answer), alone[text], atol=1e-5)
 
 
-def test_an_answer_shows_the_reference_it_read_and_never_the_text_itself(service):
+def test_a_pair_is_embedded_as_one_whoever_it_arrives_with(service):
+    _, address = service
+    pair = TEXTS[:2]
+    together = vectors(embed(address, [pair, *pair]))
+    alone = np.concatenate([vectors(embed(address, [text])) for text in (pair, *pair)])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    swapped, joined = vectors(embed(address, [pair[::-1], " ".join(pair)]))
+    assert np.abs(together[0] - swapped).max() > 1e-4
+    assert np.abs(together[0] - joined).max() > 1e-4
+
+
+def test_an_answer_shows_the_references_it_read_and_never_the_text_itself(service):
     config, address = service
     stored = prepare(config).table("train")["text"].to_pylist()[:5]
     for text in stored:
-        reference = embed(address, text, explain=True)["data"][0]["reference"]
-        assert reference["step"] in ("live", "cached")
-        assert reference["text"] != text
-        assert reference["score"] > 0
-    assert embed(address, stored[0])["data"][0]["reference"] is None
+        answer = embed(address, text, explain=True)["data"][0]
+        best, (other,) = answer["reference"], answer["further_references"]
+        assert best["step"] == other["step"] == "live"
+        assert len({text, best["text"], other["text"]}) == 3
+        assert best["score"] >= other["score"] > 0
+    unexplained = embed(address, stored[0])["data"][0]
+    assert unexplained["reference"] is unexplained["further_references"] is None
 
 
 def test_usage_counts_tokens(service):
@@ -81,7 +94,17 @@ def test_usage_counts_tokens(service):
 
 
 @pytest.mark.parametrize(
-    "request_", [{"input": []}, {"input": ""}, {"input": ["x"] * 1000}, {"input": 5}, {}, {"input": "x", "nope": 1}]
+    "request_",
+    [
+        {"input": []},
+        {"input": ""},
+        {"input": ["x"] * 1000},
+        {"input": 5},
+        {},
+        {"input": "x", "nope": 1},
+        {"input": [["a", "b", "c"]]},
+        {"input": [["a", " "]]},
+    ],
 )
 def test_a_bad_request_is_422_and_no_traceback(service, request_):
     _, address = service
@@ -98,7 +121,7 @@ def test_a_killed_store_costs_quality_but_no_answer(service):
     pid = json.loads((config.store_directory / "address.json").read_text())["pid"]
     os.kill(pid, signal.SIGKILL)
     cached = embed(address, TEXTS[0], explain=True)["data"][0]
-    assert cached["reference"]["step"] == "cached"
+    assert [read["step"] for read in (cached["reference"], *cached["further_references"])] == ["cached"] * 2
     np.testing.assert_allclose(cached["embedding"], known["embedding"], atol=1e-5)
     null = embed(address, "never asked before", explain=True)["data"][0]
     assert null["reference"] == {"step": "null", "id": None, "text": None, "score": 0.0}

@@ -53,7 +53,7 @@ def manifest() -> Manifest:
 @pytest.fixture(scope="session")
 def make_points() -> Callable[..., list[Point]]:
     def make(num: int, seed: int = 0, per_document: int = 2) -> list[Point]:
-        """Random points; every `per_document` share a document, every third is a test row."""
+        """Random points; every `per_document` share a document, every third is a test row, every fifth is a pair."""
         random = np.random.default_rng(seed)
         points = []
         for i in range(num):
@@ -66,7 +66,7 @@ def make_points() -> Callable[..., list[Point]]:
                     token_ids=random.integers(0, 30_000, length).astype(np.int32),
                     keywords=SparseVector(indices, random.random(len(indices)).astype(np.float32) + 0.1),
                     sentence=random.standard_normal(4).astype(np.float32),
-                    text=f"text {i}",
+                    text=(f"text {i}", f"its second {i}") if i % 5 == 4 else f"text {i}",
                     source="made up",
                     document=f"d{i // per_document}",
                     split="test" if i % 3 == 0 else "train",

@@ -55,7 +55,7 @@ class Memory(NamedTuple):
         assert self.store.manifest() == self.manifest
         assert self.store.count() == len(self.points)
         found = self.store.fetch([point.id for point in self.points], with_text=True)
-        assert found.texts == [point.text for point in self.points]
+        assert found.texts == [[point.text] for point in self.points]
         for row, point in enumerate(self.points):
             assert np.array_equal(found.states[row][found.mask[row]], point.states)
         assert not self.store.existing([point.id for point in self.others])
@@ -427,4 +427,4 @@ def test_after_all_of_the_table_a_killed_server_starts_again_and_takes_good_poin
         asking = memory.others[0]
         found = retriever.neighbours([Query(str(uuid.uuid4()), asking.keywords)])
         assert found.steps == ["live"]
-        assert found.ids[0] is not None
+        assert found.ids[0]

@@ -450,8 +450,8 @@ def test_the_ladder_goes_live_cached_null_and_back(tmp_path, manifest, make_poin
             kill(tmp_path)
             gone = retriever.neighbours(queries[:4])
             assert gone.steps == ["cached"] * 3 + ["null"]
-            assert gone.ids == [*live.ids, None]
-            assert gone.texts == [*live.texts, None]
+            assert gone.ids == [*live.ids, []]
+            assert gone.texts == [*live.texts, []]
             assert (gone.scores[:3] == live.scores).all()
             assert (gone.states[:3] == live.states).all()
             assert (gone.mask[:3] == live.mask).all()

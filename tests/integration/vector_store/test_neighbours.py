@@ -38,8 +38,7 @@ def test_the_query_itself_its_document_and_excluded_splits_never_come_back(point
     by_id = {point.id: point for point in points}
     found = make_retriever(criterion, exclude_splits=["test"]).neighbours([ask(point) for point in points])
     assert found.steps == ["live"] * len(points)
-    for query, neighbour in zip(points, found.ids, strict=True):
-        assert neighbour is not None
+    for query, (neighbour,) in zip(points, found.ids, strict=True):
         assert neighbour != query.id
         assert by_id[neighbour].document != query.document
         assert by_id[neighbour].split != "test"
@@ -48,36 +47,99 @@ def test_the_query_itself_its_document_and_excluded_splits_never_come_back(point
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_without_a_document_only_the_query_itself_is_kept_out(points, make_retriever, criterion):
     found = make_retriever(criterion).neighbours([ask(point, document=False) for point in points])
-    assert all(neighbour not in (None, point.id) for point, neighbour in zip(points, found.ids, strict=True))
+    assert all(neighbour != point.id for point, (neighbour,) in zip(points, found.ids, strict=True))
 
 
-def test_dense_neighbours_are_the_exact_nearest(points, make_retriever):
+@pytest.mark.parametrize("count", [1, 3])
+def test_dense_neighbours_are_the_exact_nearest(points, make_retriever, count):
     vectors = np.stack([point.sentence / np.linalg.norm(point.sentence) for point in points])
     scores = vectors @ vectors.T
     for i, one in enumerate(points):
         for j, other in enumerate(points):
             if one.document == other.document:
                 scores[i, j] = -np.inf
-    found = make_retriever("dense").neighbours([ask(point) for point in points])
-    assert found.ids == [points[j].id for j in scores.argmax(1)]
-    assert np.allclose(found.scores, scores.max(1), atol=1e-5)
+    found = make_retriever("dense", count=count).neighbours([ask(point) for point in points])
+    assert found.ids == [[points[j].id for j in row] for row in np.argsort(-scores)[:, :count]]
+    assert np.allclose(found.scores, -np.sort(-scores)[:, :count], atol=1e-5)
 
 
 def test_keyword_neighbours_share_the_weightiest_words(points, make_retriever):
     found = make_retriever().neighbours([ask(point) for point in points])
     by_id = {point.id: point for point in points}
-    for point, neighbour in zip(points, found.ids, strict=True):
+    for point, (neighbour,) in zip(points, found.ids, strict=True):
         assert set(point.keywords.indices) & set(by_id[neighbour].keywords.indices)
 
 
 def test_the_neighbour_is_decoded_as_written(points, make_retriever):
     found = make_retriever(with_text=True).neighbours([ask(point) for point in points[:10]])
     by_id = {point.id: point for point in points}
-    for row, neighbour in enumerate(found.ids):
+    for row, (neighbour,) in enumerate(found.ids):
         assert np.array_equal(found.states[row][found.mask[row]], by_id[neighbour].states)
         assert np.array_equal(found.token_ids[row][found.mask[row]], by_id[neighbour].token_ids)
-        assert found.texts[row] == by_id[neighbour].text
-    assert make_retriever().neighbours([ask(points[0])]).texts == [None]
+        assert found.texts[row] == [by_id[neighbour].text]
+    assert make_retriever().neighbours([ask(points[0])]).texts == [[None]]
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_several_neighbours_go_on_from_the_best_and_are_all_allowed(points, make_retriever, criterion):
+    by_id = {point.id: point for point in points}
+    queries = [ask(point) for point in points]
+    best, found = (make_retriever(criterion, count=count).neighbours(queries) for count in (1, 3))
+    for query, (first,), ids, scores in zip(points, best.ids, found.ids, found.scores, strict=True):
+        assert first == ids[0] or criterion == "hybrid"  # whose longer lists tell more of its equals apart
+        assert len(set(ids)) == 3
+        assert all(by_id[i].document != query.document for i in ids)
+        assert (np.diff(scores) <= 0).all()
+
+
+def test_several_neighbours_lie_one_after_another(points, make_retriever):
+    found = make_retriever(count=3, with_text=True).neighbours([ask(point) for point in points[:10]])
+    by_id = {point.id: point for point in points}
+    for row, ids in enumerate(found.ids):
+        chosen = [by_id[i] for i in ids]
+        length = sum(len(point.states) for point in chosen)
+        assert np.array_equal(found.states[row, :length], np.concatenate([point.states for point in chosen]))
+        assert np.array_equal(found.token_ids[row, :length], np.concatenate([point.token_ids for point in chosen]))
+        wanted = np.repeat(range(3), [len(point.states) for point in chosen])
+        assert np.array_equal(found.ranks[row, :length], wanted)
+        assert not found.mask[row, length:].any()
+        assert not found.states[row, length:].any()
+        assert found.texts[row] == [point.text for point in chosen]
+
+
+def test_several_neighbours_take_the_two_trips_of_one(points, client, make_retriever):
+    searches, fetches = counted(client, "QueryBatch"), counted(client, "Get")
+    found = make_retriever(count=3).neighbours([ask(point) for point in points[:20]])
+    (search,), (fetch,) = searches, fetches
+    assert len(search.query_points) == 20
+    assert {point.uuid for point in fetch.ids} == {i for ids in found.ids for i in ids}
+    assert len(fetch.ids) < 60  # each once
+
+
+def test_a_fetch_that_may_outgrow_a_message_goes_in_several(points, client, config, manifest):
+    fetches = counted(client, "Get")
+    queries = [ask(point) for point in points[:20]]
+    small = config.model_copy(update={"message_bytes": 4 * 10 * manifest.bytes_per_point()})
+    found = Retriever(client, small, manifest, "keywords", count=3).neighbours(queries)
+    assert len(fetches) > 1
+    assert max(len(request.ids) for request in fetches) == 10
+    assert same(found, Retriever(client, config, manifest, "keywords", count=3).neighbours(queries))
+
+
+def test_fusion_misses_only_who_is_first_in_one_list(points, make_retriever):
+    queries = [ask(point) for point in points]
+    rankings = [make_retriever(criterion, count=118).choices(queries) for criterion in ("keywords", "dense")]
+    fused = make_retriever("hybrid", count=3).choices(queries)
+    for by_words, by_meaning, chosen in zip(*rankings, fused, strict=True):
+        ranks = [
+            {choice.id: sum(other.score > choice.score for other in ranking) for choice in ranking}
+            for ranking in (by_words, by_meaning)
+        ]
+        sums = {i: sum(1 / (2 + of[i]) for of in ranks if i in of) for i in ranks[0] | ranks[1]}
+        least = min(sums[choice.id] for choice in chosen)
+        missed = {i for i, whole in sums.items() if whole > least} - {choice.id for choice in chosen}
+        assert all(min(of[i] for of in ranks if i in of) < 3 for i in missed)
+        assert all(choice.score <= sums[choice.id] + 1e-9 for choice in chosen)
 
 
 def twins_of(point, others):
@@ -96,7 +158,9 @@ def test_equal_scores_are_ordered_by_id(store, manifest, make_points, make_retri
         store.upsert([twin])
     store.upsert(make_points(30, seed=9))
     found = make_retriever(criterion).neighbours([ask(first, document=False)])
-    assert found.ids == [min(point.id for point in twins)]
+    assert found.ids == [[min(point.id for point in twins)]]
+    several = make_retriever(criterion, count=3).neighbours([ask(first, document=False)])
+    assert several.ids == [sorted(point.id for point in twins)[:3]]
 
 
 def test_a_fused_neighbour_is_good_by_both_criteria(store, manifest, make_points, make_retriever):
@@ -111,7 +175,7 @@ def test_a_fused_neighbour_is_good_by_both_criteria(store, manifest, make_points
             dataclasses.replace(by_meaning, sentence=asking.sentence, keywords=others[0].keywords),
         ]
     )
-    assert make_retriever("hybrid").neighbours([ask(asking)]).ids == [both.id]
+    assert make_retriever("hybrid").neighbours([ask(asking)]).ids == [[both.id]]
 
 
 def test_one_query_alone_answers_as_in_a_batch(points, make_retriever):
@@ -125,16 +189,16 @@ def test_an_empty_query_has_no_neighbour_and_is_live(points, make_retriever):
     empty = SparseVector(np.zeros(0, np.uint32), np.zeros(0, np.float32))
     found = make_retriever().neighbours([Query(points[0].id, empty), ask(points[1])])
     assert found.steps == ["live", "live"]
-    assert found.ids[0] is None
+    assert not found.ids[0]
     assert not found.mask[0].any()
-    assert found.ids[1] is not None
+    assert found.ids[1]
 
 
 def test_own_points_come_with_the_neighbours(points, make_retriever, make_points):
     stranger = make_points(1, seed=5)[0]
     queries = [ask(points[0]), ask(stranger), ask(points[2])]
     found, own = make_retriever().neighbours_and_points(queries)
-    assert own.ids == [points[0].id, None, points[2].id]
+    assert own.ids == [[points[0].id], [], [points[2].id]]
     assert own.steps == ["live"] * 3
     assert np.array_equal(own.states[0][own.mask[0]], points[0].states)
     assert found.ids == make_retriever().neighbours(queries).ids
@@ -143,8 +207,8 @@ def test_own_points_come_with_the_neighbours(points, make_retriever, make_points
 def test_own_points_come_without_any_criterion(points, make_retriever):
     found, own = make_retriever("none").neighbours_and_points([ask(points[0])])
     assert found.steps == ["null"]
-    assert found.ids == [None]
-    assert own.ids == [points[0].id]
+    assert found.ids == [[]]
+    assert own.ids == [[points[0].id]]
 
 
 def test_random_is_the_same_for_an_id_and_differs_by_seed(points, make_retriever):
@@ -158,8 +222,9 @@ def test_random_reaches_most_points_and_favours_none(points, make_retriever):
     keywords = points[0].keywords
     queries = [Query(str(uuid.uuid5(uuid.NAMESPACE_URL, str(i))), keywords) for i in range(1200)]
     retriever = make_retriever("random")
-    drawn = Counter(i for start in range(0, 1200, 100) for i in retriever.neighbours(queries[start : start + 100]).ids)
-    assert None not in drawn
+    drawn = Counter(
+        i for start in range(0, 1200, 100) for (i,) in retriever.neighbours(queries[start : start + 100]).ids
+    )
     # Each point's share is its gap between ids: exponential around 10 draws.
     assert len(drawn) > 0.75 * len(points)
     assert max(drawn.values()) < 100
@@ -171,8 +236,20 @@ def test_a_store_with_only_the_query_has_no_neighbour(store, manifest, make_poin
     store.upsert([point])
     for criterion in CRITERIA:
         found = make_retriever(criterion).neighbours([ask(point)])
-        assert found.ids == [None]
+        assert found.ids == [[]]
         assert found.steps == ["live"]
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_there_are_fewer_neighbours_where_the_store_has_fewer(store, manifest, make_points, make_retriever, criterion):
+    store.ensure(manifest)
+    asking, *others = make_points(3, per_document=1)
+    others = [dataclasses.replace(other, keywords=asking.keywords) for other in others]
+    store.upsert([asking, *others])
+    found = make_retriever(criterion, count=4).neighbours([ask(asking)])
+    assert sorted(found.ids[0]) == sorted(other.id for other in others)
+    assert found.mask.sum() == sum(len(other.states) for other in others)
+    assert found.scores[0, 2:].tolist() == [0, 0]
 
 
 def test_look_ups_are_counted_and_timed(points, make_retriever):
@@ -191,7 +268,7 @@ def test_a_missing_collection_is_an_error_and_no_null_reference(make_retriever, 
 def same(one, other):
     """Whether two answers are equal in everything, down to the last bit."""
     return all(
-        np.array_equal(getattr(one, name), getattr(other, name)) for name in ("states", "token_ids", "mask", "scores")
+        np.array_equal(getattr(one, name), getattr(other, name)) for name in ("states", "token_ids", "ranks", "scores")
     ) and (one.ids, one.texts, one.steps) == (other.ids, other.texts, other.steps)
 
 
@@ -202,7 +279,7 @@ def test_a_kept_point_is_the_whole_point_and_is_not_fetched_again(points, client
     fetches = counted(client, "Get")
     assert same(once, retriever.neighbours(queries))
     assert not fetches
-    assert retriever.counts["cache_hits"] == len(set(once.ids))
+    assert retriever.counts["cache_hits"] == len({i for ids in once.ids for i in ids})
 
 
 def test_equal_queries_of_a_batch_are_asked_once(points, client, make_retriever):
@@ -223,16 +300,22 @@ def counted(client, method):
         sent.append(request)
         return stub(request, **options)
 
+    def counting_future(request, **options):
+        sent.append(request)
+        return stub.future(request, **options)
+
+    counting.future = counting_future
     setattr(client.points, method, counting)
     return sent
 
 
+@pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_planned_neighbours_are_the_live_ones(points, make_retriever, criterion):
+def test_planned_neighbours_are_the_live_ones(points, make_retriever, criterion, count):
     queries = [ask(point) for point in points]
-    live, live_own = make_retriever(criterion).neighbours_and_points(queries)
-    choices = make_retriever(criterion).choices(queries)
-    found, own = make_retriever(criterion).planned(choices, [query.id for query in queries])
+    live, live_own = make_retriever(criterion, count=count).neighbours_and_points(queries)
+    choices = make_retriever(criterion, count=count).choices(queries)
+    found, own = make_retriever(criterion, count=count).planned(choices, [query.id for query in queries])
     assert same(found, live)
     assert same(own, live_own)
 
@@ -250,11 +333,30 @@ def test_planned_neighbours_take_one_round_trip_and_then_none(points, client, ma
 def test_a_planned_point_that_was_deleted_is_a_null_reference_and_counted(points, make_retriever):
     retriever = make_retriever()
     gone = Choice(str(uuid.UUID(int=5)), 1.0)
-    found, _ = retriever.planned([gone, Choice(points[0].id, 0.5), None])
-    assert found.ids == [None, points[0].id, None]
+    found, _ = retriever.planned([[gone], [Choice(points[0].id, 0.5)], []])
+    assert found.ids == [[], [points[0].id], []]
     assert found.steps == ["live"] * 3
-    assert found.scores.tolist() == [0.0, 0.5, 0.0]
+    assert found.scores.tolist() == [[0.0], [0.5], [0.0]]
     assert retriever.counts["missing"] == 1
+
+
+def test_the_neighbours_of_a_deleted_one_move_up(points, make_retriever):
+    retriever = make_retriever(count=3)
+    gone, first, last = Choice(str(uuid.UUID(int=5)), 3.0), Choice(points[0].id, 2.0), Choice(points[1].id, 1.0)
+    found, _ = retriever.planned([[first, gone, last]])
+    assert found.ids == [[first.id, last.id]]
+    assert found.scores.tolist() == [[2.0, 1.0, 0.0]]
+    assert found.ranks.max() == 1
+
+
+def test_several_neighbours_are_kept_for_when_the_store_is_slow(points, make_retriever):
+    retriever = make_retriever(count=3)
+    live = retriever.neighbours([ask(point) for point in points[:5]])
+    retriever._deadline_s = 1e-6
+    away = retriever.neighbours([ask(point) for point in points[:6]])
+    assert away.steps == ["cached"] * 5 + ["null"]
+    assert away.ids[:5] == live.ids
+    assert np.array_equal(away.states[:5], live.states)
 
 
 def test_batches_in_flight_together_answer_as_one_after_the_other(points, make_retriever):

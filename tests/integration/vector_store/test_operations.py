@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from qdrant_client import grpc as api
 
-from vector_store.codec import STATES, TEXT, TOKEN_IDS, encode
+from vector_store.codec import STATES, TEXT, TEXT_PAIR, TOKEN_IDS, encode
 from vector_store.comparison import compare
 from vector_store.errors import CollectionMismatch, CollectionMissing, InvalidPoint, StoreError
 from vector_store.retriever import Retriever
-from vector_store.schema import Query, SparseVector, point_id
+from vector_store.schema import Query, SparseVector, parts, point_id
 from vector_store.store import Store
 from vector_store.verification import OTHER_ID, verify
 from vector_store.versions import Version, promote, rollback, versions
@@ -24,7 +24,7 @@ def make_sound(make_points, manifest):
 
     def make(num, **options):
         points = make_points(num, **options)
-        return [dataclasses.replace(point, id=point_id(manifest.fingerprint, [point.text])) for point in points]
+        return [dataclasses.replace(point, id=point_id(manifest.fingerprint, parts(point.text))) for point in points]
 
     return make
 
@@ -114,6 +114,8 @@ def damaged(message, kind):
             del message.vectors.vectors.vectors["sentence"]
         case "another text":
             message.payload[TEXT].string_value = "changed"
+        case "a second text":
+            message.payload[TEXT_PAIR].string_value = "more"
         case "a numbered id":
             message.id.num = 7
     return message
@@ -134,6 +136,7 @@ def damaged(message, kind):
         ("no payload", "'states' holds nothing, wanted a string"),
         ("no sentence", "has no sentence vector, the collection has a dense index"),
         ("another text", OTHER_ID),
+        ("a second text", OTHER_ID),
         ("a numbered id", "not a UUID"),
     ],
 )

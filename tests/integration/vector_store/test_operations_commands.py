@@ -11,7 +11,7 @@ from vector_store.__main__ import VERBS, main
 from vector_store.arguments import EXAMPLES
 from vector_store.client import connect
 from vector_store.config import StoreConfig
-from vector_store.schema import point_id
+from vector_store.schema import parts, point_id
 from vector_store.server.process import embedded_server
 from vector_store.store import Store
 
@@ -27,7 +27,9 @@ def place(tmp_path_factory):
 @pytest.fixture
 def collections(place, manifest, make_points):
     """Two sound collections `references` and `second` of 12 equal points each, and a way to reach others."""
-    points = [dataclasses.replace(point, id=point_id(manifest.fingerprint, [point.text])) for point in make_points(12)]
+    points = [
+        dataclasses.replace(point, id=point_id(manifest.fingerprint, parts(point.text))) for point in make_points(12)
+    ]
     with embedded_server(place) as url, connect(StoreConfig(), url) as client:
 
         def store(name):

@@ -12,7 +12,7 @@ from vector_store.codec import STATES, encode
 from vector_store.comparison import compare
 from vector_store.config import StoreConfig
 from vector_store.errors import CollectionMismatch, StoreError
-from vector_store.schema import point_id
+from vector_store.schema import parts, point_id
 from vector_store.server.process import embedded_server
 from vector_store.store import Store
 from vector_store.transfer import export_points, import_points, read_export
@@ -27,7 +27,7 @@ def filled(store, manifest, make_points):
     """A collection of 600 sound points, more than two pages of them."""
     store.ensure(manifest)
     store.upsert(
-        [dataclasses.replace(point, id=point_id(manifest.fingerprint, [point.text])) for point in make_points(600)]
+        [dataclasses.replace(point, id=point_id(manifest.fingerprint, parts(point.text))) for point in make_points(600)]
     )
     return store
 
@@ -69,6 +69,16 @@ def test_points_without_a_sentence_vector_travel_too(store, target, manifest, ma
     store.ensure(manifest.model_copy(update={"dense_index": False}))
     store.upsert([dataclasses.replace(point, sentence=None) for point in make_points(5)])
     export_points(store, tmp_path / "out", 100)
+    import_points(target, tmp_path / "out")
+    assert compare(store, target).is_equal
+
+
+def test_an_export_of_before_there_were_pairs_imports(store, target, manifest, make_points, tmp_path):
+    store.ensure(manifest)
+    store.upsert(make_points(4))
+    (file,) = export_points(store, tmp_path / "out", 100).files
+    path = tmp_path / "out" / file.name
+    parquet.write_table(parquet.read_table(path).drop_columns("text_pair"), path, write_page_checksum=True)
     import_points(target, tmp_path / "out")
     assert compare(store, target).is_equal
 

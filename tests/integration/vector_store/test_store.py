@@ -63,14 +63,14 @@ def test_points_are_fetched_as_written_and_missing_ones_are_masked(store, manife
     points = make_points(20)
     assert store.upsert(points) == 20
     absent = make_points(1, seed=9)[0].id
-    found = store.fetch([points[7].id, absent, points[2].id], with_text=True)
-    assert found.ids == [points[7].id, None, points[2].id]
-    assert found.texts == ["text 7", None, "text 2"]
-    assert found.mask.sum(1).tolist() == [len(points[7].states), 0, len(points[2].states)]
-    for row, point in ((0, points[7]), (2, points[2])):
+    found = store.fetch([points[7].id, absent, points[4].id], with_text=True)
+    assert found.ids == [[points[7].id], [], [points[4].id]]
+    assert found.texts == [["text 7"], [], [("text 4", "its second 4")]]
+    assert found.mask.sum(1).tolist() == [len(points[7].states), 0, len(points[4].states)]
+    for row, point in ((0, points[7]), (2, points[4])):
         assert np.array_equal(found.states[row][found.mask[row]], point.states)
         assert np.array_equal(found.token_ids[row][found.mask[row]], point.token_ids)
-    assert store.fetch([points[0].id]).texts == [None]
+    assert store.fetch([points[0].id]).texts == [[None]]
 
 
 def test_existing_tells_which_ids_are_stored(store, manifest, make_points):

@@ -30,8 +30,10 @@ def test_overrides_reach_every_depth_and_are_yaml():
         ("train.steps.more=1", "steps is a value|train.steps"),
         ("references.criterion=dense", "needs references.dense_index=true"),
         ("references={criterion: mine.make, plan: true}", "plan=true needs a built-in criterion, found mine.make"),
+        ("references={criterion: mine.make, count: 2}", "count=2 needs a built-in criterion, found mine.make"),
         ("references.criterion=closest", "neither one of keywords, dense"),
         ("loss.embedding=1", "train.targets=memory has only the last layer's states"),
+        ("loss.relation_of=qkv", "train.targets=memory has only the last layer's states"),
         ("loss.prediction=1", "train.targets=memory has only the last layer"),
         ("train.precision=bf16", "set zero_stage to 1, 2 or 3"),
         ("store.url=localhost:6334", "neither `embedded` nor http"),
@@ -45,6 +47,12 @@ def test_a_mistake_is_one_line_that_names_it(override, message):
     with pytest.raises(InputError, match=message) as error:
         load_config(QUICKSTART, [override])
     assert "\n" not in str(error.value)
+
+
+def test_references_that_outgrow_the_positions_of_their_keys_are_refused():
+    load_config(QUICKSTART, ["references.count=17"])
+    with pytest.raises(InputError, match=r"512 positions for all references together, .* asks for 544"):
+        load_config(QUICKSTART, ["references.count=17", "student.reference_keys=embedding"])
 
 
 @pytest.mark.parametrize(

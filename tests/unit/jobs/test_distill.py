@@ -5,27 +5,23 @@ from pathlib import Path
 
 import pytest
 import ray.train
+from torch import nn
 
-from jobs.distill import restore, warmup_decay
+from jobs.checkpoint import write_checkpoint
+from jobs.distill import started
 from jobs.prepared import CorpusCounts, PreparedCorpus
 from refbert.errors import InputError
 
 
-def test_learning_rate_rises_to_its_peak_and_falls_to_zero_in_straight_lines():
-    factors = [warmup_decay(step, steps=20, warmup_fraction=0.25) for step in range(21)]
-    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert factors[5:] == pytest.approx([1 - step / 15 for step in range(16)])
-
-
-def test_a_checkpoint_of_a_changed_corpus_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "is no checkpoint of this version"), ("before", "the corpus has changed since")]
+)
+def test_a_checkpoint_of_another_version_or_corpus_is_refused(tmp_path, monkeypatch, content, message):
     monkeypatch.setattr(ray.train, "get_checkpoint", lambda: ray.train.Checkpoint.from_directory(tmp_path))
-    state = {"corpus": "before", "stream": {"micro_batches": 3}, "progress": {"step": 1, "seconds": 2.0, "wait_s": 0.1}}
-    engine = types.SimpleNamespace(load_checkpoint=lambda folder: (folder, state))
-    restored = []
-    stream = types.SimpleNamespace(load_state_dict=restored.append)
-    counts = CorpusCounts(0, 1, 1, 1, ())
-    with pytest.raises(InputError, match="the corpus has changed since the checkpoint"):
-        restore(engine, stream, PreparedCorpus(Path("corpora/after"), counts))
-    assert not restored
-    assert restore(engine, stream, PreparedCorpus(Path("corpora/before"), counts)).step == 1
-    assert restored == [state["stream"]]
+    if content:
+        engine = types.SimpleNamespace(module=nn.Module(), global_rank=0)
+        write_checkpoint(tmp_path, engine, {"corpus": content})
+    corpus = PreparedCorpus(Path("corpora/after"), CorpusCounts(0, 1, 1, 1, ()))
+    job = types.SimpleNamespace(corpus=corpus)
+    with pytest.raises(InputError, match=message):
+        started(None, None, job)

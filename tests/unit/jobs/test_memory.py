@@ -9,7 +9,7 @@ from jobs.memory import manifest_of, open_retriever, reference_id, reference_tex
 from refbert.config import ReferenceConfig
 from refbert.errors import InputError
 from vector_store.config import StoreConfig
-from vector_store.schema import Manifest
+from vector_store.schema import Manifest, point_id
 
 
 def texts_of(teacher, **options):
@@ -27,6 +27,24 @@ def test_a_text_asks_under_the_id_it_is_stored_with(teacher):
     assert np.array_equal(point.keywords.indices, query.keywords.indices)
     assert query.document == "d"
     assert texts_of(teacher, exclude_same_document=False).query("A text.", ids, "d").document is None
+
+
+def test_a_pair_asks_under_the_id_it_is_stored_with_and_with_the_words_of_both(teacher):
+    texts = texts_of(teacher)
+    pair = "A text.", "Another one."
+    ids, states = teacher.encode_texts([pair])[0]
+    row = {"text": pair[0], "text_pair": pair[1], "source": "s", "document": "d", "split": "train"}
+    identifier = reference_id(teacher.fingerprint, pair)
+    assert identifier == point_id(teacher.fingerprint, pair)
+    assert identifier == reference_id(teacher.fingerprint, (" A  text.", "Another\tone."))
+    assert (
+        len({identifier, *(reference_id(teacher.fingerprint, text) for text in (pair[::-1], *pair, " ".join(pair)))})
+        == 5
+    )
+    point, query = texts.point(row, identifier, ids, states), texts.query(pair, ids, "d")
+    assert point.text == pair
+    assert point.id == query.id
+    assert len(query.keywords.indices) == len(set(teacher.tokenizer.tokenize("A text. Another one.")))
 
 
 def test_only_a_dense_memory_has_sentence_vectors(teacher):

@@ -21,7 +21,7 @@ def report() -> dict:
         "student": {"params": 11_000_000, "layers": 4, "dim": 312, "compression": 2.0},
         "memory": {
             "points": 5, "bytes": 10**6, "criterion": "keywords", "tokens": 32, "dim": 384, "datatype": "float16",
-            "url_kind": "embedded",
+            "url_kind": "embedded", "references_per_text": 1,
         },
         "distill": {
             "steps": 3, "seconds": 2.0, "examples_per_s": 48.0, "data_wait_fraction": 0.01, "world_size": 1, "zero_stage": 0,

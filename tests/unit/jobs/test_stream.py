@@ -68,12 +68,28 @@ def test_a_stream_restores_onto_another_number_of_workers(teacher):
         assert torch.equal(next(alone).input_ids, next(workers[number % 2]).input_ids)
 
 
-def test_rows_that_do_not_read_get_no_reference():
-    found = Neighbours(
-        ids=["a", "b"], texts=[None, None], scores=np.ones(2, np.float32), states=np.ones((2, 5, 4), np.float16),
-        token_ids=np.ones((2, 5), np.int32), mask=np.array([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]], bool), steps=["live", "live"],
+def found_with(ranks: list[list[int]], count: int) -> Neighbours:
+    """An answer whose tokens are of these neighbours."""
+    shape = np.array(ranks).shape
+    return Neighbours(
+        ids=[["a"], ["b"]], texts=[[None], [None]], scores=np.ones((2, count), np.float32),
+        states=np.ones((*shape, 4), np.float16), token_ids=np.ones(shape, np.int32), ranks=np.array(ranks, np.int16),
+        steps=["live", "live"],
     )  # fmt: skip
+
+
+def test_rows_that_do_not_read_get_no_reference():
+    found = found_with([[0, 0, 0, -1, -1], [0, 0, -1, -1, -1]], count=1)
     ids = torch.ones(2, 3, dtype=torch.long)
     batch = reference_batch(ids, ids, found, 4, np.array([False, True]))
     assert batch.reference_mask.sum(1).tolist() == [0, 2]
     assert batch.reference_states.shape == (2, 2, 4)  # cut at the longest that is read
+    assert batch.reference_spans is None
+
+
+def test_a_batch_says_which_token_is_of_which_reference():
+    found = found_with([[0, 0, 1, -1, -1], [0, 1, 1, -1, -1]], count=2)
+    ids = torch.ones(2, 3, dtype=torch.long)
+    batch = reference_batch(ids, ids, found, 4, np.array([False, True]))
+    assert batch.reference_mask.tolist() == [[False] * 3, [True] * 3]
+    assert batch.reference_spans.tolist() == [[[False] * 3] * 2, [[True, False, False], [False, True, True]]]

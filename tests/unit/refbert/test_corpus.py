@@ -5,9 +5,20 @@ import json
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
+from pydantic import ValidationError
 
 from refbert.config import CorpusConfig
-from refbert.corpus import Rejected, Row, corpus_files, normalise, read_rows, split_of, split_passages
+from refbert.corpus import (
+    Rejected,
+    Row,
+    corpus_files,
+    normalise,
+    read_rows,
+    split_of,
+    split_passages,
+    text_digest,
+    text_of,
+)
 from refbert.errors import InputError
 
 TEXTS = ["A first text.", "Ein zweiter, länger.", "and a third"]
@@ -72,6 +83,28 @@ def test_bad_rows_are_rejected_with_their_reason_and_the_rest_is_read(tmp_path):
     ]
     assert len(reasons) == len(wanted)
     assert all(part in reason for part, reason in zip(wanted, reasons, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_rows_of_pairs_have_both_texts_or_a_reason(tmp_path, kind):
+    rows = [{"a": "one", "b": " two\n words"}, {"a": "three", "b": None}, {"a": "four", "b": " "}]
+    if kind == "parquet":
+        parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    else:
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    good, *bad = rows_of(tmp_path, text_field="a", text_pair_field="b", long_texts="truncate")
+    assert text_of(good._asdict()) == ("one", "two words")
+    assert [row.reason for row in bad] == ["'b' is NoneType, wanted a text", "'b' is empty"]
+    with pytest.raises(ValidationError, match=r"not cut into passages; set corpus.long_texts=truncate"):
+        CorpusConfig(path=str(tmp_path), text_pair_field="b")
+
+
+def test_a_pair_is_told_by_both_texts_and_their_order():
+    digests = [text_digest(text) for text in ("a b", ("a", "b"), ("b", "a"), ("a b", "c"), ("a", "b c"), "a")]
+    assert len(set(digests)) == len(digests)
+    pairs = [("the same", f"number {number}") for number in range(1000)]
+    assert 50 < sum(split_of(pair, 0.1) == "heldout" for pair in pairs) < 150
+    assert all(split_of((" the\tsame", pair[1]), 0.1) == split_of(pair, 0.1) for pair in pairs[:100])
 
 
 def test_labels_and_documents_travel_with_their_text(tmp_path):

@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from refbert.attention import QKV
 from refbert.config import LossConfig, StudentConfig, TeacherConfig
-from refbert.distillation import DistillBatch, Distiller, Targets, new_student
+from refbert.distillation import DistillBatch, Distiller, Targets, check_losses, new_student
+from refbert.errors import InputError
+from refbert.losses import attention_loss, hidden_loss, relation_loss
 from refbert.student import RefBertForSequenceClassification
 from refbert.teacher import load_teacher, tokenize
 
@@ -17,16 +20,23 @@ def tiny(tiny_teacher_path):
     return load_teacher(TeacherConfig(model=tiny_teacher_path, tokens=16, head="classification"))
 
 
-def batch_and_targets(tiny) -> tuple[DistillBatch, Targets]:
-    ids, mask = tokenize(tiny.tokenizer, TEXTS, 16)
-    encoding = tiny.encode(ids, mask, every_layer=True)
+def batch_and_targets(tiny, score_layers=(2,)) -> tuple[DistillBatch, Targets]:
+    ids, mask, _ = tokenize(tiny.tokenizer, TEXTS, 16)
+    encoding = tiny.encode(ids, mask, every_layer=True, score_layers=score_layers, qkv_layer=tiny.num_layers)
     reference = torch.roll(encoding.states, 1, 0).clone(), torch.roll(mask, 1, 0), torch.roll(ids, 1, 0)
     states, reference_mask, reference_ids = reference
     batch = DistillBatch(ids, mask, reference_ids, states, reference_mask)
-    return batch, Targets(tuple(layer.clone() for layer in encoding.layers), mask, encoding.logits.clone())
+    targets = Targets(
+        tuple(layer.clone() for layer in encoding.layers),
+        mask,
+        encoding.logits.clone(),
+        tuple(scores.clone() for scores in encoding.attention_scores),
+        QKV(*(x.clone() for x in encoding.qkv)),
+    )
+    return batch, targets
 
 
-ONLY = dict.fromkeys(("hidden", "embedding", "relation", "contrastive", "prediction"), 0.0)
+ONLY = dict.fromkeys(("hidden", "embedding", "attention", "relation", "contrastive", "prediction"), 0.0)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +45,9 @@ ONLY = dict.fromkeys(("hidden", "embedding", "relation", "contrastive", "predict
         {"hidden": 1.0},
         {"hidden": 1.0, "layer_map": "uniform"},
         {"embedding": 1.0},
+        {"attention": 1.0},
         {"relation": 1.0, "relation_heads": 4},
+        {"relation": 1.0, "relation_heads": 6, "relation_of": "qkv"},
         {"contrastive": 1.0},
         {"prediction": 1.0},
     ],
@@ -44,7 +56,7 @@ ONLY = dict.fromkeys(("hidden", "embedding", "relation", "contrastive", "predict
 def test_a_student_learns_from_each_loss_alone(tiny, weights):
     distiller = Distiller(new_student(SMALL, tiny, seed=0), LossConfig(**{**ONLY, **weights}))
     batch, targets = batch_and_targets(tiny)
-    optimizer = torch.optim.AdamW(distiller.parameters(), lr=5e-3)
+    optimizer = torch.optim.AdamW(distiller.parameters(), lr=5e-3, fused=True)
     losses = []
     for _ in range(40):
         loss, parts = distiller(batch, targets)
@@ -59,17 +71,123 @@ def test_a_student_learns_from_each_loss_alone(tiny, weights):
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts(tiny):
-    weights = LossConfig(hidden=3, embedding=2, relation=5, contrastive=7, prediction=11, relation_heads=4)
+    weights = LossConfig(
+        hidden=3, embedding=2, attention=13, relation=5, contrastive=7, prediction=11, relation_heads=4
+    )
     loss, parts = Distiller(new_student(SMALL, tiny, seed=0), weights)(*batch_and_targets(tiny))
     assert loss.item() == pytest.approx(
         sum(getattr(weights, name) * part.item() for name, part in parts.items()), rel=1e-5
     )
 
 
-def test_uniform_map_reads_the_teachers_layers_evenly(tiny):
-    distiller = Distiller(new_student(SMALL, tiny, seed=0), LossConfig(layer_map="uniform"))
-    targets = Targets(tuple(torch.zeros(1) for _ in range(13)), torch.ones(1))
-    assert [distiller._teacher_layer(layer, targets) for layer in (1, 2)] == [6, 12]
+def test_layer_maps_pair_the_students_layers_with_the_teachers():
+    assert LossConfig().teacher_layers(4, 12) == (12,)
+    assert LossConfig(layer_map="uniform").teacher_layers(4, 12) == (3, 6, 9, 12)
+    assert LossConfig(layer_map="uniform").teacher_layers(4, 2) == (1, 1, 2, 2)
+    assert LossConfig(layer_map=[1, 5, 12]).teacher_layers(3, 12) == (1, 5, 12)
+
+
+def test_mapped_losses_compare_the_layers_that_the_map_names(tiny):
+    """One listed layer twice: each part is the mean of the losses between the named layers."""
+    weights = LossConfig(
+        **{**ONLY, "hidden": 1.0, "attention": 1.0, "relation": 1.0},
+        layer_map=(1, 1), relation_layer=1, relation_heads=4,
+    )  # fmt: skip
+    distiller = Distiller(new_student(SMALL, tiny, seed=0), weights)
+    batch, targets = batch_and_targets(tiny, weights.teacher_layers(2, 2))
+    _, parts = distiller(batch, targets)
+    said = distiller.student(**batch.student_inputs(), output_hidden_states=True, output_attentions=True)
+    inner = distiller.layer_projections[0](said.hidden_states[1])
+    tokens = batch.mask.shape[1]
+    wanted = sum(hidden_loss(ours, targets.layers[1], batch.mask) for ours in (inner, said.projected_states)) / 2
+    assert parts["hidden"].item() == pytest.approx(wanted.item(), rel=1e-5)
+    first = tiny.encode(batch.input_ids, batch.mask, score_layers=[1]).attention_scores[0]
+    wanted = sum(attention_loss(ours[..., :tokens], first, batch.mask) for ours in said.attention_scores) / 2
+    assert parts["attention"].item() == pytest.approx(wanted.item(), rel=1e-5)
+    wanted = relation_loss(said.projected_states, targets.layers[1], batch.mask, 4)
+    assert parts["relation"].item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("of", [{"attention": 1.0}, {"relation": 1.0, "relation_of": "qkv", "relation_heads": 4}])
+def test_padding_changes_no_attention_loss_and_its_gradient_stays_with_the_student(tiny, of):
+    distiller = Distiller(new_student(SMALL, tiny, seed=0), LossConfig(**{**ONLY, **of}))
+    batch, targets = batch_and_targets(tiny)
+    loss, _ = distiller(batch, targets)
+    loss.backward()
+    assert all(p.grad is None for p in tiny.model.parameters())
+    assert distiller.student.encoder.layers[-1].attention.query.weight.grad.abs().sum() > 0
+    longer = torch.zeros(len(TEXTS), 16 - batch.mask.shape[1], dtype=torch.long)
+    ids, mask = torch.cat([batch.input_ids, longer], 1), torch.cat([batch.mask, longer], 1)
+    encoding = tiny.encode(ids, mask, score_layers=(2,), qkv_layer=2)
+    padded = Targets(encoding.layers, mask, None, encoding.attention_scores, encoding.qkv)
+    batch.input_ids, batch.mask = ids, mask
+    with torch.no_grad():
+        assert distiller(batch, padded)[0].item() == pytest.approx(loss.item(), rel=1e-4)
+
+
+def test_what_needs_a_live_teacher_is_told_from_what_the_memory_has():
+    assert LossConfig().needs_only_last_states
+    assert LossConfig(hidden=0, layer_map="uniform").needs_only_last_states  # a map that no loss reads
+    assert LossConfig(relation=0, relation_of="qkv", relation_layer=1).needs_only_last_states
+    assert LossConfig(prediction=1).needs_only_last_states  # logits are kept with a task
+    for needs in (
+        {"embedding": 1}, {"attention": 1}, {"layer_map": (1, 2)}, {"relation_of": "qkv"},
+        {"relation_layer": 1},
+    ):  # fmt: skip
+        assert not LossConfig(**needs).needs_only_last_states
+
+
+@pytest.mark.parametrize(
+    ("loss", "student", "message"),
+    [
+        ({"attention": 1}, {"heads": 3}, r"the student has 3, the teacher 4; set student.heads=4"),
+        (
+            {"layer_map": (1, 3)},
+            {},
+            r"layer_map=\[1, 3\] must name one of the teacher's layers 1 to 2 for each of the ",
+        ),
+        ({"layer_map": (2,)}, {}, r"for each of the student's 2$"),
+        ({"relation_layer": 3}, {}, r"relation_layer=3 is not one of the teacher's layers 1 to 2"),
+        ({"relation_of": "qkv"}, {"reference_mode": "replace"}, r"set student.reference_mode=concat"),
+        (
+            {"attention": 1, "layer_map": "uniform"},
+            {"reference_mode": "replace", "reference_layers": "first"},
+            "concat",
+        ),
+    ],
+)
+def test_losses_that_a_teacher_or_a_student_cannot_serve_are_one_clear_line(tiny, loss, student, message):
+    with pytest.raises(InputError, match=message) as error:
+        check_losses(LossConfig(**loss), SMALL.model_copy(update=student), tiny)
+    assert "\n" not in str(error.value)
+
+
+def test_losses_that_can_be_served_are_not_refused(tiny):
+    first = SMALL.model_copy(update={"reference_mode": "replace", "reference_layers": "first"})
+    check_losses(LossConfig(attention=1, relation_of="qkv"), first, tiny)  # only the last layer is compared
+    check_losses(LossConfig(relation_of="qkv", relation_layer=1), SMALL.model_copy(update={"heads": 3}), tiny)
+
+
+def test_each_of_several_references_is_a_negative_of_its_own(tiny):
+    batch, targets = batch_and_targets(tiny)
+    one = batch.reference_vectors()
+    tokens = batch.reference_mask.shape[1]
+    twice = DistillBatch(
+        batch.input_ids,
+        batch.mask,
+        batch.reference_ids.repeat(1, 2),
+        torch.cat([batch.reference_states, batch.reference_states + 1], 1),
+        batch.reference_mask.repeat(1, 2),
+        reference_spans=torch.zeros(len(TEXTS), 2, 2 * tokens, dtype=torch.bool),
+    )
+    twice.reference_spans[:, 0, :tokens] = batch.reference_mask.bool()
+    twice.reference_spans[1:, 1, tokens:] = batch.reference_mask[1:].bool()  # the first row has one only
+    vectors, there = twice.reference_vectors()
+    assert there.tolist() == [True, False, *[True] * 6]
+    assert torch.allclose(vectors[::2], one[0], atol=1e-5)
+    assert torch.allclose(vectors[3::2], one[0][1:] + 1, atol=1e-5)
+    distiller = Distiller(new_student(SMALL, tiny, seed=0), LossConfig(**{**ONLY, "contrastive": 1.0}))
+    assert torch.isfinite(distiller(twice, targets)[0])
 
 
 def test_the_same_seed_gives_the_same_student_and_the_teachers_head_its_labels(tiny):
@@ -78,3 +196,22 @@ def test_the_same_seed_gives_the_same_student_and_the_teachers_head_its_labels(t
     assert first.classifier.out_features == 2
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert not torch.equal(first.encoder.projection.weight, other.encoder.projection.weight)
+
+
+def test_autocast_computes_in_bfloat16_and_keeps_weights_losses_and_gradients_in_float32(tiny):
+    shape = LossConfig(
+        **{**ONLY, "hidden": 1.0, "embedding": 1.0, "relation": 1.0, "layer_map": "uniform"}, relation_heads=4
+    )
+    batch, targets = batch_and_targets(tiny)
+    gradients, kinds = {}, set()
+    for autocast in (False, True):
+        distiller = Distiller(new_student(SMALL, tiny, seed=0), shape, autocast=autocast)
+        widen = distiller.student.encoder.layers[0].widen
+        widen.register_forward_hook(lambda module, inputs, output: kinds.add(output.dtype))
+        loss, parts = distiller(batch, targets)
+        loss.backward()
+        assert {tensor.dtype for tensor in (loss, *parts.values(), widen.weight, widen.weight.grad)} == {torch.float32}
+        gradients[autocast] = torch.cat([p.grad.flatten() for p in distiller.parameters() if p.grad is not None])
+    assert kinds == {torch.float32, torch.bfloat16}
+    assert not torch.equal(gradients[True], gradients[False])
+    assert (gradients[True] - gradients[False]).norm() < 0.02 * gradients[False].norm()

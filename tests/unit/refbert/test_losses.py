@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from refbert.losses import contrastive_loss, hidden_loss, prediction_loss, relation_loss
+from refbert.attention import QKV
+from refbert.errors import InputError
+from refbert.losses import (
+    attention_loss,
+    contrastive_loss,
+    hidden_loss,
+    prediction_loss,
+    qkv_relation_loss,
+    relation_loss,
+)
 
 
 def test_hidden_loss_is_the_mean_over_real_tokens_only():
@@ -88,3 +97,40 @@ def test_relation_loss_has_finite_gradients_where_tokens_are_padding():
 def test_relation_loss_of_equal_states_is_zero():
     states = torch.randn(2, 4, 8)
     assert relation_loss(states, states, torch.ones(2, 4), heads=2).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_qkv_relation_loss_is_the_slow_formula_of_queries_keys_and_values_summed():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (QKV(*torch.randn(3, 3, 5, width, generator=generator)) for width in (9, 12))
+    lengths = [5, 2, 3]
+    mask = (torch.arange(5)[None] < torch.tensor(lengths)[:, None]).long()
+    # Two relation heads of a student nine wide leave its last number out.
+    wanted = sum(slow_relation_loss(*pair, lengths, 2) for pair in zip(student, teacher, strict=True))
+    assert qkv_relation_loss(student, teacher, mask, heads=2).item() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_attention_loss_is_the_mean_over_heads_and_pairs_of_real_tokens():
+    student, teacher = torch.zeros(1, 2, 3, 3), torch.full((1, 2, 3, 3), 7.0)  # 7 stays only where padding is
+    teacher[0, 0, :2, :2] = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    teacher[0, 1, :2, :2] = torch.tensor([[0.0, 0.0], [0.0, 2.0]])
+    loss = attention_loss(student, teacher, torch.tensor([[1, 1, 0]]))
+    assert loss.item() == pytest.approx(((1 + 4 + 9 + 16) / 4 + 4 / 4) / 2)
+
+
+def test_attention_loss_has_finite_gradients_where_scores_are_masked():
+    scores = torch.randn(2, 2, 3, 3, requires_grad=True)
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    student = scores.masked_fill(~mask.bool()[:, None, None, :], float("-inf"))
+    teacher = torch.randn(2, 2, 3, 3)
+    attention_loss(student, teacher, mask).backward()
+    assert torch.isfinite(scores.grad).all()
+    assert scores.grad[1, :, 2].abs().sum() == scores.grad[1, :, :, 2].abs().sum() == 0
+    # 9 + 4 pairs, 2 heads
+    torch.testing.assert_close(scores.grad[1, :, :2, :2], 2 * (scores - teacher).detach()[1, :, :2, :2] / 26)
+
+
+def test_attention_loss_of_unequal_heads_says_what_to_do():
+    with pytest.raises(
+        InputError, match=r"the student has 2, the teacher 3; set student.heads=3, or .*relation_of=qkv"
+    ):
+        attention_loss(torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 3, 3), torch.ones(1, 3))

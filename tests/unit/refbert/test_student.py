@@ -1,5 +1,7 @@
 """The student's promises: references change what it says, padding and company do not, and it survives saving."""
 
+import math
+
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel
@@ -108,6 +110,43 @@ def test_mode_none_has_no_reference_parameters_and_ignores_references():
     inputs = make_inputs([5], [4])
     without = {key: inputs[key] for key in ("input_ids", "attention_mask")}
     assert torch.equal(student(**inputs).sentence_embedding, student(**without).sentence_embedding)
+
+
+@pytest.mark.parametrize(
+    "options", [*OPTIONS, {"reference_mode": "none"}], ids=lambda o: "-".join(map(str, o.values()))
+)
+def test_attention_step_by_step_says_what_fused_attention_says(options):
+    student = make_student(**options)
+    inputs = make_inputs([7, 3, 5], [4, 6, 0])
+    fused, traced = student(**inputs), student(**inputs, output_attentions=True, output_qkv=True)
+    assert fused.attention_scores is None
+    assert fused.qkv is None
+    torch.testing.assert_close(traced.projected_states, fused.projected_states, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        student(**inputs, output_qkv=True).projected_states, fused.projected_states, atol=1e-5, rtol=0
+    )
+    assert len(traced.attention_scores) == 2
+    own = inputs["attention_mask"].bool()
+    slots = torch.tensor(
+        [[0, 1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1, 1], [1, 0, 0, 0, 0, 0, 0]]
+    ).bool()  # null slot first
+    for layer, scores in enumerate(traced.attention_scores):
+        reads, replaces = student.config.reads_reference(layer), options["reference_mode"] == "replace"
+        seen = torch.cat([own] * (not (reads and replaces)) + [slots] * reads, 1)
+        assert torch.equal(scores.isfinite(), seen[:, None, None, :].expand_as(scores))
+        assert scores.shape[1:3] == (4, 7)
+
+
+def test_queries_and_keys_of_the_last_layer_give_its_scores():
+    student = make_student()
+    output = student(**make_inputs([7, 3], [4, 6]), output_attentions=True, output_qkv=True)
+    queries, keys, values = output.qkv
+    assert values.shape == (2, 7, 24)
+    for head in range(4):
+        part = slice(6 * head, 6 * head + 6)
+        wanted = queries[0, :, part] @ keys[0, :, part].T / math.sqrt(6)
+        torch.testing.assert_close(output.attention_scores[-1][0, head, :, :7], wanted)
+    assert make_student(reference_mode="replace")(**make_inputs([3], [2]), output_qkv=True).qkv is None
 
 
 def test_default_shape_counts_as_the_paper_says():

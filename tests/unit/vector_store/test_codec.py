@@ -23,14 +23,22 @@ def test_a_point_comes_back_bit_for_bit_and_padded(manifest, make_point):
     assert np.array_equal(found.token_ids[1, :5], point.token_ids)
     assert found.mask[1].tolist() == [True] * 5 + [False]
     assert not found.states[1, 5:].any()
-    assert (found.ids, found.texts) == ([None, point.id], [None, "a tëxt"])
+    assert (found.ids, found.texts) == ([[], [point.id]], [[], ["a tëxt"]])
+
+
+def test_a_pair_comes_back_as_a_pair_and_a_single_text_has_no_second(manifest, make_point):
+    pair = encode(make_point(text=("a tëxt", "its second")), "float16")
+    assert decode(pair, manifest).texts == [[], [("a tëxt", "its second")]]
+    assert "text_pair" not in encode(make_point(), "float16").payload
+    with pytest.raises(InvalidPoint, match="text_pair is 5, wanted a string"):
+        check(make_point(text=("a tëxt", 5)), manifest)
 
 
 def test_other_rows_stay_untouched(manifest, make_point):
     found = decode(encode(make_point(), "float16"), manifest)
     assert not found.mask[0].any()
     assert not found.states[0].any()
-    assert found.ids[0] is None
+    assert not found.ids[0]
 
 
 def test_states_that_are_not_contiguous_are_packed_in_order(manifest, make_point):
@@ -153,7 +161,7 @@ def stored(message, flat=False):
 
 
 @pytest.mark.parametrize("flat", [False, True])
-@pytest.mark.parametrize("changes", [{}, {"sentence": None}, {"keywords": sparse([], [])}])
+@pytest.mark.parametrize("changes", [{}, {"sentence": None}, {"keywords": sparse([], [])}, {"text": ("a", "b")}])
 def test_decode_is_the_inverse_of_encode(manifest, make_point, changes, flat):
     point = make_point(**changes)
     found = decode_point(stored(encode(point, "float16"), flat), manifest)
@@ -187,10 +195,11 @@ def test_keywords_that_repeat_or_are_not_finite_are_found_in_what_is_stored(mani
         ("states", api.Value(list_value=api.ListValue()), "payload field 'states' holds a list, wanted a string"),
         ("token_ids", None, "payload field 'token_ids' holds nothing, wanted a string"),
         ("document", api.Value(bool_value=True), "payload field 'document' holds a bool, wanted a string"),
+        ("text_pair", api.Value(integer_value=5), "payload field 'text_pair' holds a integer, wanted a string"),
     ],
 )
 def test_payload_of_another_kind_is_refused_with_the_reason(manifest, make_point, field, value, reason):
-    answer = stored(encode(make_point(), "float16"))
+    answer = stored(encode(make_point(text=("a", "b")), "float16"))
     del answer.payload[field]
     if value is not None:
         answer.payload[field].CopyFrom(value)

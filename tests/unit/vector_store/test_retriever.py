@@ -27,7 +27,7 @@ def test_a_dead_store_gives_null_references_and_no_error(dead, manifest, criteri
     retriever = Retriever(dead, StoreConfig(), manifest, criterion)
     found, own = retriever.neighbours_and_points(queries(3))
     for side in (found, own):
-        assert side.ids == [None] * 3
+        assert side.ids == [[]] * 3
         assert side.steps == ["null"] * 3
         assert side.states.shape == (3, manifest.tokens, manifest.dim)
         assert not side.mask.any()
@@ -66,10 +66,10 @@ def test_dense_criteria_need_a_sentence_vector(dead, manifest):
 
 def test_planned_choices_of_a_dead_store_are_null_references_and_no_error(dead, manifest):
     retriever = Retriever(dead, StoreConfig(), manifest, "keywords")
-    found, own = retriever.planned([Choice(queries(1)[0].id, 1.0), None], [queries(1)[0].id])
+    found, own = retriever.planned([[Choice(queries(1)[0].id, 1.0)], []], [queries(1)[0].id])
     assert found.steps == ["null", "null"]
     assert own.steps == ["null"]
-    assert found.ids == [None, None]
+    assert found.ids == [[], []]
 
 
 def test_making_a_plan_from_a_dead_store_is_an_error(dead, manifest):

@@ -1,0 +1,224 @@
+"""Compare students by what they read and by how they learned, on labelled tasks and over seeds, in one command.
+
+    python jobs/ablate.py jobs/configs/ablation-cpu.yaml ablate.folder=$GLUE_DIR
+    ray job submit -- python jobs/ablate.py RUN.yaml train.gpus_per_worker=1
+
+Arms, each trained and evaluated in its own way, from the same general stage, with the same budget:
+
+    nearest                        reads the nearest reference
+    random                         reads a random one
+    null                           has the same layers, and reads the learned null reference only
+    vanilla                        has no reference layers: TinyBERT's shape
+    vanilla_without_distillation   the same, taught by the labels alone
+
+A table of its own swaps the reference of the students that were trained with the nearest. Teachers, memories and plans are made
+once per task and shared; a finished student is never trained again, so a killed ablation is continued by starting it again.
+Writes ablation.json, ablation.md and ablation.png into the run's directory.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from jobs import distill, evaluate
+from jobs.ablation_report import write_ablation
+from jobs.config import Arm, PhaseConfig, RunConfig
+from jobs.distill import filled_memory, reads_references
+from jobs.launch import launch
+from jobs.memory import MemoryAddress, reference_texts, running_store
+from jobs.neighbour_plan import neighbour_plan
+from jobs.progress import progress
+from jobs.provenance import hardware, provenance
+from jobs.task_corpus import NEAR_DUPLICATE, TaskCorpus, prepare_task
+from jobs.task_student import RESULT, TaskStudentJob, train_and_score
+from jobs.task_teacher import TaskTeacher, task_teacher
+from refbert.config import LossConfig, TaskConfig
+from refbert.errors import InputError
+from refbert.teacher import load_teacher
+
+log = logging.getLogger(__name__)
+
+VANILLA: tuple[Arm, ...] = ("vanilla", "vanilla_without_distillation")
+
+
+def run(config: RunConfig) -> None:
+    """Train and score whatever is missing, and write the report."""
+    started_s = time.monotonic()
+    tasks = config.ablate.tasks or ((config.task,) if config.task else ())
+    if not tasks:
+        raise InputError("no task to compare students on; set ablate.tasks, or task")
+    with running_store(config) as url:
+        starts = general_stages(config) if config.ablate.general_stage else {}
+        found = {}
+        for task in tasks:
+            chosen = config.model_copy(update={"task": _placed(task, config)})
+            found[task_name(task)] = ablated_task(chosen, url, starts)
+    report = {
+        "config": config.model_dump(mode="json"),
+        "hardware": hardware(),
+        "general": {name: _general(start) for name, start in starts.items()},
+        "tasks": found,
+        **provenance(started_s),
+    }
+    write_ablation(report, config.run_directory, config.ablate.results)
+    log.info("report: %s", config.run_directory / "ablation.md")
+
+
+def task_name(task: TaskConfig) -> str:
+    """Name of a task in the report; a folder's where it is the user's own."""
+    return Path(task.path or task.train or "custom").stem if task.name == "custom" else task.name
+
+
+def general_stages(config: RunConfig) -> dict[str, Path]:
+    """Distil the students that all arms start from, one with references and one without; returns their folders."""
+    starts = {}
+    modes = {"vanilla" if arm in VANILLA else "references" for arm in config.ablate.arms}
+    for mode in sorted(modes):
+        update: dict[str, Any] = {"name": f"{config.name}-general-{mode}"}
+        if mode == "vanilla":
+            update["student"] = config.student.model_copy(update={"reference_mode": "none"})
+        general = config.model_copy(update=update)
+        log.info("general stage: %s", general.run_directory)
+        distill.run(general)
+        if not (general.run_directory / "report.json").exists():
+            evaluate.run(general)
+        starts[mode] = general.run_directory / "student"
+    return starts
+
+
+def ablated_task(config: RunConfig, url: str, starts: dict[str, Path]) -> dict[str, Any]:
+    """Make the task's teacher and memory, train and score every arm; returns what the report says of it."""
+    assert config.task is not None
+    name = task_name(config.task)
+    log.info("task %s", name)
+    corpus = prepare_task(config)
+    teacher = task_teacher(config, corpus)
+    loaded = load_teacher(teacher.config)
+    config = config.model_copy(
+        update={
+            "teacher": teacher.config,
+            "store": config.store.model_copy(update={"collection": f"{name}-{loaded.fingerprint[:12]}"}),
+        }
+    )
+    manifest = filled_memory(config, url, corpus.prepared, loaded)
+    address = MemoryAddress(url, manifest)
+    texts = reference_texts(loaded, manifest, config.references)
+    jobs = []
+    for arm in config.ablate.arms:
+        armed = armed_config(config, arm)
+        plan = neighbour_plan(armed, address, corpus.prepared, texts) if reads_references(armed) else None
+        for seed in range(config.ablate.seeds_of.get(name, config.ablate.seeds)):
+            jobs.append(
+                TaskStudentJob(
+                    armed.model_copy(update={"seed": config.seed + seed}),
+                    address,
+                    corpus,
+                    teacher,
+                    plan,
+                    starts.get("vanilla" if arm in VANILLA else "references"),
+                    config.run_directory / "tasks" / name / f"{arm}-{config.seed + seed}",
+                    evaluations(config, arm),
+                )
+            )
+    train_students(jobs, name)
+    return task_report(config, corpus, teacher, jobs)
+
+
+def armed_config(config: RunConfig, arm: Arm) -> RunConfig:
+    """Return the run of one arm: what its student reads, and what it learns from."""
+    references = config.references.model_copy(
+        update={"plan": True, "exclude_splits": (*config.references.exclude_splits, NEAR_DUPLICATE)}
+    )
+    update: dict[str, Any] = {"references": references}
+    if arm == "random":
+        update["references"] = references.model_copy(update={"criterion": "random"})
+    elif arm == "null":
+        update["references"] = references.model_copy(update={"criterion": "none"})
+    elif arm in VANILLA:
+        update["student"] = config.student.model_copy(update={"reference_mode": "none"})
+    if arm == "vanilla_without_distillation":
+        update["task_stage"] = config.task_stage.model_copy(
+            update={"phases": tuple(map(_by_labels, config.task_stage.phases))}
+        )
+    return config.model_copy(update=update)
+
+
+def evaluations(config: RunConfig, arm: Arm) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Name the ways in which an arm's student is asked: its own first; the nearest's also with its reference swapped."""
+    nearest, excluded = config.references.criterion, config.references.exclude_splits
+    guarded = (*excluded, NEAR_DUPLICATE)
+    if arm != "nearest":
+        return {arm: ("random" if arm == "random" else "none", guarded)}
+    return {
+        "nearest": (nearest, guarded),
+        "random": ("random", guarded),
+        "null": ("none", guarded),
+        "nearest_unguarded": (nearest, excluded),
+    }
+
+
+def train_students(jobs: list[TaskStudentJob], name: str) -> None:
+    """Train and score the students that have no result yet, as many at once as the cluster has room for."""
+    gpus = jobs[0].config.train.gpus_per_worker
+    work: Any = ray.remote(num_cpus=1, num_gpus=gpus)(train_and_score)
+    missing = [job for job in jobs if not (job.directory / RESULT).exists()]
+    running = [work.remote(job) for job in missing]
+    with progress(name, len(jobs), "student") as update:
+        update(len(jobs) - len(missing))
+        for done in _as_finished(running):
+            ray.get(done)
+            update(1)
+
+
+def task_report(
+    config: RunConfig, corpus: TaskCorpus, teacher: TaskTeacher, jobs: list[TaskStudentJob]
+) -> dict[str, Any]:
+    """Gather the scores of one task by arm and seed, of its teacher, and what the leak guard found."""
+    arms: dict[str, dict[int, Any]] = {}
+    for job in jobs:
+        arm = job.directory.name.rpartition("-")[0]
+        arms.setdefault(arm, {})[job.config.seed] = json.loads((job.directory / RESULT).read_text())
+    data = corpus.data
+    return {
+        "metrics": data.task.metrics,
+        "official": data.official,
+        "note": data.note,
+        "train": len(data.split("train")),
+        "dev": {split: len(data.split(split)) for split in data.dev_splits},
+        "near_duplicates": {
+            "train": int(corpus.leaked.sum()),
+            "dev": {split: int(rows.sum()) for split, rows in corpus.repeated.items()},
+        },
+        "teacher": {"scores": teacher.scores, "seconds": teacher.seconds},
+        "arms": arms,
+    }
+
+
+def _by_labels(phase: PhaseConfig) -> PhaseConfig:
+    """Take the same epochs at the same rate, but learn the labels only."""
+    nothing = dict.fromkeys(("hidden", "embedding", "relation", "contrastive", "prediction"), 0.0)
+    return phase.model_copy(update={"loss": LossConfig(label=1.0, **nothing)})
+
+
+def _placed(task: TaskConfig, config: RunConfig) -> TaskConfig:
+    return task if task.path or task.name == "custom" else task.model_copy(update={"path": config.ablate.folder})
+
+
+def _general(student: Path) -> dict[str, Any]:
+    report = json.loads((student.parent / "report.json").read_text())
+    return {key: report[key] for key in ("fidelity", "student", "distill")}
+
+
+def _as_finished(running: list[Any]) -> Iterator[Any]:
+    while running:
+        done, running = ray.wait(running, num_returns=1)
+        yield from done
+
+
+if __name__ == "__main__":
+    launch("jobs.ablate")

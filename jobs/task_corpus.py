@@ -1,0 +1,132 @@
+"""A labelled task as a prepared corpus: its training split is what the memory stores, its development splits are held out.
+
+Training rows that nearly repeat a development row are stored under a split of their own, which look-ups leave out: the leak
+guard. Reads and writes files; knows no model.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from jobs.config import RunConfig
+from jobs.prepared import DISTINCT, PASSAGE_SCHEMA, REJECTED, CorpusCounts, PreparedCorpus, first_rows
+from refbert.corpus import Text
+from refbert.leaks import Leaks, find_leaks
+from refbert.tasks import Example, TaskData, load_task
+
+NEAR_DUPLICATE = "near-duplicate"
+"""The stored split of training rows that nearly repeat a development row."""
+
+
+@dataclass(frozen=True)
+class TaskCorpus:
+    """A task, and its training split prepared for the memory.
+
+    `leaked` (train,) marks training rows that nearly repeat an evaluated one; `repeated` (rows,), for each development split,
+    its rows that have a near-duplicate in training.
+    """
+
+    data: TaskData
+    prepared: PreparedCorpus
+    leaked: NDArray[np.bool_]
+    repeated: dict[str, NDArray[np.bool_]]
+
+    def texts(self, split: str) -> list[Text]:
+        """Return the texts, or pairs, of one split."""
+        return [example_text(example) for example in self.data.split(split)]
+
+    def labels(self, split: str) -> NDArray[np.float32]:
+        """Return the labels of one split (rows,): numbers of classes, or scores of a regression."""
+        return np.array([example.label for example in self.data.split(split)], np.float32)
+
+
+def example_text(example: Example) -> Text:
+    """Return what an encoder reads of an example."""
+    return example.text if example.text_pair is None else (example.text, example.text_pair)
+
+
+def prepare_task(config: RunConfig) -> TaskCorpus:
+    """Read the run's task, look for leaks, and prepare its training split, or find it prepared."""
+    assert config.task is not None
+    data = load_task(config.task)
+    evaluated = {name: data.split(name) for name in data.dev_splits}
+    found = {name: find_leaks(_texts(data.split("train")), _texts(split)) for name, split in evaluated.items()}
+    leaked = _marked(len(data.split("train")), *(leaks.train_rows for leaks in found.values()))
+    repeated = {name: _marked(len(evaluated[name]), leaks.evaluation_rows) for name, leaks in found.items()}
+    rows = _passages(data, leaked)
+    directory = config.home / "corpora" / f"{data.task.name}-{_digest(rows)}"
+    if not (directory / "manifest.json").exists():
+        _write(rows, found, directory)
+    counts = json.loads((directory / "manifest.json").read_text())["counts"]
+    prepared = PreparedCorpus(directory, CorpusCounts(**{**counts, "labels": tuple(counts["labels"])}))
+    return TaskCorpus(data, prepared, leaked, repeated)
+
+
+def _texts(examples: Sequence[Example]) -> list[tuple[str, str | None]]:
+    return [(example.text, example.text_pair) for example in examples]
+
+
+def _marked(size: int, *rows: set[int]) -> NDArray[np.bool_]:
+    marks = np.zeros(size, bool)
+    marks[sorted(set().union(*rows))] = True
+    return marks
+
+
+def _passages(data: TaskData, leaked: NDArray[np.bool_]) -> pa.Table:
+    """The training split with the columns of a prepared corpus."""
+    return pa.Table.from_pylist(
+        [
+            {
+                "text": example.text,
+                "text_pair": example.text_pair,
+                "label": str(example.label),
+                "document": example.document,
+                "source": f"{data.task.name}/train",
+                "split": NEAR_DUPLICATE if leak else "train",
+            }
+            for example, leak in zip(data.split("train"), leaked, strict=True)
+        ],
+        schema=PASSAGE_SCHEMA,
+    )
+
+
+def _digest(rows: pa.Table) -> str:
+    digest = hashlib.sha256()
+    for row in rows.to_pylist():
+        digest.update(json.dumps(row).encode())
+    return digest.hexdigest()[:16]
+
+
+def _write(rows: pa.Table, leaks: dict[str, Leaks], directory: Path) -> None:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", suffix=".partial", dir=directory.parent))
+    scratch.chmod(0o755)  # mkdtemp's is for its owner alone, and the home may be shared
+    with pa.OSFile(str(scratch / "train.arrow"), "wb") as file, pa.ipc.new_file(file, PASSAGE_SCHEMA) as writer:
+        writer.write_table(rows)
+    distinct = first_rows(rows)
+    np.save(scratch / DISTINCT, distinct)
+    (scratch / REJECTED).touch()
+    counts = {"rejected": 0, "train": rows.num_rows, "distinct": len(distinct), "heldout": 0}
+    manifest = {
+        "counts": {**counts, "labels": sorted(set(rows["label"].to_pylist()))},
+        "near_duplicates": {
+            split: {
+                "pairs": [[leak.train, leak.evaluation, round(leak.similarity, 3)] for leak in found.duplicates],
+                "shared_sides": len(found.shared_sides),
+            }
+            for split, found in leaks.items()
+        },
+    }
+    (scratch / "manifest.json").write_text(json.dumps(manifest, indent=2))
+    if directory.exists():  # another job was faster
+        shutil.rmtree(scratch)
+    else:
+        scratch.rename(directory)

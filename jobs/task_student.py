@@ -1,0 +1,226 @@
+"""One student of a labelled task: trained phase by phase while it reads references from the task's memory, then scored.
+
+Runs on one worker of the cluster: tasks are small, and what is spread is the students. References and targets come from the
+memory, the teacher's logits from its answers: no teacher runs here. A killed training goes on from its last epoch.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+
+from jobs.config import PhaseConfig, RunConfig
+from jobs.distill import PATIENCE_MS, reads_references, save_student
+from jobs.memory import MemoryAddress, NeighbourSource, ReferenceTexts, connect_store, open_retriever, reference_texts
+from jobs.neighbour_plan import NeighbourPlan
+from jobs.stream import DistillStream, reference_batch
+from jobs.task_corpus import TaskCorpus
+from jobs.task_teacher import TaskTeacher, predictions
+from jobs.worker import per_node, set_up_worker
+from refbert.corpus import Text
+from refbert.distillation import Distiller, Targets, new_student
+from refbert.errors import InputError
+from refbert.fine_tuning import BucketedOrder, train_epochs
+from refbert.scores import score
+from refbert.student import RefBertForSequenceClassification, RefBertModel
+from refbert.teacher import Teacher, load_teacher
+from vector_store.client import Client
+from vector_store.schema import parts
+from vector_store.store import Store
+
+log = logging.getLogger(__name__)
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class TaskStudentJob:
+    """What one worker needs for one student. `start` is the folder of the general stage's student, None for a new one.
+
+    `evaluations` names the ways in which the trained student is asked: a criterion, the splits it leaves out.
+    """
+
+    config: RunConfig
+    address: MemoryAddress
+    corpus: TaskCorpus
+    teacher: TaskTeacher
+    plan: Path | None
+    start: Path | None
+    directory: Path
+    evaluations: dict[str, tuple[str, tuple[str, ...]]]
+
+
+def train_and_score(job: TaskStudentJob) -> dict[str, Any]:
+    """Train the student and score it on the development splits; writes student/ and, last, result.json."""
+    started_s = time.monotonic()
+    config = job.config
+    device = set_up_worker(students_per_node(config), config.train.gpus_per_worker, config.train.threads_per_worker)
+    job.directory.mkdir(parents=True, exist_ok=True)
+    teacher = load_teacher(job.teacher.config, device)
+    student: Any = starting_student(job, teacher)
+    student.to(device)
+    with ExitStack() as stack:
+        client = stack.enter_context(connect_store(config, job.address.url))
+        texts = reference_texts(teacher, job.address.manifest, config.references)
+        losses = [
+            train_phase(job, number, student, texts, client, device) for number in range(len(config.task_stage.phases))
+        ]
+        student.eval()
+        scores: dict[str, Any] = {}
+        for name, (criterion, left_out) in job.evaluations.items():
+            reading = config.references.model_copy(update={"exclude_splits": left_out})
+            asked = reference_texts(teacher, job.address.manifest, reading)
+            source = None
+            if criterion != "none" and reads_references(config):
+                patient = config.store.model_copy(update={"lookup_deadline_ms": PATIENCE_MS})
+                source = open_retriever(client, patient, asked, criterion)
+            scores[name] = {
+                split: _scored(job, split, answers(student, job.corpus.texts(split), asked, source, device))
+                for split in job.corpus.data.dev_splits
+            }
+    save_student(job.directory / "student", student.cpu(), texts, job.address.manifest)
+    result = {"scores": scores, "losses": losses, "seconds": round(time.monotonic() - started_s, 1)}
+    scratch = job.directory / f"{RESULT}.partial"
+    scratch.write_text(json.dumps(result, indent=2))
+    scratch.rename(job.directory / RESULT)
+    return result
+
+
+def students_per_node(config: RunConfig) -> int:
+    """How many students train on one node at once: each takes one CPU, or its GPUs."""
+    have, gpus = ray.cluster_resources(), config.train.gpus_per_worker
+    return per_node(int(have.get("GPU", 0) / gpus if gpus else have["CPU"]))
+
+
+def starting_student(job: TaskStudentJob, teacher: Teacher) -> RefBertForSequenceClassification:
+    """Take the general stage's encoder, or a new one, and give it a head for the task, which the seed decides."""
+    config = job.config
+    fresh = new_student(config.student, teacher, config.seed, job.address.manifest.dim)
+    assert isinstance(fresh, RefBertForSequenceClassification)
+    names = job.corpus.data.task.labels
+    fresh.config.id2label = dict(enumerate(names)) if names else {0: "score"}
+    fresh.config.label2id = {name: number for number, name in fresh.config.id2label.items()}
+    if job.start is None:
+        return fresh
+    encoder = RefBertModel.from_pretrained(job.start)
+    ours, theirs = fresh.encoder.state_dict(), encoder.state_dict()
+    differing = [name for name in ours if name not in theirs or ours[name].shape != theirs[name].shape]
+    if differing or len(ours) != len(theirs):
+        raise InputError(
+            f"{job.start} is a student of another shape than this run's ({(differing or ['more weights'])[0]} differs); give "
+            "the student options that it was trained with"
+        )
+    fresh.encoder.load_state_dict(theirs)
+    return fresh
+
+
+def train_phase(
+    job: TaskStudentJob,
+    number: int,
+    student: RefBertForSequenceClassification,
+    texts: ReferenceTexts,
+    client: Client,
+    device: torch.device,
+) -> float:
+    """Train through one phase, unless a killed training has finished it; returns its last epoch's mean loss."""
+    phase = job.config.task_stage.phases[number]
+    finished = job.directory / f"phase{number}.pt"
+    if finished.exists():
+        state = torch.load(finished, map_location=device, weights_only=True)
+        student.load_state_dict(state["student"])
+        return float(state["loss"])
+    distiller = Distiller(student, phase.loss, phase.precision == "autocast").to(device)
+    with ExitStack() as stack:
+        lengths = [sum(map(len, parts(text))) for text in job.corpus.texts("train")]
+        order = BucketedOrder(lengths, phase.batch, job.config.seed)
+        stream = _open_stream(job, phase, order, texts, client)
+        stack.callback(stream.close)
+        following = -1
+
+        def loss_of(step: int) -> torch.Tensor:
+            nonlocal following
+            if step != following:
+                stream.load_state_dict({"micro_batches": step})
+            following = step + 1
+            batch = next(stream).to(device)
+            layers = () if batch.target_states is None else (batch.target_states,)
+            mask = batch.mask if batch.target_mask is None else batch.target_mask
+            loss, _ = distiller(batch, Targets(layers, mask, batch.logits))
+            return loss
+
+        checkpoint = job.directory / "checkpoint.pt"
+        seed = job.config.seed * 100 + number
+        last_epoch = [
+            loss
+            for step, loss in train_epochs(distiller, loss_of, order.per_epoch, phase, seed, checkpoint, device)
+            if step > (phase.epochs - 1) * order.per_epoch
+        ]
+    loss = float(np.mean(last_epoch))
+    torch.save({"student": student.state_dict(), "loss": loss}, finished.with_suffix(".partial"))
+    finished.with_suffix(".partial").rename(finished)
+    return loss
+
+
+@torch.inference_mode()
+def answers(
+    student: RefBertForSequenceClassification,
+    examples: Sequence[Text],
+    texts: ReferenceTexts,
+    source: NeighbourSource | None,
+    device: torch.device,
+    batch: int = 32,
+) -> NDArray[np.float32]:
+    """Return the student's logits (rows, labels), each row reading its reference, in order."""
+    order = sorted(range(len(examples)), key=lambda row: sum(map(len, parts(examples[row]))))
+    found: list[Any] = [None] * len(examples)
+    for start in range(0, len(order), batch):
+        rows = order[start : start + batch]
+        chosen = [examples[row] for row in rows]
+        ids, mask, segments = texts.tokenize(chosen)
+        neighbours = None if source is None else source.neighbours(texts.queries(chosen, ids, mask))
+        inputs = reference_batch(ids, mask, neighbours, texts.manifest.dim, token_type_ids=segments).to(device)
+        for row, values in zip(rows, student(**inputs.student_inputs()).logits.float().cpu().numpy(), strict=True):
+            found[row] = values
+    return np.stack(found)
+
+
+def _open_stream(
+    job: TaskStudentJob, phase: PhaseConfig, order: BucketedOrder, texts: ReferenceTexts, client: Client
+) -> DistillStream:
+    config = job.config
+    patient = config.store.model_copy(update={"lookup_deadline_ms": PATIENCE_MS})
+    criterion = config.references.criterion
+    source = open_retriever(client, patient, texts, criterion) if reads_references(config) else None
+    return DistillStream(
+        job.corpus.prepared.table("train"),
+        order,
+        texts,
+        source,
+        Store(client, config.store) if phase.loss.needs_states else None,
+        NeighbourPlan(job.plan) if job.plan and source else None,
+        labels=job.corpus.labels("train"),
+        logits=job.teacher.logits["train"],
+        rank=0,
+        world_size=1,
+        prefetch=config.train.prefetch,
+        dropout=config.references.dropout,
+    )
+
+
+def _scored(job: TaskStudentJob, split: str, logits: NDArray[np.float32]) -> dict[str, dict[str, float]]:
+    """Scores over all rows, and over those that have no near-duplicate in training."""
+    data, labels = job.corpus.data, job.corpus.labels(split)
+    guess, alone = predictions(data, logits), ~job.corpus.repeated[split]
+    return {
+        "all": score(data.task.metrics, labels, guess),
+        "no_near_duplicate": score(data.task.metrics, labels[alone], guess[alone]),
+    }

@@ -1,0 +1,101 @@
+"""An ablation from the task's files to its report, on real Ray and a real memory: small, but every step of it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jobs import ablate
+from jobs.memory import running_store
+from jobs.task_corpus import NEAR_DUPLICATE, prepare_task
+from jobs.task_student import RESULT
+from refbert.errors import InputError
+
+pytestmark = [pytest.mark.usefixtures("ray_cluster")]
+
+WORDS = np.array(["good", "bad", "film", "actor", "plot", "long", "short", "music", "scene", "end", "story", "light"])
+
+
+@pytest.fixture(scope="module")
+def task_folder(tmp_path_factory):
+    """Pairs that are `same` where their first words are; two training rows repeat a development row."""
+    folder = tmp_path_factory.mktemp("task")
+    rng = np.random.default_rng(0)
+
+    def rows(count: int) -> list[dict]:
+        texts = [[" ".join(rng.choice(WORDS, 9)) for _ in range(2)] for _ in range(count)]
+        return [
+            {"text": text, "text_pair": pair, "label": "same" if text[0] == pair[0] else "other"}
+            for text, pair in texts
+        ]
+
+    train, dev = rows(48), rows(12)
+    train += [dev[0], {**dev[1], "text": dev[1]["text"].upper()}]
+    for name, part in (("train", train), ("dev", dev)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(task_folder, tiny_run, tmp_path_factory, ray_cluster):
+    """One ablation without a general stage: two arms, one seed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REFBERT_HOME", str(tmp_path_factory.mktemp("home")))
+        short = {"epochs": 2, "batch": 8}
+        nothing = {"hidden": 0, "relation": 0, "contrastive": 0}
+        config = tiny_run(
+            name="ablation",
+            teacher__tokens=32,
+            references__count=2,
+            task={"name": "custom", "path": str(task_folder), "text_pair_field": "text_pair"},
+            task_stage={
+                "teacher": short,
+                "phases": [
+                    {**short, "loss": {"contrastive": 0, "relation_heads": 4}},
+                    {**short, "loss": {"prediction": 1, **nothing}},
+                ],
+            },
+            ablate={"arms": ["nearest", "vanilla", "vanilla_without_distillation"], "seeds": 1, "general_stage": False},
+        )
+        with running_store(config):
+            ablate.run(config)
+            yield config
+
+
+def test_every_arm_is_scored_and_the_nearest_in_every_way(done):
+    report = json.loads((done.run_directory / "ablation.json").read_text())
+    (task,) = report["tasks"].values()
+    scores = {arm: set(of_seed["0"]["scores"]) for arm, of_seed in task["arms"].items()}
+    assert scores == {
+        "nearest": {"nearest", "random", "null", "nearest_unguarded"},
+        "vanilla": {"vanilla"},
+        "vanilla_without_distillation": {"vanilla_without_distillation"},
+    }
+    assert len(task["arms"]["nearest"]["0"]["losses"]) == 2
+    assert [goal["name"] for goal in report["goals"]]
+    assert "## Paired differences" in (done.run_directory / "ablation.md").read_text()
+
+
+def test_near_duplicates_of_the_development_split_are_found_and_not_read(done):
+    corpus = prepare_task(done)
+    assert corpus.leaked.sum() == 2
+    assert corpus.repeated["dev"][:2].all()
+    assert corpus.repeated["dev"].sum() == 2
+    splits = corpus.prepared.table("train")["split"].to_pylist()
+    assert [split == NEAR_DUPLICATE for split in splits] == corpus.leaked.tolist()
+
+
+def test_a_finished_student_is_never_trained_again(done):
+    results = sorted(done.run_directory.glob(f"tasks/*/*/{RESULT}"))
+    written = [path.stat().st_mtime_ns for path in results]
+    assert len(results) == 3
+    gone = results.pop(0).parent
+    (gone / RESULT).unlink()
+    ablate.run(done)
+    assert [path.stat().st_mtime_ns for path in results] == written[1:]
+    assert (gone / RESULT).exists()
+
+
+def test_an_ablation_without_a_task_is_refused(tiny_run, home):
+    with pytest.raises(InputError, match="no task to compare students on"):
+        ablate.run(tiny_run())
