@@ -70,7 +70,7 @@ def on_ranks(tmp_path, tiny_run):
                 train__micro_batch=8,
                 train__global_batch=8 * world_size,
                 **more,
-            )  # fmt: skip
+            )
             for *_, more in jobs
         ]
         ray.get([work.remote(rank, configs) for rank in range(world_size)])
