@@ -242,8 +242,8 @@ def references_at(student: str | Path, place: str | None = None, config: RunConf
         Store(client, config.store).require(manifest)
         source = open_retriever(client, config.store, texts, config.references.criterion)
 
-        def look_up(asked: Sequence[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-            ids, mask = texts.tokenize(asked)[:2]
+        def look_up(asked: Sequence[Text]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+            ids, mask, _ = texts.tokenize(asked)
             found = source.neighbours(texts.queries(asked, ids, mask))
             longest = max(1, int(found.mask.sum(1).max(initial=0)))
             return found.token_ids[:, :longest], found.states[:, :longest], found.mask[:, :longest]

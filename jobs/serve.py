@@ -127,7 +127,7 @@ class StudentService:
         self.device = set_up_worker(per_node(config.serve.num_replicas), config.train.gpus_per_worker)
         self.config, self.name = config, config.name
         self.tokenizer = load_tokenizer(str(folder))
-        self.student = AutoModel.from_pretrained(folder).eval().to(self.device)
+        self.student = AutoModel.from_pretrained(folder).eval().fuse().to(self.device)
         self.source, self.texts = None, None
         manifest = trained_manifest(self.student.config.memory, folder)
         self.max_tokens = manifest.text_tokens if manifest else config.teacher.tokens
@@ -194,7 +194,7 @@ class StudentService:
         looked_up_s = time.perf_counter()
         batch = reference_batch(ids, mask, found, self.student.config.reference_dim, token_type_ids=segments)
         batch = batch.to(self.device)
-        output = self.student(**batch.student_inputs())
+        output = self.student(**batch.student_inputs(), output_projected_states=False)
         vectors = torch.nn.functional.normalize(output.sentence_embedding, dim=-1).cpu().tolist()
         done_s = time.perf_counter()
         return [

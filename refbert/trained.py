@@ -18,13 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from refbert.corpus import normalise
+from refbert.corpus import Text, normalise
 from refbert.errors import InputError
 from refbert.student import RefBertConfig, RefBertForSequenceClassification, RefBertModel
-from refbert.teacher import load_tokenizer
-
-Text: TypeAlias = str | tuple[str, str]
-"""A text, or a pair of texts that is read as one."""
+from refbert.teacher import load_tokenizer, tokenize
 
 LookUp: TypeAlias = Callable[[Sequence[Text]], tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]
 """Texts to their references: token ids (texts, ref_tokens), states (texts, ref_tokens, reference_dim), mask
@@ -80,21 +77,15 @@ class TrainedStudent:
         """Yield which texts a batch holds and what the model says of them, shortest first."""
         if isinstance(texts, str):
             raise InputError("got one text, wanted a list of them; write [text]")
-        clean = [
-            normalise(text) if isinstance(text, str) else (normalise(text[0]), normalise(text[1])) for text in texts
-        ]
+        clean: list[Text] = [normalise(text) for text in texts]
         order = sorted(range(len(clean)), key=lambda index: len("".join(clean[index])))
         for start in range(0, len(order), self.batch):
             chosen = order[start : start + self.batch]
             some = [clean[index] for index in chosen]
-            inputs = {**self._tokenized(some), **self._referred(some)}
-            moved = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+            ids, mask, segments = tokenize(self.tokenizer, some, self.tokens)
+            inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments, **self._referred(some)}
+            moved = {name: tensor.to(self.model.device) for name, tensor in inputs.items() if tensor is not None}
             yield chosen, self.model(**moved, output_projected_states=False)
-
-    def _tokenized(self, texts: Sequence[Text]) -> dict[str, Tensor]:
-        parts = [text if isinstance(text, str) else list(text) for text in texts]
-        given = self.tokenizer(parts, truncation=True, max_length=self.tokens, padding=True, return_tensors="pt")
-        return {name: given[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in given}
 
     def _referred(self, texts: Sequence[Text]) -> dict[str, Tensor]:
         if self.references is None:

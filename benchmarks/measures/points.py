@@ -31,7 +31,7 @@ ZIPF_EXPONENT, ZIPF_OFFSET = 1.07, 2.7
 """Mandelbrot's form of Zipf's law with the constants that are usual for English words."""
 
 TOKENS_PER_TEXT = 24
-"""Draws per made-up text: about 20 distinct tokens."""
+"""Draws per made-up text by default: about 20 distinct tokens."""
 
 LATENT_DIM, POINTS_PER_CLUSTER = 16, 50
 NOISE_POOL = 4096
@@ -116,7 +116,7 @@ def load_snippets(num: int | None = None) -> Snippets:
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Made-up points: Zipf keywords, and sentence vectors that are clustered or, the worst case, plain Gaussian.
+    """Made-up points: Zipf keywords, and sentence vectors, if any, that are clustered or, the worst case, plain Gaussian.
 
     Clustered vectors have LATENT_DIM degrees of freedom, embedded in `dim`, around a centre per POINTS_PER_CLUSTER points.
     """
@@ -125,6 +125,8 @@ class Synthetic:
     tokens: int
     dim: int
     is_clustered: bool
+    text_tokens: int = TOKENS_PER_TEXT
+    has_sentences: bool = True
 
     @property
     def manifest(self) -> Manifest:
@@ -134,11 +136,11 @@ class Synthetic:
             fingerprint="made up",
             tokenizer="made up",
             layer=1,
-            text_tokens=TOKENS_PER_TEXT,
+            text_tokens=self.text_tokens,
             tokens=self.tokens,
             encoder_dim=self.dim,
             dim=self.dim,
-            dense_index=True,
+            dense_index=self.has_sentences,
             bm25_k1=REFERENCES.bm25_k1,
             bm25_b=REFERENCES.bm25_b,
             bm25_average_tokens=REFERENCES.bm25_average_tokens,
@@ -156,7 +158,7 @@ class Synthetic:
                     states=states[(first + row) % NOISE_POOL :][: self.tokens],
                     token_ids=token_ids[row][: self.tokens],
                     keywords=SparseVector(keywords.token_ids, keywords.weights),
-                    sentence=sentence,
+                    sentence=sentence if self.has_sentences else None,
                     text="",
                     source="made up",
                     document=f"document {(first + row) // 4}",
@@ -175,7 +177,7 @@ class Synthetic:
                     Query(
                         id=str(uuid.UUID(bytes=identifiers[row].tobytes())),
                         keywords=SparseVector(keywords.token_ids, keywords.weights),
-                        sentence=sentences[row],
+                        sentence=sentences[row] if self.has_sentences else None,
                         document=f"document {first + row}",
                     )
                 )
@@ -186,7 +188,7 @@ class Synthetic:
         shares = 1 / (np.arange(VOCABULARY) + ZIPF_OFFSET) ** ZIPF_EXPONENT
         steps = np.cumsum(shares / shares.sum())
         # The last step is 1 but for rounding.
-        token_ids = np.minimum(np.searchsorted(steps, random.random((size, TOKENS_PER_TEXT))), VOCABULARY - 1)
+        token_ids = np.minimum(np.searchsorted(steps, random.random((size, self.text_tokens))), VOCABULARY - 1)
         identifiers = random.integers(0, 256, (size, 16), dtype=np.uint8)
         return self._sentences(random, size), token_ids.astype(np.int32), identifiers
 
