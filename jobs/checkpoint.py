@@ -71,24 +71,30 @@ class Checkpoint:
         with safe_open(self.file, "pt") as file:
             module.load_state_dict({name: file.get_tensor(_key(None, name)) for name, _ in module.named_parameters()})
 
-    def load_optimizer(self, engine: Any, step: int) -> None:
-        """Bring a new engine's AdamW to where it was after `step` steps, and its float32 master weights with it.
+    def load_optimizer(self, engine: Any) -> None:
+        """Set AdamW's moments, and its float32 master weights, in an engine that `make_moments` has prepared.
 
         Sharded weights that the forward uses are right since `load_weights`; bf16 ones are the masters' rounding.
         """
-        stage = engine.zero_optimization_stage()
-        # AdamW makes its state at its first step; here it has to be there before.
-        for shard in _stepped_tensors(engine):
-            engine.basic_optimizer.state[shard] = {
-                "step": torch.tensor(float(step), device=shard.device),
-                **{moment: torch.zeros_like(shard) for moment in MOMENTS},
-            }
-        if stage in (1, 2):
-            engine.optimizer._lazy_init_hp_params_optimizer_state()  # links parameters to that state, as a first step does
         with safe_open(self.file, "pt") as file:
             for name, parameter in engine.module.named_parameters():
                 for part in (None, *MOMENTS):
                     _set_part(engine, parameter, part, file.get_tensor(_key(part, name)).to(engine.device))
+
+
+def make_moments(engine: Any, step: int) -> None:
+    """Make the state that AdamW makes at its first step, zero, in an engine that starts after `step` steps.
+
+    A checkpoint is loaded into it. Without one it makes no difference to the training, but DeepSpeed 0.19, which links
+    parameters to this state within the first step, forgets every group of parameters but the first there.
+    """
+    for shard in _stepped_tensors(engine):
+        engine.basic_optimizer.state[shard] = {
+            "step": torch.tensor(float(step), device=shard.device),
+            **{moment: torch.zeros_like(shard) for moment in MOMENTS},
+        }
+    if engine.zero_optimization_stage() in (1, 2):
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _set_part(engine: Any, parameter: nn.Parameter, moment: str | None, whole: Tensor) -> None:

@@ -211,6 +211,10 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
                 "train.targets=memory learns from whole stored states; leave out references.dim and references.tokens, or set "
                 "train.targets=teacher"
             )
+        if self.references.dim and self.student.reference_readout and self.student.reference_mode != "none":
+            raise ValueError(
+                "student.reference_readout copies the teacher's own states; with references.dim set it to false"
+            )
         if self.references.dim and self.loss.contrastive and self.loss.reference_negatives:
             raise ValueError(
                 "loss.reference_negatives compares stored states with the teacher's; with references.dim set it to false"

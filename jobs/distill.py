@@ -27,7 +27,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution import context as ray_train_context
 from safetensors.numpy import save_file
 
-from jobs.checkpoint import Checkpoint, consolidated, write_checkpoint
+from jobs.checkpoint import Checkpoint, consolidated, make_moments, write_checkpoint
 from jobs.config import RunConfig
 from jobs.ingest import fill_memory, is_filled
 from jobs.launch import launch
@@ -291,6 +291,7 @@ def build_engine(distiller: Distiller, config: RunConfig, step: int = 0) -> Any:
             "steps_per_print": 10**9,
         },
     )
+    make_moments(engine, step)
     engine.train()
     return engine
 
@@ -314,7 +315,7 @@ def started(distiller: Distiller, stream: DistillStream, job: DistillJob) -> tup
         made = Progress(**state["progress"])
         checkpoint.load_weights(distiller)
         engine = build_engine(distiller, job.config, made.step)
-        checkpoint.load_optimizer(engine, made.step)
+        checkpoint.load_optimizer(engine)
     stream.load_state_dict(state["stream"])
     return engine, made
 

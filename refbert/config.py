@@ -230,6 +230,10 @@ class StudentConfig(BaseModel, frozen=True, extra="forbid"):
         "states",
         description="Keys from the teacher's states, or from the student's embedding of the reference's tokens.",
     )
+    reference_readout: bool = Field(
+        True,
+        description="Copy from the reference's states at the end too, in the teacher's own space; needs unprojected states.",
+    )
     initial: Literal["random", "teacher_embeddings"] = Field(
         "teacher_embeddings",
         description="Start the token embeddings from the teacher's, projected on their principal components.",

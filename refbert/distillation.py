@@ -225,6 +225,7 @@ def new_student(
         else list(config.reference_layers),
         reference_mode=config.reference_mode,
         reference_keys=config.reference_keys,
+        reference_readout=config.reference_readout,
         **labels,
     )
     torch.manual_seed(seed)

@@ -35,6 +35,8 @@ class RefBertConfig(PretrainedConfig):
       dim -> hidden projections where keys come from states, one where they come from embeddings.
     - `reference_mode`: `concat` (own keys and values beside the reference's), `replace` (the reference's only: the paper read
       literally), `none` (vanilla TinyBERT: no reference parameters at all).
+    - `reference_readout`: also copy from the reference's states at the end, in the teacher's own space (`ReadOut`); ours.
+      Two projections of `readout_width`, whatever the teacher's width.
     - `reference_keys`: `states`, or `embedding`: the student's own embedding of the reference's token ids through the
       layer's own key projection; values always come from the states.
     """
@@ -61,6 +63,9 @@ class RefBertConfig(PretrainedConfig):
         reference_layers: str | Sequence[int] = "all",
         reference_mode: str = "concat",
         reference_keys: str = "states",
+        reference_readout: bool = False,
+        readout_heads: int = 4,
+        readout_width: int = 128,
         memory: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -81,6 +86,9 @@ class RefBertConfig(PretrainedConfig):
         self.reference_layers = reference_layers if isinstance(reference_layers, str) else list(reference_layers)
         self.reference_mode = reference_mode
         self.reference_keys = reference_keys
+        self.reference_readout = reference_readout
+        self.readout_heads = readout_heads
+        self.readout_width = readout_width
         self.memory = memory
         self.pad_token_id = pad_token_id
         super().__init__(**kwargs)
@@ -282,6 +290,59 @@ class Layer(nn.Module):
         return self.norm(hidden + self.dropout(self.narrow(F.gelu(self.widen(hidden)))))
 
 
+class ReadOut(nn.Module):
+    """Mix the student's last states with the teacher's states of the reference, in the teacher's own space.
+
+    Each head attends from the student's tokens to the reference's and to a null slot; what falls on reference tokens copies
+    that share of their states, the rest is the student's own. Pointer-generator networks (See et al. 2017, eq. 9) and kNN-LM
+    (Khandelwal et al. 2020, eq. 3) mix distributions so; here it is states, which a head cuts by width.
+    """
+
+    NULL_SCORE = 0.0
+    """Where the null slot starts: level with a token that matches nothing. At 5, which starts by copying little, the first 600
+    steps got less out of the reference (docs/log.md)."""
+
+    def __init__(self, config: RefBertConfig) -> None:
+        super().__init__()
+        self.heads = config.readout_heads
+        self.query = nn.Linear(config.hidden_size, config.readout_width)
+        self.key = nn.Linear(config.reference_dim, config.readout_width, bias=False)
+        self.null = nn.Parameter(torch.empty(config.readout_heads))
+        self.match = nn.Parameter(torch.empty(config.readout_heads))
+
+    def forward(
+        self,
+        hidden: Tensor,
+        own: Tensor,
+        input_ids: Tensor,
+        reference_ids: Tensor | None,
+        states: Tensor,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """Return (batch, tokens, dim): `own` states mixed with the reference's `states` (batch, ref_tokens, dim).
+
+        `hidden` (batch, tokens, hidden) asks. Tokens of the same id score `match` more. Where `mask` (batch, ref_tokens) is all
+        zero, `own` comes back as it is.
+        """
+        states = states.to(hidden.dtype)
+        query, key = self._split(self.query(hidden)), self._split(self.key(F.layer_norm(states, states.shape[-1:])))
+        scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+        if reference_ids is not None:
+            same = (input_ids[:, None, :, None] == reference_ids[:, None, None, :]).to(scores.dtype)
+            scores = scores + self.match[:, None, None].to(scores.dtype) * same
+        if mask is not None:
+            scores = scores.masked_fill(~mask.bool()[:, None, None, :], float("-inf"))
+        null = self.null.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)
+        weights = torch.cat([null, scores], -1).softmax(-1)[..., 1:]
+        kept = 1 - weights.sum(-1, keepdim=True)
+        mixed = weights @ self._split(states) + kept * self._split(own)
+        return mixed.transpose(1, 2).flatten(2)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(batch, tokens, width) to (batch, heads, tokens, width / heads)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
 class RefBertPreTrainedModel(PreTrainedModel):
     """Weight initialisation and loading shared by the heads."""
 
@@ -301,6 +362,9 @@ class RefBertPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
+        elif isinstance(module, ReadOut):
+            nn.init.constant_(module.null, ReadOut.NULL_SCORE)
+            nn.init.ones_(module.match)
         elif isinstance(module, RefBertModel) and module.null_reference is not None:
             nn.init.normal_(module.null_reference, std=spread)
 
@@ -315,6 +379,7 @@ class RefBertModel(RefBertPreTrainedModel):
         self.projection = nn.Linear(config.hidden_size, config.dim)
         reads = any(config.reads_reference(layer) for layer in range(config.num_hidden_layers))
         self.null_reference = nn.Parameter(torch.empty(config.reference_dim)) if reads else None
+        self.readout = ReadOut(config) if config.reference_readout and config.reference_mode != "none" else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -364,10 +429,18 @@ class RefBertModel(RefBertPreTrainedModel):
             traced = output_attentions or (output_qkv and layer is self.layers[-1])
             hidden = layer(hidden, mask, reference, traces if traced else None)
             every.append(hidden)
+        reads_out = self.readout is not None and reference_states is not None
+        projected = self.projection(hidden) if output_projected_states or reads_out else None
+        if reads_out:
+            assert self.readout is not None
+            projected = self.readout(hidden, projected, input_ids, reference_ids, reference_states, reference_mask)
+            sentence = masked_mean(projected, mask)
+        else:
+            sentence = self.projection(masked_mean(hidden, mask))  # linear: the mean of the projected
         return RefBertOutput(
             last_hidden_state=hidden,
-            projected_states=self.projection(hidden) if output_projected_states else None,
-            sentence_embedding=self.projection(masked_mean(hidden, mask)),  # linear: the mean of the projected
+            projected_states=projected if output_projected_states else None,
+            sentence_embedding=sentence,
             hidden_states=tuple(every) if output_hidden_states else None,
             attention_scores=tuple(trace.scores for trace in traces) if output_attentions else None,
             qkv=traces[-1].qkv if output_qkv else None,

@@ -169,3 +169,13 @@ def test_passages_keep_every_word_within_the_budget(tokens):
     assert all(len(word_offsets(passage)) <= tokens for passage in passages)
     if tokens >= 4:  # no word is longer: words stay whole
         assert " ".join(passages) == text
+
+
+def test_articles_of_wikitext_are_documents_without_titles_and_headings(tmp_path):
+    file = tmp_path / "wiki.txt"
+    file.write_text(" = First = \n\n One line .\n = = A heading = = \n Another = sign .\n = Second = \n Its line .\n")
+    rows = list(read_rows(str(file), CorpusConfig(path=str(file), format="wikitext")))
+    assert [(row.text, row.document) for row in rows] == [
+        ("One line .", "= First ="), ("Another = sign .", "= First ="), ("Its line .", "= Second ="),
+    ]  # fmt: skip
+    assert all(row.in_document for row in rows)

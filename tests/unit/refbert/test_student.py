@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel
 
 from refbert import RefBertConfig, RefBertForSequenceClassification, RefBertModel
-from refbert.student import masked_mean, start_from_teacher_embeddings
+from refbert.student import ReadOut, masked_mean, start_from_teacher_embeddings
 
 DIM, VOCABULARY = 16, 50
 
@@ -40,7 +40,7 @@ OPTIONS = [
     for layers in ("first", "all", [1])
     for mode in ("concat", "replace")
     for keys in ("states", "embedding")
-]
+] + [{"reference_layers": layers, "reference_readout": True} for layers in ("all", [])]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(str(v) for v in o.values()))
@@ -104,6 +104,28 @@ def test_the_null_reference_is_learned_only_from_rows_without_a_reference():
     assert student.null_reference.grad.abs().sum() > 0
 
 
+def test_the_readout_copies_as_much_as_its_attention_says():
+    """One token, one head, two reference tokens: the weights by hand."""
+    torch.manual_seed(0)
+    config = RefBertConfig(hidden_size=3, num_attention_heads=1, dim=2, readout_heads=1, readout_width=2)
+    readout = ReadOut(config)
+    with torch.no_grad():
+        readout.query.weight.copy_(torch.tensor([[1.0, 0, 0], [0, 1, 0]]))
+        readout.query.bias.zero_()
+        readout.key.weight.copy_(torch.eye(2))
+        readout.null.fill_(0.5)
+        readout.match.fill_(2.0)
+    states = torch.tensor([[[3.0, 1.0], [0.0, 8.0]]])  # normalised: (1, -1) and (-1, 1)
+    own = torch.tensor([[[10.0, 20.0]]])
+    hidden, ids = torch.tensor([[[1.0, 2.0, 7.0]]]), torch.tensor([[5]])
+    said = readout(hidden, own, ids, torch.tensor([[4, 5]]), states, torch.ones(1, 2))
+    shares = torch.tensor([0.5, -1 / 2**0.5, 1 / 2**0.5 + 2]).softmax(0)
+    wanted = shares[0] * own[0, 0] + shares[1] * states[0, 0] + shares[2] * states[0, 1]
+    torch.testing.assert_close(said[0, 0], wanted, atol=1e-4, rtol=1e-4)
+    masked = readout(hidden, own, ids, torch.tensor([[4, 5]]), states, torch.zeros(1, 2))
+    assert torch.equal(masked, own)
+
+
 def test_mode_none_has_no_reference_parameters_and_ignores_references():
     student = make_student(reference_mode="none")
     assert not [name for name, _ in student.named_parameters() if "reference" in name]
@@ -131,7 +153,7 @@ def test_attention_step_by_step_says_what_fused_attention_says(options):
         [[0, 1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1, 1], [1, 0, 0, 0, 0, 0, 0]]
     ).bool()  # null slot first
     for layer, scores in enumerate(traced.attention_scores):
-        reads, replaces = student.config.reads_reference(layer), options["reference_mode"] == "replace"
+        reads, replaces = student.config.reads_reference(layer), student.config.reference_mode == "replace"
         seen = torch.cat([own] * (not (reads and replaces)) + [slots] * reads, 1)
         assert torch.equal(scores.isfinite(), seen[:, None, None, :].expand_as(scores))
         assert scores.shape[1:3] == (4, 7)
