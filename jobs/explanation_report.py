@@ -91,7 +91,7 @@ def tables(explanation: dict[str, Any]) -> list[tuple[str, tuple[str, ...], Rows
             ],
         ),
     ]
-    tokens = [
+    tokens: list[tuple[str, str, float]] = [
         (str(rank), token, mass)
         for rank, one in enumerate(read)
         for token, mass in zip(one["tokens"], one["token_mass"].get(strongest, ()), strict=False)
@@ -101,8 +101,10 @@ def tables(explanation: dict[str, Any]) -> list[tuple[str, tuple[str, ...], Rows
         shown: Rows = [(rank, token, f"{mass:.4f}") for rank, token, mass in most]
         found.append((f"Reference tokens most looked at, layer {strongest}", ("rank", "token", "mass"), shown))
     if labels := explanation["labels"]:
-        rows = [(name, f"{labels['with'][name]:.4f}", f"{labels['without'][name]:.4f}") for name in labels["with"]]
-        found.append(("Answer", ("label", "with references", "without"), rows))
+        answers: Rows = [
+            (name, f"{labels['with'][name]:.4f}", f"{labels['without'][name]:.4f}") for name in labels["with"]
+        ]
+        found.append(("Answer", ("label", "with references", "without"), answers))
     return found
 
 
@@ -130,4 +132,4 @@ def plot_explanation(explanation: dict[str, Any], picture: Path) -> None:
 
 
 def _moved(change: dict[str, Any] | None) -> tuple[str, str]:
-    return ("", "") if change is None else (f"{change['cosine_distance']:.4f}", f"{change['relative']:.4f}")
+    return ("", "") if change is None else (f"{change['cosine_distance']:.3g}", f"{change['relative']:.3g}")
