@@ -28,10 +28,15 @@ def test_an_encoder_and_its_int8_form_say_what_the_student_says(tmp_path):
     assert differences(Graph(student), open_onnx(tmp_path / "onnx/model.onnx"))[0] > 1e-3  # it can tell
 
 
-def test_a_classifier_with_embedded_keys_says_what_the_student_says_or_is_refused(tmp_path):
+def test_a_classifier_with_embedded_keys_and_readout_says_what_the_student_says_or_is_refused(tmp_path):
     torch.manual_seed(0)
     config = RefBertConfig(
-        **SHAPE, num_labels=3, embedding_size=8, reference_keys="embedding", reference_layers="first"
+        **SHAPE,
+        num_labels=3,
+        embedding_size=8,
+        reference_keys="embedding",
+        reference_layers="first",
+        reference_readout=True,
     )
     student = RefBertForSequenceClassification(config)
     export = export_onnx(student, tmp_path / "onnx")
