@@ -28,6 +28,9 @@ from vector_store.config import StoreConfig
 
 QUICKSTART = Path(__file__).parent / "configs" / "quickstart.yaml"
 
+VERBATIM = ("explain.text", "explain.text_pair")
+"""Overrides that are texts, whatever YAML would make of them."""
+
 POSITIONS = 512
 """Position embeddings of a student, BERT's."""
 
@@ -178,6 +181,41 @@ class ExportConfig(BaseModel, frozen=True, extra="forbid"):
     license: str | None = Field(None, description="License of the model card; left open by default.")
 
 
+class ExplainConfig(BaseModel, frozen=True, extra="forbid"):
+    """Which text is explained, and by whom."""
+
+    text: str = Field("", description="Taken as it stands, not as YAML.")
+    text_pair: str | None = Field(None, description="The second of a pair, likewise.")
+    student: str | None = Field(
+        None, description="A student/ folder, such as a task student's; by default the run's own."
+    )
+
+
+class PredictConfig(BaseModel, frozen=True, extra="forbid"):
+    """Which rows are scored, by whom, and what is written of each."""
+
+    path: str | None = Field(
+        None,
+        description="What to score, as corpus.path, whose other options say how it is read; by default the corpus.",
+    )
+    output: str | None = Field(
+        None, description="Folder or pyarrow URI of the result; by default predictions/ in the run's directory."
+    )
+    write: Literal["embeddings", "labels"] | None = Field(
+        None, description="By default labels where the student has a head, else embeddings."
+    )
+    datatype: Literal["float32", "float16"] = Field("float32", description="Of a written embedding's numbers.")
+    student: str | None = Field(
+        None, description="A student/ folder, such as a task student's; by default the run's own."
+    )
+    num_workers: PositiveInt = Field(1, description="Actors with a student and a client of the memory each.")
+    gpus_per_worker: NonNegativeFloat = 0.0
+    batch: PositiveInt = Field(64, description="Texts per forward, and per look-up.")
+    part_rows: PositiveInt = Field(
+        2048, description="Rows of a file that are written together: what a killed worker loses at most."
+    )
+
+
 class RunConfig(BaseModel, frozen=True, extra="forbid"):
     """Everything a run depends on, except secrets, which come from the environment."""
 
@@ -197,6 +235,8 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     evaluate: EvaluateConfig = EvaluateConfig()
     serve: ServeConfig = ServeConfig()
     export: ExportConfig = ExportConfig()
+    explain: ExplainConfig = ExplainConfig()
+    predict: PredictConfig = PredictConfig()
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -274,7 +314,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         if not equals:
             raise InputError(f"{override!r} is no override; write key.sub=value, such as train.steps=100")
         try:
-            parsed = yaml.safe_load(value)
+            parsed = value if key in VERBATIM else yaml.safe_load(value)
         except yaml.YAMLError:
             raise InputError(f"{override!r}: the value is not YAML; quote it, such as {key}='\"...\"'") from None
         _set(tree, key.split("."), parsed, override)

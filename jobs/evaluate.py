@@ -3,7 +3,8 @@
     python jobs/evaluate.py [RUN.yaml] [key=value ...]
 
 On held-out text: fidelity of the same trained student when only the reference is swapped (nearest, null, random); a linear
-classifier on frozen features where the corpus has labels; latency of teacher and student, with and without the look-up.
+classifier on frozen features where the corpus has labels; latency of teacher and student, with and without the look-up; what
+one text read.
 Writes report.json, report.md and plots into the run's directory.
 """
 
@@ -25,6 +26,8 @@ from transformers import AutoModel
 import refbert  # noqa: F401 - registers the student with the Auto classes
 from jobs.config import RunConfig
 from jobs.distill import PATIENCE_MS, needs_memory
+from jobs.explain import explained
+from jobs.explanation_report import write_explanation
 from jobs.launch import launch
 from jobs.memory import (
     MemoryAddress,
@@ -41,6 +44,7 @@ from jobs.memory import (
 from jobs.prepared import PreparedCorpus, prepare
 from jobs.progress import progress
 from jobs.provenance import hardware, provenance
+from jobs.reader import Reader
 from jobs.report import write_report
 from jobs.stream import reference_batch
 from jobs.worker import set_up_worker
@@ -94,6 +98,8 @@ def run(config: RunConfig) -> None:
             address = MemoryAddress(url, manifest)
             report = measure(EvaluationJob(config, address, corpus, config.run_directory / "student"))
     report["run"] |= provenance(started_s)
+    if explanation := report.pop("explanation", None):
+        report["explanation"] = write_explanation(explanation, config.run_directory, "example")
     write_report(report, config.run_directory)
     log.info("report: %s", config.run_directory / "report.md")
 
@@ -145,6 +151,7 @@ def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
         )
     texts = reference_texts(teacher, manifest, config.references)
     sources: dict[str, NeighbourSource | None] = dict.fromkeys(REFERENCES)
+    asked: NeighbourSource | None = None
     memory: dict[str, Any] = {}
     store = None
     if job.address:
@@ -153,6 +160,7 @@ def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
         nearest = config.references.criterion
         sources["nearest"] = open_retriever(client, patient, texts, nearest)
         sources["random"] = open_retriever(client, patient, texts, "random")
+        asked = open_retriever(client, patient, texts, nearest, with_text=True)
         store = Store(client, config.store)
         memory = {
             "points": store.count(),
@@ -187,6 +195,11 @@ def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
     if job.corpus.counts.labels:
         yield from measure_labelled(bench, job, heldout, vectors, report)
     yield from measure_speed(bench, heldout, config, report)
+    if asked is not None:
+        explanation = explained(
+            Reader(student, texts.tokenizer, manifest.text_tokens, texts, asked), text_of(heldout[0])
+        )
+        report |= {"explanation": explanation} if explanation["layers"] else {}
     yield report
 
 

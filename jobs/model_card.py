@@ -14,7 +14,8 @@ def model_card(
     report: dict[str, Any], name: str, memory: dict[str, Any] | None, export: Export, license_name: str | None
 ) -> str:
     """Return the card as Markdown with the Hub's front matter; `memory` is the manifest in the student's config."""
-    body = [line for line in markdown(report, name).splitlines()[2:] if not line.startswith("![")]
+    measured = {key: value for key, value in report.items() if key != "explanation"}  # it quotes the corpus
+    body = [line for line in markdown(measured, name).splitlines()[2:] if not line.startswith("![")]
     lines = [
         "---",
         f"license: {license_name}" if license_name else "# license: choose one before you publish this",

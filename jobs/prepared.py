@@ -164,7 +164,7 @@ def _opened(directory: Path) -> PreparedCorpus:
 
 
 def _directory(config: RunConfig, files: list[str]) -> Path:
-    return config.home / "corpora" / _key(config, files)
+    return config.home / "corpora" / corpus_key(config, files)
 
 
 def first_rows(passages: pa.Table) -> NDArray[np.int64]:
@@ -174,8 +174,11 @@ def first_rows(passages: pa.Table) -> NDArray[np.int64]:
     return np.sort(rows.group_by("digest").aggregate([("row", "min")])["row_min"].to_numpy())
 
 
-def _key(config: RunConfig, files: list[str]) -> str:
-    """Change with the options and with each local file's size and time (a remote file is told by its name alone)."""
+def corpus_key(config: RunConfig, files: list[str]) -> str:
+    """Return 16 hex digits that change with the options and with each local file's size and time.
+
+    A remote file is told by its name alone.
+    """
     packaged = config.corpus.path.startswith(PREFIX)  # told by its checksum, wherever and whenever it was unpacked
     state = [[Path(file).name if packaged else file, *_size_and_time(file, packaged)] for file in files]
     options = [FORMAT_VERSION, config.digest("corpus"), config.teacher.model, config.teacher.tokens, state]

@@ -135,6 +135,8 @@ def markdown(report: dict[str, Any], name: str) -> str:
             ]
         if title.startswith("Size"):
             lines += ["![size and latency](size_latency.png)", ""]
+    if explanation := report.get("explanation"):
+        lines += _explanation(explanation)
     lines += [
         "## Run",
         "",
@@ -186,6 +188,26 @@ def plot_size_and_latency(report: dict[str, Any], picture: Path) -> None:
         axis.invert_yaxis()
         axis.margins(x=0.15)
     _save(figure, (size, latency), picture)
+
+
+def _explanation(one: dict[str, Any]) -> list[str]:
+    """What the report says of the one text that it explains."""
+    found = f"{one['step']}, score {one['score']:.2f}" if one["reference"] else "nothing was found"
+    return [
+        "## One held-out text",
+        "",
+        f"> {one['text']}",
+        "",
+        f"read beside it ({found}):",
+        "",
+        f"> {one['reference'] or 'the null reference'}",
+        "",
+        f"Layer {one['layer']} looked there with {100 * one['mass']:.1f} % of its attention; without it the sentence vector is "
+        f"{one['cosine_distance']:.4f} away by cosine. Another text: `python jobs/explain.py`.",
+        "",
+        f"![what it read]({one['picture']})",
+        "",
+    ]
 
 
 def _row(cells: Any) -> str:

@@ -8,7 +8,6 @@ comes from a cached reference or the null reference, and says so.
 """
 
 import asyncio
-import json
 import logging
 import socket
 import threading
@@ -26,28 +25,15 @@ from pydantic import BaseModel, Field
 from ray import serve
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
-from safetensors.numpy import load_file
-from transformers import AutoModel
 
-import refbert  # noqa: F401 - registers the student with the Auto classes
 from jobs.config import RunConfig
 from jobs.launch import launch
-from jobs.memory import (
-    SENTENCE_TABLE,
-    ReferenceTexts,
-    connect_store,
-    open_retriever,
-    running_store,
-    trained_manifest,
-)
-from jobs.stream import reference_batch
+from jobs.memory import running_store
+from jobs.reader import ReferenceRead, check_memory, open_reader, references_read, student_run
 from jobs.worker import per_node, set_up_worker
 from refbert.corpus import Text, normalise
-from refbert.errors import InputError, UnavailableError
-from refbert.teacher import load_tokenizer, tokenize
-from vector_store.errors import StoreError, StoreUnavailable
-from vector_store.schema import Neighbours, parts
-from vector_store.store import Store
+from refbert.errors import UnavailableError
+from vector_store.schema import parts
 
 log = logging.getLogger(__name__)
 
@@ -64,15 +50,6 @@ class EmbeddingRequest(BaseModel, extra="forbid"):
     model: str | None = None
     encoding_format: Literal["float"] = "float"
     explain: bool = Field(False, description="Also say which reference each text read.")
-
-
-class ReferenceRead(BaseModel):
-    """Which reference a text read, and which rung of the degrade ladder brought it."""
-
-    step: Literal["live", "cached", "null"]
-    id: str | None
-    text: Text | None
-    score: float
 
 
 class Embedding(BaseModel):
@@ -106,15 +83,6 @@ class Answer:
     student_ms: float
 
 
-def references_read(found: Neighbours | None, row: int) -> list[ReferenceRead]:
-    """Say what a text read, the best first; the null reference where there was nothing to read."""
-    if found is None or not found.ids[row]:
-        step = "null" if found is None else found.steps[row]
-        return [ReferenceRead(step=step, id=None, text=None, score=0.0)]
-    read = zip(found.ids[row], found.texts[row], found.scores[row].tolist(), strict=False)  # scores are padded
-    return [ReferenceRead(step=found.steps[row], id=id_, text=text, score=score) for id_, text, score in read]
-
-
 api = FastAPI(title="RefBERT", description="Embeddings by a small student that reads references.")
 
 
@@ -124,18 +92,9 @@ class StudentService:
     """One replica: the student, its tokenizer and a client of the memory. Requests of the same moment share a forward."""
 
     def __init__(self, config: RunConfig, folder: Path, url: str | None) -> None:
-        self.device = set_up_worker(per_node(config.serve.num_replicas), config.train.gpus_per_worker)
+        device = set_up_worker(per_node(config.serve.num_replicas), config.train.gpus_per_worker)
         self.config, self.name = config, config.name
-        self.tokenizer = load_tokenizer(str(folder))
-        self.student = AutoModel.from_pretrained(folder).eval().fuse().to(self.device)
-        self.source, self.texts = None, None
-        manifest = trained_manifest(self.student.config.memory, folder)
-        self.max_tokens = manifest.text_tokens if manifest else config.teacher.tokens
-        if url and manifest:
-            table = load_file(folder / SENTENCE_TABLE)["table"] if manifest.dense_index else None
-            self.texts = ReferenceTexts(manifest, config.references, self.tokenizer, table)
-            client = connect_store(config, url)
-            self.source = open_retriever(client, config.store, self.texts, config.references.criterion, with_text=True)
+        self.reader = open_reader(config, folder, url, device, with_text=True)
         batching: Any = self.embed_batch
         batching.set_max_batch_size(config.serve.max_batch)
         batching.set_batch_wait_timeout_s(config.serve.batch_wait_ms / 1000)
@@ -182,19 +141,13 @@ class StudentService:
     def embed(self, texts: list[Text]) -> list[Answer]:
         """Look up, encode, normalise."""
         texts = [normalise(text) for text in texts]  # as those that were trained on and stored
-        ids, mask, segments = tokenize(self.tokenizer, texts, self.max_tokens)
-        lengths = mask.sum(1).tolist()
+        tokens = self.reader.tokenize(texts)
+        lengths = tokens.mask.sum(1).tolist()
         started_s = time.perf_counter()
-        found = None
-        if self.source is not None and self.texts is not None:
-            try:
-                found = self.source.neighbours(self.texts.queries(texts, ids, mask))
-            except StoreError as error:  # not only away, but broken: readers still get their answer
-                log.warning("answering without references: %s", error)
+        found = self.reader.look_up(texts, tokens)
         looked_up_s = time.perf_counter()
-        batch = reference_batch(ids, mask, found, self.student.config.reference_dim, token_type_ids=segments)
-        batch = batch.to(self.device)
-        output = self.student(**batch.student_inputs(), output_projected_states=False)
+        inputs = self.reader.inputs(tokens, found).student_inputs()
+        output = self.reader.model(**inputs, output_projected_states=False)
         vectors = torch.nn.functional.normalize(output.sentence_embedding, dim=-1).cpu().tolist()
         done_s = time.perf_counter()
         return [
@@ -219,8 +172,7 @@ def run(config: RunConfig) -> None:
 @contextmanager
 def served(config: RunConfig, url: str | None) -> Iterator[str]:
     """Start the service, yield its HTTP address, and stop what was started."""
-    folder = config.run_directory / "student"  # resolved here: a replica's environment may name another home
-    check_student(folder)
+    config, folder = student_run(config, None)  # resolved here: a replica's environment may name another home
     check_memory(config, folder, url)
     port = config.serve.port or _free_port(config.serve.host)
     was_running = _serve_is_running()
@@ -243,25 +195,6 @@ def served(config: RunConfig, url: str | None) -> Iterator[str]:
         yield f"http://{config.serve.host}:{port}"
     finally:
         _stop(config.name, was_running)
-
-
-def check_student(folder: Path) -> None:
-    """Raise InputError where there is no student to serve."""
-    if not (folder / "config.json").exists():
-        raise InputError(f"{folder} holds no student; train one first: `python jobs/distill.py`")
-
-
-def check_memory(config: RunConfig, folder: Path, url: str | None) -> None:
-    """Refuse a memory that is not the one the student was trained with. A store that is away is no reason not to start."""
-    manifest = trained_manifest(json.loads((folder / "config.json").read_text()).get("memory"), folder)
-    if not url or not manifest:
-        return
-    impatient = config.store.model_copy(update={"write_deadline_s": 5.0})
-    with connect_store(config, url) as client:
-        try:
-            Store(client, impatient).require(manifest)
-        except StoreUnavailable as error:
-            log.warning("starting without references: %s", error)
 
 
 def _serve_is_running() -> bool:

@@ -63,8 +63,7 @@ class Graph(nn.Module):
     def __init__(self, student: RefBertModel | RefBertForSequenceClassification) -> None:
         super().__init__()
         self.student = deepcopy(student).float().cpu()
-        encoder = self.student if isinstance(self.student, RefBertModel) else self.student.encoder
-        encoder.fuse()
+        self.student.fuse()
         self.eval()
         config = student.config
         self.width = config.reference_dim

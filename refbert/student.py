@@ -93,6 +93,16 @@ class RefBertConfig(PretrainedConfig):
         self.pad_token_id = pad_token_id
         super().__init__(**kwargs)
 
+    @property
+    def reads_any(self) -> bool:
+        """Whether the student reads a reference at all: in a layer, or at the end."""
+        return any(map(self.reads_reference, range(self.num_hidden_layers))) or self.reads_out
+
+    @property
+    def reads_out(self) -> bool:
+        """Whether the student copies from the reference's states at the end."""
+        return self.reference_readout and self.reference_mode != "none"
+
     def reads_reference(self, layer: int) -> bool:
         """Whether this layer's attention sees the reference."""
         if self.reference_mode == "none":
@@ -379,7 +389,7 @@ class RefBertModel(RefBertPreTrainedModel):
         self.projection = nn.Linear(config.hidden_size, config.dim)
         reads = any(config.reads_reference(layer) for layer in range(config.num_hidden_layers))
         self.null_reference = nn.Parameter(torch.empty(config.reference_dim)) if reads else None
-        self.readout = ReadOut(config) if config.reference_readout and config.reference_mode != "none" else None
+        self.readout = ReadOut(config) if config.reads_out else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -484,6 +494,11 @@ class RefBertForSequenceClassification(RefBertPreTrainedModel):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.dim, int(config.num_labels or 2))
         self.post_init()
+
+    def fuse(self) -> Self:
+        """Join the encoder's matrices, for inference only."""
+        self.encoder.fuse()
+        return self
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None, **inputs: Any) -> RefBertClassifierOutput:
         """Return logits (batch, labels); with `labels` (batch,) also the loss: cross-entropy, or MSE for one label."""

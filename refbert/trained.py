@@ -111,8 +111,7 @@ def load(
     batch: int = 32,
 ) -> TrainedStudent:
     """Open a `student/` folder for inference. `tokens` cuts texts; by default as those of the memory it was trained with."""
-    model = load_model(folder)
-    (model if isinstance(model, RefBertModel) else model.encoder).fuse()
+    model = load_model(folder).fuse()
     most = tokens or (model.config.memory or {}).get("text_tokens") or model.config.max_position_embeddings
     return TrainedStudent(model.to(device), load_tokenizer(str(folder)), references, most, batch)
 

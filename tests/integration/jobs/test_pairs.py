@@ -113,3 +113,14 @@ def test_a_student_of_pairs_is_trained_and_measured(run):
     evaluate.run(config)
     report = json.loads((config.run_directory / "report.json").read_text())
     assert report["fidelity"]["texts"] == len(set(texts_in(prepare(config).table("heldout"))))
+
+
+def test_the_report_explains_one_heldout_pair(run):
+    """After the one above, which evaluates."""
+    config, _ = run
+    explanation = json.loads((config.run_directory / "report.json").read_text())["explanation"]
+    assert 0 < explanation["mass"] < 1
+    assert explanation["text"] in [" | ".join(pair) for pair in texts_in(prepare(config).table("heldout"))]
+    assert explanation["reference"] in [" | ".join(pair) for pair in texts_in(prepare(config).table("train"))]
+    assert (config.run_directory / "example.png").read_bytes().startswith(b"\x89PNG")
+    assert "](example.png)" in (config.run_directory / "report.md").read_text()

@@ -19,6 +19,11 @@ def test_overrides_reach_every_depth_and_are_yaml():
     assert config.corpus.max_texts is None
 
 
+def test_a_text_to_explain_is_taken_as_it_stands():
+    config = load_config(overrides=["explain.text=No: it is 'late'", "explain.text_pair=null"])
+    assert (config.explain.text, config.explain.text_pair) == ("No: it is 'late'", "null")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -62,6 +62,18 @@ def test_labelled_table_is_there_only_where_there_are_labels(report, capsys):
     assert "0.7100" in capsys.readouterr().out
 
 
+def test_the_explained_text_is_in_the_report_but_not_in_a_card_that_others_read(report):
+    report["explanation"] = {
+        "text": "a private text", "reference": "its like", "step": "live", "score": 2.5, "layer": 3, "mass": 0.25,
+        "cosine_distance": 0.0123, "picture": "example.png",
+    }  # fmt: skip
+    text = markdown(report, "x")
+    for fact in ("> a private text", "> its like", "live, score 2.50", "Layer 3", "25.0 %", "0.0123", "](example.png)"):
+        assert fact in text
+    export = Export(inputs=(), outputs=(), opset=20, tolerance=1e-4, difference=0.0, bytes=1)
+    assert "private" not in model_card(report, "mine", None, export, None)
+
+
 def test_model_card_has_the_reports_figures_and_no_license_of_its_own(report):
     export = Export(
         inputs=("input_ids",), outputs=("logits",), opset=20, tolerance=1e-4, difference=3e-6, bytes=5_000_000,

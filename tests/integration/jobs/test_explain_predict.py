@@ -1,0 +1,211 @@
+"""Explaining and offline scoring over one trained run: what was read is what is said, and every row is scored exactly once."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from pyarrow import parquet
+
+import refbert
+from jobs import distill, explain, predict
+from jobs.memory import references_at, running_store
+from jobs.prepared import prepare, texts_in
+from refbert import RefBertConfig, RefBertForSequenceClassification, RefBertModel
+from refbert.errors import InputError
+from refbert.teacher import load_tokenizer
+
+AWAY = {"url": "http://127.0.0.1:9", "lookup_deadline_ms": 500, "write_deadline_s": 1}
+TEXT = "The film is slow: far too long, and the acting is bad."
+
+
+@pytest.fixture(scope="module")
+def trained(ray_cluster, tmp_path_factory, tiny_run):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REFBERT_HOME", str(tmp_path_factory.mktemp("home")))
+        config = tiny_run(name="read", train__steps=3, references={"count": 2})
+        with running_store(config):
+            distill.run(config)
+            yield config
+
+
+@pytest.fixture(scope="module")
+def rows(trained, tmp_path_factory):
+    """Two files: 37 texts, of which two are none, and 5."""
+    folder = tmp_path_factory.mktemp("rows")
+    texts = list(texts_in(prepare(trained).table("train")))[:40]
+    lines = [json.dumps({"body": text}) for text in texts]
+    lines[3], lines[20] = "no JSON", json.dumps({"body": " "})
+    (folder / "a.jsonl").write_text("\n".join(lines[:37]))
+    (folder / "b.jsonl").write_text("\n".join([*lines[37:], *lines[:2]]))
+    return folder
+
+
+def changed(config, **sections):
+    tree = config.model_dump(mode="json")
+    for section, options in sections.items():
+        tree[section] = {**tree[section], **options}
+    return type(config).model_validate(tree)
+
+
+def scoring(config, rows, output, **options):
+    return changed(
+        config,
+        corpus={"text_field": "body"},
+        predict={"path": str(rows), "output": str(output), "part_rows": 16, "batch": 4, **options},
+    )
+
+
+def result(output):
+    """Rows and manifest of an output."""
+    return parquet.read_table(output / "parts"), json.loads((output / "manifest.json").read_text())
+
+
+def saved(folder, model, config):
+    model.save_pretrained(folder / "student")
+    load_tokenizer(str(config.run_directory / "student")).save_pretrained(folder / "student")
+    return folder / "student"
+
+
+@pytest.fixture(scope="module")
+def classifier(trained, tmp_path_factory):
+    """The run's encoder under an untrained head, in a folder with options of its own, as a task's student is."""
+    encoder = RefBertModel.from_pretrained(trained.run_directory / "student")
+    torch.manual_seed(0)
+    shape = RefBertConfig.from_dict({**encoder.config.to_dict(), "id2label": {0: "bad", 1: "good"}})
+    model = RefBertForSequenceClassification(shape)
+    model.encoder.load_state_dict(encoder.state_dict())
+    torch.nn.init.normal_(model.classifier.weight)
+    folder = tmp_path_factory.mktemp("task")
+    (folder / "config.yaml").write_text(yaml.safe_dump(trained.model_dump(mode="json")))
+    return saved(folder, model, trained)
+
+
+def test_an_explanation_says_what_was_read_and_what_it_changed(trained, capsys):
+    explain.run(changed(trained, explain={"text": TEXT}))
+    found = json.loads((trained.run_directory / "explanation.json").read_text())
+    stored = set(texts_in(prepare(trained).table("train")))
+    assert [read["step"] for read in found["references"]] == ["live", "live"]
+    assert all(read["text"] in stored for read in found["references"])
+    (layer,) = found["layers"]
+    assert layer["null"] == 0
+    assert layer["own"] + layer["references"] == pytest.approx(1, abs=1e-5)
+    assert sum(read["mass"]["0"] for read in found["references"]) == pytest.approx(layer["references"], abs=1e-5)
+    assert all(sum(read["token_mass"]["0"]) == pytest.approx(read["mass"]["0"]) for read in found["references"])
+    assert np.sum(found["heat"]["mass"]) / len(found["tokens"]) == pytest.approx(layer["references"], abs=1e-5)
+    folder = trained.run_directory / "student"
+    with references_at(folder) as references:
+        with_, without = refbert.load(folder, references).encode([TEXT]), refbert.load(folder).encode([TEXT])
+    distance = 1 - float(with_[0] @ without[0])
+    assert found["without_references"]["cosine_distance"] == pytest.approx(distance, abs=1e-6)
+    assert all(read["without"]["cosine_distance"] > 0 for read in found["references"])
+    assert (trained.run_directory / "explanation.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert "Attention by layer" in printed
+    assert found["references"][0]["text"][:20] in printed
+
+
+def test_a_classifier_is_explained_by_its_labels(trained, classifier):
+    explain.run(
+        changed(trained, explain={"text": TEXT, "student": str(classifier)}, store={"collection": "not-this-one"})
+    )
+    found = json.loads((trained.run_directory / "explanation.json").read_text())
+    for name in ("with", "without"):
+        assert sum(found["labels"][name].values()) == pytest.approx(1)
+    moved = found["labels"]["with"]["good"] - found["labels"]["without"]["good"]
+    assert found["without_references"]["labels"]["good"] == pytest.approx(moved, abs=1e-6)
+    assert moved != 0
+
+
+def test_every_row_is_scored_once_and_as_the_three_line_api_scores_it(trained, rows, tmp_path):
+    predict.run(scoring(trained, rows, tmp_path))
+    table, manifest = result(tmp_path)
+    assert manifest["counts"] == {"read": 42, "written": 40, "rejected": 2, "live": 40, "cached": 0, "null": 0}
+    assert len(manifest["parts"]) == 4  # of 37 rows three, of 5 one
+    places = [(row["source"].rsplit("/")[-1], row["row"]) for row in table.select(["source", "row"]).to_pylist()]
+    wanted = [("a.jsonl", row) for row in range(37) if row not in (3, 20)] + [("b.jsonl", row) for row in range(5)]
+    assert places == wanted
+    reasons = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in reasons] == [3, 20]
+    assert "not JSON" in reasons[0]["reason"]
+    folder = trained.run_directory / "student"
+    with references_at(folder) as references:
+        vectors = refbert.load(folder, references).encode(table["text"].to_pylist())
+    np.testing.assert_allclose(np.stack(table["embedding"].to_numpy()), vectors, atol=1e-5)
+
+
+def test_a_part_that_is_there_is_never_computed_again(trained, rows, tmp_path):
+    config = scoring(trained, rows, tmp_path, num_workers=2, datatype="float16")
+    predict.run(config)
+    before, manifest = result(tmp_path)
+    parts = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()}
+    gone = [manifest["parts"][0], manifest["parts"][-1]]
+    for name in gone:
+        (tmp_path / "parts" / name).unlink()
+    (tmp_path / "parts" / f"{gone[0]}.0badc0de.partial").write_bytes(b"half of it")
+    predict.run(config)
+    after, again = result(tmp_path)
+    assert again == manifest
+    assert after.drop_columns("embedding").equals(before.drop_columns("embedding"))
+    np.testing.assert_allclose(
+        np.stack(after["embedding"].to_numpy()), np.stack(before["embedding"].to_numpy()), atol=1e-3
+    )
+    now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()}
+    assert [name for name in parts if now[name] != parts[name]] == gone
+    assert now.keys() == parts.keys()
+    predict.run(config)
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()} == now
+    with pytest.raises(InputError, match="other datatype"):
+        predict.run(scoring(trained, rows, tmp_path))
+
+
+def test_a_students_labels_are_written_with_the_score_of_each(trained, classifier, rows, tmp_path):
+    config = scoring(trained, rows / "b.jsonl", tmp_path, student=str(classifier))
+    predict.run(config)
+    table, _ = result(tmp_path)
+    with references_at(classifier, str(trained.store_directory)) as references:
+        wanted = refbert.load(classifier, references).predict(table["text"].to_pylist())
+    assert table["label"].to_pylist() == [one.label for one in wanted]
+    scores = np.stack([table["score_bad"], table["score_good"]], 1)
+    np.testing.assert_allclose(scores.max(1), [one.score for one in wanted], atol=1e-5)
+    np.testing.assert_allclose(scores.sum(1), 1, atol=1e-5)
+
+
+def test_a_store_that_is_away_costs_quality_but_no_row(trained, rows, tmp_path):
+    config = changed(scoring(trained, rows, tmp_path), store=AWAY, explain={"text": TEXT})
+    predict.run(config)
+    table, manifest = result(tmp_path)
+    assert manifest["counts"] == {"read": 42, "written": 40, "rejected": 2, "live": 0, "cached": 0, "null": 40}
+    vectors = refbert.load(trained.run_directory / "student").encode(table["text"].to_pylist())
+    np.testing.assert_allclose(np.stack(table["embedding"].to_numpy()), vectors, atol=1e-5)
+    explain.run(config)
+    found = json.loads((trained.run_directory / "explanation.json").read_text())
+    assert found["layers"][0]["null"] > 0
+    assert found["layers"][0]["references"] == 0
+    assert found["without_references"]["cosine_distance"] < 1e-9
+    assert found["heat"]["columns"] == ["null"]
+
+
+def test_a_student_without_memory_needs_no_store(trained, rows, tmp_path):
+    shape = RefBertConfig.from_pretrained(trained.run_directory / "student")
+    shape.reference_mode, shape.memory = "none", None
+    student = str(saved(tmp_path / "vanilla", RefBertModel(shape), trained))
+    config = scoring(trained, rows / "b.jsonl", tmp_path / "out", student=student)
+    config = changed(config, store=AWAY, explain={"text": TEXT, "student": student})
+    predict.run(config)
+    assert result(tmp_path / "out")[1]["counts"]["null"] == 5
+    explain.run(config)
+    found = json.loads((trained.run_directory / "explanation.json").read_text())
+    assert found["layers"] == []
+    assert found["without_references"]["cosine_distance"] < 1e-9
+    assert not (trained.run_directory / "explanation.png").exists()
+
+
+def test_what_cannot_be_done_is_refused_in_one_line(trained, rows, tmp_path):
+    with pytest.raises(InputError, match="no text to explain"):
+        explain.run(trained)
+    with pytest.raises(InputError, match="has no head"):
+        predict.run(scoring(trained, rows, tmp_path, write="labels"))
+    with pytest.raises(InputError, match="holds no student"):
+        predict.run(scoring(trained, rows, tmp_path, student=str(tmp_path)))
