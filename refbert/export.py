@@ -69,9 +69,9 @@ class Graph(nn.Module):
         self.width = config.reference_dim
         self.vocabulary = config.vocab_size
         self.inputs: tuple[str, ...] = ("input_ids", "attention_mask", "token_type_ids")
-        if encoder.null_reference is not None or encoder.readout is not None:
-            reads_ids = config.reference_keys == "embedding" or encoder.readout is not None
-            self.inputs += (*(["reference_ids"] if reads_ids else []), "reference_states", "reference_mask")
+        if config.reads_any:
+            by_ids = ("reference_ids",) if config.reference_keys == "embedding" or config.reads_out else ()
+            self.inputs += (*by_ids, "reference_states", "reference_mask")
         self.outputs: tuple[str, ...] = ("sentence_embedding",)
         if isinstance(student, RefBertForSequenceClassification):
             self.outputs = ("logits", "sentence_embedding")
