@@ -5,9 +5,10 @@
     onnx/export.json       inputs, outputs and how far the graphs are from the student
 
 Inputs are those of the student's `forward` that it reads: `input_ids`, `attention_mask`, `token_type_ids` (batch, tokens),
-`reference_states` (batch, ref_tokens, reference_dim), `reference_mask` and, where keys come from embeddings, `reference_ids`
-(batch, ref_tokens); all but the widths are free. A mask of zeros over one reference token reads the null reference. Outputs:
-`sentence_embedding` (batch, dim) and, from a classifier, `logits` (batch, labels). Needs the packages of the extra `export`.
+`reference_states` (batch, ref_tokens, reference_dim), `reference_mask` and, where keys come from embeddings or there is a
+read-out, `reference_ids` (batch, ref_tokens); all but the widths are free. A mask of zeros over one reference token reads the
+null reference. Outputs: `sentence_embedding` (batch, dim) and, from a classifier, `logits` (batch, labels). Needs the packages
+of the extra `export`.
 """
 
 import json

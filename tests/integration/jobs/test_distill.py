@@ -8,13 +8,14 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 import refbert  # noqa: F401 - registers the student
-from jobs import distill, evaluate
+from jobs import distill, evaluate, export
 from jobs.memory import connect_store, running_store
 from jobs.neighbour_plan import NeighbourPlan
 from jobs.prepared import prepare
 from jobs.run_directory import sole_training
 from jobs.stream import Order
 from refbert.errors import InputError
+from refbert.export import read_export
 from refbert.teacher import load_teacher, tokenize
 from vector_store.store import Store
 
@@ -202,7 +203,7 @@ def test_memory_targets_equal_teacher_targets_to_float16(one_worker, tiny_run):
     assert losses(config) == pytest.approx(losses(one_worker), rel=2e-3)
 
 
-def test_a_classification_teacher_distils_its_predictions(tiny_run):
+def test_a_classification_teacher_distils_its_predictions_and_the_student_is_exported(tiny_run):
     config = tiny_run(
         name="predictions", teacher__head="classification", store__collection="classified", train__targets="teacher",
         loss={"hidden": 1, "prediction": 1, "relation": 0}, train__steps=2,
@@ -213,6 +214,14 @@ def test_a_classification_teacher_distils_its_predictions(tiny_run):
     evaluate.run(config)
     report = json.loads((config.run_directory / "report.json").read_text())
     assert report["labelled"]["test_texts"] > 0
+    export.run(config)
+    folder = config.run_directory / "student"
+    exported = read_export(folder / "onnx")
+    assert exported.outputs == ("logits", "sentence_embedding")
+    assert exported.difference < config.export.tolerance
+    card = (folder / "README.md").read_text()
+    assert f"{report['fidelity']['nearest']['sentence_cosine']:.4f}" in card
+    assert f"`{student.config.memory['fingerprint']}`" in card
     assert "train/prediction" in (config.run_directory / "metrics.jsonl").read_text()
 
 
