@@ -221,7 +221,8 @@ def score(scoring: Scoring, files: list[str]) -> None:
         unscored_parts,
         fn_kwargs={"corpus": scoring.corpus, "part_rows": predict.part_rows, "done": done},
         batch_size=1,
-        num_cpus=0.5,
+        num_cpus=0,  # workers may hold every CPU, and would wait for ever for a reader that needs one
+        concurrency=predict.num_workers,
     ).map_batches(
         ScoreAndWrite,
         fn_constructor_args=(scoring,),
