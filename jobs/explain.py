@@ -24,6 +24,9 @@ from refbert.explanation import AttentionMass, OutputChange, answer, attention_m
 
 log = logging.getLogger(__name__)
 
+READ_OUT = "read-out"
+"""What stands for the student's read-out where layers are named."""
+
 CONTINUES_RUN = True
 """Without a YAML, the options are those that the named run was trained with."""
 
@@ -60,8 +63,12 @@ def explained(reader: Reader, text: Text) -> dict[str, Any]:
     repeated = {name: value.expand(len(masks), *value.shape[1:]) for name, value in inputs.student_inputs().items()}
     output = reader.model(**{**repeated, "reference_mask": masks}, output_attentions=True)
     layers = [layer for layer in range(len(output.attention_scores)) if reader.model.config.reads_reference(layer)]
-    masses = {layer: attention_mass(output.attention_scores[layer][0].cpu(), width) for layer in layers}
-    strongest = min(layers, key=lambda layer: float(masses[layer].own.mean()), default=None)
+    masses: dict[int | str, AttentionMass] = {
+        layer: attention_mass(output.attention_scores[layer][0].cpu(), width) for layer in layers
+    }
+    if output.readout_scores is not None:
+        masses[READ_OUT] = attention_mass(output.readout_scores[0].cpu(), width)
+    strongest = min(masses, key=lambda layer: float(masses[layer].own.mean()), default=None)
     names, own = (_token_names(reader, ids[0]) for ids in (inputs.reference_ids, tokens.input_ids))
     references = []
     for rank, read in enumerate(references_read(found, 0)):
@@ -91,7 +98,7 @@ def _token_names(reader: Reader, ids: torch.Tensor) -> list[str]:
     return list(reader.tokenizer.convert_ids_to_tokens(ids.tolist()))
 
 
-def _divided(layer: int, mass: AttentionMass) -> dict[str, Any]:
+def _divided(layer: int | str, mass: AttentionMass) -> dict[str, Any]:
     references = float(mass.per_reference_token.sum())
     return {
         "layer": layer,

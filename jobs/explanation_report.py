@@ -99,7 +99,7 @@ def tables(explanation: dict[str, Any]) -> list[tuple[str, tuple[str, ...], Rows
     if tokens:
         most = sorted(tokens, key=lambda token: -token[2])[:STRONGEST]
         shown: Rows = [(rank, token, f"{mass:.4f}") for rank, token, mass in most]
-        found.append((f"Reference tokens most looked at, layer {strongest}", ("rank", "token", "mass"), shown))
+        found.append((f"Reference tokens most looked at, {_named(strongest)}", ("rank", "token", "mass"), shown))
     if labels := explanation["labels"]:
         answers: Rows = [
             (name, f"{labels['with'][name]:.4f}", f"{labels['without'][name]:.4f}") for name in labels["with"]
@@ -119,7 +119,7 @@ def plot_explanation(explanation: dict[str, Any], picture: Path) -> None:
     means = [sum(column) / len(rows) for column in zip(*mass, strict=True)]
     bars.bar(range(len(columns)), means, color=[COLOURS[rank % len(COLOURS)] for rank in heat["ranks"]])
     bars.set_ylabel("mean", fontsize=8)
-    bars.set_title(f"attention mass, layer {explanation['strongest_layer']}", fontsize=9)
+    bars.set_title(f"attention mass, {_named(explanation['strongest_layer'])}", fontsize=9)
     bars.spines[["top", "right"]].set_visible(False)
     figure.colorbar(grid.imshow(mass, aspect="auto", cmap="Blues", vmin=0), ax=grid, pad=0.01)
     for axis, names, turned in ((grid.xaxis, columns, 90), (grid.yaxis, rows, 0)):
@@ -133,3 +133,7 @@ def plot_explanation(explanation: dict[str, Any], picture: Path) -> None:
 
 def _moved(change: dict[str, Any] | None) -> tuple[str, str]:
     return ("", "") if change is None else (f"{change['cosine_distance']:.3g}", f"{change['relative']:.3g}")
+
+
+def _named(layer: int | str) -> str:
+    return f"layer {layer}" if isinstance(layer, int) else layer

@@ -202,7 +202,7 @@ def _explanation(one: dict[str, Any]) -> list[str]:
         "",
         f"> {one['reference'] or 'the null reference'}",
         "",
-        f"Layer {one['layer']} looked there with {100 * one['mass']:.1f} % of its attention; without it the sentence vector is "
+        f"{'Layer ' if isinstance(one['layer'], int) else 'The '}{one['layer']} looked there with {100 * one['mass']:.1f} % of its attention; without it the sentence vector is "
         f"{one['cosine_distance']:.4f} away by cosine. Another text: `python jobs/explain.py`.",
         "",
         f"![what it read]({one['picture']})",

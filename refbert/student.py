@@ -118,8 +118,9 @@ class RefBertOutput(ModelOutput):
 
     `last_hidden_state` (batch, tokens, hidden); `projected_states` (batch, tokens, dim), the same in the teacher's space;
     `sentence_embedding` (batch, dim), the masked mean of those, not normalised; `hidden_states` where asked for,
-    embeddings first, each (batch, tokens, hidden); `attention_scores` where asked for, of each layer, as in `AttentionTrace`;
-    `qkv` where asked for, of the last layer.
+    embeddings first, each (batch, tokens, hidden); `attention_scores` where asked for, of each layer, as in `AttentionTrace`,
+    and with them `readout_scores` (batch, heads, tokens, 1 + ref_tokens), as in `ReadOut`; `qkv` where asked for, of the last
+    layer.
     """
 
     last_hidden_state: Tensor | None = None
@@ -127,6 +128,7 @@ class RefBertOutput(ModelOutput):
     sentence_embedding: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attention_scores: tuple[Tensor, ...] | None = None
+    readout_scores: Tensor | None = None
     qkv: QKV | None = None
 
 
@@ -140,6 +142,7 @@ class RefBertClassifierOutput(ModelOutput):
     sentence_embedding: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attention_scores: tuple[Tensor, ...] | None = None
+    readout_scores: Tensor | None = None
     qkv: QKV | None = None
 
 
@@ -328,9 +331,10 @@ class ReadOut(nn.Module):
         reference_ids: Tensor | None,
         states: Tensor,
         mask: Tensor | None,
-    ) -> Tensor:
-        """Return (batch, tokens, dim): `own` states mixed with the reference's `states` (batch, ref_tokens, dim).
+    ) -> tuple[Tensor, Tensor]:
+        """Return (batch, tokens, dim), `own` states mixed with the reference's `states` (batch, ref_tokens, dim), and scores.
 
+        Scores (batch, heads, tokens, 1 + ref_tokens) are those before softmax, the null slot first, -inf where masked.
         `hidden` (batch, tokens, hidden) asks. Tokens of the same id score `match` more. Where `mask` (batch, ref_tokens) is all
         zero, `own` comes back as it is.
         """
@@ -343,10 +347,10 @@ class ReadOut(nn.Module):
         if mask is not None:
             scores = scores.masked_fill(~mask.bool()[:, None, None, :], float("-inf"))
         null = self.null.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)
-        weights = torch.cat([null, scores], -1).softmax(-1)[..., 1:]
-        kept = 1 - weights.sum(-1, keepdim=True)
+        scores = torch.cat([null, scores], -1)
+        kept, weights = scores.softmax(-1).split([1, states.shape[1]], -1)
         mixed = weights @ self._split(states) + kept * self._split(own)
-        return mixed.transpose(1, 2).flatten(2)
+        return mixed.transpose(1, 2).flatten(2), scores
 
     def _split(self, x: Tensor) -> Tensor:
         """(batch, tokens, width) to (batch, heads, tokens, width / heads)."""
@@ -440,10 +444,13 @@ class RefBertModel(RefBertPreTrainedModel):
             hidden = layer(hidden, mask, reference, traces if traced else None)
             every.append(hidden)
         reads_out = self.readout is not None and reference_states is not None
+        readout_scores = None
         projected = self.projection(hidden) if output_projected_states or reads_out else None
         if reads_out:
             assert self.readout is not None
-            projected = self.readout(hidden, projected, input_ids, reference_ids, reference_states, reference_mask)
+            projected, readout_scores = self.readout(
+                hidden, projected, input_ids, reference_ids, reference_states, reference_mask
+            )
             sentence = masked_mean(projected, mask)
         else:
             sentence = self.projection(masked_mean(hidden, mask))  # linear: the mean of the projected
@@ -453,6 +460,7 @@ class RefBertModel(RefBertPreTrainedModel):
             sentence_embedding=sentence,
             hidden_states=tuple(every) if output_hidden_states else None,
             attention_scores=tuple(trace.scores for trace in traces) if output_attentions else None,
+            readout_scores=readout_scores if output_attentions else None,
             qkv=traces[-1].qkv if output_qkv else None,
         )
 
@@ -515,6 +523,7 @@ class RefBertForSequenceClassification(RefBertPreTrainedModel):
             sentence_embedding=encoded.sentence_embedding,
             hidden_states=encoded.hidden_states,
             attention_scores=encoded.attention_scores,
+            readout_scores=encoded.readout_scores,
             qkv=encoded.qkv,
         )
 

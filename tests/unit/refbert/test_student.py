@@ -118,11 +118,12 @@ def test_the_readout_copies_as_much_as_its_attention_says():
     states = torch.tensor([[[3.0, 1.0], [0.0, 8.0]]])  # normalised: (1, -1) and (-1, 1)
     own = torch.tensor([[[10.0, 20.0]]])
     hidden, ids = torch.tensor([[[1.0, 2.0, 7.0]]]), torch.tensor([[5]])
-    said = readout(hidden, own, ids, torch.tensor([[4, 5]]), states, torch.ones(1, 2))
+    said, scores = readout(hidden, own, ids, torch.tensor([[4, 5]]), states, torch.ones(1, 2))
     shares = torch.tensor([0.5, -1 / 2**0.5, 1 / 2**0.5 + 2]).softmax(0)
     wanted = shares[0] * own[0, 0] + shares[1] * states[0, 0] + shares[2] * states[0, 1]
     torch.testing.assert_close(said[0, 0], wanted, atol=1e-4, rtol=1e-4)
-    masked = readout(hidden, own, ids, torch.tensor([[4, 5]]), states, torch.zeros(1, 2))
+    torch.testing.assert_close(scores.softmax(-1)[0, 0, 0], shares, atol=1e-4, rtol=1e-4)
+    masked, _ = readout(hidden, own, ids, torch.tensor([[4, 5]]), states, torch.zeros(1, 2))
     assert torch.equal(masked, own)
 
 
