@@ -193,6 +193,7 @@ def plot_size_and_latency(report: dict[str, Any], picture: Path) -> None:
 def _explanation(one: dict[str, Any]) -> list[str]:
     """What the report says of the one text that it explains."""
     found = f"{one['step']}, score {one['score']:.2f}" if one["reference"] else "nothing was found"
+    where = f"Layer {one['layer']}" if isinstance(one["layer"], int) else f"The {one['layer']}"
     return [
         "## One held-out text",
         "",
@@ -202,7 +203,7 @@ def _explanation(one: dict[str, Any]) -> list[str]:
         "",
         f"> {one['reference'] or 'the null reference'}",
         "",
-        f"{'Layer ' if isinstance(one['layer'], int) else 'The '}{one['layer']} looked there with {100 * one['mass']:.1f} % of its attention; without it the sentence vector is "
+        f"{where} looked there with {100 * one['mass']:.1f} % of its attention; without it the sentence vector is "
         f"{one['cosine_distance']:.4f} away by cosine. Another text: `python jobs/explain.py`.",
         "",
         f"![what it read]({one['picture']})",

@@ -88,12 +88,15 @@ def test_an_explanation_says_what_was_read_and_what_it_changed(trained, capsys):
     stored = set(texts_in(prepare(trained).table("train")))
     assert [read["step"] for read in found["references"]] == ["live", "live"]
     assert all(read["text"] in stored for read in found["references"])
-    (layer,) = found["layers"]
+    layer, readout = found["layers"]
     assert layer["null"] == 0
+    assert readout["null"] > 0  # what it leaves of the student's own
+    assert readout["null"] + readout["references"] == pytest.approx(1, abs=1e-5)
     assert layer["own"] + layer["references"] == pytest.approx(1, abs=1e-5)
     assert sum(read["mass"]["0"] for read in found["references"]) == pytest.approx(layer["references"], abs=1e-5)
     assert all(sum(read["token_mass"]["0"]) == pytest.approx(read["mass"]["0"]) for read in found["references"])
-    assert np.sum(found["heat"]["mass"]) / len(found["tokens"]) == pytest.approx(layer["references"], abs=1e-5)
+    assert found["strongest_layer"] == "read-out"
+    assert np.sum(found["heat"]["mass"]) / len(found["tokens"]) == pytest.approx(readout["references"], abs=1e-5)
     folder = trained.run_directory / "student"
     with references_at(folder) as references:
         with_, without = refbert.load(folder, references).encode([TEXT]), refbert.load(folder).encode([TEXT])
