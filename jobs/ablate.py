@@ -34,6 +34,7 @@ from jobs.memory import MemoryAddress, reference_texts, running_store
 from jobs.neighbour_plan import neighbour_plan
 from jobs.progress import progress
 from jobs.provenance import hardware, provenance
+from jobs.run_directory import claim_directory
 from jobs.task_corpus import NEAR_DUPLICATE, TaskCorpus, prepare_task
 from jobs.task_student import RESULT, TaskStudentJob, train_and_score
 from jobs.task_teacher import TaskTeacher, task_teacher
@@ -163,7 +164,12 @@ def evaluations(config: RunConfig, arm: Arm) -> dict[str, tuple[str, tuple[str, 
 
 
 def train_students(jobs: list[TaskStudentJob], name: str) -> None:
-    """Train and score the students that have no result yet, as many at once as the cluster has room for."""
+    """Train and score the students that have no result yet, as many at once as the cluster has room for.
+
+    Raises InputError where another config has trained in a student's directory.
+    """
+    for job in jobs:
+        claim_directory(job.config, job.directory)
     gpus = jobs[0].config.train.gpus_per_worker
     work: Any = ray.remote(num_cpus=1, num_gpus=gpus)(train_and_score)
     missing = [job for job in jobs if not (job.directory / RESULT).exists()]

@@ -21,22 +21,26 @@ IDENTITY_OF_TRAINING = {
 the number of workers, what they shard and how they wait. `micro_batch` may not: in-batch losses are over its rows."""
 
 
-def training_identity(config: RunConfig) -> dict[str, Any]:
-    """Return by name what this run's student depends on."""
-    identity = config.model_dump(mode="json", include=set(IDENTITY))
+IDENTITY_OF_TASK = ("task", "task_stage")
+"""What a labelled task's student depends on beside that."""
+
+
+def training_identity(config: RunConfig, of_task: bool = False) -> dict[str, Any]:
+    """Return by name what this run's student depends on, or a task's student of it."""
+    identity = config.model_dump(mode="json", include={*IDENTITY, *(IDENTITY_OF_TASK if of_task else ())})
     del identity["references"]["plan"]  # how neighbours are looked up, not which
     train = config.train.model_dump(mode="json", include=IDENTITY_OF_TRAINING)
     return identity | {f"train.{key}": value for key, value in train.items()}
 
 
-def claim_directory(config: RunConfig) -> None:
-    """Make the run's directory and save its config; refuse one that another config has trained in."""
-    directory = config.run_directory
+def claim_directory(config: RunConfig, student: Path | None = None) -> None:
+    """Make the run's directory, or that of a task's `student`, and save its config; refuse one that another has trained in."""
+    directory, of_task = student or config.run_directory, student is not None
     directory.mkdir(parents=True, exist_ok=True)
     saved = directory / "config.yaml"
     if saved.exists():
-        before = training_identity(load_config(saved))
-        differing = [key for key in before if before[key] != training_identity(config)[key]]
+        before, now = (training_identity(each, of_task) for each in (load_config(saved), config))
+        differing = [key for key in before if before[key] != now[key]]
         if differing:
             raise InputError(
                 f"{directory} holds a run with another {', '.join(differing)}; give another name=..., or delete it"

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-import yaml
 from numpy.typing import NDArray
 
 from jobs.config import PhaseConfig, RunConfig
@@ -61,11 +60,10 @@ class TaskStudentJob:
 
 
 def train_and_score(job: TaskStudentJob) -> dict[str, Any]:
-    """Train the student and score it on the development splits; writes config.yaml, student/ and, last, result.json."""
+    """Train the student and score it on the development splits; writes student/ and, last, result.json."""
     started_s = time.monotonic()
     config = job.config
     device = set_up_worker(students_per_node(config), config.train.gpus_per_worker, config.train.threads_per_worker)
-    job.directory.mkdir(parents=True, exist_ok=True)
     teacher = load_teacher(job.teacher.config, device)
     student: Any = starting_student(job, teacher)
     student.to(device)
@@ -88,7 +86,6 @@ def train_and_score(job: TaskStudentJob) -> dict[str, Any]:
                 split: _scored(job, split, answers(student, job.corpus.texts(split), asked, source, device))
                 for split in job.corpus.data.dev_splits
             }
-    (job.directory / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     save_student(job.directory / "student", student.cpu(), texts, job.address.manifest)
     result = {"scores": scores, "losses": losses, "seconds": round(time.monotonic() - started_s, 1)}
     scratch = job.directory / f"{RESULT}.partial"

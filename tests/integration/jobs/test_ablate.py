@@ -96,6 +96,13 @@ def test_a_finished_student_is_never_trained_again(done):
     assert (gone / RESULT).exists()
 
 
+def test_students_of_other_options_are_never_taken_for_this_ablations(done):
+    more = done.task_stage.phases[0].model_copy(update={"epochs": 3})
+    stage = done.task_stage.model_copy(update={"phases": (more, *done.task_stage.phases[1:])})
+    with pytest.raises(InputError, match="holds a run with another task_stage"):
+        ablate.run(done.model_copy(update={"task_stage": stage}))
+
+
 def test_an_ablation_without_a_task_is_refused(tiny_run, home):
     with pytest.raises(InputError, match="no task to compare students on"):
         ablate.run(tiny_run())
