@@ -51,7 +51,8 @@ def run(config: RunConfig) -> None:
 def explained(reader: Reader, text: Text) -> dict[str, Any]:
     """Read one normalised text with all of its references, without each, and without any; returns what JSON can hold.
 
-    `layers`, which say how a reading layer's attention was divided, are empty for a student that reads nothing.
+    `layers`, which say how a reading layer's attention was divided, are empty where no layer reads. What a read-out copies at
+    the end is no layer's attention: it shows in how the output changes.
     """
     tokens = reader.tokenize([text])
     found = reader.look_up([text], tokens)

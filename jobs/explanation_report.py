@@ -65,7 +65,7 @@ def print_explanation(explanation: dict[str, Any]) -> None:
             table.add_row(*row)
         console.print(table)
     if not explanation["layers"]:
-        console.print("this student reads no references")
+        console.print("no layer of this student reads references")
 
 
 def tables(explanation: dict[str, Any]) -> list[tuple[str, tuple[str, ...], Rows]]:

@@ -3,8 +3,8 @@
     python jobs/predict.py                                          the run's own corpus, into runs/<name>/predictions/
     python jobs/predict.py RUN.yaml predict.path=new.jsonl corpus.text_field=body
     python jobs/predict.py RUN.yaml predict.path=s3://bucket/texts/ predict.output=s3://bucket/vectors/
-    python jobs/predict.py RUN.yaml predict.path=pairs.parquet corpus.text_pair_field=second \
-        predict.student=runs/ablation/tasks/RTE/nearest-0/student    labels of a task's student
+    python jobs/predict.py RUN.yaml predict.path=pairs.parquet corpus.text_pair_field=second
+    python jobs/predict.py RUN.yaml predict.student=runs/ablation/tasks/SST-2/nearest-0/student     a task's student: labels
     ray job submit -- python jobs/predict.py RUN.yaml predict.num_workers=8 predict.gpus_per_worker=1
 
 Every row of every file is scored, whole (cut at the student's tokens): corpus.max_texts and corpus.long_texts do not apply.
