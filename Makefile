@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)   ## corpus -> memory -> distilled student -> report -> one served request (ARGS="train.steps=200")
 	$(BIN)/python jobs/demo.py $(ARGS)
 
-test: $(STAMP)   ## every test (ARGS="tests/unit -k student")
+test: $(STAMP)   ## the tests (ARGS="tests/unit -k student"; ARGS=--long for every one)
 	$(BIN)/python -m pytest $(ARGS)
 
 chaos: $(STAMP)  ## the fault tests in their long form: servers, jobs and writers killed at random moments (15 minutes)

@@ -18,6 +18,22 @@ from refbert.teacher import Teacher, load_teacher
 REPOSITORY = Path(__file__).parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long", action="store_true", help="every test, and the fault tests with full load and every kill"
+    )
+    parser.addoption("--chaos-seed", type=int, default=0, help="of the random moments at which things are killed")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave tests marked `long` to `--long`: each has a sibling that fails with it in all likelihood."""
+    if config.getoption("--long"):
+        return
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="a sibling runs: make test ARGS=--long"))
+
+
 @pytest.fixture(scope="session")
 def teacher() -> Teacher:
     """all-MiniLM-L6-v2 from its package: the real thing."""

@@ -106,7 +106,9 @@ def test_the_same_name_with_other_training_is_refused(one_worker, tiny_run):
         distill.run(tiny_run(name="one-worker", train__learning_rate=0.5))
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+@pytest.mark.parametrize(
+    "zero_stage", [pytest.param(0, marks=pytest.mark.long), 2, pytest.param(3, marks=pytest.mark.long)]
+)
 def test_two_workers_of_any_zero_stage_give_the_loss_curve_of_one(one_worker, tiny_run, zero_stage):
     config = tiny_run(name=f"two-{zero_stage}", train__num_workers=2, train__zero_stage=zero_stage)
     distill.run(config)
@@ -188,7 +190,7 @@ def test_bf16_and_teacher_targets_train_too(one_worker, tiny_run):
     assert all(tensor.dtype == torch.float32 for tensor in weights(config).values())
 
 
-@pytest.mark.parametrize("targets", ["memory", "teacher"])
+@pytest.mark.parametrize("targets", ["memory", pytest.param("teacher", marks=pytest.mark.long)])
 def test_a_planned_training_has_the_losses_of_a_live_one(one_worker, tiny_run, targets):
     config = tiny_run(name=f"planned-{targets}", references__plan=True, train__targets=targets)
     distill.run(config)

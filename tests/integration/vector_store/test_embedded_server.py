@@ -77,7 +77,7 @@ def test_everything_survives_a_clean_restart(tmp_path, manifest, make_points):
         store = store_at(again)
         assert store.manifest() == manifest
         assert store.count() == 30
-        assert store.fetch([points[3].id]).ids == [points[3].id]
+        assert store.fetch([points[3].id]).ids == [[points[3].id]]
     assert "stopped serving" in (tmp_path / "server.log").read_text()
 
 

@@ -79,9 +79,9 @@ def test_frequent_tokens_no_longer_choose(points, client, capped, manifest, crit
     """The query shares two frequent tokens with point 2, three seldom ones with point 1."""
     asking = Query("00000000-0000-4000-8000-000000000001", words(EVERYWHERE, OFTEN, 101, 301, 999), points[1].sentence)
     term_statistics.publish_term_statistics(client, capped)
-    assert Retriever(client, capped, manifest, criterion).neighbours([asking]).ids == [points[1].id]
+    assert Retriever(client, capped, manifest, criterion).neighbours([asking]).ids == [[points[1].id]]
     only_frequent = Query(asking.id, words(EVERYWHERE, OFTEN), points[1].sentence)
-    assert Retriever(client, capped, manifest, criterion).neighbours([only_frequent]).ids != [None]
+    assert Retriever(client, capped, manifest, criterion).neighbours([only_frequent]).ids != [[]]
     unknown = Query(asking.id, words(EVERYWHERE, 901, 902, 903))
-    assert Retriever(client, capped, manifest, "keywords").neighbours([unknown]).ids == [None]
-    assert Retriever(client, capped, manifest, "keywords", exact=True).neighbours([unknown]).ids != [None]
+    assert Retriever(client, capped, manifest, "keywords").neighbours([unknown]).ids == [[]]
+    assert Retriever(client, capped, manifest, "keywords", exact=True).neighbours([unknown]).ids != [[]]
