@@ -232,8 +232,8 @@ class StudentConfig(BaseModel, frozen=True, extra="forbid"):
     )
     reference_readout: bool = Field(
         True,
-        description="Copy from the reference's states at the end too, in the teacher's own space; needs unprojected states. Helps "
-        "a short training; the student then leans on its reference (docs/log.md).",
+        description="Copy from the reference's states at the end too, in the teacher's own space; needs unprojected states. "
+        "Helps a short training; the student then leans on its reference (docs/log.md).",
     )
     initial: Literal["random", "teacher_embeddings"] = Field(
         "teacher_embeddings",
