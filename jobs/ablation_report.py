@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
 
+from jobs.run_directory import write_whole
 from refbert.scores import glue_average, main_score
 
 TEACHER = "teacher"
@@ -34,9 +35,7 @@ def write_ablation(report: dict[str, Any], directory: Path, results: str | None)
     text = markdown(report)
     (directory / "ablation.md").write_text(text)
     plot(report, directory / "ablation.png")
-    scratch = directory / "ablation.json.partial"
-    scratch.write_text(json.dumps(report, indent=2))
-    scratch.rename(directory / "ablation.json")
+    write_whole(directory / "ablation.json", json.dumps(report, indent=2))
     if results:
         stem = Path(results) / f"ablation_{report['config']['name']}_{date.today()}"
         stem.parent.mkdir(parents=True, exist_ok=True)

@@ -38,6 +38,7 @@ from jobs.memory import (
     connect_store,
     manifest_of,
     open_retriever,
+    patient_store,
     reference_id,
     reference_texts,
     running_store,
@@ -59,8 +60,6 @@ from vector_store.store import Store
 log = logging.getLogger(__name__)
 
 IDS_PER_CHECK = 1024
-PATIENCE_MS = 30_000.0
-"""Look-ups run ahead of the step, so training can wait for a slow store where a server has to degrade."""
 
 
 @dataclass(frozen=True)
@@ -216,8 +215,7 @@ def opened_stream(job: DistillJob, teacher: Teacher, rank: int, world_size: int)
         if job.address:
             client = stack.enter_context(connect_store(config, job.address.url))
             criterion = config.references.criterion if reads_references(config) else "none"
-            patient = config.store.model_copy(update={"lookup_deadline_ms": PATIENCE_MS})
-            source = open_retriever(client, patient, texts, criterion)
+            source = open_retriever(client, patient_store(config), texts, criterion)
             targets = Store(client, config.store) if config.train.targets == "memory" else None
         passages = job.corpus.table("train")
         stream = DistillStream(
@@ -239,8 +237,7 @@ def opened_stream(job: DistillJob, teacher: Teacher, rank: int, world_size: int)
 def targets_of(batch: DistillBatch, teacher: Teacher | None, config: RunConfig) -> Targets:
     """Take the teacher's states from the batch where the memory brought them, else ask the teacher."""
     if batch.target_states is not None:
-        assert batch.target_mask is not None
-        return Targets((batch.target_states,), batch.target_mask)
+        return batch.stored_targets()
     assert teacher is not None
     loss = config.loss
     encoding = teacher.encode(

@@ -25,7 +25,7 @@ from transformers import AutoModel
 
 import refbert  # noqa: F401 - registers the student with the Auto classes
 from jobs.config import RunConfig
-from jobs.distill import PATIENCE_MS, needs_memory
+from jobs.distill import needs_memory
 from jobs.explain import explained
 from jobs.explanation_report import write_explanation
 from jobs.launch import launch
@@ -36,6 +36,7 @@ from jobs.memory import (
     connect_store,
     manifest_of,
     open_retriever,
+    patient_store,
     reference_id,
     reference_texts,
     running_store,
@@ -156,7 +157,7 @@ def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
     store = None
     if job.address:
         client = connect_store(config, job.address.url)
-        patient = config.store.model_copy(update={"lookup_deadline_ms": PATIENCE_MS})
+        patient = patient_store(config)
         nearest = config.references.criterion
         sources["nearest"] = open_retriever(client, patient, texts, nearest)
         sources["random"] = open_retriever(client, patient, texts, "random")

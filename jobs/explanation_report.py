@@ -11,6 +11,8 @@ import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
+from jobs.run_directory import write_whole
+
 Rows = list[tuple[str, ...]]
 
 QUOTED = 300
@@ -32,9 +34,7 @@ def write_explanation(explanation: dict[str, Any], directory: Path, name: str) -
     picture.unlink(missing_ok=True)
     if explanation["heat"]:
         plot_explanation(explanation, picture)
-    scratch = directory / f"{name}.json.partial"
-    scratch.write_text(json.dumps(explanation))
-    scratch.rename(directory / f"{name}.json")
+    write_whole(directory / f"{name}.json", json.dumps(explanation))
     best = explanation["references"][0]
     divided = {layer["layer"]: layer for layer in explanation["layers"]}.get(explanation["strongest_layer"])
     return {

@@ -49,6 +49,8 @@ from vector_store.server.process import embedded_server
 from vector_store.store import Store
 
 SENTENCE_TABLE = "sentence_table.safetensors"
+PATIENCE_MS = 30_000.0
+"""Look-ups run ahead of the step, so training can wait for a slow store where a server has to degrade."""
 
 
 class NeighbourSource(Protocol):
@@ -249,6 +251,11 @@ def references_at(student: str | Path, place: str | None = None, config: RunConf
             return found.token_ids[:, :longest], found.states[:, :longest], found.mask[:, :longest]
 
         yield look_up
+
+
+def patient_store(config: RunConfig) -> StoreConfig:
+    """Return the run's store options with the patience of a job that nobody waits for."""
+    return config.store.model_copy(update={"lookup_deadline_ms": PATIENCE_MS})
 
 
 def connect_store(config: RunConfig, url: str) -> Client:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.report import markdown
+from jobs.run_directory import write_whole
 from refbert.export import MODEL, MODEL_INT8, Export
 
 
@@ -52,9 +53,7 @@ def model_card(
 
 def write_card(card: str, student: Path) -> None:
     """Write README.md into the student's folder, whole."""
-    scratch = student / "README.md.partial"
-    scratch.write_text(card)
-    scratch.rename(student / "README.md")
+    write_whole(student / "README.md", card)
 
 
 def _usage(has_memory: bool, has_head: bool) -> list[str]:

@@ -31,18 +31,18 @@ import torch
 from pyarrow import fs, parquet
 
 from jobs.config import RunConfig
-from jobs.distill import PATIENCE_MS
 from jobs.launch import launch
+from jobs.memory import patient_store
 from jobs.prepared import chunked, corpus_key
 from jobs.progress import progress
 from jobs.reader import Reader, memory_of, open_reader, reads_memory, student_run
 from jobs.worker import per_node, set_up_worker
 from refbert.config import CorpusConfig
-from refbert.corpus import Rejected, Row, corpus_files, estimated_rows, read_rows, text_of
+from refbert.corpus import Rejected, Row, by_length, corpus_files, estimated_rows, read_rows, text_of
 from refbert.errors import InputError
 from refbert.student import RefBertConfig, RefBertForSequenceClassification
 from vector_store.pipeline import pipelined
-from vector_store.schema import Neighbours, parts
+from vector_store.schema import Neighbours
 
 log = logging.getLogger(__name__)
 
@@ -260,8 +260,7 @@ class ScoreAndWrite:
     def __init__(self, scoring: Scoring) -> None:
         predict = scoring.config.predict
         device = set_up_worker(per_node(predict.num_workers), predict.gpus_per_worker)
-        patient = scoring.config.store.model_copy(update={"lookup_deadline_ms": PATIENCE_MS})
-        config = scoring.config.model_copy(update={"store": patient})
+        config = scoring.config.model_copy(update={"store": patient_store(scoring.config)})
         self.reader: Reader = open_reader(config, scoring.folder, scoring.url, device)
         self.scoring = scoring
 
@@ -288,15 +287,16 @@ class ScoreAndWrite:
     @torch.inference_mode()
     def scored(self, rows: Sequence[Row]) -> pa.Table:
         """Return the rows' table. Texts of like length share a forward; the next look-up runs meanwhile."""
-        order = sorted(range(len(rows)), key=lambda row: sum(map(len, parts(text_of(rows[row]._asdict())))))
-        batches = list(chunked(order, self.scoring.config.predict.batch))
+        batches = list(by_length([text_of(row._asdict()) for row in rows], self.scoring.config.predict.batch))
         labels = self.scoring.write == "labels"
         config = self.reader.model.config
         outputs = np.zeros((len(rows), config.num_labels if labels else config.dim), np.float32)
         steps = ["null"] * len(rows)
         looked_up = pipelined(lambda batch: self.look_up([rows[row] for row in batch]), batches)
         for batch, (tokens, found) in zip(batches, looked_up, strict=True):
-            output = self.reader.model(**self.reader.inputs(tokens, found).student_inputs())
+            output = self.reader.model(
+                **self.reader.inputs(tokens, found).student_inputs(), output_projected_states=False
+            )
             vectors = output.logits if labels else torch.nn.functional.normalize(output.sentence_embedding, dim=-1)
             outputs[batch] = vectors.float().cpu().numpy()
             for place, row in enumerate(batch):

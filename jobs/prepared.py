@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -149,16 +150,17 @@ def prepare(config: RunConfig) -> PreparedCorpus:
     directory = _directory(config, files)
     if not (directory / "manifest.json").exists():
         _write(config, files, directory)
-    return _opened(directory)
+    return opened(directory)
 
 
 def already_prepared(config: RunConfig) -> PreparedCorpus | None:
     """Return the corpus where it has been read before, and read nothing."""
     directory = _directory(config, corpus_files(config.corpus))
-    return _opened(directory) if (directory / "manifest.json").exists() else None
+    return opened(directory) if (directory / "manifest.json").exists() else None
 
 
-def _opened(directory: Path) -> PreparedCorpus:
+def opened(directory: Path) -> PreparedCorpus:
+    """Open a finished preparation."""
     counts = json.loads((directory / "manifest.json").read_text())["counts"]
     return PreparedCorpus(directory, CorpusCounts(**{**counts, "labels": tuple(counts["labels"])}))
 
@@ -190,9 +192,6 @@ def _size_and_time(file: str, packaged: bool) -> tuple[float, ...]:
 
 
 def _write(config: RunConfig, files: list[str], directory: Path) -> None:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", suffix=".partial", dir=directory.parent))
-    scratch.chmod(0o755)  # mkdtemp's is for its owner alone, and the home may be shared
     stage = ray.data.from_items([{"file": file} for file in files], override_num_blocks=len(files)).map_batches(
         partial(file_passages, corpus=config.corpus, teacher=config.teacher.model, tokens=config.teacher.tokens),
         batch_size=1,
@@ -203,7 +202,7 @@ def _write(config: RunConfig, files: list[str], directory: Path) -> None:
     labels: set[str] = set()
     reasons: list[str] = []
     limit = config.corpus.max_texts
-    try:
+    with whole_directory(directory) as scratch:
         with (
             open(scratch / REJECTED, "w", encoding="utf-8") as rejected,
             pa.OSFile(str(scratch / "train.arrow"), "wb") as train_file,
@@ -250,7 +249,17 @@ def _write(config: RunConfig, files: list[str], directory: Path) -> None:
                 "each: give more texts, or another corpus.heldout_fraction"
             )
         (scratch / "manifest.json").write_text(json.dumps({"files": files, "counts": asdict(found)}, indent=2))
-        if directory.exists():  # another job was faster
+
+
+@contextmanager
+def whole_directory(directory: Path) -> Iterator[Path]:
+    """Yield a scratch folder that becomes `directory` in the end, unless another job was faster; it is gone after a failure."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", suffix=".partial", dir=directory.parent))
+    scratch.chmod(0o755)  # mkdtemp's is for its owner alone, and the home may be shared
+    try:
+        yield scratch
+        if directory.exists():
             shutil.rmtree(scratch)
         else:
             scratch.rename(directory)

@@ -11,6 +11,8 @@ import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
+from jobs.run_directory import write_whole
+
 FIDELITY = {
     "state_mse": "token state MSE, lower is closer",
     "sentence_cosine": "sentence cosine",
@@ -29,9 +31,7 @@ def write_report(report: dict[str, Any], directory: Path) -> None:
     plot_fidelity(report["fidelity"], directory / "fidelity.png")
     plot_size_and_latency(report, directory / "size_latency.png")
     (directory / "report.md").write_text(markdown(report, directory.name))
-    scratch = directory / "report.json.partial"
-    scratch.write_text(json.dumps(report, indent=2))
-    scratch.rename(directory / "report.json")
+    write_whole(directory / "report.json", json.dumps(report, indent=2))
 
 
 def size_rows(report: dict[str, Any]) -> Rows:

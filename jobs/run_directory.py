@@ -45,7 +45,7 @@ def claim_directory(config: RunConfig, student: Path | None = None) -> None:
             raise InputError(
                 f"{directory} holds a run with another {', '.join(differing)}; give another name=..., or delete it"
             )
-    _write_whole(saved, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_whole(saved, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def is_complete(config: RunConfig) -> bool:
@@ -60,7 +60,7 @@ def is_complete(config: RunConfig) -> bool:
 def write_manifest(config: RunConfig, training: dict[str, float]) -> None:
     """Write manifest.json: the run is complete, and this is what training it took."""
     manifest = {"name": config.name, "student": "student", "training": training}
-    _write_whole(config.run_directory / "manifest.json", json.dumps(manifest, indent=2))
+    write_whole(config.run_directory / "manifest.json", json.dumps(manifest, indent=2))
 
 
 @contextmanager
@@ -77,7 +77,8 @@ def sole_training(directory: Path) -> Iterator[None]:
         lock.release()
 
 
-def _write_whole(path: Path, content: str) -> None:
+def write_whole(path: Path, content: str) -> None:
+    """Write a file completely or not at all."""
     scratch = path.with_name(f"{path.name}.partial")
     scratch.write_text(content)
     scratch.rename(path)

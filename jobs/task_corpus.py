@@ -6,10 +6,8 @@ guard. Reads and writes files; knows no model.
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from jobs.config import RunConfig
-from jobs.prepared import DISTINCT, PASSAGE_SCHEMA, REJECTED, CorpusCounts, PreparedCorpus, first_rows
+from jobs.prepared import (
+    DISTINCT,
+    PASSAGE_SCHEMA,
+    REJECTED,
+    CorpusCounts,
+    PreparedCorpus,
+    first_rows,
+    opened,
+    whole_directory,
+)
 from refbert.corpus import Text
 from refbert.leaks import Leaks, find_leaks
 from refbert.tasks import Example, TaskData, load_task
@@ -65,9 +72,7 @@ def prepare_task(config: RunConfig) -> TaskCorpus:
     directory = config.home / "corpora" / f"{data.task.name}-{_digest(rows)}"
     if not (directory / "manifest.json").exists():
         _write(rows, found, directory)
-    counts = json.loads((directory / "manifest.json").read_text())["counts"]
-    prepared = PreparedCorpus(directory, CorpusCounts(**{**counts, "labels": tuple(counts["labels"])}))
-    return TaskCorpus(data, prepared, leaked, repeated)
+    return TaskCorpus(data, opened(directory), leaked, repeated)
 
 
 def _texts(examples: Sequence[Example]) -> list[tuple[str, str | None]]:
@@ -106,27 +111,21 @@ def _digest(rows: pa.Table) -> str:
 
 
 def _write(rows: pa.Table, leaks: dict[str, Leaks], directory: Path) -> None:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", suffix=".partial", dir=directory.parent))
-    scratch.chmod(0o755)  # mkdtemp's is for its owner alone, and the home may be shared
-    with pa.OSFile(str(scratch / "train.arrow"), "wb") as file, pa.ipc.new_file(file, PASSAGE_SCHEMA) as writer:
-        writer.write_table(rows)
-    distinct = first_rows(rows)
-    np.save(scratch / DISTINCT, distinct)
-    (scratch / REJECTED).touch()
-    counts = {"rejected": 0, "train": rows.num_rows, "distinct": len(distinct), "heldout": 0}
-    manifest = {
-        "counts": {**counts, "labels": sorted(set(rows["label"].to_pylist()))},
-        "near_duplicates": {
-            split: {
-                "pairs": [[leak.train, leak.evaluation, round(leak.similarity, 3)] for leak in found.duplicates],
-                "shared_sides": len(found.shared_sides),
-            }
-            for split, found in leaks.items()
-        },
-    }
-    (scratch / "manifest.json").write_text(json.dumps(manifest, indent=2))
-    if directory.exists():  # another job was faster
-        shutil.rmtree(scratch)
-    else:
-        scratch.rename(directory)
+    with whole_directory(directory) as scratch:
+        with pa.OSFile(str(scratch / "train.arrow"), "wb") as file, pa.ipc.new_file(file, PASSAGE_SCHEMA) as writer:
+            writer.write_table(rows)
+        distinct = first_rows(rows)
+        np.save(scratch / DISTINCT, distinct)
+        (scratch / REJECTED).touch()
+        counts = CorpusCounts(0, rows.num_rows, len(distinct), 0, tuple(sorted(set(rows["label"].to_pylist()))))
+        manifest = {
+            "counts": asdict(counts),
+            "near_duplicates": {
+                split: {
+                    "pairs": [[leak.train, leak.evaluation, round(leak.similarity, 3)] for leak in found.duplicates],
+                    "shared_sides": len(found.shared_sides),
+                }
+                for split, found in leaks.items()
+            },
+        }
+        (scratch / "manifest.json").write_text(json.dumps(manifest, indent=2))

@@ -19,22 +19,30 @@ import torch
 from numpy.typing import NDArray
 
 from jobs.config import PhaseConfig, RunConfig
-from jobs.distill import PATIENCE_MS, reads_references, save_student
-from jobs.memory import MemoryAddress, NeighbourSource, ReferenceTexts, connect_store, open_retriever, reference_texts
+from jobs.distill import reads_references, save_student
+from jobs.memory import (
+    MemoryAddress,
+    NeighbourSource,
+    ReferenceTexts,
+    connect_store,
+    open_retriever,
+    patient_store,
+    reference_texts,
+)
 from jobs.neighbour_plan import NeighbourPlan
+from jobs.run_directory import write_whole
 from jobs.stream import DistillStream, reference_batch
 from jobs.task_corpus import TaskCorpus
 from jobs.task_teacher import TaskTeacher, predictions
 from jobs.worker import per_node, set_up_worker
-from refbert.corpus import Text
-from refbert.distillation import Distiller, Targets, new_student
+from refbert.corpus import Text, by_length, text_length
+from refbert.distillation import Distiller, new_student
 from refbert.errors import InputError
 from refbert.fine_tuning import BucketedOrder, train_epochs
 from refbert.scores import score
 from refbert.student import RefBertForSequenceClassification, RefBertModel
 from refbert.teacher import Teacher, load_teacher
 from vector_store.client import Client
-from vector_store.schema import parts
 from vector_store.store import Store
 
 log = logging.getLogger(__name__)
@@ -80,17 +88,14 @@ def train_and_score(job: TaskStudentJob) -> dict[str, Any]:
             asked = reference_texts(teacher, job.address.manifest, reading)
             source = None
             if criterion != "none" and reads_references(config):
-                patient = config.store.model_copy(update={"lookup_deadline_ms": PATIENCE_MS})
-                source = open_retriever(client, patient, asked, criterion)
+                source = open_retriever(client, patient_store(config), asked, criterion)
             scores[name] = {
                 split: _scored(job, split, answers(student, job.corpus.texts(split), asked, source, device))
                 for split in job.corpus.data.dev_splits
             }
     save_student(job.directory / "student", student.cpu(), texts, job.address.manifest)
     result = {"scores": scores, "losses": losses, "seconds": round(time.monotonic() - started_s, 1)}
-    scratch = job.directory / f"{RESULT}.partial"
-    scratch.write_text(json.dumps(result, indent=2))
-    scratch.rename(job.directory / RESULT)
+    write_whole(job.directory / RESULT, json.dumps(result, indent=2))
     return result
 
 
@@ -103,7 +108,10 @@ def students_per_node(config: RunConfig) -> int:
 def starting_student(job: TaskStudentJob, teacher: Teacher) -> RefBertForSequenceClassification:
     """Take the general stage's encoder, or a new one, and give it a head for the task, which the seed decides."""
     config = job.config
-    fresh = new_student(config.student, teacher, config.seed, job.address.manifest.dim)
+    shape = (
+        config.student.model_copy(update={"initial": "random"}) if job.start else config.student
+    )  # the start replaces it
+    fresh = new_student(shape, teacher, config.seed, job.address.manifest.dim)
     assert isinstance(fresh, RefBertForSequenceClassification)
     names = job.corpus.data.task.labels
     fresh.config.id2label = dict(enumerate(names)) if names else {0: "score"}
@@ -139,21 +147,16 @@ def train_phase(
         return float(state["loss"])
     distiller = Distiller(student, phase.loss, phase.precision == "autocast").to(device)
     with ExitStack() as stack:
-        lengths = [sum(map(len, parts(text))) for text in job.corpus.texts("train")]
+        lengths = list(map(text_length, job.corpus.texts("train")))
         order = BucketedOrder(lengths, phase.batch, job.config.seed)
         stream = _open_stream(job, phase, order, texts, client)
         stack.callback(stream.close)
-        following = -1
 
         def loss_of(step: int) -> torch.Tensor:
-            nonlocal following
-            if step != following:
+            if step != stream.number:  # a resumed training's first
                 stream.load_state_dict({"micro_batches": step})
-            following = step + 1
             batch = next(stream).to(device)
-            layers = () if batch.target_states is None else (batch.target_states,)
-            mask = batch.mask if batch.target_mask is None else batch.target_mask
-            loss, _ = distiller(batch, Targets(layers, mask, batch.logits))
+            loss, _ = distiller(batch, batch.stored_targets())
             return loss
 
         checkpoint = job.directory / "checkpoint.pt"
@@ -179,15 +182,14 @@ def answers(
     batch: int = 32,
 ) -> NDArray[np.float32]:
     """Return the student's logits (rows, labels), each row reading its reference, in order."""
-    order = sorted(range(len(examples)), key=lambda row: sum(map(len, parts(examples[row]))))
     found: list[Any] = [None] * len(examples)
-    for start in range(0, len(order), batch):
-        rows = order[start : start + batch]
+    for rows in by_length(examples, batch):
         chosen = [examples[row] for row in rows]
         ids, mask, segments = texts.tokenize(chosen)
         neighbours = None if source is None else source.neighbours(texts.queries(chosen, ids, mask))
         inputs = reference_batch(ids, mask, neighbours, texts.manifest.dim, token_type_ids=segments).to(device)
-        for row, values in zip(rows, student(**inputs.student_inputs()).logits.float().cpu().numpy(), strict=True):
+        logits = student(**inputs.student_inputs(), output_projected_states=False).logits
+        for row, values in zip(rows, logits.float().cpu().numpy(), strict=True):
             found[row] = values
     return np.stack(found)
 
@@ -196,9 +198,8 @@ def _open_stream(
     job: TaskStudentJob, phase: PhaseConfig, order: BucketedOrder, texts: ReferenceTexts, client: Client
 ) -> DistillStream:
     config = job.config
-    patient = config.store.model_copy(update={"lookup_deadline_ms": PATIENCE_MS})
     criterion = config.references.criterion
-    source = open_retriever(client, patient, texts, criterion) if reads_references(config) else None
+    source = open_retriever(client, patient_store(config), texts, criterion) if reads_references(config) else None
     return DistillStream(
         job.corpus.prepared.table("train"),
         order,

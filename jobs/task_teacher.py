@@ -26,7 +26,7 @@ from jobs.progress import progress
 from jobs.task_corpus import TaskCorpus
 from jobs.worker import set_up_worker
 from refbert.config import TeacherConfig
-from refbert.corpus import Text
+from refbert.corpus import Text, by_length, text_length
 from refbert.errors import InputError
 from refbert.fine_tuning import BucketedOrder, train_epochs
 from refbert.losses import label_loss
@@ -34,7 +34,6 @@ from refbert.packaged import local_path
 from refbert.scores import score
 from refbert.tasks import TaskData
 from refbert.teacher import Teacher, load_teacher, load_tokenizer, tokenize
-from vector_store.schema import parts
 
 log = logging.getLogger(__name__)
 
@@ -101,10 +100,8 @@ def make_teacher(config: RunConfig, corpus: TaskCorpus, directory: Path) -> Iter
 
 def answers(teacher: Teacher, texts: Sequence[Text]) -> NDArray[np.float32]:
     """Return the teacher's logits (rows, labels) of texts or pairs, in their order."""
-    order = sorted(range(len(texts)), key=lambda row: sum(map(len, parts(texts[row]))))
     found: list[Any] = [None] * len(texts)
-    for start in range(0, len(order), teacher.config.batch):
-        rows = order[start : start + teacher.config.batch]
+    for rows in by_length(texts, teacher.config.batch):
         ids, mask, segments = tokenize(teacher.tokenizer, [texts[row] for row in rows], teacher.config.tokens)
         logits = teacher.encode(ids, mask, token_type_ids=segments).logits
         assert logits is not None
@@ -122,7 +119,7 @@ def _fine_tune(
         return
     task, tuning, base = corpus.data.task, config.task_stage.teacher, config.teacher
     texts, labels = corpus.texts("train"), torch.from_numpy(corpus.labels("train"))
-    order = BucketedOrder([sum(map(len, parts(text))) for text in texts], tuning.batch, config.seed)
+    order = BucketedOrder(list(map(text_length, texts)), tuning.batch, config.seed)
     tokenizer = load_tokenizer(base.model)
     torch.manual_seed(config.seed)
     try:

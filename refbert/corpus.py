@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
@@ -76,6 +76,17 @@ def text_of(passage: Mapping[str, Any]) -> Text:
 def text_digest(text: Text) -> bytes:
     """Return 32 bytes that stand for a normalised text or pair; no two are joined alike, since neither holds a line's end."""
     return hashlib.sha256((text if isinstance(text, str) else "\n".join(text)).encode()).digest()
+
+
+def text_length(text: Text) -> int:
+    """Characters of a text, or of both of a pair: what grows with its tokens."""
+    return len(text) if isinstance(text, str) else sum(map(len, text))
+
+
+def by_length(texts: Sequence[Text], batch: int) -> Iterator[list[int]]:
+    """Cut the places of texts into batches of like length, shortest first: little of what shares a forward is padding."""
+    order = sorted(range(len(texts)), key=lambda place: text_length(texts[place]))
+    return (order[start : start + batch] for start in range(0, len(order), batch))
 
 
 def split_of(text: Text, heldout_fraction: float) -> SplitName:

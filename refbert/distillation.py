@@ -77,6 +77,11 @@ class DistillBatch:
         means = weights @ self.reference_states / weights.sum(-1, keepdim=True).clamp_min(1)
         return means.flatten(0, 1), self.reference_spans.any(-1).flatten()
 
+    def stored_targets(self) -> "Targets":
+        """Return what came with the batch to learn from: last states of the memory, logits of a task; either may be absent."""
+        layers = () if self.target_states is None else (self.target_states,)
+        return Targets(layers, self.mask if self.target_mask is None else self.target_mask, self.logits)
+
     def to(self, device: torch.device) -> Self:
         """Move every tensor."""
         moved: dict[str, Any] = {}

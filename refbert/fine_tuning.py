@@ -103,11 +103,6 @@ def train_epochs(
     model.eval()
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Compute matrix products in bf16 over float32 parameters where `precision` is `autocast`."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "autocast")
-
-
 def _save(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path, step: int) -> None:
     scratch = checkpoint.with_suffix(".partial")
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, scratch)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from refbert.corpus import Text, normalise
+from refbert.corpus import Text, by_length, normalise
 from refbert.errors import InputError
 from refbert.student import RefBertConfig, RefBertForSequenceClassification, RefBertModel
 from refbert.teacher import load_tokenizer, tokenize
@@ -78,9 +78,7 @@ class TrainedStudent:
         if isinstance(texts, str):
             raise InputError("got one text, wanted a list of them; write [text]")
         clean: list[Text] = [normalise(text) for text in texts]
-        order = sorted(range(len(clean)), key=lambda index: len("".join(clean[index])))
-        for start in range(0, len(order), self.batch):
-            chosen = order[start : start + self.batch]
+        for chosen in by_length(clean, self.batch):
             some = [clean[index] for index in chosen]
             ids, mask, segments = tokenize(self.tokenizer, some, self.tokens)
             inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments, **self._referred(some)}
