@@ -319,10 +319,15 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
             raise InputError(f"{override!r}: the value is not YAML; quote it, such as {key}='\"...\"'") from None
         _set(tree, key.split("."), parsed, override)
     try:
-        return RunConfig.model_validate(tree)
+        config = RunConfig.model_validate(tree)
     except ValidationError as error:
         mistakes = (_mistake(detail) for detail in error.errors(include_url=False))
         raise InputError(f"{file}: " + "; ".join(mistakes)) from None
+    folder = Path(config.teacher.model).expanduser()
+    if not folder.is_dir():  # a Hub id, or a package
+        return config
+    # Workers have another current directory than who writes the path.
+    return config.model_copy(update={"teacher": config.teacher.model_copy(update={"model": str(folder.absolute())})})
 
 
 def _set(tree: dict[str, Any], keys: list[str], value: Any, override: str) -> None:

@@ -19,6 +19,13 @@ def test_overrides_reach_every_depth_and_are_yaml():
     assert config.corpus.max_texts is None
 
 
+def test_a_teacher_in_a_folder_is_found_from_any_directory(tmp_path, monkeypatch):
+    (tmp_path / "encoder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_config(overrides=["teacher.model=encoder"]).teacher.model == str(tmp_path / "encoder")
+    assert load_config(overrides=["teacher.model=thenlper/gte-small"]).teacher.model == "thenlper/gte-small"
+
+
 def test_a_text_to_explain_is_taken_as_it_stands():
     config = load_config(overrides=["explain.text=No: it is 'late'", "explain.text_pair=null"])
     assert (config.explain.text, config.explain.text_pair) == ("No: it is 'late'", "null")
