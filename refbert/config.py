@@ -235,9 +235,10 @@ class StudentConfig(BaseModel, frozen=True, extra="forbid"):
         description="Copy from the reference's states at the end too, in the teacher's own space; needs unprojected states. "
         "Helps a short training; the student then leans on its reference (docs/log.md).",
     )
-    initial: Literal["random", "teacher_embeddings"] = Field(
+    initial: Literal["random", "teacher_embeddings", "teacher_layers"] = Field(
         "teacher_embeddings",
-        description="Start the token embeddings from the teacher's, projected on their principal components.",
+        description="Start the token embeddings from the teacher's, projected on their principal components; or copy them and "
+        "every n-th layer of a BERT teacher of the same width, heads and intermediate (a factorised table: its SVD).",
     )
 
     @model_validator(mode="after")

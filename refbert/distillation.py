@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from refbert.attention import QKV
 from refbert.config import LossConfig, StudentConfig
 from refbert.errors import InputError
+from refbert.initialisation import start_from_teacher_embeddings, start_from_teacher_layers
 from refbert.losses import (
     attention_loss,
     contrastive_loss,
@@ -29,7 +30,6 @@ from refbert.student import (
     RefBertForSequenceClassification,
     RefBertModel,
     masked_mean,
-    start_from_teacher_embeddings,
 )
 from refbert.teacher import Teacher
 
@@ -235,7 +235,15 @@ def new_student(
     )
     torch.manual_seed(seed)
     student = RefBertForSequenceClassification(shape) if labels else RefBertModel(shape)
+    encoder = student if isinstance(student, RefBertModel) else student.encoder
     if config.initial == "teacher_embeddings":
-        encoder = student if isinstance(student, RefBertModel) else student.encoder
         start_from_teacher_embeddings(encoder, torch.from_numpy(teacher.static_vectors()))
+    elif config.initial == "teacher_layers":
+        try:
+            start_from_teacher_layers(encoder, teacher.model.base_model)
+        except ValueError as error:
+            raise InputError(
+                f"student.initial=teacher_layers: teacher {teacher.config.model} has another shape, {error}; give the student "
+                "options that it has, or set student.initial=teacher_embeddings"
+            ) from None
     return student

@@ -543,30 +543,6 @@ def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
     return (states * weights).sum(1) / weights.sum(1).clamp_min(1)
 
 
-@torch.no_grad()
-def start_from_teacher_embeddings(student: RefBertModel, static_vectors: Tensor) -> None:
-    """Set the token embeddings to the teacher's (vocabulary, dim), projected on their first principal components.
-
-    The projection keeps what fits into the student's width; its spread is scaled to the initialiser's. A student as wide
-    as its teacher, or wider, gets the teacher's embeddings rotated, padded by zeros. A factorised table keeps fewer
-    components, and its projection starts with orthonormal columns: the best approximation of that rank, turned so that
-    every hidden unit gets its share.
-    """
-    table = student.embeddings.word_embeddings.weight
-    if len(static_vectors) != len(table):
-        raise ValueError(f"the teacher has {len(static_vectors)} tokens, the student {len(table)}: not one tokenizer")
-    centred = static_vectors - static_vectors.mean(0)
-    _, directions = torch.linalg.eigh(centred.T @ centred)  # ascending
-    width = min(table.shape[1], centred.shape[1])
-    projected = centred @ directions.flip(1)[:, :width]
-    table.zero_()
-    table[:, :width] = projected * (student.config.initializer_range / projected.std())
-    if (project := student.embeddings.word_projection) is not None:
-        nn.init.orthogonal_(project.weight)
-        table *= student.config.initializer_range / project(table).std()
-    table[student.config.pad_token_id].zero_()
-
-
 AutoConfig.register("refbert", RefBertConfig)
 AutoModel.register(RefBertConfig, RefBertModel)
 AutoModelForSequenceClassification.register(RefBertConfig, RefBertForSequenceClassification)

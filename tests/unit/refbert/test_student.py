@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel
 
 from refbert import RefBertConfig, RefBertForSequenceClassification, RefBertModel
-from refbert.student import ReadOut, masked_mean, start_from_teacher_embeddings
+from refbert.student import ReadOut, masked_mean
 
 DIM, VOCABULARY = 16, 50
 
@@ -227,7 +227,10 @@ def test_classifier_saves_loads_and_learns(tmp_path, labels, num_labels):
     assert losses[-1] < 0.2 * losses[0]
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
-    assert torch.equal(model(**inputs).logits, loaded(**inputs).logits)
+    saved, read = model.state_dict(), loaded.state_dict()
+    assert saved.keys() == read.keys() and all(torch.equal(saved[name], read[name]) for name in saved)
+    # A product with one output depends, in its last bit, on how its inputs lie in memory (seen on an AMD EPYC).
+    torch.testing.assert_close(model(**inputs).logits, loaded(**inputs).logits, atol=1e-6, rtol=1e-6)
 
 
 def test_states_of_another_width_are_refused():
@@ -236,21 +239,3 @@ def test_states_of_another_width_are_refused():
     inputs["reference_states"] = inputs["reference_states"][..., :-1]
     with pytest.raises(ValueError, match="width 15, this student reads 16"):
         student(**inputs)
-
-
-@pytest.mark.parametrize("embedding_size", [None, 20])
-def test_teacher_embeddings_keep_their_neighbourhoods(embedding_size):
-    student = make_student(embedding_size=embedding_size)
-    generator = torch.Generator().manual_seed(0)
-    table = torch.randn(VOCABULARY, 32, generator=generator) * torch.logspace(0, -2, 32)
-    start_from_teacher_embeddings(student, table)
-    ours = student.embeddings.word_embeddings.weight[1:].detach()
-    if embedding_size:
-        ours = student.embeddings.word_projection(ours).detach()
-    assert ours.shape[1] == 24
-    assert ours.std() == pytest.approx(student.config.initializer_range, rel=0.05)
-    wanted = torch.cdist(table[1:], table[1:]).flatten()
-    got = torch.cdist(ours, ours).flatten()
-    assert torch.corrcoef(torch.stack([wanted, got]))[0, 1] > 0.99
-    with pytest.raises(ValueError, match="not one tokenizer"):
-        start_from_teacher_embeddings(student, table[:-1])

@@ -1,0 +1,89 @@
+"""How an untrained student starts: from its teacher's token embeddings, or from its layers too.
+
+Knows both encoders' modules and nothing of training.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from refbert.student import Layer, RefBertModel
+
+
+@torch.no_grad()
+def start_from_teacher_embeddings(student: RefBertModel, static_vectors: Tensor) -> None:
+    """Set the token embeddings to the teacher's (vocabulary, dim), projected on their first principal components.
+
+    The projection keeps what fits into the student's width; its spread is scaled to the initialiser's. A student as wide
+    as its teacher, or wider, gets the teacher's embeddings rotated, padded by zeros. A factorised table keeps fewer
+    components, and its projection starts with orthonormal columns: the best approximation of that rank, turned so that
+    every hidden unit gets its share.
+    """
+    table = student.embeddings.word_embeddings.weight
+    if len(static_vectors) != len(table):
+        raise ValueError(f"the teacher has {len(static_vectors)} tokens, the student {len(table)}: not one tokenizer")
+    centred = static_vectors - static_vectors.mean(0)
+    _, directions = torch.linalg.eigh(centred.T @ centred)  # ascending
+    width = min(table.shape[1], centred.shape[1])
+    projected = centred @ directions.flip(1)[:, :width]
+    table.zero_()
+    table[:, :width] = projected * (student.config.initializer_range / projected.std())
+    if (project := student.embeddings.word_projection) is not None:
+        nn.init.orthogonal_(project.weight)
+        table *= student.config.initializer_range / project(table).std()
+    table[student.config.pad_token_id].zero_()
+
+
+@torch.no_grad()
+def start_from_teacher_layers(student: RefBertModel, teacher: Any) -> None:
+    """Copy a BERT teacher's embeddings and every n-th of its layers, the last one included (TinyBERT's g(m) = n m).
+
+    `teacher` is a Hugging Face BERT without a head. The projection into its space starts as the identity; what reads references
+    is left as it was.
+    Raises ValueError, which says what differs, where the teacher is no BERT of the student's widths.
+    """
+    ours, theirs = student.config, teacher.config
+    wanted = {
+        "model_type": ("bert", theirs.model_type),
+        "hidden": (theirs.hidden_size, ours.hidden_size),
+        "heads": (theirs.num_attention_heads, ours.num_attention_heads),
+        "intermediate": (theirs.intermediate_size, ours.intermediate_size),
+        "reference_mode": ("concat or none", "replace" if ours.reference_mode == "replace" else "concat or none"),
+    }
+    if differing := [f"{name}={found}, wanted {want}" for name, (want, found) in wanted.items() if found != want]:
+        raise ValueError("its layers do not fit the student: " + "; ".join(differing))
+    embeddings, apart = student.embeddings, teacher.embeddings
+    if embeddings.word_projection is None:
+        embeddings.word_embeddings.weight.copy_(apart.word_embeddings.weight)
+    else:  # the best approximation of the narrow table's rank
+        left, spread, right = torch.linalg.svd(apart.word_embeddings.weight.float(), full_matrices=False)
+        rank = embeddings.word_embeddings.weight.shape[1]
+        embeddings.word_embeddings.weight.copy_(left[:, :rank] * spread[:rank].sqrt())
+        embeddings.word_projection.weight.copy_((spread[:rank].sqrt()[:, None] * right[:rank]).T)
+    positions = embeddings.position_embeddings.weight
+    rows = min(len(positions), len(apart.position_embeddings.weight))
+    positions[:rows] = apart.position_embeddings.weight[:rows]
+    segments = embeddings.token_type_embeddings.weight
+    rows = min(len(segments), len(apart.token_type_embeddings.weight))
+    segments[:rows] = apart.token_type_embeddings.weight[:rows]
+    embeddings.norm.load_state_dict(apart.LayerNorm.state_dict())
+    every, last = len(teacher.encoder.layer), len(student.layers)
+    for number, layer in enumerate(student.layers, 1):
+        assert isinstance(layer, Layer)
+        source = teacher.encoder.layer[number * every // last - 1]
+        attention = source.attention
+        for module, origin in (
+            (layer.attention.query, attention.self.query),
+            (layer.attention.key, attention.self.key),
+            (layer.attention.value, attention.self.value),
+            (layer.attention.output, attention.output.dense),
+            (layer.attention_norm, attention.output.LayerNorm),
+            (layer.widen, source.intermediate.dense),
+            (layer.narrow, source.output.dense),
+            (layer.norm, source.output.LayerNorm),
+        ):
+            assert module is not None
+            module.load_state_dict(origin.state_dict())
+    nn.init.eye_(student.projection.weight)
+    nn.init.zeros_(student.projection.bias)
