@@ -20,7 +20,13 @@ from jobs.service.desk import Answered, Desk
 from jobs.service.metrics import CONTENT_TYPE
 from jobs.service.student import Row
 
-PAGE = Path(__file__).parent / "playground" / "index.html"
+PAGE = Path(__file__).parent / "playground"
+"""The page's files, and the only ones that are sent: by name, not by path."""
+
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'self'; img-src data:; style-src 'self' 'unsafe-inline'",
+    "cache-control": "no-cache",
+}
 
 TYPES = {404: "not_found_error", 405: "invalid_request_error"}
 
@@ -97,9 +103,11 @@ def http_api(desk: Desk, metrics_text: MetricsText | None = None) -> FastAPI:
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
     @api.get("/", include_in_schema=False)
-    async def playground() -> FileResponse:
+    @api.get("/playground.css", include_in_schema=False)
+    @api.get("/playground.js", include_in_schema=False)
+    async def playground(request: Request) -> FileResponse:
         """Show the page that tries the student out."""
-        return FileResponse(PAGE, media_type="text/html")
+        return FileResponse(PAGE / (request.url.path.rpartition("/")[2] or "index.html"), headers=PAGE_HEADERS)
 
     plain_openapi = api.openapi
     api.openapi = lambda: _with_limits(plain_openapi(), desk.limits)  # type: ignore[method-assign]
@@ -168,8 +176,15 @@ def _answer_errors(api: FastAPI) -> None:
         kind = TYPES.get(error.status_code, "invalid_request_error")
         return _refusal(request, error.status_code, kind, str(error.detail), dict(error.headers or {}))
 
+    async def bug(request: Request, error: Exception) -> Response:
+        request.state.error = "bug"  # the gate, which gets the error too, logs it
+        return _refusal(
+            request, errors.BUG.status, errors.BUG.type, errors.line_of(error, request.state.request_id), {}
+        )
+
     for kind in errors.KINDS:
         api.add_exception_handler(kind, known)
+    api.add_exception_handler(Exception, bug)
     api.add_exception_handler(RequestValidationError, invalid)
     api.add_exception_handler(HTTPException, of_http)
 

@@ -116,11 +116,11 @@ class Desk:
         """Explain one text, and say how near the stored texts are that its memory finds first."""
         asked_texts([text], self.limits, self._ready().vocabulary)
         explanation: Any = await self.queue.call_student(lambda student: student.explain(text), deadline)
-        nearest = explanation["nearest"]
+        nearest, without = explanation["nearest"], explanation.pop("vector_without")
         answered = await self.ask([text, *(_asked(read["text"]) for read in nearest)], deadline)
         own, *others = (row.vector for row in answered.rows)
         for read, other in zip(nearest, others, strict=True):
-            read["cosine"] = float(own @ other)
+            read["cosine"], read["cosine_without"] = float(own @ other), float(without @ other)
         nearest.sort(key=lambda read: -read["cosine"])
         return {**explanation, "model": answered.model, "timing_ms": answered.timing_ms}
 

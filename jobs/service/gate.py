@@ -36,8 +36,8 @@ Send = Callable[[Message], Awaitable[None]]
 log = logging.getLogger(__name__)
 
 ROUTES = frozenset(
-    ("/", "/docs", "/healthz", "/metrics", "/openapi.json", "/readyz", "/v1/classify", "/v1/embeddings", "/v1/explain",
-     "/v1/models", "/v1/similarity")
+    ("/", "/docs", "/healthz", "/metrics", "/openapi.json", "/playground.css", "/playground.js", "/readyz", "/v1/classify",
+     "/v1/embeddings", "/v1/explain", "/v1/models", "/v1/similarity")
 )  # fmt: skip
 """Paths that are counted by name; any other is `other`, or a scanner would fill the metrics."""
 

@@ -106,8 +106,11 @@ def _threads(replicas_on_node: int) -> int:
     return max(1, (os.cpu_count() or 1) // replicas_on_node - 1)
 
 
-def application(config: RunConfig) -> serve.Application:
-    """The service of a run, as Ray Serve takes it, with its replicas and what each reserves."""
+def application(config: RunConfig, student: str | None = None) -> serve.Application:
+    """The service of a run, as Ray Serve takes it, with its replicas and what each reserves.
+
+    Deployed again with another `student` folder and nothing else changed, running replicas load it and go on answering.
+    """
     limits = config.serve
     most = limits.max_replicas
     scale: dict[str, Any] = {"num_replicas": limits.num_replicas}
@@ -127,6 +130,6 @@ def application(config: RunConfig) -> serve.Application:
         # The replica's own queue refuses with 429, Ray's would with 503. It counts texts: a request has one at least.
         max_ongoing_requests=limits.max_queued_texts + 2 * limits.max_batch + 64,
         graceful_shutdown_timeout_s=limits.deadline_s + 5,
-        user_config={"student": None},
+        user_config={"student": student},
         ray_actor_options={"num_cpus": limits.cpus_per_replica, "num_gpus": limits.gpus_per_replica},
     ).bind(config, str(config.home))

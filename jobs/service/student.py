@@ -324,14 +324,18 @@ class ServedStudent:
     # ------------------------------------------------------------ one text, closely
 
     def explain(self, text: Text) -> dict[str, Any]:
-        """Explain one text and name the stored texts that are nearest to it by the memory's criterion."""
+        """Explain one text and name the stored texts that are nearest to it by the memory's criterion.
+
+        `vector_without` is its vector (dim,) without a reference.
+        """
         text = normalise(text)
         explanation = explained(self._safe_reader(), text)
         nearest: list[dict[str, Any]] = []
         if self._nearest is not None and self.state != "refused":
             found = self._nearest.look_up([text], self._nearest.tokenize([text]))
             nearest = [read.model_dump() for read in references_read(found, 0) if read.text is not None]
-        return {**explanation, "nearest": nearest}
+        alone = Forward([0], self.reader.tokenize([text]), None, False, 0.0)
+        return {**explanation, "nearest": nearest, "vector_without": self.answer(alone)[0].vector}
 
     def _safe_reader(self) -> Reader:
         reader = self.reader

@@ -1,0 +1,130 @@
+"""One trained run for every test of the service, and the service of a run in this process: all of it but Ray Serve."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+import torch
+import uvicorn
+from starlette.testclient import TestClient
+
+from jobs import distill
+from jobs.config import RunConfig
+from jobs.memory import running_store
+from jobs.service.api import http_api
+from jobs.service.desk import Desk
+from jobs.service.gate import Gate
+from refbert import RefBertConfig, RefBertForSequenceClassification, RefBertModel
+from refbert.teacher import load_tokenizer
+
+TEXTS = ["The film is slow and far too long.", "A lovely phone.", "Congress will debate the bill on Monday, it says."]
+
+
+@pytest.fixture(scope="session")
+def trained(ray_cluster, tmp_path_factory, tiny_run) -> Iterator[RunConfig]:
+    """A run of three steps beside its running store, which stays where $REFBERT_HOME says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REFBERT_HOME", str(tmp_path_factory.mktemp("home")))
+        config = tiny_run(name="served", train__steps=3, references={"count": 2})
+        with running_store(config):
+            distill.run(config)
+            yield config
+
+
+@pytest.fixture(autouse=True)
+def home_of_the_run(trained, monkeypatch):
+    """Every test here finds the run where it was made, whatever ran in between."""
+    monkeypatch.setenv("REFBERT_HOME", str(trained.home))
+
+
+@pytest.fixture(scope="session")
+def serving(trained) -> Callable[..., RunConfig]:
+    """The run with other options of serve and store; `section__key` changes one."""
+
+    def make(**changes: Any) -> RunConfig:
+        tree = trained.model_dump(mode="json")
+        for key, value in changes.items():
+            section, _, option = key.partition("__")
+            tree[section][option] = value
+        return RunConfig.model_validate(tree)
+
+    return make
+
+
+@contextlib.contextmanager
+def gate_of(config: RunConfig, student: Any = None, **options: Any) -> Iterator[Gate]:
+    """The ASGI app of a run, whose student is loaded and answers while the app's lifespan lasts."""
+    desk = Desk(config, torch.device("cpu"))
+    desk.open(student)
+    api = http_api(desk)
+
+    @contextlib.asynccontextmanager
+    async def answering(_: Any):
+        desk.start()
+        yield
+        await desk.stop()
+
+    api.router.lifespan_context = answering
+    yield Gate(desk, api, **options)
+
+
+@contextlib.contextmanager
+def client_of(config: RunConfig, student: Any = None) -> Iterator[TestClient]:
+    """An HTTP client of a run's service in this process; the desk is `client.app.desk`."""
+    with gate_of(config, student) as gate, TestClient(gate, raise_server_exceptions=False) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def address_of(config: RunConfig, student: Any = None) -> Iterator[str]:
+    """The address of a run's service behind a real HTTP server, in a thread of this process."""
+    with gate_of(config, student) as gate, socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(gate, log_level="error", timeout_graceful_shutdown=2))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+
+@pytest.fixture(scope="module")
+def client(serving) -> Iterator[TestClient]:
+    with client_of(serving()) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def connect() -> Callable[..., AbstractContextManager[TestClient]]:
+    return client_of
+
+
+@pytest.fixture(scope="session")
+def listen() -> Callable[..., AbstractContextManager[str]]:
+    return address_of
+
+
+@pytest.fixture(scope="session")
+def gated() -> Callable[..., AbstractContextManager[Gate]]:
+    return gate_of
+
+
+@pytest.fixture(scope="session")
+def classifier(trained, tmp_path_factory):
+    """The run's encoder under an untrained head, in a folder of its own, as a task's student is."""
+    encoder = RefBertModel.from_pretrained(trained.run_directory / "student")
+    torch.manual_seed(0)
+    shape = RefBertConfig.from_dict({**encoder.config.to_dict(), "id2label": {0: "bad", 1: "good"}})
+    model = RefBertForSequenceClassification(shape)
+    model.encoder.load_state_dict(encoder.state_dict())
+    torch.nn.init.normal_(model.classifier.weight)
+    folder = tmp_path_factory.mktemp("task") / "student"
+    model.save_pretrained(folder)
+    load_tokenizer(str(trained.run_directory / "student")).save_pretrained(folder)
+    return folder
