@@ -185,6 +185,13 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid"):
     num_replicas: PositiveInt = Field(1, description="Without max_replicas exactly so many, with it the fewest.")
     max_replicas: PositiveInt | None = Field(None, description="Autoscaling starts up to so many.")
     target_ongoing_requests: PositiveFloat = Field(16.0, description="Per replica; autoscaling aims at it.")
+    surge_percent: int = Field(
+        25,
+        ge=0,
+        le=100,
+        description="Replicas beyond their number while new ones replace them, rounded up: none stops before another "
+        "answers. Needs room for them; with 0 old ones stop first.",
+    )
     cpus_per_replica: NonNegativeFloat = Field(1.0, description="What Ray reserves; bookkeeping, not a limit.")
     gpus_per_replica: NonNegativeFloat = 0.0
     threads_per_replica: PositiveInt | None = Field(

@@ -4,6 +4,7 @@ Answers are serialised here, by orjson straight from the student's arrays: the m
 """
 
 import base64
+import copy
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
 from starlette.exceptions import HTTPException
 
-from jobs.config import ServeConfig
 from jobs.service import errors, schema
 from jobs.service.desk import Answered, Desk
 from jobs.service.metrics import CONTENT_TYPE
@@ -42,7 +42,7 @@ def http_api(desk: Desk, metrics_text: MetricsText | None = None) -> FastAPI:
         redoc_url=None,
     )
     _answer_errors(api)
-    refused = _refusals(401, 413, 408, 422, 429, 503, 504)
+    refused = _refusals(400, 401, 408, 413, 422, 429, 503, 504)
 
     @api.post("/v1/embeddings", response_model=schema.EmbeddingResponse, responses=refused)
     async def embeddings(request: Request, asked: schema.EmbeddingRequest) -> Response:
@@ -68,6 +68,8 @@ def http_api(desk: Desk, metrics_text: MetricsText | None = None) -> FastAPI:
     @api.post("/v1/similarity", response_model=schema.SimilarityResponse, responses=refused)
     async def similarity(request: Request, asked: schema.SimilarityRequest) -> Response:
         """Compare one text with others: cosines of their vectors."""
+        if not asked.input:
+            raise errors.InvalidInput("input: got 0 texts to compare the source with, wanted at least 1")
         answered = await desk.ask([asked.source, *asked.input], request.state.deadline, asked.explain)
         source, *others = answered.rows
         data = [
@@ -110,7 +112,7 @@ def http_api(desk: Desk, metrics_text: MetricsText | None = None) -> FastAPI:
         return FileResponse(PAGE / (request.url.path.rpartition("/")[2] or "index.html"), headers=PAGE_HEADERS)
 
     plain_openapi = api.openapi
-    api.openapi = lambda: _with_limits(plain_openapi(), desk.limits)  # type: ignore[method-assign]
+    api.openapi = lambda: _as_served(plain_openapi(), desk)  # type: ignore[method-assign]
     return api
 
 
@@ -216,6 +218,7 @@ def _mistakes(error: RequestValidationError) -> list[str]:
 def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What an operation may answer instead."""
     what = {
+        400: "The body is not JSON in UTF-8.",
         401: "No key, or one that is not accepted.",
         408: "The body did not arrive in time.",
         413: "The body is too large.",
@@ -227,15 +230,25 @@ def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": schema.ErrorResponse, "description": what[status]} for status in statuses}
 
 
-def _with_limits(page: dict[str, Any], limits: ServeConfig) -> dict[str, Any]:
-    """Say in the page what this service's limits are, and how a key is sent."""
-    models = page["components"]["schemas"]
+def _as_served(page: dict[str, Any], desk: Desk) -> dict[str, Any]:
+    """Say in the page what this service's limits are and what its student can, and how a key is sent."""
+    page = copy.deepcopy(page)  # FastAPI keeps its own, and the student may change
+    models, limits, student = page["components"]["schemas"], desk.limits, desk.student
     for name in ("EmbeddingRequest", "ClassifyRequest", "SimilarityRequest"):
         one, many, ids = models[name]["properties"]["input"]["anyOf"]
-        most = limits.max_texts - (name == "SimilarityRequest")
-        many.update(maxItems=most)
-        ids.update(maxItems=limits.max_characters)
-        one.update(maxLength=limits.max_characters)
+        string, pair, one_of_ids = many["items"]["anyOf"]
+        many["maxItems"] = limits.max_texts - (name == "SimilarityRequest")
+        for text in (one, string, pair["items"]):
+            text["maxLength"] = limits.max_characters
+        for several in (ids, one_of_ids):
+            several["maxItems"] = limits.max_characters
+            if student:
+                several["items"]["maximum"] = student.vocabulary - 1
+    if student:
+        (number, *_) = models["EmbeddingRequest"]["properties"]["dimensions"]["anyOf"]
+        number.update(minimum=student.dim, maximum=student.dim)
+        if student.labels is None:
+            del page["paths"]["/v1/classify"]
     page["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, operations in page["paths"].items():
         if path.startswith("/v1/"):

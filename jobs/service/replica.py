@@ -109,7 +109,7 @@ def _threads(replicas_on_node: int) -> int:
 def application(config: RunConfig, student: str | None = None) -> serve.Application:
     """The service of a run, as Ray Serve takes it, with its replicas and what each reserves.
 
-    Deployed again with another `student` folder and nothing else changed, running replicas load it and go on answering.
+    Deployed again, replicas of the new kind start before old ones stop, as far as serve.surge_percent lets them.
     """
     limits = config.serve
     most = limits.max_replicas
@@ -127,6 +127,7 @@ def application(config: RunConfig, student: str | None = None) -> serve.Applicat
     deployment: Any = serve.deployment(serve.ingress(opened_gate)(Replica), name=DEPLOYMENT)
     return deployment.options(
         **scale,
+        max_surge_percent=limits.surge_percent,
         # The replica's own queue refuses with 429, Ray's would with 503. It counts texts: a request has one at least.
         max_ongoing_requests=limits.max_queued_texts + 2 * limits.max_batch + 64,
         graceful_shutdown_timeout_s=limits.deadline_s + 5,

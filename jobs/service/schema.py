@@ -4,10 +4,11 @@ Requests are OpenAI's where OpenAI has them. How many texts and how long they ma
 checked where it is known (`asked_texts`).
 """
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, Field, PlainValidator, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, StrictBool, WithJsonSchema
 
 from jobs.config import ServeConfig
 from jobs.reader import ReferenceRead
@@ -21,8 +22,11 @@ TokenIds: TypeAlias = tuple[int, ...]
 Asked: TypeAlias = Text | TokenIds
 """One of the things a request asks for."""
 
-STRING: dict[str, Any] = {"type": "string", "minLength": 1, "pattern": r"^[^\u0000]*[A-Za-z0-9][^\u0000]*$"}
-"""What is surely a text. More is: any that holds something but white space, and no null byte or half a surrogate pair."""
+NOTHING = r"\u0000-\u0020\u007f-\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+"""White space and control characters, in a regular expression's brackets."""
+NO_NULL, SOMETHING = r"[^\u0000]*", f"[^{NOTHING}]"
+
+STRING: dict[str, Any] = {"type": "string", "minLength": 1, "pattern": f"^{NO_NULL}{SOMETHING}{NO_NULL}$"}
 IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 PAIR: dict[str, Any] = {"type": "array", "items": STRING, "minItems": 2, "maxItems": 2}
 ONE: dict[str, Any] = {"anyOf": [STRING, PAIR]}
@@ -38,7 +42,7 @@ def _inputs(given: Any) -> list[Asked]:
     if not isinstance(given, list):
         raise ValueError(WANTED)
     if given and all(map(_is_id, given)):
-        return [tuple(given)]
+        return [tuple(map(int, given))]
     return [_asked(one) for one in given]
 
 
@@ -47,14 +51,21 @@ def _asked(given: Any) -> Asked:
         return given
     if isinstance(given, list) and given:
         if all(map(_is_id, given)):
-            return tuple(given)
+            return tuple(map(int, given))
         if len(given) == 2 and all(isinstance(part, str) for part in given):
             return given[0], given[1]
     raise ValueError(WANTED)
 
 
 def _is_id(given: Any) -> bool:
-    return isinstance(given, int) and not isinstance(given, bool)
+    """Whether JSON calls this an integer: 5 and 5.0 are, true is not."""
+    return (isinstance(given, int) and not isinstance(given, bool)) or (isinstance(given, float) and given.is_integer())
+
+
+def _integer(given: Any) -> Any:
+    if given is not None and not _is_id(given):
+        raise ValueError("wanted a whole number")
+    return given
 
 
 def _text(given: Any) -> Text:
@@ -91,7 +102,7 @@ def asked_texts(asked: Sequence[Asked], config: ServeConfig, vocabulary: int) ->
         for part in parts(one):  # type: ignore[arg-type]
             if len(part) > config.max_characters:
                 raise InvalidInput(f"text {place} has {len(part)} characters, wanted {config.max_characters} at most")
-            if not part.strip():
+            if not re.search(SOMETHING, part):
                 raise InvalidInput(f"text {place} is empty")
             if "\0" in part:
                 raise InvalidInput(f"text {place} holds a null byte")
@@ -110,7 +121,9 @@ class Request(BaseModel, extra="forbid"):
         None, description="Taken and not looked at: a service has one student, named in the answer."
     )
     user: str | None = Field(None, description="Taken and not looked at.")
-    explain: bool = Field(False, description="Also say which references each text read, and with how much attention.")
+    explain: StrictBool = Field(
+        False, description="Also say which references each text read, and with how much attention."
+    )
 
 
 class EmbeddingRequest(Request, extra="forbid"):
@@ -119,7 +132,7 @@ class EmbeddingRequest(Request, extra="forbid"):
     encoding_format: Literal["float", "base64"] = Field(
         "float", description="base64: little-endian float32, four fifths fewer bytes and no numbers to parse."
     )
-    dimensions: int | None = Field(
+    dimensions: Annotated[int | None, BeforeValidator(_integer)] = Field(
         None, ge=1, description="The student's own number, or nothing: its vectors cannot be cut short."
     )
 
@@ -134,7 +147,7 @@ class SimilarityRequest(BaseModel, extra="forbid"):
     source: OneText
     input: Inputs
     model: str | None = None
-    explain: bool = False
+    explain: StrictBool = False
 
 
 class ExplainRequest(BaseModel, extra="forbid"):

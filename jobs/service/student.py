@@ -32,6 +32,7 @@ from refbert.teacher import Tokens
 from vector_store.client import Client
 from vector_store.config import EMBEDDED
 from vector_store.errors import StoreError, StoreUnavailable
+from vector_store.retriever import Retriever
 from vector_store.schema import Neighbours
 from vector_store.server.process import embedded_server
 from vector_store.store import Store
@@ -131,6 +132,8 @@ class ServedStudent:
             self._memory_is("refused", str(error))
         else:
             self._is_lost = False
+            if self.state == "away" and isinstance(self.reader.source, Retriever):
+                self.reader.source.rest_no_longer()
             self._memory_is("ok", None)
 
     def close(self) -> None:
