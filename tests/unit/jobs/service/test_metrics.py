@@ -1,5 +1,8 @@
 """Metrics are Prometheus text, alone and put together."""
 
+import re
+from pathlib import Path
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from jobs.service.metrics import Metrics, merged
@@ -36,3 +39,16 @@ def test_a_single_replica_has_no_name_and_every_rung_is_there_from_the_start():
     found = samples(Metrics().text())
     assert [found["refbert_references_total", ("step", step)] for step in ("live", "cached", "null")] == [0, 0, 0]
     assert found["refbert_queued_texts",] == 0
+
+
+def test_the_dashboard_asks_for_metrics_that_there_are():
+    metrics = Metrics()
+    metrics.requests.labels("/", "200")
+    metrics.request_s.labels("/")
+    metrics.errors.labels("bug")
+    metrics.student_is("name", "fingerprint")
+    there = {name for name, *_ in samples(metrics.text())}
+    dashboard = (Path(__file__).parents[4] / "cluster" / "grafana-serving.json").read_text()
+    asked = set(re.findall(r"refbert_[a-z_]+", dashboard)) - {"refbert_"}
+    assert len(asked) > 10
+    assert asked <= there, asked - there
