@@ -18,22 +18,19 @@ import ray
 from pydantic import BaseModel, Field
 from ray import serve
 from ray.serve.config import HTTPOptions, gRPCOptions
-from ray.serve.schema import LoggingConfig
 
 from jobs.config import RunConfig, load_config
 from jobs.launch import launch
 from jobs.reader import memory_of, student_run
 from jobs.service.grpc_calls import ADD_SERVICER
 from jobs.service.keys import is_public, require_key
-from jobs.service.replica import application
+from jobs.service.replica import QUIET, application
 from refbert.errors import UnavailableError
 
 log = logging.getLogger(__name__)
 
 CONTINUES_RUN = True
 """Without a YAML, the options are those that the named run was trained with."""
-
-QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
 class AppArguments(BaseModel, extra="forbid"):

@@ -17,7 +17,7 @@ import numpy as np
 from jobs.service import tracing
 from jobs.service.api import labelled
 from jobs.service.desk import Answered, Desk
-from jobs.service.errors import BUG, InvalidInput, Unauthorised, kind_of, line_of
+from jobs.service.errors import BUG, InvalidInput, TooLarge, Unauthorised, kind_of, line_of
 from jobs.service.gate import REQUEST_ID, bug_report
 from jobs.service.proto import refbert_pb2 as messages
 from jobs.service.schema import Asked, AttendedReference
@@ -56,7 +56,7 @@ class GrpcCalls:
                 timing=_timing(answered),
             )
 
-        return await self._call("Embed", context, answer, messages.EmbedResponse())
+        return await self._call("Embed", request, context, answer, messages.EmbedResponse())
 
     async def classify(self, request: messages.ClassifyRequest, context: Any) -> messages.ClassifyResponse:
         """Answer with labels."""
@@ -76,7 +76,7 @@ class GrpcCalls:
                 timing=_timing(answered),
             )
 
-        return await self._call("Classify", context, answer, messages.ClassifyResponse())
+        return await self._call("Classify", request, context, answer, messages.ClassifyResponse())
 
     async def similarity(self, request: messages.SimilarityRequest, context: Any) -> messages.SimilarityResponse:
         """Answer with cosines."""
@@ -90,7 +90,7 @@ class GrpcCalls:
                 timing=_timing(answered),
             )
 
-        return await self._call("Similarity", context, answer, messages.SimilarityResponse())
+        return await self._call("Similarity", request, context, answer, messages.SimilarityResponse())
 
     async def status(self, request: messages.StatusRequest, context: Any) -> messages.StatusResponse:
         """Say which student answers, and whether it reads its memory."""
@@ -107,10 +107,10 @@ class GrpcCalls:
                 reason=readiness.reason or "",
             )
 
-        return await self._call("Status", context, answer, messages.StatusResponse())
+        return await self._call("Status", request, context, answer, messages.StatusResponse())
 
     async def _call(
-        self, name: str, context: Any, answer: Callable[[float], Awaitable[Message]], nothing: Message
+        self, name: str, request: Any, context: Any, answer: Callable[[float], Awaitable[Message]], nothing: Message
     ) -> Message:
         """Check the key, answer, count; an error becomes the call's status and an empty message."""
         sent = {str(key).lower(): str(value) for key, value in context.invocation_metadata() or ()}
@@ -121,6 +121,8 @@ class GrpcCalls:
         try:
             with tracing.request_span(route, sent):
                 self._admit(sent)
+                if (size := request.ByteSize()) > self.desk.limits.max_request_bytes:
+                    raise TooLarge(f"the message has {size} bytes, wanted {self.desk.limits.max_request_bytes} at most")
                 return await answer(self.desk.deadline(sent.get("x-timeout-ms")))
         except Exception as error:  # an edge: the caller gets a status, whatever it is
             kind = kind_of(error)

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from ray import serve
+from ray.serve.schema import LoggingConfig
 
 from jobs.config import RunConfig
 from jobs.service.api import http_api
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 
 DEPLOYMENT = "StudentService"
 """What Serve's config files call it."""
+
+QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
+"""What Serve itself logs of a service."""
 
 METRICS_S = 2.0
 """The longest that /metrics waits for other replicas."""
@@ -128,6 +132,7 @@ def application(config: RunConfig, student: str | None = None) -> serve.Applicat
     return deployment.options(
         **scale,
         max_surge_percent=limits.surge_percent,
+        logging_config=QUIET,  # a line of Ray's per request costs as much as its parsing; serve.request_log has its own
         # The replica's own queue refuses with 429, Ray's would with 503. It counts texts: a request has one at least.
         max_ongoing_requests=limits.max_queued_texts + 2 * limits.max_batch + 64,
         graceful_shutdown_timeout_s=limits.deadline_s + 5,

@@ -18,10 +18,6 @@ from jobs.memory import running_store
 from jobs.service.api import http_api
 from jobs.service.desk import Desk
 from jobs.service.gate import Gate
-from refbert import RefBertConfig, RefBertForSequenceClassification, RefBertModel
-from refbert.teacher import load_tokenizer
-
-TEXTS = ["The film is slow and far too long.", "A lovely phone.", "Congress will debate the bill on Monday, it says."]
 
 
 @pytest.fixture(scope="session")
@@ -116,15 +112,5 @@ def gated() -> Callable[..., AbstractContextManager[Gate]]:
 
 
 @pytest.fixture(scope="session")
-def classifier(trained, tmp_path_factory):
-    """The run's encoder under an untrained head, in a folder of its own, as a task's student is."""
-    encoder = RefBertModel.from_pretrained(trained.run_directory / "student")
-    torch.manual_seed(0)
-    shape = RefBertConfig.from_dict({**encoder.config.to_dict(), "id2label": {0: "bad", 1: "good"}})
-    model = RefBertForSequenceClassification(shape)
-    model.encoder.load_state_dict(encoder.state_dict())
-    torch.nn.init.normal_(model.classifier.weight)
-    folder = tmp_path_factory.mktemp("task") / "student"
-    model.save_pretrained(folder)
-    load_tokenizer(str(trained.run_directory / "student")).save_pretrained(folder)
-    return folder
+def classifier(trained, tmp_path_factory, labelling_student):
+    return labelling_student(trained.run_directory / "student", tmp_path_factory.mktemp("task"))

@@ -21,7 +21,7 @@ from jobs import serve as job
 from jobs.serve import AppArguments, served
 from jobs.service.proto import refbert_pb2 as messages
 from jobs.service.proto.refbert_pb2_grpc import RefBertStub
-from jobs.service.replica import application
+from jobs.service.replica import QUIET, application
 from refbert.errors import InputError
 
 TEXTS = ["The film is slow and far too long.", "A lovely phone."]
@@ -122,6 +122,13 @@ def test_grpc_answers_what_http_answers(service):
         for call_it, request, sent, code, message in (
             (stub.Embed, messages.EmbedRequest(texts=texts), (), "UNAUTHENTICATED", "authorization"),
             (stub.Embed, messages.EmbedRequest(), metadata, "INVALID_ARGUMENT", "got 0 texts"),
+            (
+                stub.Embed,
+                messages.EmbedRequest(texts=[messages.Text(text="x" * 5 * 2**20)]),
+                metadata,
+                "INVALID_ARGUMENT",
+                "bytes",
+            ),
             (stub.Classify, messages.ClassifyRequest(texts=texts), metadata, "INVALID_ARGUMENT", "has no head"),
         ):
             with pytest.raises(grpc.RpcError) as error:
@@ -160,7 +167,7 @@ def test_a_service_is_deployed_again_without_a_failed_or_a_waiting_request(servi
     watcher = threading.Thread(target=ask_on)
     with steady_load(client, threads=2) as statuses:
         watcher.start()
-        serve.run(application(config, str(classifier)), name=config.name, route_prefix="/", logging_config=job.QUIET)
+        serve.run(application(config, str(classifier)), name=config.name, route_prefix="/", logging_config=QUIET)
         assert client.post("/v1/classify", json={"input": TEXTS}).status_code == 200
     slowest_s.append(-1.0)
     watcher.join(30)
