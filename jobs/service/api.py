@@ -78,7 +78,7 @@ def http_api(desk: Desk, metrics_text: MetricsText | None = None) -> FastAPI:
         ]
         return _response(request, answered, data)
 
-    @api.post("/v1/explain", responses=refused)
+    @api.post("/v1/explain", response_model=schema.Explanation, responses=refused)
     async def explain(request: Request, asked: schema.ExplainRequest) -> Response:
         """Explain one text: what it read, attention by layer and token, and what it would have said without."""
         return _json(await desk.explain(asked.input, request.state.deadline))

@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 IN_FLIGHT = 2
 """Batches: one with the student, one whose references are being looked up."""
 
+STUCK_S = 60.0
+"""A batch that takes longer never ends: no look-up and no forward takes a fraction of it."""
+
 SMOOTHING = 0.1
 """Weight of the newest batch in the rate that a refused caller's wait is estimated from."""
 
@@ -67,7 +70,7 @@ class BatchQueue:
         self._lookup_thread = ThreadPoolExecutor(1, "look-up")
         self._student_thread = ThreadPoolExecutor(1, "student")
         self._loop_task: asyncio.Task[None] | None = None
-        self._batches: set[asyncio.Task[None]] = set()
+        self._batches: dict[asyncio.Task[None], float] = {}  # since when
 
     def start(self) -> None:
         """Begin to answer."""
@@ -118,6 +121,13 @@ class BatchQueue:
                 "the request's time was over before the student came to it; try again later"
             ) from None
 
+    def check(self) -> None:
+        """Raise RuntimeError where no text will be answered any more: this replica should be replaced."""
+        if self._loop_task is None or self._loop_task.done():
+            raise RuntimeError("the queue has ended")
+        if self._batches and time.monotonic() - min(self._batches.values()) > STUCK_S:
+            raise RuntimeError(f"a batch has not ended for {STUCK_S:g} s")
+
     def _ready(self) -> ServedStudent:
         student = self._student()
         if student is None:
@@ -130,8 +140,8 @@ class BatchQueue:
             await free.acquire()
             batch = await self._take()
             task = asyncio.get_running_loop().create_task(self._answer(batch, free))
-            self._batches.add(task)  # a task that nobody holds may be collected
-            task.add_done_callback(self._batches.discard)
+            self._batches[task] = time.monotonic()  # held: a task that nobody holds may be collected
+            task.add_done_callback(self._batches.pop)
 
     async def _take(self) -> list[Waiting]:
         """Wait for texts, and take as many of those that somebody still wants as fit into a batch."""

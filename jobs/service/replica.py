@@ -69,6 +69,10 @@ class Replica:
             await asyncio.to_thread(self.desk.open, student)
             self.served = student
 
+    async def check_health(self) -> None:
+        """Ask to be replaced where no text will be answered any more; Ray Serve calls it every few seconds."""
+        self.desk.queue.check()
+
     def metrics_text(self) -> str:
         """What this replica counts."""
         return self.desk.metrics.text()

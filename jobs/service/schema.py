@@ -239,6 +239,26 @@ class SimilarityResponse(BaseModel):
     timing_ms: Timing
 
 
+class Explanation(BaseModel):
+    """One text explained. Layers by number, or `read-out`; masses are shares of a layer's attention."""
+
+    text: Text
+    tokens: list[str]
+    references: list[dict[str, Any]] = Field(
+        description="What was read, best first: tokens, mass by layer and by token."
+    )
+    layers: list[dict[str, Any]] = Field(description="How each reading layer divided its attention.")
+    strongest_layer: int | str | None
+    heat: dict[str, Any] | None = Field(
+        description="The strongest layer's mass of each own token on each reference token."
+    )
+    without_references: dict[str, Any] = Field(description="How far the answer moves when nothing is read.")
+    labels: dict[str, dict[str, float]] | None = Field(description="A classifier's answer with references and without.")
+    nearest: list[dict[str, Any]] = Field(description="Stored texts, by cosine with the text's vector.")
+    model: str
+    timing_ms: Timing
+
+
 class Model(BaseModel):
     """The student that answers."""
 

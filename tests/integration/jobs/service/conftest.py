@@ -1,12 +1,15 @@
 """One trained run for every test of the service, and the service of a run in this process: all of it but Ray Serve."""
 
 import contextlib
+import itertools
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
+import httpx
 import pytest
 import torch
 import uvicorn
@@ -88,6 +91,42 @@ def address_of(config: RunConfig, student: Any = None) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join(20)
+
+
+@contextlib.contextmanager
+def loaded(client: Any, threads: int = 4, retries: int = 0) -> Iterator[list[tuple[Any, ...]]]:
+    """Ask old texts and new until the block ends; yields the list of what each request got, tries and all."""
+    outcomes: list[tuple[Any, ...]] = []
+    ended = threading.Event()
+
+    def ask(name: int) -> None:
+        for number in itertools.count():
+            if ended.is_set():
+                return
+            tries: list[Any] = []
+            while len(tries) <= retries and tries[-1:] != [200]:
+                time.sleep(0.1 * len(tries))
+                try:
+                    body = {"input": ["The film is slow and far too long.", f"text {number} of {name}"]}
+                    tries.append(client.post("/v1/embeddings", json=body).status_code)
+                except httpx.TransportError as error:
+                    tries.append(type(error).__name__)
+            outcomes.append(tuple(tries))
+
+    workers = [threading.Thread(target=ask, args=(name,)) for name in range(threads)]
+    for worker in workers:
+        worker.start()
+    try:
+        yield outcomes
+    finally:
+        ended.set()
+        for worker in workers:
+            worker.join(60)
+
+
+@pytest.fixture(scope="session")
+def steady_load() -> Callable[..., AbstractContextManager[list[tuple[Any, ...]]]]:
+    return loaded
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,15 @@
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
+
+from jobs.service import batch_queue
 
 LONG = "word " * 200_000  # 1 MB
 
@@ -135,6 +139,39 @@ def test_a_slow_body_is_408_and_a_growing_one_413(gated, serving):
         assert "did not arrive" in message
         assert asyncio.run(ask(gate, *[b" " * 300] * 4))[0] == 413
         gate.desk.student.close()
+
+
+def test_a_slow_client_gets_its_408_while_others_are_answered(listen, serving):
+    with (
+        listen(serving(serve__deadline_s=1.0)) as address,
+        socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as slow,
+    ):
+        head = (
+            "POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n"
+        )
+        slow.sendall(head.encode())
+        for _ in range(4):
+            slow.sendall(b" ")
+            assert httpx.post(f"{address}/v1/embeddings", json={"input": "quick"}).status_code == 200
+        slow.settimeout(10)
+        assert slow.recv(100).startswith(b"HTTP/1.1 408")
+
+
+def test_a_replica_whose_queue_has_ended_or_is_stuck_asks_to_be_replaced(connect, serving, monkeypatch):
+    with connect(serving()) as client, ThreadPoolExecutor(1) as pool:
+        queue = client.app.desk.queue
+        queue.check()
+        free = blocked(client, monkeypatch)
+        waiting = pool.submit(client.post, "/v1/embeddings", json={"input": "x"})
+        monkeypatch.setattr(batch_queue, "STUCK_S", 0.1)
+        time.sleep(0.4)
+        with pytest.raises(RuntimeError, match="has not ended"):
+            queue.check()
+        free.set()
+        assert waiting.result(30).status_code == 200
+        queue.check()
+    with pytest.raises(RuntimeError, match="has ended"):
+        queue.check()
 
 
 def blocked(client, monkeypatch):
