@@ -86,6 +86,9 @@ def address_of(config: RunConfig, student: Any = None) -> Iterator[str]:
         server = uvicorn.Server(uvicorn.Config(gate, log_level="error", timeout_graceful_shutdown=2))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
+        deadline = time.monotonic() + 20
+        while not server.started and time.monotonic() < deadline:
+            time.sleep(0.01)
         try:
             yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         finally:
