@@ -161,14 +161,76 @@ class EvaluateConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class ServeConfig(BaseModel, frozen=True, extra="forbid"):
-    """The HTTP service."""
+    """The service: where it listens, who may ask, how much, how long, and on how many replicas."""
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535, description="0 takes a free one.")
-    num_replicas: PositiveInt = 1
-    max_batch: PositiveInt = 32
-    batch_wait_ms: NonNegativeFloat = 5.0
+    grpc_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="Also answer gRPC there. Ray Serve listens on all interfaces for it: it needs keys as a public host does.",
+    )
+    api_keys_env: str = Field(
+        "REFBERT_API_KEYS",
+        description="Environment variable with the keys that may ask, apart by commas or white space.",
+    )
+    api_keys_file: str | None = Field(
+        None, description="File with a key per line, read again when it changes: keys rotate without a restart."
+    )
+    allow_public_without_key: bool = Field(
+        False, description="Let anyone who reaches a public host ask; without it such a service refuses to start."
+    )
+
+    num_replicas: PositiveInt = Field(1, description="Without max_replicas exactly so many, with it the fewest.")
+    max_replicas: PositiveInt | None = Field(None, description="Autoscaling starts up to so many.")
+    target_ongoing_requests: PositiveFloat = Field(16.0, description="Per replica; autoscaling aims at it.")
+    surge_percent: int = Field(
+        25,
+        ge=0,
+        le=100,
+        description="Replicas beyond their number while new ones replace them, rounded up: none stops before another "
+        "answers. Needs room for them; with 0 old ones stop first.",
+    )
+    cpus_per_replica: NonNegativeFloat = Field(1.0, description="What Ray reserves; bookkeeping, not a limit.")
+    gpus_per_replica: NonNegativeFloat = 0.0
+    threads_per_replica: PositiveInt | None = Field(
+        None, description="CPU threads of a forward; by default the node's share less one, for look-ups and HTTP."
+    )
+
+    max_batch: PositiveInt = Field(64, description="Texts per look-up and forward.")
+    batch_tokens: PositiveInt = Field(
+        8192, description="Tokens per forward, padding included: long texts share one with fewer others."
+    )
+    batch_wait_ms: NonNegativeFloat = Field(
+        0.0,
+        description="How long an idle student waits for more texts; without, what arrives while it is busy is a batch.",
+    )
+    max_queued_texts: PositiveInt = Field(2048, description="Per replica; over it, requests are refused with 429.")
+
     max_texts: PositiveInt = Field(256, description="Texts per request.")
+    max_characters: PositiveInt = Field(20_000, description="Of one text.")
+    max_request_bytes: PositiveInt = Field(4 * 2**20, description="Of one request's body.")
+    deadline_s: PositiveFloat = Field(
+        10.0, description="A request's time, its body's arrival included; callers may ask for less by X-Timeout-Ms."
+    )
+
+    memory_check_s: PositiveFloat = Field(
+        5.0, description="How often a replica sees whether its memory is there and still its teacher's."
+    )
+    request_log: bool = Field(False, description="One JSON line per request; never with texts.")
+    tracing: bool = Field(False, description="OpenTelemetry spans, exported as the process's tracer provider says.")
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        if self.max_replicas is not None and self.max_replicas < self.num_replicas:
+            raise ValueError(f"max_replicas={self.max_replicas} is below num_replicas={self.num_replicas}")
+        if self.max_texts > self.max_queued_texts:
+            raise ValueError(
+                f"max_texts={self.max_texts} exceeds max_queued_texts={self.max_queued_texts}: such a request would always "
+                "be refused"
+            )
+        return self
 
 
 class ExportConfig(BaseModel, frozen=True, extra="forbid"):

@@ -41,7 +41,7 @@ def run(config: RunConfig) -> None:
         any_port = config.model_copy(
             update={"serve": config.serve.model_copy(update={"port": 0})}
         )  # 8000 is often taken
-        with served(any_port, url) as address:
+        with served(any_port) as address:
             answer = ask(f"{address}/v1/embeddings", {"input": [text], "explain": True})
     directory = config.run_directory
     print_tables(json.loads((directory / "report.json").read_text()))

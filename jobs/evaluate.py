@@ -26,7 +26,7 @@ from transformers import AutoModel
 import refbert  # noqa: F401 - registers the student with the Auto classes
 from jobs.config import RunConfig
 from jobs.distill import needs_memory
-from jobs.explain import explained
+from jobs.explained import explained
 from jobs.explanation_report import write_explanation
 from jobs.launch import launch
 from jobs.memory import (

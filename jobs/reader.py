@@ -34,8 +34,9 @@ from refbert.errors import InputError
 from refbert.student import RefBertConfig
 from refbert.teacher import Tokens, load_tokenizer, tokenize
 from refbert.trained import load_model
+from vector_store.client import Client
 from vector_store.errors import StoreError, StoreUnavailable
-from vector_store.schema import Neighbours
+from vector_store.schema import Manifest, Neighbours
 from vector_store.store import Store
 
 log = logging.getLogger(__name__)
@@ -113,12 +114,23 @@ def open_reader(
     max_tokens = manifest.text_tokens if manifest else config.teacher.tokens
     if not (url and manifest):
         return Reader(model, tokenizer, max_tokens, None, None)
+    texts, source = open_look_up(config, folder, manifest, tokenizer, connect_store(config, url), with_text=with_text)
+    return Reader(model, tokenizer, max_tokens, texts, source)
+
+
+def open_look_up(
+    config: RunConfig,
+    folder: Path,
+    manifest: Manifest,
+    tokenizer: PreTrainedTokenizerBase,
+    client: Client,
+    *,
+    with_text: bool = False,
+) -> tuple[ReferenceTexts, NeighbourSource]:
+    """Open what a student's texts ask with, and whom they ask."""
     table = load_file(folder / SENTENCE_TABLE)["table"] if manifest.dense_index else None
     texts = ReferenceTexts(manifest, config.references, tokenizer, table)
-    source = open_retriever(
-        connect_store(config, url), config.store, texts, config.references.criterion, with_text=with_text
-    )
-    return Reader(model, tokenizer, max_tokens, texts, source)
+    return texts, open_retriever(client, config.store, texts, config.references.criterion, with_text=with_text)
 
 
 def student_run(config: RunConfig, student: str | None) -> tuple[RunConfig, Path]:

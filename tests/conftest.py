@@ -64,6 +64,28 @@ def ray_cluster() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def labelling_student() -> Callable[[Path, Path], Path]:
+    """Put a student's encoder under an untrained head, in a folder of its own, as a task's student is."""
+    import torch
+
+    from refbert import RefBertConfig, RefBertForSequenceClassification, RefBertModel
+    from refbert.teacher import load_tokenizer
+
+    def make(student: Path, folder: Path) -> Path:
+        encoder = RefBertModel.from_pretrained(student)
+        torch.manual_seed(0)
+        shape = RefBertConfig.from_dict({**encoder.config.to_dict(), "id2label": {0: "bad", 1: "good"}})
+        model = RefBertForSequenceClassification(shape)
+        model.encoder.load_state_dict(encoder.state_dict())
+        torch.nn.init.normal_(model.classifier.weight)
+        model.save_pretrained(folder / "student")
+        load_tokenizer(str(student)).save_pretrained(folder / "student")
+        return folder / "student"
+
+    return make
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
     """An empty $REFBERT_HOME."""

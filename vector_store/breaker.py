@@ -39,3 +39,8 @@ class Breaker:
     def succeeded(self) -> None:
         """The store answers again: the next rest is a short one."""
         self._rest_s = SHORTEST_REST_S
+
+    def reset(self) -> None:
+        """The store was seen to answer by somebody else: do not rest any longer."""
+        with self._lock:
+            self._rests_until = 0.0

@@ -95,6 +95,10 @@ class Retriever:
         """The best other points for each query."""
         return self._search_and_read(queries, ())[0]
 
+    def rest_no_longer(self) -> None:
+        """Ask the store with the next look-up, even if it did not answer a moment ago: it was seen to be back."""
+        self._breaker.reset()
+
     def neighbours_and_points(self, queries: Sequence[Query]) -> tuple[Neighbours, Neighbours]:
         """The neighbours, and the points stored under the queries' own ids, in the same two round trips.
 

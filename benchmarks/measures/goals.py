@@ -56,8 +56,11 @@ class Part:
     config: dict[str, Any]
 
 
-def arguments(description: str, parts: Sequence[str] = ()) -> argparse.Namespace:
-    """Parse `--quick`, `--out` and, where there are parts, `--only`, which is all of them by default."""
+def arguments(description: str, parts: Sequence[str] = (), more: Mapping[str, str] | None = None) -> argparse.Namespace:
+    """Parse `--quick`, `--out` and, where there are parts, `--only`, which is all of them by default.
+
+    `more` maps further options to their help.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the same code on smaller sizes; ends within 3 minutes")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the results")
@@ -65,6 +68,8 @@ def arguments(description: str, parts: Sequence[str] = ()) -> argparse.Namespace
         parser.add_argument(
             "--only", nargs="+", choices=parts, default=list(parts), metavar="PART", help=", ".join(parts)
         )
+    for option, help_text in (more or {}).items():
+        parser.add_argument(option, help=help_text)
     return parser.parse_args()
 
 

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from pyarrow import parquet
 
@@ -12,7 +11,7 @@ import refbert
 from jobs import distill, explain, predict
 from jobs.memory import references_at, running_store
 from jobs.prepared import prepare, texts_in
-from refbert import RefBertConfig, RefBertForSequenceClassification, RefBertModel
+from refbert import RefBertConfig, RefBertModel
 from refbert.errors import InputError
 from refbert.teacher import load_tokenizer
 
@@ -69,17 +68,11 @@ def saved(folder, model, config):
 
 
 @pytest.fixture(scope="module")
-def classifier(trained, tmp_path_factory):
-    """The run's encoder under an untrained head, in a folder with options of its own, as a task's student is."""
-    encoder = RefBertModel.from_pretrained(trained.run_directory / "student")
-    torch.manual_seed(0)
-    shape = RefBertConfig.from_dict({**encoder.config.to_dict(), "id2label": {0: "bad", 1: "good"}})
-    model = RefBertForSequenceClassification(shape)
-    model.encoder.load_state_dict(encoder.state_dict())
-    torch.nn.init.normal_(model.classifier.weight)
+def classifier(trained, tmp_path_factory, labelling_student):
+    """A student with a head, in a folder with options of its own."""
     folder = tmp_path_factory.mktemp("task")
     (folder / "config.yaml").write_text(yaml.safe_dump(trained.model_dump(mode="json")))
-    return saved(folder, model, trained)
+    return labelling_student(trained.run_directory / "student", folder)
 
 
 def test_an_explanation_says_what_was_read_and_what_it_changed(trained, capsys):

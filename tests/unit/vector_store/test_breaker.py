@@ -39,3 +39,11 @@ def test_rests_grow_up_to_the_longest_and_shrink_after_a_success(clock):
     tested.failed(GONE)
     clock[0] += SHORTEST_REST_S
     assert tested.lets_through()
+
+
+def test_a_store_that_somebody_saw_answer_is_asked_at_once(clock):
+    tested = Breaker()
+    tested.failed(GONE)
+    assert not tested.lets_through()
+    tested.reset()
+    assert tested.lets_through()

@@ -1,0 +1,95 @@
+"""Who may ask: API keys from an environment variable and a file, compared in constant time.
+
+The file is read again when it changes, so keys rotate without a restart. Keeps digests only; knows nothing of requests.
+"""
+
+import hashlib
+import hmac
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+
+from jobs.config import ServeConfig
+from refbert.errors import InputError
+from vector_store.client import is_loopback
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 1.0
+"""A file's state is asked at most so often."""
+
+
+class Keys:
+    """The keys that are accepted now. Without a variable and without a file, nobody needs one."""
+
+    def __init__(self, variable: str, file: str | None) -> None:
+        self._fixed = _digests(os.environ.get(variable, "").replace(",", " "))
+        self._file = Path(file) if file else None
+        self._from_file: tuple[bytes, ...] = ()
+        self._seen: tuple[int, int] | None = None
+        self._looked_s = 0.0
+        self._lock = threading.Lock()
+        if self._file:
+            try:
+                self._read(self._file)
+            except OSError as error:
+                raise InputError(f"serve.api_keys_file={file} cannot be read: {error.strerror}") from None
+            if not (self._from_file or self._fixed):
+                raise InputError(f"serve.api_keys_file={file} holds no key; write one per line")
+
+    @property
+    def are_wanted(self) -> bool:
+        """Whether a caller needs a key at all."""
+        return bool(self._fixed) or self._file is not None
+
+    def accept(self, key: str | None) -> bool:
+        """Whether a caller with this key, or with none, may ask."""
+        if not self.are_wanted:
+            return True
+        self._look()
+        if not key:
+            return False
+        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+        # Every key is compared, whichever fits: how long it takes says nothing about them.
+        return sum(hmac.compare_digest(digest, known) for known in (*self._fixed, *self._from_file)) > 0
+
+    def _look(self) -> None:
+        if self._file is None or time.monotonic() - self._looked_s < LOOK_EVERY_S:
+            return
+        with self._lock:
+            try:
+                self._read(self._file)
+            except OSError as error:  # a file that is away for a moment is no reason to lock everybody out
+                log.warning("the keys of before stay: %s cannot be read: %s", self._file, error.strerror)
+
+    def _read(self, file: Path) -> None:
+        self._looked_s = time.monotonic()
+        state = file.stat()
+        seen = state.st_mtime_ns, state.st_ino
+        if seen != self._seen:
+            self._from_file, self._seen = _digests(file.read_text()), seen
+            log.info("%d API keys in %s", len(self._from_file), file)
+
+
+def require_key(config: ServeConfig, *, is_public: bool) -> None:
+    """Refuse a service that anyone on the network could use without a key, unless that was asked for."""
+    if (
+        is_public
+        and not config.allow_public_without_key
+        and not Keys(config.api_keys_env, config.api_keys_file).are_wanted
+    ):
+        raise InputError(
+            f"the service would answer the network without a key; export {config.api_keys_env}, give serve.api_keys_file, "
+            "serve on 127.0.0.1 without serve.grpc_port, or set serve.allow_public_without_key=true"
+        )
+
+
+def is_public(config: ServeConfig) -> bool:
+    """Whether others than this machine reach the service."""
+    return config.grpc_port is not None or not is_loopback(config.host)
+
+
+def _digests(text: str) -> tuple[bytes, ...]:
+    return tuple(hashlib.sha256(key.encode()).digest() for key in text.split())

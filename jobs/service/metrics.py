@@ -1,0 +1,93 @@
+"""What the service counts of itself, as Prometheus reads it.
+
+One registry per replica. Where there are several, `merged` puts their texts together: each sample names its replica.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+"""From a cached single text to the deadline: each bucket about twice the one before."""
+
+TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+MEMORY_STATES = ("ok", "away", "refused", "none")
+
+
+class Metrics:
+    """A replica's counters, gauges and histograms."""
+
+    def __init__(self, replica: str = "") -> None:
+        self.registry = CollectorRegistry()
+        self._replica = replica
+
+        def histogram(
+            name: str, text: str, labels: Sequence[str] = (), buckets: Sequence[float] = SECONDS
+        ) -> Histogram:
+            return Histogram(f"refbert_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+        def counter(name: str, text: str, labels: Sequence[str] = ()) -> Counter:
+            return Counter(f"refbert_{name}", text, labels, registry=self.registry)
+
+        def gauge(name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
+            return Gauge(f"refbert_{name}", text, labels, registry=self.registry)
+
+        self.requests = counter("requests", "Requests answered, by route and status.", ("route", "status"))
+        self.request_s = histogram("request_seconds", "From a request's head to its answer.", ("route",))
+        self.errors = counter("errors", "Requests that got no result, by kind.", ("kind",))
+        self.texts = counter("texts", "Texts answered.")
+        self.tokens = counter("tokens", "Tokens of the texts answered.")
+        self.references = counter("references", "Texts by the rung of the degrade ladder that answered.", ("step",))
+        self.cache_hits = counter("cache_hits", "References that were kept from before and not fetched.")
+        self.queue_s = histogram("queue_seconds", "A batch's oldest text in the queue.")
+        self.lookup_s = histogram("lookup_seconds", "One batch's look-up.")
+        self.student_s = histogram("student_seconds", "One batch's forward.")
+        self.batch_texts = histogram("batch_texts", "Texts of one forward.", buckets=TEXTS)
+        self.queued_texts = gauge("queued_texts", "Texts that wait.")
+        self.memory = gauge("memory_state", "1 for the state of the memory now.", ("state",))
+        self.switches = counter("student_switches", "Students that were loaded while serving.")
+        self.student = gauge("student_info", "1 for the student that answers.", ("model", "fingerprint"))
+        for step in ("live", "cached", "null"):
+            self.references.labels(step)  # there from the start: a rate over a series that appears late is wrong
+        self.memory_is("none")
+
+    def memory_is(self, state: str) -> None:
+        """Say in which state the memory is, one of MEMORY_STATES."""
+        for known in MEMORY_STATES:
+            self.memory.labels(known).set(known == state)
+
+    def student_is(self, model: str, fingerprint: str) -> None:
+        """Say which student answers."""
+        self.student.clear()
+        self.student.labels(model, fingerprint).set(1)
+
+    def text(self) -> str:
+        """Everything, in Prometheus' text format, with the replica's name on each sample where it has one."""
+        lines = generate_latest(self.registry).decode().splitlines()
+        return "\n".join(self._named(line) for line in lines if "_created" not in line) + "\n"
+
+    def _named(self, line: str) -> str:
+        if not self._replica or line.startswith("#"):
+            return line
+        label = f'replica="{self._replica}"'
+        name, brace, rest = line.partition("{")
+        if brace:
+            return f"{name}{{{label},{rest}"
+        name, _, value = line.partition(" ")
+        return f"{name}{{{label}}} {value}"
+
+
+def merged(texts: Iterable[str]) -> str:
+    """One text of several replicas': each metric's head once, then everybody's samples."""
+    families: dict[str, list[str]] = {}
+    for text in texts:
+        family: list[str] = []
+        for line in text.splitlines():
+            if line.startswith("# HELP"):
+                family = families.setdefault(line, [])
+            elif line not in family:  # the second line of a head
+                family.append(line)
+    return "\n".join(line for head, samples in families.items() for line in (head, *samples)) + "\n"

@@ -1,0 +1,41 @@
+"""OpenTelemetry spans, where opentelemetry is installed and tracing was asked for; else nothing at all.
+
+Spans go where the process's tracer provider sends them; none is set here. They hold counts and times, never texts.
+"""
+
+import contextlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+try:
+    from opentelemetry import propagate, trace
+except ImportError:  # optional: the service runs without
+    trace = None  # type: ignore[assignment]
+
+_tracers: list[Any] = []
+
+
+def turn_on() -> None:
+    """Trace from now on, in this process, where opentelemetry is installed."""
+    if trace is not None:
+        _tracers[:] = [trace.get_tracer("refbert")]
+
+
+def request_span(route: str, headers: Mapping[str, str]) -> Any:
+    """A span around one request, a child of the caller's where `headers` name one."""
+    if not _tracers:
+        return contextlib.nullcontext()
+    return _tracers[0].start_as_current_span(f"refbert {route}", propagate.extract(headers))
+
+
+def stages(texts: int, **took_ms: float) -> None:
+    """Say in the current span how many texts were answered, and of what its time was made, each stage a child."""
+    if not _tracers:
+        return
+    trace.get_current_span().set_attribute("refbert.texts", texts)
+    end_ns = time.time_ns()
+    for name, stage_ms in reversed(took_ms.items()):  # one after another, ending now
+        start_ns = end_ns - int(1e6 * stage_ms)
+        _tracers[0].start_span(f"refbert {name}", start_time=start_ns).end(end_time=end_ns)
+        end_ns = start_ns

@@ -1,0 +1,158 @@
+"""One trained run for every test of the service, and the service of a run in this process: all of it but Ray Serve."""
+
+import contextlib
+import itertools
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import httpx
+import pytest
+import torch
+import uvicorn
+from starlette.testclient import TestClient
+
+from jobs import distill
+from jobs.config import RunConfig
+from jobs.memory import running_store
+from jobs.service.api import http_api
+from jobs.service.desk import Desk
+from jobs.service.gate import Gate
+
+
+@pytest.fixture(scope="session")
+def trained(ray_cluster, tmp_path_factory, tiny_run) -> Iterator[RunConfig]:
+    """A run of three steps beside its running store, which stays where $REFBERT_HOME says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REFBERT_HOME", str(tmp_path_factory.mktemp("home")))
+        config = tiny_run(name="served", train__steps=3, references={"count": 2})
+        with running_store(config):
+            distill.run(config)
+            yield config
+
+
+@pytest.fixture(autouse=True)
+def home_of_the_run(trained, monkeypatch):
+    """Every test here finds the run where it was made, whatever ran in between."""
+    monkeypatch.setenv("REFBERT_HOME", str(trained.home))
+
+
+@pytest.fixture(scope="session")
+def serving(trained) -> Callable[..., RunConfig]:
+    """The run with other options of serve and store; `section__key` changes one."""
+
+    def make(**changes: Any) -> RunConfig:
+        tree = trained.model_dump(mode="json")
+        for key, value in changes.items():
+            section, _, option = key.partition("__")
+            tree[section][option] = value
+        return RunConfig.model_validate(tree)
+
+    return make
+
+
+@contextlib.contextmanager
+def gate_of(config: RunConfig, student: Any = None, **options: Any) -> Iterator[Gate]:
+    """The ASGI app of a run, whose student is loaded and answers while the app's lifespan lasts."""
+    desk = Desk(config, torch.device("cpu"))
+    desk.open(student)
+    api = http_api(desk)
+
+    @contextlib.asynccontextmanager
+    async def answering(_: Any):
+        desk.start()
+        yield
+        await desk.stop()
+
+    api.router.lifespan_context = answering
+    yield Gate(desk, api, **options)
+
+
+@contextlib.contextmanager
+def client_of(config: RunConfig, student: Any = None) -> Iterator[TestClient]:
+    """An HTTP client of a run's service in this process; the desk is `client.app.desk`."""
+    with gate_of(config, student) as gate, TestClient(gate, raise_server_exceptions=False) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def address_of(config: RunConfig, student: Any = None) -> Iterator[str]:
+    """The address of a run's service behind a real HTTP server, in a thread of this process."""
+    with gate_of(config, student) as gate, socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(gate, log_level="error", timeout_graceful_shutdown=2))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        deadline = time.monotonic() + 20
+        while not server.started and time.monotonic() < deadline:
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+
+@contextlib.contextmanager
+def loaded(client: Any, threads: int = 4, retries: int = 0) -> Iterator[list[tuple[Any, ...]]]:
+    """Ask old texts and new until the block ends; yields the list of what each request got, tries and all."""
+    outcomes: list[tuple[Any, ...]] = []
+    ended = threading.Event()
+
+    def ask(name: int) -> None:
+        for number in itertools.count():
+            if ended.is_set():
+                return
+            tries: list[Any] = []
+            while len(tries) <= retries and tries[-1:] != [200]:
+                time.sleep(0.1 * len(tries))
+                try:
+                    body = {"input": ["The film is slow and far too long.", f"text {number} of {name}"]}
+                    tries.append(client.post("/v1/embeddings", json=body).status_code)
+                except httpx.TransportError as error:
+                    tries.append(type(error).__name__)
+            outcomes.append(tuple(tries))
+
+    workers = [threading.Thread(target=ask, args=(name,)) for name in range(threads)]
+    for worker in workers:
+        worker.start()
+    try:
+        yield outcomes
+    finally:
+        ended.set()
+        for worker in workers:
+            worker.join(60)
+
+
+@pytest.fixture(scope="session")
+def steady_load() -> Callable[..., AbstractContextManager[list[tuple[Any, ...]]]]:
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def client(serving) -> Iterator[TestClient]:
+    with client_of(serving()) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def connect() -> Callable[..., AbstractContextManager[TestClient]]:
+    return client_of
+
+
+@pytest.fixture(scope="session")
+def listen() -> Callable[..., AbstractContextManager[str]]:
+    return address_of
+
+
+@pytest.fixture(scope="session")
+def gated() -> Callable[..., AbstractContextManager[Gate]]:
+    return gate_of
+
+
+@pytest.fixture(scope="session")
+def classifier(trained, tmp_path_factory, labelling_student):
+    return labelling_student(trained.run_directory / "student", tmp_path_factory.mktemp("task"))

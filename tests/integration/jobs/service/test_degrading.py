@@ -1,0 +1,170 @@
+"""A memory that is slow, dead or another teacher's costs quality, never an answer; it is read again by itself. In process."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel
+
+from jobs.memory import connect_store, running_store, trained_manifest
+from jobs.reader import RefBertConfig
+from refbert.teacher import load_tokenizer
+from vector_store.store import Store
+from vector_store.versions import promote, rollback
+
+TEXT = "The film is slow and far too long."
+QUICK = {"serve__memory_check_s": 0.3, "store__lookup_deadline_ms": 300.0}
+
+
+def asked(client, text):
+    """The vector and the first reference of one text."""
+    answer = client.post("/v1/embeddings", json={"input": text, "explain": True})
+    assert answer.status_code == 200, answer.text
+    (item,) = answer.json()["data"]
+    return np.array(item["embedding"]), item["reference"]
+
+
+def until(client, **wanted):
+    """Wait until /readyz says what is wanted, and return its answer."""
+    deadline = time.monotonic() + 30
+    while True:
+        answer = client.get("/readyz")
+        assert answer.status_code == 200
+        state = answer.json()
+        if wanted.items() <= state.items():
+            return state
+        assert time.monotonic() < deadline, f"{state}, wanted {wanted}"
+        time.sleep(0.05)
+
+
+def store_pid(config):
+    return json.loads((Path(config.store_directory) / "address.json").read_text())["pid"]
+
+
+def without_reference(config, text):
+    folder = config.run_directory / "student"
+    student = AutoModel.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        vector = student(**load_tokenizer(str(folder))(text, return_tensors="pt")).sentence_embedding[0]
+    return torch.nn.functional.normalize(vector, dim=0).numpy()
+
+
+def test_a_killed_store_costs_quality_but_no_answer(connect, serving, trained):
+    with connect(serving(serve__memory_check_s=600.0, store__lookup_deadline_ms=300.0)) as client:
+        known, live = asked(client, TEXT)
+        assert live["step"] == "live"
+        os.kill(store_pid(trained), signal.SIGKILL)
+        cached, read = asked(client, TEXT)
+        assert read["step"] == "cached"
+        assert read["id"] == live["id"]
+        np.testing.assert_allclose(cached, known, atol=1e-5)
+        null, read = asked(client, "never asked before")
+        assert read["step"] == "null"
+        assert read["id"] is read["text"] is None
+        assert read["attention_mass"]["0"] > 0
+        np.testing.assert_allclose(null, without_reference(trained, "never asked before"), atol=1e-5)
+        state = client.get("/readyz")
+        assert (state.status_code, state.json()["status"], state.json()["memory"]) == (200, "degraded", "away")
+        text = client.get("/metrics").text
+        assert 'refbert_memory_state{state="away"} 1.0' in text
+        assert 'refbert_references_total{step="null"} 1.0' in text
+    with running_store(trained):  # for the tests that follow
+        pass
+
+
+def test_a_killed_store_is_started_again_and_every_request_of_a_steady_load_answered(
+    connect, serving, trained, steady_load
+):
+    with connect(serving(**QUICK)) as client, steady_load(client) as statuses:
+        until(client, memory="ok")
+        os.kill(store_pid(trained), signal.SIGKILL)
+        until(client, status="degraded")
+        killed_s = time.monotonic()
+        until(client, status="ready")
+        print(f"recovered {time.monotonic() - killed_s:.1f} s after it was seen to be away")
+        assert asked(client, "asked for the first time after it")[1]["step"] == "live"
+    assert len(statuses) > 20
+    assert set(statuses) == {(200,)}
+
+
+def test_a_store_that_hangs_delays_no_answer_beyond_its_deadline(connect, serving, trained):
+    with connect(serving(**QUICK)) as client:
+        until(client, memory="ok")
+        pid = store_pid(trained)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            started_s = time.monotonic()
+            assert asked(client, "a text while it hangs")[1]["step"] == "null"
+            assert time.monotonic() - started_s < 3
+            assert client.get("/readyz").json()["status"] == "degraded"
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        until(client, status="ready")
+        deadline = time.monotonic() + 10  # look-ups rest for some seconds after a failure
+        while asked(client, "a text after that")[1]["step"] != "live":
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def test_a_memory_of_another_teacher_is_not_read_and_its_versions_switch_under_load(
+    connect, serving, trained, steady_load
+):
+    config = serving(store__collection="live", **QUICK)
+    shape = RefBertConfig.from_pretrained(trained.run_directory / "student")
+    manifest = trained_manifest(shape.memory, trained.run_directory)
+    other = manifest.model_copy(update={"fingerprint": "0" * 32})
+    with running_store(trained) as url, connect_store(trained, url) as store:
+        for name, written in (("second", manifest), ("strange", other)):
+            Store(store, trained.store.model_copy(update={"collection": name})).ensure(written)
+        promote(store, trained.store, "live", trained.store.collection)
+        with connect(config) as client:
+            with steady_load(client) as statuses:
+                until(client, memory="ok")
+                assert asked(client, TEXT)[1]["id"]
+                promote(store, trained.store, "live", "second")  # an empty one, by the same teacher
+                assert asked(client, "a text that only an empty memory was asked for")[1]["id"] is None
+                promote(store, trained.store, "live", "strange", other_teacher=True)
+                state = until(client, status="degraded", memory="refused")
+                assert "teacher" in state["reason"]
+                np.testing.assert_allclose(asked(client, TEXT)[0], without_reference(trained, TEXT), atol=1e-5)
+                rollback(store, trained.store, "live")
+                rollback(store, trained.store, "live")
+                until(client, status="ready", memory="ok")
+                assert asked(client, TEXT)[1]["step"] == "live"
+            assert set(statuses) == {(200,)}
+
+
+def test_a_student_is_replaced_under_load_without_a_failed_request(connect, serving, classifier, steady_load):
+    with connect(serving()) as client:
+        desk = client.app.desk
+        before = desk.student.fingerprint
+        with steady_load(client) as statuses:
+            desk.open(classifier)
+            assert desk.student.fingerprint != before
+            assert client.post("/v1/classify", json={"input": TEXT}).status_code == 200
+            desk.open()
+            assert desk.student.fingerprint == before
+        assert set(statuses) == {(200,)}
+        assert "refbert_student_switches_total 2.0" in client.get("/metrics").text
+        with pytest.raises(ValueError, match="holds no student"):
+            desk.open("/no/such/folder")
+        assert asked(client, TEXT)[1]["id"]
+
+
+def test_a_student_without_memory_is_ready_and_reads_none(connect, serving, trained, tmp_path):
+    from refbert import RefBertModel
+
+    shape = RefBertConfig.from_pretrained(trained.run_directory / "student")
+    shape.reference_mode, shape.memory = "none", None
+    folder = tmp_path / "vanilla" / "student"
+    RefBertModel(shape).save_pretrained(folder)
+    load_tokenizer(str(trained.run_directory / "student")).save_pretrained(folder)
+    with connect(serving(), folder) as client:
+        assert client.get("/readyz").json() == {"status": "ready", "model": "served", "memory": "none", "reason": None}
+        assert asked(client, TEXT)[1] == {"step": "null", "id": None, "text": None, "score": 0.0, "attention_mass": {}}
+        assert client.post("/v1/explain", json={"input": TEXT}).json()["layers"] == []

@@ -1,0 +1,35 @@
+"""The API is what its OpenAPI page says, for requests that somebody else thinks of."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def test_the_page_names_limits_errors_and_keys(client):
+    page = client.get("/openapi.json").json()
+    assert "/v1/classify" not in page["paths"]  # this student has no head
+    embedding = page["components"]["schemas"]["EmbeddingRequest"]["properties"]["input"]["anyOf"]
+    assert embedding[0]["maxLength"] == 20_000
+    assert embedding[1]["maxItems"] == 256
+    for path in ("embeddings", "similarity", "explain"):
+        operation = page["paths"][f"/v1/{path}"]["post"]
+        assert {"401", "408", "413", "422", "429", "503", "504"} <= operation["responses"].keys()
+        assert operation["security"] == [{"key": []}, {}]
+        refused = operation["responses"]["422"]["content"]["application/json"]["schema"]
+        assert refused == {"$ref": "#/components/schemas/ErrorResponse"}
+    assert "HTTPValidationError" not in page["components"]["schemas"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("has_head", [False, True])
+def test_schemathesis_finds_nothing(listen, serving, classifier, has_head, tmp_path):
+    with listen(serving(), classifier if has_head else None) as address:
+        command = [
+            str(Path(sys.executable).parent / "schemathesis"), "run", f"{address}/openapi.json", "--checks", "all",
+            "--max-examples", "40", "--seed", "1", "--generation-database", "none",
+        ]  # fmt: skip
+        found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert found.returncode == 0, found.stdout[-20_000:]

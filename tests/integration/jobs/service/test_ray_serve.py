@@ -1,0 +1,148 @@
+"""The service on real Ray Serve: HTTP and gRPC through its proxies, a student replaced while it answers, replicas killed."""
+
+import socket
+import threading
+import time
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+from ray import serve
+
+from jobs import serve as job
+from jobs.serve import AppArguments, served
+from jobs.service.proto import refbert_pb2 as messages
+from jobs.service.proto.refbert_pb2_grpc import RefBertStub
+from jobs.service.replica import QUIET, application
+from refbert.errors import InputError
+
+TEXTS = ["The film is slow and far too long.", "A lovely phone."]
+KEY = {"authorization": "Bearer sk-one"}
+
+
+@pytest.fixture(scope="module")
+def service(serving, tmp_path_factory):
+    """The run served with keys; yields its config, its HTTP address and the file of its keys."""
+    file = tmp_path_factory.mktemp("keys") / "keys"
+    file.write_text("sk-one\n")
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    config = serving(serve__api_keys_file=str(file), serve__grpc_port=port, serve__memory_check_s=0.5)
+    with served(config) as address, httpx.Client(base_url=address, headers=KEY, timeout=30) as client:
+        yield config, client, file
+
+
+def vectors(client, texts):
+    answer = client.post("/v1/embeddings", json={"input": texts})
+    assert answer.status_code == 200, answer.text
+    return np.array([item["embedding"] for item in answer.json()["data"]])
+
+
+def test_batch_equals_single_through_the_proxy_and_ids_come_back_once(service):
+    _, client, _ = service
+    alone = np.concatenate([vectors(client, text) for text in TEXTS])
+    np.testing.assert_allclose(vectors(client, TEXTS), alone, atol=1e-5)
+    answer = client.get("/readyz", headers={"x-request-id": "mine"})
+    assert answer.headers.get_list("x-request-id") == ["mine"]
+    refused = client.post("/v1/embeddings", json={"input": ""}, headers={"x-request-id": "mine"})
+    assert refused.json()["error"]["request_id"] == "mine"
+    assert client.post("/v1/embeddings", content=b" " * (5 * 2**20)).status_code == 413
+    assert "RefBERT" in client.get("/").text
+
+
+def test_a_key_is_wanted_and_rotates_without_a_restart(service):
+    _, client, file = service
+    assert client.post("/v1/embeddings", json={"input": "x"}, headers={"authorization": "Bearer no"}).status_code == 401
+    assert httpx.post(f"{client.base_url}/v1/embeddings", json={"input": "x"}).headers["www-authenticate"] == "Bearer"
+    assert httpx.get(f"{client.base_url}/readyz").status_code == 200
+    file.write_text("sk-one\nsk-two\n")
+    deadline = time.monotonic() + 10
+    while client.get("/v1/models", headers={"authorization": "Bearer sk-two"}).status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert client.get("/v1/models").status_code == 200
+
+
+def test_grpc_answers_what_http_answers(service):
+    config, client, _ = service
+    metadata = [("authorization", "Bearer sk-one"), ("x-request-id", "grpc-1")]
+    with grpc.insecure_channel(f"127.0.0.1:{config.serve.grpc_port}") as channel:
+        stub = RefBertStub(channel)
+        texts = [messages.Text(text=text) for text in TEXTS] + [messages.Text(text=TEXTS[0], second=TEXTS[1])]
+        answer, call = stub.Embed.with_call(messages.EmbedRequest(texts=texts, explain=True), metadata=metadata)
+        assert ("x-request-id", "grpc-1") in [(item.key, item.value) for item in call.trailing_metadata()]
+        found = np.stack([np.frombuffer(embedding.vector, "<f4") for embedding in answer.embeddings])
+        np.testing.assert_allclose(found, vectors(client, [*TEXTS, TEXTS]), atol=1e-5)
+        assert answer.embeddings[0].references[0].attention_mass["0"] > 0
+        near = stub.Similarity(messages.SimilarityRequest(source=texts[0], texts=texts), metadata=metadata)
+        np.testing.assert_allclose(near.similarities, found @ found[0], atol=1e-5)
+        status = stub.Status(messages.StatusRequest(), metadata=metadata)
+        assert (status.model, status.memory, status.dimensions) == ("served", "ok", found.shape[1])
+        for call_it, request, sent, code, message in (
+            (stub.Embed, messages.EmbedRequest(texts=texts), (), "UNAUTHENTICATED", "authorization"),
+            (stub.Embed, messages.EmbedRequest(), metadata, "INVALID_ARGUMENT", "got 0 texts"),
+            (
+                stub.Embed,
+                messages.EmbedRequest(texts=[messages.Text(text="x" * 5 * 2**20)]),
+                metadata,
+                "INVALID_ARGUMENT",
+                "bytes",
+            ),
+            (stub.Classify, messages.ClassifyRequest(texts=texts), metadata, "INVALID_ARGUMENT", "has no head"),
+        ):
+            with pytest.raises(grpc.RpcError) as error:
+                call_it(request, metadata=sent)
+            assert error.value.code().name == code
+            assert message in error.value.details()
+    assert 'refbert_requests_total{route="grpc/Embed",status="OK"} 1.0' in client.get("/metrics").text
+
+
+def test_running_replicas_load_another_student_while_the_old_one_answers(service, classifier, steady_load):
+    config, client, _ = service
+    replicas = serve.get_deployment_handle("StudentService", config.name)
+    with steady_load(client) as statuses:
+        time.sleep(0.3)
+        replicas.broadcast("reconfigure", {"student": str(classifier)}).results()  # as Serve does for a new user_config
+        answer = client.post("/v1/classify", json={"input": TEXTS})
+        replicas.broadcast("reconfigure", {"student": None}).results()
+    assert answer.json()["data"][0]["label"] in ("good", "bad")
+    assert client.post("/v1/classify", json={"input": TEXTS}).status_code == 422
+    assert set(statuses) == {(200,)}
+    assert "refbert_student_switches_total 2.0" in client.get("/metrics").text
+
+
+@pytest.mark.long
+def test_a_service_is_deployed_again_without_a_failed_or_a_waiting_request(service, classifier, steady_load):
+    config, client, _ = service
+    slowest_s = []
+
+    def ask_on():
+        while not slowest_s or slowest_s[-1] >= 0:
+            started_s = time.monotonic()
+            vectors(client, "still there?")
+            slowest_s.append(time.monotonic() - started_s)
+            time.sleep(0.05)
+
+    watcher = threading.Thread(target=ask_on)
+    with steady_load(client, threads=2) as statuses:
+        watcher.start()
+        serve.run(application(config, str(classifier)), name=config.name, route_prefix="/", logging_config=QUIET)
+        assert client.post("/v1/classify", json={"input": TEXTS}).status_code == 200
+    slowest_s.append(-1.0)
+    watcher.join(30)
+    assert set(statuses) == {(200,)}
+    assert max(slowest_s) < 5  # a replica's start takes longer
+
+
+def test_a_serve_config_file_builds_the_same_application_and_wants_a_key(trained, monkeypatch):
+    arguments = AppArguments(run=str(trained.run_directory / "config.yaml"), overrides=["serve.num_replicas=2"])
+    with pytest.raises(InputError, match="without a key"):
+        job.app(arguments)
+    monkeypatch.setenv("REFBERT_API_KEYS", "sk-one")
+    built = job.app(arguments)
+    assert built._bound_deployment.name == "StudentService"
+    assert built._bound_deployment.num_replicas == 2
+    scaled = job.app(arguments.model_copy(update={"overrides": ["serve.max_replicas=3"]}))
+    assert scaled._bound_deployment._deployment_config.autoscaling_config.max_replicas == 3

@@ -1,0 +1,82 @@
+"""Keys: several, from two places, rotating without a restart, and no public service without one."""
+
+import os
+import time
+
+import pytest
+
+from jobs.config import ServeConfig
+from jobs.service import keys as keys_module
+from jobs.service.keys import Keys, is_public, require_key
+from refbert.errors import InputError
+
+VARIABLE = "REFBERT_TEST_KEYS"
+
+
+@pytest.fixture(autouse=True)
+def always_look(monkeypatch):
+    monkeypatch.setattr(keys_module, "LOOK_EVERY_S", 0.0)
+
+
+def test_without_a_key_configured_nobody_needs_one():
+    keys = Keys(VARIABLE, None)
+    assert not keys.are_wanted
+    assert keys.accept(None)
+
+
+def test_keys_come_from_a_variable_and_a_file(monkeypatch, tmp_path):
+    monkeypatch.setenv(VARIABLE, "one, two\nthree")
+    (tmp_path / "keys").write_text("four\n\n  five \n")
+    keys = Keys(VARIABLE, str(tmp_path / "keys"))
+    assert all(map(keys.accept, ("one", "two", "three", "four", "five")))
+    assert not any(map(keys.accept, (None, "", "six", "one,", "fou", "ONE", "ключ")))
+
+
+def test_a_changed_file_rotates_keys_at_once_and_a_lost_one_keeps_them(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("old\n")
+    keys = Keys(VARIABLE, str(file))
+    for number, content in enumerate(("old new", "new")):
+        following = tmp_path / "next"
+        following.write_text(content)
+        os.utime(following, ns=(time.time_ns(), time.time_ns() + number))
+        following.replace(file)
+        assert keys.accept("new")
+    assert not keys.accept("old")
+    file.unlink()
+    assert keys.accept("new")
+    file.write_text("")
+    assert not keys.accept("new")
+    assert keys.are_wanted
+
+
+def test_a_file_without_a_key_does_not_start(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        Keys(VARIABLE, str(tmp_path / "none"))
+    (tmp_path / "keys").write_text("\n")
+    with pytest.raises(InputError, match="holds no key"):
+        Keys(VARIABLE, str(tmp_path / "keys"))
+
+
+@pytest.mark.parametrize(
+    ("options", "public"),
+    [
+        ({}, False),
+        ({"host": "::1"}, False),
+        ({"host": "localhost"}, False),
+        ({"host": "0.0.0.0"}, True),
+        ({"host": "::"}, True),
+        ({"host": "example.org"}, True),
+        ({"grpc_port": 9000}, True),
+    ],
+)
+def test_a_public_service_needs_a_key_or_force(monkeypatch, options, public):
+    config = ServeConfig(api_keys_env=VARIABLE, **options)
+    assert is_public(config) is public
+    forced = config.model_copy(update={"allow_public_without_key": True})
+    require_key(forced, is_public=is_public(forced))
+    if public:
+        with pytest.raises(InputError, match="without a key"):
+            require_key(config, is_public=is_public(config))
+    monkeypatch.setenv(VARIABLE, "key")
+    require_key(config, is_public=is_public(config))

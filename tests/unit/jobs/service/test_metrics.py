@@ -1,0 +1,54 @@
+"""Metrics are Prometheus text, alone and put together."""
+
+import re
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from jobs.service.metrics import Metrics, merged
+
+
+def samples(text):
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in families.values()
+        for sample in family.samples
+    }
+
+
+def test_replicas_keep_their_own_numbers_under_one_head():
+    both = []
+    for replica, count in (("a", 1), ("b", 2)):
+        metrics = Metrics(replica)
+        metrics.texts.inc(count)
+        metrics.requests.labels("/v1/embeddings", "200").inc(count)
+        metrics.memory_is("ok")
+        both.append(metrics.text())
+    text = merged(both)
+    assert text.count("# HELP refbert_texts_total") == text.count("# TYPE refbert_texts_total") == 1
+    found = samples(text)
+    for replica, count in (("a", 1), ("b", 2)):
+        label = ("replica", replica)
+        assert found["refbert_texts_total", label] == count
+        assert found["refbert_requests_total", label, ("route", "/v1/embeddings"), ("status", "200")] == count
+        assert found["refbert_memory_state", label, ("state", "ok")] == 1
+
+
+def test_a_single_replica_has_no_name_and_every_rung_is_there_from_the_start():
+    found = samples(Metrics().text())
+    assert [found["refbert_references_total", ("step", step)] for step in ("live", "cached", "null")] == [0, 0, 0]
+    assert found["refbert_queued_texts",] == 0
+
+
+def test_the_dashboard_asks_for_metrics_that_there_are():
+    metrics = Metrics()
+    metrics.requests.labels("/", "200")
+    metrics.request_s.labels("/")
+    metrics.errors.labels("bug")
+    metrics.student_is("name", "fingerprint")
+    there = {name for name, *_ in samples(metrics.text())}
+    dashboard = (Path(__file__).parents[4] / "cluster" / "grafana-serving.json").read_text()
+    asked = set(re.findall(r"refbert_[a-z_]+", dashboard)) - {"refbert_"}
+    assert len(asked) > 10
+    assert asked <= there, asked - there
