@@ -235,6 +235,11 @@ class StudentConfig(BaseModel, frozen=True, extra="forbid"):
         description="Copy from the reference's states at the end too, in the teacher's own space; needs unprojected states. "
         "Helps a short training; the student then leans on its reference (docs/log.md).",
     )
+    reference_gate: bool = Field(
+        False,
+        description="What is read goes through gates that start at zero (Flamingo, sec. 2.2), under a softmax of its own. For "
+        "an encoder that starts from its teacher's layers: reading that nothing has taught yet undoes them (docs/log.md).",
+    )
     initial: Literal["random", "teacher_embeddings", "teacher_layers"] = Field(
         "teacher_embeddings",
         description="Start the token embeddings from the teacher's, projected on their principal components; or copy them and "
@@ -253,6 +258,8 @@ class StudentConfig(BaseModel, frozen=True, extra="forbid"):
             not 0 <= layer < self.layers for layer in self.reference_layers
         ):
             raise ValueError(f"reference_layers={self.reference_layers} are not all within 0..{self.layers - 1}")
+        if self.reference_gate and self.reference_mode == "replace":
+            raise ValueError("reference_gate=true adds what is read; with reference_mode=replace nothing else is there")
         return self
 
 

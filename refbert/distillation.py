@@ -231,6 +231,7 @@ def new_student(
         reference_mode=config.reference_mode,
         reference_keys=config.reference_keys,
         reference_readout=config.reference_readout,
+        reference_gate=config.reference_gate,
         **labels,
     )
     torch.manual_seed(seed)

@@ -37,6 +37,8 @@ class RefBertConfig(PretrainedConfig):
       literally), `none` (vanilla TinyBERT: no reference parameters at all).
     - `reference_readout`: also copy from the reference's states at the end, in the teacher's own space (`ReadOut`); ours.
       Two projections of `readout_width`, whatever the teacher's width.
+    - `reference_gate`: what is read goes through a gate that starts at zero (`Attention`, `ReadOut`): an encoder that knew
+      something before keeps it until reading helps. For `concat`.
     - `reference_keys`: `states`, or `embedding`: the student's own embedding of the reference's token ids through the
       layer's own key projection; values always come from the states.
     """
@@ -64,6 +66,7 @@ class RefBertConfig(PretrainedConfig):
         reference_mode: str = "concat",
         reference_keys: str = "states",
         reference_readout: bool = False,
+        reference_gate: bool = False,
         readout_heads: int = 4,
         readout_width: int = 128,
         memory: dict[str, Any] | None = None,
@@ -87,6 +90,7 @@ class RefBertConfig(PretrainedConfig):
         self.reference_mode = reference_mode
         self.reference_keys = reference_keys
         self.reference_readout = reference_readout
+        self.reference_gate = reference_gate
         self.readout_heads = readout_heads
         self.readout_width = readout_width
         self.memory = memory
@@ -198,7 +202,11 @@ class Embeddings(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention over the layer's own tokens and, where the layer reads one, the reference's."""
+    """Multi-head attention over the layer's own tokens and, where the layer reads one, the reference's.
+
+    With a gate the reference has a softmax of its own, and each head adds tanh(gate) of what it finds there (Flamingo, Alayrac
+    et al. 2022, sec. 2.2); gates start at 0, so that at first nothing is read.
+    """
 
     def __init__(self, config: RefBertConfig, layer: int) -> None:
         super().__init__()
@@ -215,6 +223,7 @@ class Attention(nn.Module):
             nn.Linear(config.reference_dim, config.hidden_size) if reads and config.reference_keys == "states" else None
         )
         self.reference_value = nn.Linear(config.reference_dim, config.hidden_size) if reads else None
+        self.gate = nn.Parameter(torch.zeros(self.heads)) if reads and config.reference_gate else None
         self.own: nn.Linear | None = None
         self.referred: nn.Linear | None = None
 
@@ -255,17 +264,51 @@ class Attention(nn.Module):
             keys.append(key)
             values.append(value)
             visible.append(reference.mask)
-        q, k, v = (self._split(x) for x in (query, torch.cat(keys, 1), torch.cat(values, 1)))
-        seen = torch.cat(visible, 1)[:, None, None, :]
         dropout = self.dropout if self.training else 0.0
-        if traces is None:
-            attended = attend(q, k, v, seen, dropout)
+        if self.gate is not None:
+            attended, scores = self._gated(query, keys, values, visible, dropout, traces is not None)
         else:
-            scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~seen, float("-inf"))
-            attended = F.dropout(scores.softmax(-1), dropout) @ v
+            attended, scores = self._attended(
+                query, torch.cat(keys, 1), torch.cat(values, 1), torch.cat(visible, 1), dropout, traces is not None
+            )
+        if traces is not None:
+            assert scores is not None
             own = self.key is not None and self.value is not None
             traces.append(AttentionTrace(scores, QKV(query, keys[0], values[0]) if own else None))
         return self.output(attended.transpose(1, 2).flatten(2))
+
+    def _attended(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, is_traced: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """(batch, heads, tokens, head_dim) under one softmax and, where traced, the scores before it."""
+        q, k, v = self._split(query), self._split(key), self._split(value)
+        seen = mask[:, None, None, :]
+        if not is_traced:
+            return attend(q, k, v, seen, dropout), None
+        scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~seen, float("-inf"))
+        return F.dropout(scores.softmax(-1), dropout) @ v, scores
+
+    def _gated(
+        self,
+        query: Tensor,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        visible: Sequence[Tensor],
+        dropout: float,
+        is_traced: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Own tokens and, through the gate, the reference's; scores of both are such that one softmax gives their shares."""
+        assert self.gate is not None
+        gate = self.gate.tanh()[:, None, None]
+        own, reference = (
+            self._attended(query, *parts, dropout, is_traced) for parts in zip(keys, values, visible, strict=True)
+        )
+        scores = None
+        if own[1] is not None and reference[1] is not None:
+            opened = gate.detach().abs().log()  # where it is 0 it has no slope
+            shares = reference[1].log_softmax(-1) + opened + own[1].logsumexp(-1, keepdim=True)
+            scores = torch.cat([own[1], shares], -1)
+        return own[0] + gate.to(own[0].dtype) * reference[0], scores
 
     def _split(self, x: Tensor) -> Tensor:
         """(batch, tokens, hidden) to (batch, heads, tokens, head_dim)."""
@@ -322,6 +365,7 @@ class ReadOut(nn.Module):
         self.key = nn.Linear(config.reference_dim, config.readout_width, bias=False)
         self.null = nn.Parameter(torch.empty(config.readout_heads))
         self.match = nn.Parameter(torch.empty(config.readout_heads))
+        self.gate = nn.Parameter(torch.zeros(config.readout_heads)) if config.reference_gate else None
 
     def forward(
         self,
@@ -349,6 +393,10 @@ class ReadOut(nn.Module):
         null = self.null.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)
         scores = torch.cat([null, scores], -1)
         kept, weights = scores.softmax(-1).split([1, states.shape[1]], -1)
+        if self.gate is not None:
+            gate = self.gate.tanh()[:, None, None].to(scores.dtype)
+            kept, weights = 1 - gate + gate * kept, gate * weights
+            scores = torch.cat([kept, weights], -1).detach().abs().log()  # shares, as one softmax would give them
         mixed = weights @ self._split(states) + kept * self._split(own)
         return mixed.transpose(1, 2).flatten(2), scores
 

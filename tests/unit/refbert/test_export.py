@@ -37,8 +37,11 @@ def test_a_classifier_with_embedded_keys_and_readout_says_what_the_student_says_
         reference_keys="embedding",
         reference_layers="first",
         reference_readout=True,
+        reference_gate=True,
     )
     student = RefBertForSequenceClassification(config)
+    for gates in (student.encoder.layers[0].attention.gate, student.encoder.readout.gate):
+        torch.nn.init.ones_(gates)
     export = export_onnx(student, tmp_path / "onnx")
     assert "reference_ids" in export.inputs
     assert export.outputs == ("logits", "sentence_embedding")

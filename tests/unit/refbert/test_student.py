@@ -18,7 +18,11 @@ def make_student(**options) -> RefBertModel:
         vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, dim=DIM,
         initializer_range=0.2, **options,
     )  # fmt: skip
-    return RefBertModel(config).eval()
+    student = RefBertModel(config).eval()
+    for name, gates in student.named_parameters():
+        if name.endswith(".gate"):
+            torch.nn.init.uniform_(gates, -1, 1)  # as after some training: untrained gates are closed
+    return student
 
 
 def make_inputs(lengths: list[int], ref_lengths: list[int], seed: int = 1) -> dict[str, torch.Tensor]:
@@ -40,7 +44,11 @@ OPTIONS = [
     for layers in ("first", "all", [1])
     for mode in ("concat", "replace")
     for keys in ("states", "embedding")
-] + [{"reference_layers": layers, "reference_readout": True} for layers in ("all", [])]
+] + [
+    {"reference_layers": layers, "reference_readout": True, "reference_gate": gate}
+    for layers in ("all", [])
+    for gate in (False, True)
+]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(str(v) for v in o.values()))
@@ -125,6 +133,30 @@ def test_the_readout_copies_as_much_as_its_attention_says():
     torch.testing.assert_close(scores.softmax(-1)[0, 0, 0], shares, atol=1e-4, rtol=1e-4)
     masked, _ = readout(hidden, own, ids, torch.tensor([[4, 5]]), states, torch.zeros(1, 2))
     assert torch.equal(masked, own)
+
+
+def test_closed_gates_read_nothing_and_learn_to_open():
+    student = make_student(reference_gate=True, reference_readout=True)
+    gates = [parameter for name, parameter in student.named_parameters() if name.endswith(".gate")]
+    for gate in gates:
+        torch.nn.init.zeros_(gate)
+    inputs = make_inputs([5, 4], [4, 0])
+    without = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+    said = student(**inputs).projected_states
+    torch.testing.assert_close(said, student(**without).projected_states, atol=1e-6, rtol=0)
+    said.square().sum().backward()
+    assert len(gates) == 3
+    assert all(gate.grad.isfinite().all() and gate.grad.abs().max() > 0 for gate in gates)
+
+
+def test_shares_of_a_gated_layer_are_what_it_adds():
+    """The scores of a trace are such that one softmax gives own tokens 1 and the reference |tanh(gate)|, normalised."""
+    student = make_student(reference_gate=True)
+    output = student(**make_inputs([5], [4]), output_attentions=True)
+    for layer, scores in zip(student.layers, output.attention_scores, strict=True):
+        opened = layer.attention.gate.tanh().abs()
+        shares = scores.softmax(-1)[0, :, :, 5:].sum(-1)
+        torch.testing.assert_close(shares, (opened / (1 + opened))[:, None].expand_as(shares), atol=1e-5, rtol=1e-5)
 
 
 def test_mode_none_has_no_reference_parameters_and_ignores_references():
