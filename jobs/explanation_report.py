@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
+from jobs.explained import READ_OUT
 from jobs.run_directory import write_whole
 
 Rows = list[tuple[str, ...]]
@@ -36,14 +37,19 @@ def write_explanation(explanation: dict[str, Any], directory: Path, name: str) -
         plot_explanation(explanation, picture)
     write_whole(directory / f"{name}.json", json.dumps(explanation))
     best = explanation["references"][0]
-    divided = {layer["layer"]: layer for layer in explanation["layers"]}.get(explanation["strongest_layer"])
+    strongest = explanation["strongest_layer"]
+    divided = {layer["layer"]: layer for layer in explanation["layers"]}.get(
+        strongest, {"references": 0.0, "null": 0.0}
+    )
+    # A layer's null slot is what it reads in the place of a reference; a read-out's is the student's own state.
+    read = divided["references"] + (0.0 if strongest == READ_OUT else divided["null"])
     return {
         "text": quoted(explanation["text"]),
         "reference": quoted(best["text"]) if best["text"] else best["id"],
         "step": best["step"],
         "score": best["score"],
-        "layer": explanation["strongest_layer"],
-        "mass": divided["references"] + divided["null"] if divided else 0.0,
+        "layer": strongest,
+        "mass": read,
         "cosine_distance": explanation["without_references"]["cosine_distance"],
         "picture": picture.name,
     }
