@@ -19,8 +19,7 @@ READ_OUT = "read-out"
 def explained(reader: Reader, text: Text) -> dict[str, Any]:
     """Read one normalised text with all of its references, without each, and without any; returns what JSON can hold.
 
-    `layers`, which say how a reading layer's attention was divided, are empty where no layer reads. What a read-out copies at
-    the end is no layer's attention: it shows in how the output changes.
+    `layers` say how the attention of each reading layer, and of the read-out, was divided; they are empty where nothing reads.
     """
     tokens = reader.tokenize([text])
     found = reader.look_up([text], tokens)

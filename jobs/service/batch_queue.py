@@ -6,12 +6,12 @@ looked up. The queue is bounded and refuses what would not fit; who gave up wait
 """
 
 import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from jobs.config import ServeConfig
 from jobs.service.errors import DeadlineExceeded, NotReady, Overloaded
@@ -19,7 +19,7 @@ from jobs.service.metrics import Metrics
 from jobs.service.schema import Asked
 from jobs.service.student import Row, ServedStudent
 
-log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 IN_FLIGHT = 2
 """Batches: one with the student, one whose references are being looked up."""
@@ -55,6 +55,15 @@ class Ticket:
 
 Waiting = tuple[Ticket, int]
 """A text: whose, and which of theirs."""
+
+
+async def _in_time(result: asyncio.Future[Result], deadline: float) -> Result:
+    """Wait for a result until the event loop's time is `deadline`; who waits longer gets DeadlineExceeded."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await result
+    except TimeoutError:
+        raise DeadlineExceeded("the request's time was over before the student came to it; try again later") from None
 
 
 class BatchQueue:
@@ -101,25 +110,12 @@ class BatchQueue:
         self._waiting.extend((ticket, place) for place in range(len(asked)))
         self._metrics.queued_texts.set(len(self._waiting))
         self._arrived.set()
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await ticket.done  # cancelled with its request: the texts are then left out
-        except TimeoutError:
-            raise DeadlineExceeded(
-                "the request's time was over before the student came to it; try again later"
-            ) from None
+        return await _in_time(ticket.done, deadline)  # cancelled with its request: the texts are then left out
 
     async def call_student(self, call: Callable[[ServedStudent], object], deadline: float) -> object:
         """Call something that needs the student to itself, between two batches."""
         student = self._ready()
-        future = asyncio.get_running_loop().run_in_executor(self._student_thread, call, student)
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await future
-        except TimeoutError:
-            raise DeadlineExceeded(
-                "the request's time was over before the student came to it; try again later"
-            ) from None
+        return await _in_time(asyncio.get_running_loop().run_in_executor(self._student_thread, call, student), deadline)
 
     def check(self) -> None:
         """Raise RuntimeError where no text will be answered any more: this replica should be replaced."""

@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from jobs.service import tracing
@@ -125,16 +125,14 @@ class Passing:
         self.path: str = scope["path"]
         self.route = self.path if self.path in ROUTES else "other"
         self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        given = self.headers.get("x-request-id", "")
-        self.request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        self.request_id = request_id(self.headers)
         self.status = 499  # where the caller leaves before anything is sent
         self._send = send
 
     @property
     def key(self) -> str | None:
-        """The key that was sent: OpenAI's way, or in a header of its own."""
-        scheme, _, key = self.headers.get("authorization", "").partition(" ")
-        return key.strip() if scheme.lower() == "bearer" else self.headers.get("x-api-key")
+        """The key that was sent, if any."""
+        return sent_key(self.headers)
 
     async def send(self, message: Message) -> None:
         """Send on, with the request's id in the head."""
@@ -167,6 +165,18 @@ class Passing:
             "ms": round(1000 * took_s, 2),
             **self.scope["state"].get("answered", {}),
         }
+
+
+def request_id(sent: Mapping[str, str]) -> str:
+    """The id that came with a request's headers or metadata, where it is fit to be logged; else a new one."""
+    given = sent.get("x-request-id", "")
+    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def sent_key(sent: Mapping[str, str]) -> str | None:
+    """The key in a request's headers or metadata: OpenAI's way, or in a header of its own."""
+    scheme, _, key = sent.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else sent.get("x-api-key")
 
 
 def bug_report(error: BaseException) -> str:

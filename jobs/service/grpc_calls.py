@@ -8,7 +8,6 @@
 
 import logging
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -18,7 +17,7 @@ from jobs.service import tracing
 from jobs.service.api import labelled
 from jobs.service.desk import Answered, Desk
 from jobs.service.errors import BUG, InvalidInput, TooLarge, Unauthorised, kind_of, line_of
-from jobs.service.gate import REQUEST_ID, bug_report
+from jobs.service.gate import bug_report, request_id, sent_key
 from jobs.service.proto import refbert_pb2 as messages
 from jobs.service.schema import Asked, AttendedReference
 from vector_store.schema import parts
@@ -114,8 +113,7 @@ class GrpcCalls:
     ) -> Message:
         """Check the key, answer, count; an error becomes the call's status and an empty message."""
         sent = {str(key).lower(): str(value) for key, value in context.invocation_metadata() or ()}
-        given = sent.get("x-request-id", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        named = request_id(sent)
         route, started_s, metrics = f"grpc/{name}", time.perf_counter(), self.desk.metrics
         code = "OK"
         try:
@@ -127,20 +125,19 @@ class GrpcCalls:
         except Exception as error:  # an edge: the caller gets a status, whatever it is
             kind = kind_of(error)
             if kind is BUG:
-                log.error("request %s: %s", request_id, bug_report(error))
+                log.error("request %s: %s", named, bug_report(error))
             code = kind.code.name
             metrics.errors.labels("bug" if kind is BUG else type(error).__name__).inc()
             context.set_code(kind.code)
-            context.set_details(line_of(error, request_id))
+            context.set_details(line_of(error, named))
             return nothing
         finally:
-            context.set_trailing_metadata([("x-request-id", request_id)])
+            context.set_trailing_metadata([("x-request-id", named)])
             metrics.requests.labels(route, code).inc()
             metrics.request_s.labels(route).observe(time.perf_counter() - started_s)
 
     def _admit(self, sent: Mapping[str, str]) -> None:
-        scheme, _, key = sent.get("authorization", "").partition(" ")
-        if not self.desk.keys.accept(key.strip() if scheme.lower() == "bearer" else sent.get("x-api-key")):
+        if not self.desk.keys.accept(sent_key(sent)):
             raise Unauthorised("no key that is accepted: send the metadata `authorization: Bearer KEY`")
 
 
