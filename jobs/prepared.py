@@ -30,7 +30,19 @@ from transformers import PreTrainedTokenizerBase
 from jobs.config import RunConfig
 from jobs.progress import progress
 from refbert.config import CorpusConfig
-from refbert.corpus import Rejected, Row, Text, corpus_files, read_rows, split_of, split_passages, text_digest, text_of
+from refbert.corpus import (
+    Rejected,
+    Row,
+    Text,
+    corpus_files,
+    falls_in,
+    halves,
+    read_rows,
+    split_of,
+    split_passages,
+    text_digest,
+    text_of,
+)
 from refbert.errors import InputError
 from refbert.packaged import PREFIX
 from refbert.teacher import load_tokenizer, word_spans
@@ -116,12 +128,14 @@ def row_passages(
         return
     texts = [row.text]
     if corpus.long_texts == "split":
-        budget = tokens - tokenizer.num_special_tokens_to_add()
+        budget = tokens - tokenizer.num_special_tokens_to_add(pair=corpus.pair_share > 0)
         texts = split_passages(row.text, budget, lambda text: word_spans(tokenizer, text))
-    for text in texts:
+    for passage in texts:
+        pair = halves(passage) if falls_in(passage, corpus.pair_share, salt=1) else None
+        text, text_pair = pair or (passage, row.text_pair)
         yield {
             "text": text,
-            "text_pair": row.text_pair,
+            "text_pair": text_pair,
             "label": row.label,
             "document": row.document,
             "source": row.source,

@@ -47,9 +47,18 @@ class CorpusConfig(BaseModel, frozen=True, extra="forbid"):
         description="Texts over the teacher's token budget: cut into passages, or cut off. Pairs can only be cut off, the "
         "longer text first.",
     )
+    pair_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the passages, chosen by hash, that are cut in two at a sentence's end and read as a pair: what "
+        "prepares a student for tasks on pairs.",
+    )
 
     @model_validator(mode="after")
     def _pairs_stay_whole(self) -> Self:
+        if self.text_pair_field and self.pair_share:
+            raise ValueError(f"text_pair_field={self.text_pair_field} makes pairs already; leave out corpus.pair_share")
         if self.text_pair_field and self.long_texts == "split":
             raise ValueError(
                 f"text_pair_field={self.text_pair_field} makes pairs, which are not cut into passages; set "

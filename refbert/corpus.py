@@ -91,8 +91,13 @@ def by_length(texts: Sequence[Text], batch: int) -> Iterator[list[int]]:
 
 def split_of(text: Text, heldout_fraction: float) -> SplitName:
     """Held out or not, by hash of the text itself: duplicates fall on the same side, whatever the order of files."""
-    digest = text_digest(normalise(text))
-    return "heldout" if int.from_bytes(digest[:8], "big") < heldout_fraction * 2**64 else "train"
+    return "heldout" if falls_in(text, heldout_fraction) else "train"
+
+
+def falls_in(text: Text, share: float, salt: int = 0) -> bool:
+    """Whether a text is of a share of all texts, by its hash; another `salt` (0 to 3) draws another share."""
+    digest = text_digest(normalise(text))[8 * salt : 8 * salt + 8]
+    return int.from_bytes(digest, "big") < share * 2**64
 
 
 def corpus_files(config: CorpusConfig) -> list[str]:
@@ -190,6 +195,16 @@ def split_passages(text: str, tokens: int, offsets: Callable[[str], list[tuple[i
         first = cut
     passages.append(text[spans[first][0] if spans else 0 :].strip())
     return [passage for passage in passages if passage]
+
+
+def halves(text: str) -> tuple[str, str] | None:
+    """Cut a text in two at the sentence's end nearest its middle, else at the nearest space; None where it has no space."""
+    spaces = [match.start() for match in re.finditer(" ", text)]
+    ends = [place for place in spaces if text[place - 1] in ".!?;" and len(text) // 4 <= place <= 3 * len(text) // 4]
+    if not spaces:
+        return None
+    cut = min(ends or spaces, key=lambda place: abs(2 * place - len(text)))
+    return text[:cut], text[cut + 1 :]
 
 
 def _fault(record: dict[str, Any], config: CorpusConfig) -> str | None:

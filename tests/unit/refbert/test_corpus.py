@@ -12,6 +12,7 @@ from refbert.corpus import (
     Rejected,
     Row,
     corpus_files,
+    halves,
     normalise,
     read_rows,
     split_of,
@@ -169,6 +170,19 @@ def test_passages_keep_every_word_within_the_budget(tokens):
     assert all(len(word_offsets(passage)) <= tokens for passage in passages)
     if tokens >= 4:  # no word is longer: words stay whole
         assert " ".join(passages) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("One . Two two . Three", ("One . Two two .", "Three")),  # the end that is nearest to the middle
+        ("A. no end of a sentence is near here", ("A. no end of a", "sentence is near here")),
+        ("two words", ("two", "words")),
+        ("word", None),
+    ],
+)
+def test_a_passage_is_halved_at_a_sentences_end_near_its_middle(text, wanted):
+    assert halves(text) == wanted
 
 
 def test_articles_of_wikitext_are_documents_without_titles_and_headings(tmp_path):
