@@ -8,25 +8,17 @@ import yaml
 from pyarrow import parquet
 
 import refbert
-from jobs import distill, explain, predict
-from jobs.memory import references_at, running_store
+from jobs import explain, predict
+from jobs.memory import references_at
 from jobs.prepared import prepare, texts_in
 from refbert import RefBertConfig, RefBertModel
 from refbert.errors import InputError
 from refbert.teacher import load_tokenizer
 
 AWAY = {"url": "http://127.0.0.1:9", "lookup_deadline_ms": 500, "write_deadline_s": 1}
+pytestmark = pytest.mark.usefixtures("home_of_the_run")
+
 TEXT = "The film is slow: far too long, and the acting is bad."
-
-
-@pytest.fixture(scope="module")
-def trained(ray_cluster, tmp_path_factory, tiny_run):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("REFBERT_HOME", str(tmp_path_factory.mktemp("home")))
-        config = tiny_run(name="read", train__steps=3, references={"count": 2})
-        with running_store(config):
-            distill.run(config)
-            yield config
 
 
 @pytest.fixture(scope="module")

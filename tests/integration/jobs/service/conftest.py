@@ -1,4 +1,4 @@
-"""One trained run for every test of the service, and the service of a run in this process: all of it but Ray Serve."""
+"""The service of a trained run in this process: all of it but Ray Serve."""
 
 import contextlib
 import itertools
@@ -15,29 +15,15 @@ import torch
 import uvicorn
 from starlette.testclient import TestClient
 
-from jobs import distill
 from jobs.config import RunConfig
-from jobs.memory import running_store
 from jobs.service.api import http_api
 from jobs.service.desk import Desk
 from jobs.service.gate import Gate
 
 
-@pytest.fixture(scope="session")
-def trained(ray_cluster, tmp_path_factory, tiny_run) -> Iterator[RunConfig]:
-    """A run of three steps beside its running store, which stays where $REFBERT_HOME says."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("REFBERT_HOME", str(tmp_path_factory.mktemp("home")))
-        config = tiny_run(name="served", train__steps=3, references={"count": 2})
-        with running_store(config):
-            distill.run(config)
-            yield config
-
-
 @pytest.fixture(autouse=True)
-def home_of_the_run(trained, monkeypatch):
-    """Every test here finds the run where it was made, whatever ran in between."""
-    monkeypatch.setenv("REFBERT_HOME", str(trained.home))
+def at_home(home_of_the_run) -> None:
+    """Every test here reads the trained run."""
 
 
 @pytest.fixture(scope="session")
