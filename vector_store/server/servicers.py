@@ -17,7 +17,6 @@ from qdrant_edge import (
     Filter,
     QueryBatchRequest,
     QueryRequest,
-    ScoredPoint,
     ScrollRequest,
     UpdateMode,
     UpdateOperation,
@@ -27,7 +26,7 @@ from vector_store.server import translate
 from vector_store.server.catalogue import Catalogue, Collection
 from vector_store.server.refusal import invalid
 from vector_store.server.snapshots import Snapshots
-from vector_store.server.wire import Packed, retrieved_points
+from vector_store.server.wire import Packed, batch_results, retrieved_points, scored_points
 
 TITLE = "vector_store embedded server"
 API_VERSION = "1.20.0"
@@ -222,15 +221,14 @@ class Points(api.PointsServicer):
             response.next_page_offset.CopyFrom(translate.point_id_message(next_offset))
         return Packed(retrieved_points(api.ScrollResponse.RESULT_FIELD_NUMBER, records), response)
 
-    def Query(self, request: api.QueryPoints, context: Context) -> api.QueryResponse:
+    def Query(self, request: api.QueryPoints, context: Context) -> Packed:
         """The nearest points, fused or filtered; without a query, points by id."""
         collection = self._find(request)
         query = translate.query_request(request, collection.kinds)
-        response = api.QueryResponse()
-        _fill_scored(response, collection.read(lambda shard: shard.query(query)))
-        return response
+        found = collection.read(lambda shard: shard.query(query))
+        return Packed(scored_points(api.QueryResponse.RESULT_FIELD_NUMBER, found), api.QueryResponse())
 
-    def QueryBatch(self, request: api.QueryBatchPoints, context: Context) -> api.QueryBatchResponse:
+    def QueryBatch(self, request: api.QueryBatchPoints, context: Context) -> Packed:
         """Several queries planned by the engine as one."""
         collection = self._find(request)
         queries: list[QueryRequest] = []
@@ -238,13 +236,12 @@ class Points(api.PointsServicer):
             if query.collection_name not in ("", request.collection_name):
                 raise invalid(f"batch on {request.collection_name!r} holds a query on {query.collection_name!r}")
             queries.append(translate.query_request(query, collection.kinds))
-        response = api.QueryBatchResponse()
-        for found in collection.read(lambda shard: shard.query_batch(QueryBatchRequest(queries))):
-            _fill_scored(response.result.add(), found)
-        return response
+        answers = collection.read(lambda shard: shard.query_batch(QueryBatchRequest(queries)))
+        return Packed(batch_results(answers), api.QueryBatchResponse())
 
     def _find(self, request: api.GetPoints) -> Collection:
-        translate.refuse(request, "shard_key_selector")
+        if "shard_key_selector" in request.DESCRIPTOR.fields_by_name:
+            translate.refuse(request, "shard_key_selector")
         return self._catalogue.find(request.collection_name)
 
 
@@ -261,8 +258,3 @@ def _selected(selector: api.PointsSelector) -> list[translate.PointId] | Filter:
             return translate.engine_filter(selector.filter)
         case _:
             raise invalid("no points are selected; give ids or a filter")
-
-
-def _fill_scored(response: api.QueryResponse | api.BatchResult, found: list[ScoredPoint]) -> None:
-    for point in found:
-        translate.fill_scored_point(response.result.add(), point)

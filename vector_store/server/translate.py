@@ -235,15 +235,17 @@ def _optional(message: Message, field: str) -> Any:
 
 
 def refuse(message: Message, *fields: str) -> None:
-    """UNIMPLEMENTED for a field that is set and would otherwise be dropped in silence."""
-    for field, _ in message.ListFields():
-        if field.name in fields:
-            raise unimplemented(f"{type(message).__name__}.{field.name}")
+    """UNIMPLEMENTED for an optional field that is set and would otherwise be dropped in silence."""
+    for field in fields:
+        if message.HasField(field):
+            raise unimplemented(f"{type(message).__name__}.{field}")
 
 
 def refuse_others(message: Message, *known: str) -> None:
     """UNIMPLEMENTED for any field that is set and not known."""
-    refuse(message, *({field.name for field in message.DESCRIPTOR.fields} - set(known)))
+    for field, _ in message.ListFields():
+        if field.name not in known:
+            raise unimplemented(f"{type(message).__name__}.{field.name}")
 
 
 # ---------------------------------------------------------------- ids and payload
@@ -411,15 +413,13 @@ def _fill_vector(message: api.VectorOutput, vector: Any) -> None:
         message.dense.data.extend(vector)
 
 
-def fill_point(message: Any, point: engine.Record | engine.ScoredPoint, payload: bool = True) -> None:
-    """Write an engine's point into a RetrievedPoint or ScoredPoint, its payload where that is not left to another."""
+def fill_point(message: Any, point: engine.Record | engine.ScoredPoint) -> None:
+    """Write what Qdrant's RetrievedPoint and ScoredPoint share of an engine's point, except the payload."""
     identity = point.id  # the engine makes its attributes anew each time
     if isinstance(identity, int):
         message.id.num = identity
     else:
         message.id.uuid = str(identity)
-    if payload:
-        fill_payload(message.payload, point.payload)
     vector: Any = point.vector
     if isinstance(vector, dict):
         message.vectors.vectors.SetInParent()
@@ -430,13 +430,6 @@ def fill_point(message: Any, point: engine.Record | engine.ScoredPoint, payload:
     order_value = point.order_value
     if order_value is not None:
         setattr(message.order_value, "int" if isinstance(order_value, int) else "float", order_value)
-
-
-def fill_scored_point(message: api.ScoredPoint, point: engine.ScoredPoint) -> None:
-    """Write an engine's answer to a query into a message."""
-    fill_point(message, point)
-    message.score = point.score
-    message.version = point.version
 
 
 def payload_selector(request: Message, default: bool) -> Selector:
@@ -551,7 +544,7 @@ def _match(message: api.Match) -> Any:
 
 def query_request(request: api.QueryPoints, kinds: VectorKinds) -> engine.QueryRequest:
     """One Query call for the engine."""
-    refuse(request, "lookup_from")
+    refuse(request, "lookup_from", "shard_key_selector")
     return engine.QueryRequest(
         limit=request.limit if request.HasField("limit") else 10,
         offset=request.offset,
