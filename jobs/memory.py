@@ -212,14 +212,23 @@ def reference_texts(teacher: Teacher, manifest: Manifest, references: ReferenceC
 
 
 def open_retriever(
-    client: Client, store: StoreConfig, texts: ReferenceTexts, criterion: str, with_text: bool = False
+    client: Client,
+    store: StoreConfig,
+    texts: ReferenceTexts,
+    criterion: str,
+    with_text: bool = False,
+    patience_s: float = 0.0,
 ) -> NeighbourSource:
-    """Open one process's retriever under a criterion. Raises InputError for a dotted path that is no criterion."""
+    """Open one process's retriever under a criterion. Raises InputError for a dotted path that is no criterion.
+
+    A built-in one waits up to `patience_s` for a store that has gone away, before look-ups degrade.
+    """
     if criterion in get_args(Criterion):
         built_in, references = cast(Criterion, criterion), texts.references
         return Retriever(
-            client, store, texts.manifest, built_in, references.exclude_splits, with_text, count=references.count
-        )
+            client, store, texts.manifest, built_in, references.exclude_splits, with_text, count=references.count,
+            patience_s=patience_s,
+        )  # fmt: skip
     return _import_criterion(criterion)(client, store, texts.manifest)
 
 
