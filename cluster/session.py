@@ -24,7 +24,16 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",  # workers fork; their threads are counted elsewhere
 }
 
-PASSED_ON = ("REFBERT_HOME", "REFBERT_CACHE", "REFBERT_COMMIT", "HF_HOME", "HF_HUB_OFFLINE")
+NODE_ENVIRONMENT = {
+    **ENVIRONMENT,
+    # A node whose link is cut counts as dead after 5 x (3 + 3) s; Ray's own 10 s each make it more than a minute.
+    "RAY_health_check_period_ms": "3000",
+    "RAY_health_check_timeout_ms": "3000",
+    "RAY_health_check_failure_threshold": "5",
+}
+"""What `ray start` is to see: the above, and how soon a head notices that a node has gone silent."""
+
+PASSED_ON = ("REFBERT_HOME", "REFBERT_STORE_URL", "REFBERT_CACHE", "REFBERT_COMMIT", "HF_HOME", "HF_HUB_OFFLINE")
 """What workers must see as the driver does. Secrets are not among them: export those where `ray start` runs."""
 
 
