@@ -57,10 +57,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     up.add_argument(
         "--host",
         default="127.0.0.1",
-        help="this machine's address to listen on; off loopback the store needs a key in $QDRANT_API_KEY (default: %(default)s)",
+        help="where to listen; off loopback the store needs a key in $QDRANT_API_KEY (default: %(default)s)",
     )
     up.add_argument(
-        "--dashboard-port", type=_natural, default=8265, metavar="PORT", help="0 takes a free one (default: %(default)s)"
+        "--dashboard-port",
+        type=_natural,
+        default=8265,
+        metavar="PORT",
+        help="0 takes a free one (default: %(default)s)",
     )
     up.add_argument("--no-store", action="store_true", help="no embedded store: jobs name one by store.url")
 

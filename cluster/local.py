@@ -84,7 +84,13 @@ def known_cluster() -> Cluster | None:
 
 
 def start(
-    workers: int, cpus_per_worker: int | None, gpus_per_worker: int, head_cpus: int, host: str, dashboard_port: int, store: bool
+    workers: int,
+    cpus_per_worker: int | None,
+    gpus_per_worker: int,
+    head_cpus: int,
+    host: str,
+    dashboard_port: int,
+    store: bool,
 ) -> tuple[Cluster, list[str]]:
     """Start what is missing; returns the cluster and the parts that were started now.
 
@@ -103,7 +109,9 @@ def start(
             host=host,
             address=f"http://{host}:{dashboard_port or free_ports(1, host)[0]}",
             gcs=f"{host}:{gcs_port}",
-            temp_dir=str(Path(tempfile.gettempdir()) / f"refbert-{cluster_id[:8]}"),  # Ray's socket paths must stay short
+            temp_dir=str(
+                Path(tempfile.gettempdir()) / f"refbert-{cluster_id[:8]}"
+            ),  # Ray's socket paths must stay short
             workers=tuple(f"worker-{number + 1}" for number in range(workers)),
             cpus_per_worker=cpus_per_worker or max(1, (os.cpu_count() or 1) // workers),
             gpus_per_worker=gpus_per_worker,
@@ -111,7 +119,9 @@ def start(
             store_url=f"http://{host}:{free_ports(1, host)[0]}" if store else None,
         )
     elif cluster.host != host:
-        raise InputError(f"the cluster of {home()} listens on {cluster.host}, not on {host}; run `python -m cluster down` first")
+        raise InputError(
+            f"the cluster of {home()} listens on {cluster.host}, not on {host}; run `python -m cluster down` first"
+        )
     elif len(cluster.workers) != workers:
         raise InputError(
             f"the cluster of {home()} has {len(cluster.workers)} workers, not {workers}; run `python -m cluster down` first"
@@ -210,7 +220,9 @@ def _start_store(cluster: Cluster) -> None:
                 break
             time.sleep(0.1)
     last = (directory / "server.log").read_text(errors="replace").strip().splitlines()[-1:]
-    raise UnavailableError(f"the store of {directory} did not start: {' '.join(last)}; end what else uses it, or give --no-store")
+    raise UnavailableError(
+        f"the store of {directory} did not start: {' '.join(last)}; end what else uses it, or give --no-store"
+    )
 
 
 def _environment(cluster: Cluster, part: str) -> dict[str, str]:
@@ -234,10 +246,13 @@ def _check_host(host: str, store: bool) -> None:
     except ValueError:
         raise InputError(f"--host={host} is no IP address; give one of this machine's, such as 127.0.0.1") from None
     if loopback and host != LOOPBACK:
-        raise InputError(f"--host={host}: Ray knows {LOOPBACK} only as loopback; give that, or another address of this machine")
+        raise InputError(
+            f"--host={host}: Ray knows {LOOPBACK} only as loopback; give that, or another address of this machine"
+        )
     if not loopback and store and not os.environ.get(STORE_KEY):
         raise InputError(
-            f"--host={host} lets other machines reach the store, and ${STORE_KEY} holds no key for it; set one, or give --no-store"
+            f"--host={host} lets other machines reach the store, and ${STORE_KEY} holds no key for it; set one, or give "
+            "--no-store"
         )
 
 

@@ -45,7 +45,8 @@ def ray_session() -> Iterator[None]:
     import ray  # after its environment is set: it is read at import
     from ray.data import DataContext
 
-    passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    # RAY_ADDRESS too: on a machine with several Rays, the actors of Ray Train would not know which one is theirs.
+    passed_on = {name: os.environ[name] for name in (*PASSED_ON, "RAY_ADDRESS") if name in os.environ}
     # What the submission has set already reaches the workers, and Ray refuses to have it set twice.
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {}).get("env_vars", {})
     variables = {name: value for name, value in {**ENVIRONMENT, **passed_on}.items() if name not in job}

@@ -116,7 +116,9 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise ValueError(f"min_workers={self.min_workers} exceeds num_workers={self.num_workers}")
         if self.compile and self.zero_stage == 3:
-            raise ValueError("compile cannot follow zero_stage=3, which gathers each layer's weights as it runs; set 0, 1 or 2")
+            raise ValueError(
+                "compile cannot follow zero_stage=3, which gathers each layer's weights as it runs; set 0, 1 or 2"
+            )
         if self.precision == "bf16" and self.zero_stage == 0:
             raise ValueError("precision=bf16 keeps its float32 master weights in ZeRO: set zero_stage to 1, 2 or 3")
         return self

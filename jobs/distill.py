@@ -132,17 +132,17 @@ def distil(config: RunConfig, corpus: PreparedCorpus, address: MemoryAddress | N
     directory = config.run_directory
     claim_directory(config)
     train = config.train
-    # Apart, because mypy sees the RunConfig of Train V1, which does not know it.
-    options: dict[str, Any] = {"logging_config": LoggingConfig(log_level="ERROR")}
+    # Apart, because mypy sees Train V1, which does not know them.
+    options: dict[str, Any] = {"logging_config": LoggingConfig(log_level="ERROR"), "callbacks": [Recovery()]}
+    train_loop: Any = train_worker
     storage = ray.train.RunConfig(
         name="checkpoints",
         storage_path=str(directory),
         failure_config=failure_config(train),
-        callbacks=[Recovery()],
         **options,
     )
     trainer = TorchTrainer(
-        train_worker,
+        train_loop,
         train_loop_config={"job": DistillJob(config, address, corpus, plan, directory)},
         scaling_config=scaling_config(train),
         torch_config=TorchConfig(
@@ -157,7 +157,7 @@ def distil(config: RunConfig, corpus: PreparedCorpus, address: MemoryAddress | N
             fewest, train.gpus_per_worker, have.get("CPU", 0), have.get("GPU", 0),
         )  # fmt: skip
     with sole_training(directory), followed_metrics(directory / METRICS, train.steps):
-        result = trainer.fit()
+        result: Any = trainer.fit()
     assert result.return_value is not None  # rank 0's
     write_manifest(config, result.return_value)
 
@@ -181,7 +181,9 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, float]:
         stream = stack.enter_context(opened_stream(job, teacher, rank, world_size))
         if train.targets == "memory":
             teacher = None  # its weights are no longer needed
-        checkpoints = stack.enter_context(closing(Checkpoints(job.run_directory / "checkpoints", train.keep_checkpoints)))
+        checkpoints = stack.enter_context(
+            closing(Checkpoints(job.run_directory / "checkpoints", train.keep_checkpoints))
+        )
         engine, made = started(distiller, stream, job, agreed_checkpoint(checkpoints, rank))
         meter = stack.enter_context(Meter(train, job.run_directory, made, rank, device))
 
@@ -301,9 +303,7 @@ def started(distiller: Distiller, stream: DistillStream, job: DistillJob, newest
     return engine, made
 
 
-def save(
-    checkpoints: Checkpoints, engine: Any, stream: DistillStream, made: Progress, corpus: PreparedCorpus
-) -> None:
+def save(checkpoints: Checkpoints, engine: Any, stream: DistillStream, made: Progress, corpus: PreparedCorpus) -> None:
     """Begin to write a checkpoint; every rank takes part."""
     state = {"stream": stream.state_dict(), "progress": vars(made), "corpus": corpus.directory.name}
     checkpoints.save(engine, made.step, state)

@@ -63,8 +63,8 @@ def fit_layers(distiller: Distiller, train: TrainConfig) -> None:
         compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
         if not any(map(shutil.which, compilers)):
             raise UnavailableError(
-                f"train.compile=true needs a C++ compiler where workers run, and {' or '.join(compilers)} is not there; install "
-                "g++ (Debian: apt-get install g++), or set train.compile=false"
+                f"train.compile=true needs a C++ compiler where workers run, and {' or '.join(compilers)} is not there; "
+                "install g++ (Debian: apt-get install g++), or set train.compile=false"
             )
         for layer in encoder.layers:
             layer.compile(dynamic=True)  # lengths of texts and references differ from batch to batch

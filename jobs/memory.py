@@ -141,9 +141,9 @@ def running_store(config: RunConfig) -> Iterator[str]:
     machines = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     if len(machines) > 1:
         raise InputError(
-            f"store.url=embedded serves one machine, and this Ray cluster has {len(machines)}; serve the directory to all of them "
-            "with `python -m vector_store serve PATH --host ADDRESS --port 6334` and set store.url=http://ADDRESS:6334, or name a "
-            "Qdrant server"
+            f"store.url=embedded serves one machine, and this Ray cluster has {len(machines)}; serve its directory to "
+            "all with `python -m vector_store serve PATH --host ADDRESS --port 6334` and set store.url=http://ADDRESS:6334, or "
+            "name a Qdrant server"
         )
     with embedded_server(config.store_directory, message_bytes=config.store.message_bytes) as url:
         yield url

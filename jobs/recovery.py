@@ -39,8 +39,10 @@ def failure_config(train: TrainConfig) -> FailureConfig:
 def scaling_config(train: TrainConfig) -> ScalingConfig:
     """How many workers, and what each reserves."""
     fewest, most = train.min_workers or train.num_workers, train.num_workers
+    # Any: mypy sees the ScalingConfig of Train V1, which does not know ranges.
+    num_workers: Any = most if fewest == most else (fewest, most)
     return ScalingConfig(
-        num_workers=most if fewest == most else (fewest, most),
+        num_workers=num_workers,
         use_gpu=train.gpus_per_worker > 0,
         resources_per_worker={"GPU": train.gpus_per_worker} if train.gpus_per_worker else {"CPU": 1},
     )

@@ -2,8 +2,8 @@
 
 The order is a function of the seed alone. The run is cut into micro-batches, numbered from 0; each step is made of the next
 global_batch / micro_batch of them, and worker r takes every world-th of a step's from the r-th on. So any number of workers
-sees the same micro-batches in the same steps, and one number is the whole resumable state. References are looked up in the background while the
-step runs, and where the neighbours are planned, only fetched.
+sees the same micro-batches in the same steps, and one number is the whole resumable state. References are looked up in the
+background while the step runs, and where the neighbours are planned, only fetched.
 """
 
 import time

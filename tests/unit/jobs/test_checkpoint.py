@@ -91,7 +91,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over_by_itself(c
     save(checkpoints, 3, 6)
     for step in (3, 6):
         flip_a_bit(checkpoints.at(step) / FILE)
-    with pytest.raises(InputError, match="none of the 2 checkpoints in .* is intact; put a whole one back"):
+    with pytest.raises(InputError, match=r"none of the 2 checkpoints in .* is intact; put a whole one back"):
         checkpoints.newest_intact()
 
 
