@@ -6,6 +6,7 @@ ends the job at once.
 """
 
 import logging
+from textwrap import shorten
 from typing import Any
 
 from ray.train import FailureConfig, ScalingConfig, UserCallback
@@ -15,6 +16,9 @@ from jobs.launch import known_cause
 from vector_store.errors import StoreUnavailable
 
 log = logging.getLogger(__name__)
+
+MESSAGE_CHARACTERS = 200
+"""Of a failure, on screen; Ray explains at length what may have killed a process, and its logs have all of it."""
 
 
 class Recovery(UserCallback):
@@ -27,8 +31,8 @@ class Recovery(UserCallback):
             if known is not None and not isinstance(known, StoreUnavailable):
                 raise known
         for rank, error in sorted(worker_exceptions.items()):
-            lines = str(error).strip().splitlines()
-            log.warning("worker %d failed: %s: %s", rank, type(error).__name__, lines[-1] if lines else "no message")
+            last = (str(error).strip().splitlines() or ["no message"])[-1]
+            log.warning("worker %d failed: %s", rank, shorten(f"{type(error).__name__}: {last}", MESSAGE_CHARACTERS))
 
 
 def failure_config(train: TrainConfig) -> FailureConfig:

@@ -58,7 +58,6 @@ class Site:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "REFBERT_"))}
         self.environment = {
             **NODE_ENVIRONMENT, **inherited, "HOME": str(folder), "REFBERT_HOME": str(self.home), "RAY_AUTH_MODE": "token",
-            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
             "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY), "GLOO_SOCKET_IFNAME": INTERFACE,
             "QDRANT_API_KEY": "a-key", "OMP_NUM_THREADS": "1",
             "REFBERT_CACHE": os.environ.get("REFBERT_CACHE", str(Path("~/.cache/refbert").expanduser())),
