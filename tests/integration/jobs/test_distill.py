@@ -191,9 +191,10 @@ def test_a_worker_that_is_killed_and_a_damaged_checkpoint_cost_steps_and_nothing
 
 def test_a_mistake_is_not_tried_again(tiny_run, monkeypatch):
     config = tiny_run(name="mistaken")
+    tries = config.run_directory / "tries"  # workers of the tests' Ray know no home
 
     def fails(loop_config):
-        with (config.run_directory / "tries").open("a") as file:
+        with tries.open("a") as file:
             file.write("once\n")
         raise InputError("the memory is of another teacher")
 
@@ -201,7 +202,7 @@ def test_a_mistake_is_not_tried_again(tiny_run, monkeypatch):
     with pytest.raises(Exception, match="Training failed") as raised:
         distill.run(config)
     assert str(known_cause(raised.value)) == "the memory is of another teacher"
-    assert (config.run_directory / "tries").read_text() == "once\n"
+    assert tries.read_text() == "once\n"
 
 
 @pytest.mark.long
