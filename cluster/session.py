@@ -17,7 +17,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints once, not twice
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # asks a dashboard that a local Ray does not run
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report waits for the next check; the default of 2 s costs minutes
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",  # a worker that does not answer counts as dead; the default is 600
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # a worker that does not answer counts as dead; the default is 600
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # then it looks again how many there is room for; the default is 60
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # a replica's own code never blocks: a quarter more single texts
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
@@ -27,9 +27,9 @@ ENVIRONMENT = {
 
 NODE_ENVIRONMENT = {
     **ENVIRONMENT,
-    # A node whose link is cut counts as dead after 5 x (3 + 3) s; Ray's own 10 s each make it more than a minute.
+    # A node whose link is cut counts as dead after 5 x (3 + 5) s; with Ray's own 10 s it takes more than a minute.
     "RAY_health_check_period_ms": "3000",
-    "RAY_health_check_timeout_ms": "3000",
+    "RAY_health_check_timeout_ms": "5000",
     "RAY_health_check_failure_threshold": "5",
 }
 """What `ray start` is to see: the above, and how soon a head notices that a node has gone silent."""
