@@ -17,6 +17,8 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints once, not twice
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # asks a dashboard that a local Ray does not run
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report waits for the next check; the default of 2 s costs minutes
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # a worker that does not answer counts as dead; the default is 600
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # then it looks again how many there is room for; the default is 60
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # a replica's own code never blocks: a quarter more single texts
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "jobs.service.proxy.middlewares",  # a lost replica is 503, not 500
@@ -24,7 +26,16 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",  # workers fork; their threads are counted elsewhere
 }
 
-PASSED_ON = ("REFBERT_HOME", "REFBERT_CACHE", "REFBERT_COMMIT", "HF_HOME", "HF_HUB_OFFLINE")
+NODE_ENVIRONMENT = {
+    **ENVIRONMENT,
+    # A node whose link is cut counts as dead after 5 x (3 + 5) s; with Ray's own 10 s it takes more than a minute.
+    "RAY_health_check_period_ms": "3000",
+    "RAY_health_check_timeout_ms": "5000",
+    "RAY_health_check_failure_threshold": "5",
+}
+"""What `ray start` is to see: the above, and how soon a head notices that a node has gone silent."""
+
+PASSED_ON = ("REFBERT_HOME", "REFBERT_STORE_URL", "REFBERT_CACHE", "REFBERT_COMMIT", "HF_HOME", "HF_HUB_OFFLINE")
 """What workers must see as the driver does. Secrets are not among them: export those where `ray start` runs."""
 
 
@@ -36,7 +47,8 @@ def ray_session() -> Iterator[None]:
     import ray  # after its environment is set: it is read at import
     from ray.data import DataContext
 
-    passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    # RAY_ADDRESS too: on a machine with several Rays, the actors of Ray Train would not know which one is theirs.
+    passed_on = {name: os.environ[name] for name in (*PASSED_ON, "RAY_ADDRESS") if name in os.environ}
     # What the submission has set already reaches the workers, and Ray refuses to have it set twice.
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {}).get("env_vars", {})
     variables = {name: value for name, value in {**ENVIRONMENT, **passed_on}.items() if name not in job}

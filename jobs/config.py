@@ -6,6 +6,7 @@ torch nor ray.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,6 +51,20 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
 
     steps: PositiveInt = Field(900, description="Optimizer steps, not micro-batches.")
     num_workers: PositiveInt = 1
+    min_workers: PositiveInt | None = Field(
+        None,
+        description="Start, and go on after a failure, with as few where the cluster has no room for num_workers, and grow "
+        "again when it has; without, wait for all. Steps, batches and losses are the same on any number.",
+    )
+    max_failures: int = Field(
+        3, ge=-1, description="How often failed workers are started anew, from the newest checkpoint; -1: always."
+    )
+    collective_timeout_s: PositiveInt = Field(
+        120, description="How long a worker waits for the others within a step before they count as cut off."
+    )
+    store_patience_s: NonNegativeFloat = Field(
+        60.0, description="How long look-ups wait for a store that has gone away before they degrade."
+    )
     micro_batch: PositiveInt = Field(32, description="Examples per worker per forward.")
     global_batch: PositiveInt = Field(32, description="Examples per optimizer step.")
     learning_rate: PositiveFloat = 1e-3
@@ -69,6 +84,12 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
         description="autocast: the student's matrix products in bfloat16 over float32 weights (a step takes 0.6 of the time on "
         "CPUs with AMX); bf16: weights too, float32 masters in ZeRO. Losses and AdamW are in float32 always.",
     )
+    activation_checkpointing: bool = Field(
+        False, description="Keep only each layer's input for the backward, and compute the rest again: memory for time."
+    )
+    compile: bool = Field(
+        False, description="Compile the student's layers (torch.compile); needs a C++ compiler, and a minute at first."
+    )
     gpus_per_worker: NonNegativeFloat = 0.0
     threads_per_worker: PositiveInt | None = Field(None, description="CPU threads; by default the node's share.")
     prefetch: PositiveInt = Field(4, description="Micro-batches whose references are looked up ahead of the step.")
@@ -77,9 +98,13 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     keep_checkpoints: PositiveInt = 2
 
     @property
-    def accumulation(self) -> int:
-        """Micro-batches per worker per optimizer step."""
-        return self.global_batch // (self.micro_batch * self.num_workers)
+    def micro_batches(self) -> int:
+        """Micro-batches per optimizer step, of all workers together."""
+        return self.global_batch // self.micro_batch
+
+    def accumulation(self, world_size: int) -> int:
+        """Micro-batches per worker per optimizer step; where workers do not divide a step's, some compute one for nothing."""
+        return math.ceil(self.micro_batches / world_size)
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -87,6 +112,12 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(
                 f"global_batch={self.global_batch} is not a multiple of micro_batch x num_workers = "
                 f"{self.micro_batch} x {self.num_workers}"
+            )
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers={self.min_workers} exceeds num_workers={self.num_workers}")
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "compile cannot follow zero_stage=3, which gathers each layer's weights as it runs; set 0, 1 or 2"
             )
         if self.precision == "bf16" and self.zero_stage == 0:
             raise ValueError("precision=bf16 keeps its float32 master weights in ZeRO: set zero_stage to 1, 2 or 3")

@@ -5,16 +5,15 @@
     ray job submit -- python jobs/distill.py RUN.yaml         the same on a running cluster
 
 Fills the memory first where it lacks the corpus. Writes the run's directory: config.yaml, metrics.jsonl, TensorBoard
-events, checkpoints/, student/ and, last, manifest.json. Submitted again it resumes from the newest checkpoint, on as many
-workers and with the ZeRO stage that this submission asks for, or says that the run is complete.
+events, checkpoints/, student/ and, last, manifest.json. Workers that fail are started anew (jobs/recovery.py) and go on from
+the newest intact checkpoint. Submitted again it does so too, on as many workers and with the ZeRO stage that this submission
+asks for, or says that the run is complete.
 """
 
 import logging
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,13 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, ScalingConfig
+from ray.train import LoggingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.execution import context as ray_train_context
 from safetensors.numpy import save_file
 
-from jobs.checkpoint import Checkpoint, consolidated, make_moments, write_checkpoint
+from jobs.checkpoint import Checkpoint, Checkpoints, consolidated
 from jobs.config import RunConfig
+from jobs.engine import build_engine
 from jobs.ingest import fill_memory, is_filled
 from jobs.launch import launch
 from jobs.memory import (
@@ -46,13 +45,13 @@ from jobs.memory import (
 from jobs.meter import METRICS, Meter, Progress, followed_metrics
 from jobs.neighbour_plan import NeighbourPlan, neighbour_plan
 from jobs.prepared import PreparedCorpus, chunked, prepare, texts_in
+from jobs.recovery import Recovery, failure_config, scaling_config
 from jobs.run_directory import claim_directory, is_complete, sole_training, write_manifest
 from jobs.stream import DistillStream, Order
 from jobs.worker import set_up_worker
 from refbert.attention import QKV
 from refbert.distillation import DistillBatch, Distiller, Targets, check_losses, new_student
 from refbert.errors import InputError
-from refbert.optimisation import adamw, warmup_decay
 from refbert.teacher import Teacher, load_teacher
 from vector_store.schema import Manifest
 from vector_store.store import Store
@@ -133,46 +132,45 @@ def distil(config: RunConfig, corpus: PreparedCorpus, address: MemoryAddress | N
     directory = config.run_directory
     claim_directory(config)
     train = config.train
-    # Apart, because mypy sees the RunConfig of Train V1, which does not know it.
-    options: dict[str, Any] = {"logging_config": LoggingConfig(log_level="ERROR")}
+    # Apart, because mypy sees Train V1, which does not know them.
+    options: dict[str, Any] = {"logging_config": LoggingConfig(log_level="ERROR"), "callbacks": [Recovery()]}
+    train_loop: Any = train_worker
     storage = ray.train.RunConfig(
         name="checkpoints",
         storage_path=str(directory),
-        checkpoint_config=CheckpointConfig(num_to_keep=train.keep_checkpoints),
-        failure_config=FailureConfig(max_failures=0),
+        failure_config=failure_config(train),
         **options,
     )
     trainer = TorchTrainer(
-        train_worker,
+        train_loop,
         train_loop_config={"job": DistillJob(config, address, corpus, plan, directory)},
-        scaling_config=ScalingConfig(
-            num_workers=train.num_workers,
-            use_gpu=train.gpus_per_worker > 0,
-            resources_per_worker={"GPU": train.gpus_per_worker} if train.gpus_per_worker else {"CPU": 1},
+        scaling_config=scaling_config(train),
+        torch_config=TorchConfig(
+            backend="nccl" if train.gpus_per_worker else "gloo", timeout_s=train.collective_timeout_s
         ),
-        torch_config=TorchConfig(backend="nccl" if train.gpus_per_worker else "gloo"),
         run_config=storage,
     )
-    have = ray.cluster_resources()
-    if have.get("CPU", 0) < train.num_workers or have.get("GPU", 0) < train.num_workers * train.gpus_per_worker:
+    have, fewest = ray.cluster_resources(), train.min_workers or train.num_workers
+    if have.get("CPU", 0) < fewest or have.get("GPU", 0) < fewest * train.gpus_per_worker:
         log.warning(
             "training waits: %d workers x (1 CPU or %g GPU) wanted, the cluster has %g CPU and %g GPU",
-            train.num_workers, train.gpus_per_worker, have.get("CPU", 0), have.get("GPU", 0),
+            fewest, train.gpus_per_worker, have.get("CPU", 0), have.get("GPU", 0),
         )  # fmt: skip
     with sole_training(directory), followed_metrics(directory / METRICS, train.steps):
-        result = trainer.fit()
-    assert result.metrics is not None  # the last step reports, always
-    write_manifest(config, result.metrics)
+        result: Any = trainer.fit()
+    assert result.return_value is not None  # rank 0's
+    write_manifest(config, result.return_value)
 
 
-def train_worker(loop_config: dict[str, Any]) -> None:
-    """Run one worker of the training: its share of every step, until the last."""
+def train_worker(loop_config: dict[str, Any]) -> dict[str, float]:
+    """Run one worker of the training: its share of every step, until the last. Returns the training's figures."""
     job: DistillJob = loop_config["job"]
     config, train = job.config, job.config.train
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = set_up_worker(context.get_local_world_size(), train.gpus_per_worker, train.threads_per_worker)
-    ray_train_context.logger.setLevel(logging.WARNING)  # one line per report, whatever the logging config says
+    accumulation = train.accumulation(world_size)
+    share = accumulation * world_size / train.micro_batches  # 1 where workers divide a step's micro-batches
 
     with ExitStack() as stack:
         teacher: Teacher | None = load_teacher(config.teacher, device)
@@ -183,25 +181,33 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         stream = stack.enter_context(opened_stream(job, teacher, rank, world_size))
         if train.targets == "memory":
             teacher = None  # its weights are no longer needed
-        engine, progress_made = started(distiller, stream, job)
-        meter = stack.enter_context(Meter(train, job.run_directory, progress_made, rank, device))
-        micro_batches = train.global_batch // train.micro_batch
+        checkpoints = stack.enter_context(
+            closing(Checkpoints(job.run_directory / "checkpoints", train.keep_checkpoints))
+        )
+        engine, made = started(distiller, stream, job, agreed_checkpoint(checkpoints, rank))
+        meter = stack.enter_context(Meter(train, job.run_directory, made, rank, device))
 
         while meter.step < train.steps:
-            for index in range(train.accumulation):
-                number = meter.step * micro_batches + index * world_size + rank
-                batch = next(stream).to(device)
-                targets = targets_of(batch, teacher, config)
-                torch.manual_seed(config.seed * 1_000_003 + number)  # dropout too is the same on any number of workers
+            for index in range(accumulation):
+                is_counted = index * world_size + rank < train.micro_batches
+                if is_counted:
+                    number = stream.number
+                    batch = next(stream).to(device)
+                    targets = targets_of(batch, teacher, config)
+                    torch.manual_seed(config.seed * 1_000_003 + number)  # dropout is the same on any number of workers
                 loss, parts = engine(batch, targets)
-                engine.backward(loss)
+                engine.backward(loss * (share if is_counted else 0.0))
                 engine.step()  # updates weights at the accumulation boundary
-                meter.add(loss, parts, stream)
+                if is_counted:
+                    meter.add(loss, parts, stream)
             meter.finish_step(engine)
             if meter.step % train.save_every == 0 and meter.step < train.steps:
-                save(engine, stream, meter, job.corpus)
+                save(checkpoints, engine, stream, meter.snapshot(stream), job.corpus)
+        made = meter.snapshot(stream)
         write_student(engine, stream.texts, job, rank)
-        save(engine, stream, meter, job.corpus)
+        save(checkpoints, engine, stream, made, job.corpus)
+        checkpoints.wait()
+        return meter.summary(made)
 
 
 @contextmanager
@@ -215,7 +221,9 @@ def opened_stream(job: DistillJob, teacher: Teacher, rank: int, world_size: int)
         if job.address:
             client = stack.enter_context(connect_store(config, job.address.url))
             criterion = config.references.criterion if reads_references(config) else "none"
-            source = open_retriever(client, patient_store(config), texts, criterion)
+            source = open_retriever(
+                client, patient_store(config), texts, criterion, patience_s=config.train.store_patience_s
+            )
             targets = Store(client, config.store) if config.train.targets == "memory" else None
         passages = job.corpus.table("train")
         stream = DistillStream(
@@ -227,6 +235,7 @@ def opened_stream(job: DistillJob, teacher: Teacher, rank: int, world_size: int)
             NeighbourPlan(job.plan) if job.plan else None,
             rank=rank,
             world_size=world_size,
+            per_step=config.train.micro_batches,
             prefetch=config.train.prefetch,
             dropout=config.references.dropout,
         )
@@ -258,76 +267,46 @@ def targets_of(batch: DistillBatch, teacher: Teacher | None, config: RunConfig) 
     )
 
 
-def build_engine(distiller: Distiller, config: RunConfig, step: int = 0) -> Any:
-    """Wrap the model in DeepSpeed: AdamW, linear warm-up and linear decay, ZeRO stage and precision of the config.
-
-    `step` steps have been made already.
-    """
-    if not config.train.gpus_per_worker:
-        os.environ["DS_ACCELERATOR"] = "cpu"  # read at DeepSpeed's import
-    import deepspeed
-
-    deepspeed.utils.logger.setLevel(logging.ERROR)
-    # Its start-up would compile a shared-memory all-reduce for CPUs; gloo needs none, and no C++ compiler is asked for.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    train = config.train
-    optimizer = adamw(distiller, train.learning_rate, train.weight_decay)
-    engine, *_ = deepspeed.initialize(
-        model=distiller,
-        optimizer=optimizer,
-        lr_scheduler=torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda later: warmup_decay(step + later, train.steps, train.warmup_fraction)
-        ),
-        config={
-            "train_micro_batch_size_per_gpu": train.micro_batch,
-            "gradient_accumulation_steps": train.accumulation,
-            "gradient_clipping": train.clip,
-            "zero_optimization": {"stage": train.zero_stage},
-            "zero_allow_untested_optimizer": True,
-            "bf16": {"enabled": train.precision == "bf16"},
-            "steps_per_print": 10**9,
-        },
-    )
-    make_moments(engine, step)
-    engine.train()
-    return engine
+def agreed_checkpoint(checkpoints: Checkpoints, rank: int) -> Path | None:
+    """Let rank 0 find the newest intact checkpoint, and tell the others; every rank raises what it raises."""
+    found: list[Any] = [None]
+    if rank == 0:
+        try:
+            found[0] = checkpoints.newest_intact()
+        except InputError as error:
+            found[0] = error
+    torch.distributed.broadcast_object_list(found)
+    if isinstance(found[0], InputError):
+        raise found[0]
+    return found[0]
 
 
-def started(distiller: Distiller, stream: DistillStream, job: DistillJob) -> tuple[Any, Progress]:
-    """Build the engine, and bring it and the stream to the newest checkpoint if there is one.
+def started(distiller: Distiller, stream: DistillStream, job: DistillJob, newest: Path | None) -> tuple[Any, Progress]:
+    """Build the engine, and bring it and the stream to a checkpoint if there is one.
 
     However many workers wrote that. Refuses one of a corpus that has changed since.
     """
-    newest = ray.train.get_checkpoint()
     if newest is None:
         return build_engine(distiller, job.config), Progress()
-    with newest.as_directory() as folder:
-        checkpoint = Checkpoint(Path(folder))
-        state = checkpoint.state()
-        if state["corpus"] != job.corpus.directory.name:
-            raise InputError(
-                "the corpus has changed since the checkpoint was written, so its position means nothing any more; give "
-                "another name=... to train anew, or put the old files back"
-            )
-        made = Progress(**state["progress"])
-        checkpoint.load_weights(distiller)
-        engine = build_engine(distiller, job.config, made.step)
-        checkpoint.load_optimizer(engine)
+    checkpoint = Checkpoint(newest)
+    state = checkpoint.state()
+    if state["corpus"] != job.corpus.directory.name:
+        raise InputError(
+            "the corpus has changed since the checkpoint was written, so its position means nothing any more; give "
+            "another name=... to train anew, or put the old files back"
+        )
+    made = Progress(**state["progress"])
+    checkpoint.load_weights(distiller)
+    engine = build_engine(distiller, job.config, made.step)
+    checkpoint.load_optimizer(engine)
     stream.load_state_dict(state["stream"])
     return engine, made
 
 
-def save(engine: Any, stream: DistillStream, meter: Meter, corpus: PreparedCorpus) -> None:
-    """Write a checkpoint; every rank takes part, Ray Train keeps the newest few."""
-    state = {
-        "stream": stream.state_dict(),
-        "progress": vars(meter.snapshot(stream)),
-        "corpus": corpus.directory.name,
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        write_checkpoint(Path(folder), engine, state)
-        checkpoint = ray.train.Checkpoint.from_directory(folder) if meter.is_writer else None
-        ray.train.report(meter.summary(stream), checkpoint=checkpoint)
+def save(checkpoints: Checkpoints, engine: Any, stream: DistillStream, made: Progress, corpus: PreparedCorpus) -> None:
+    """Begin to write a checkpoint; every rank takes part."""
+    state = {"stream": stream.state_dict(), "progress": vars(made), "corpus": corpus.directory.name}
+    checkpoints.save(engine, made.step, state)
 
 
 def write_student(engine: Any, texts: ReferenceTexts, job: DistillJob, rank: int) -> None:

@@ -82,7 +82,8 @@ def known_cause(error: BaseException) -> BaseException | None:
         if isinstance(current, InputError | UnavailableError | StoreError) and original is None:
             return current
         failures = getattr(current, "worker_failures", None) or {}
-        inner = [original, current.__cause__, current.__context__, *failures.values()]
+        controller = getattr(current, "controller_failure", None)
+        inner = [original, controller, current.__cause__, current.__context__, *failures.values()]
         waiting += [other for other in inner if isinstance(other, BaseException)]
     return None
 

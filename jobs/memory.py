@@ -6,6 +6,7 @@ through `ReferenceTexts` and `open_retriever`, with the same code.
 
 import importlib
 import json
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -47,6 +48,9 @@ from vector_store.schema import (
 )
 from vector_store.server.process import embedded_server
 from vector_store.store import Store
+
+CLUSTER_STORE = "REFBERT_STORE_URL"
+"""Where a cluster serves the store that its jobs call embedded."""
 
 SENTENCE_TABLE = "sentence_table.safetensors"
 PATIENCE_MS = 30_000.0
@@ -124,13 +128,22 @@ def reference_id(fingerprint: str, text: Text) -> str:
 
 @contextmanager
 def running_store(config: RunConfig) -> Iterator[str]:
-    """Yield the URL of the run's store; an embedded one is started, or found running, and lives until its last user ends."""
+    """Yield the URL of the run's store; an embedded one is started, or found running, and lives until its last user ends.
+
+    On a cluster that serves one (`python -m cluster`), that is the embedded store of its jobs.
+    """
+    if (url := os.environ.get(CLUSTER_STORE)) and config.store.url == EMBEDDED:
+        yield url
+        return
     if config.store.url != EMBEDDED:
         yield config.store.url
         return
-    if sum(node["Alive"] for node in ray.nodes()) > 1:
+    machines = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    if len(machines) > 1:
         raise InputError(
-            "store.url=embedded serves this machine only, and the Ray cluster has several; set store.url to a Qdrant server"
+            f"store.url=embedded serves one machine, and this Ray cluster has {len(machines)}; serve its directory to "
+            "all with `python -m vector_store serve PATH --host ADDRESS --port 6334` and set store.url=http://ADDRESS:6334, or "
+            "name a Qdrant server"
         )
     with embedded_server(config.store_directory, message_bytes=config.store.message_bytes) as url:
         yield url
@@ -212,14 +225,23 @@ def reference_texts(teacher: Teacher, manifest: Manifest, references: ReferenceC
 
 
 def open_retriever(
-    client: Client, store: StoreConfig, texts: ReferenceTexts, criterion: str, with_text: bool = False
+    client: Client,
+    store: StoreConfig,
+    texts: ReferenceTexts,
+    criterion: str,
+    with_text: bool = False,
+    patience_s: float = 0.0,
 ) -> NeighbourSource:
-    """Open one process's retriever under a criterion. Raises InputError for a dotted path that is no criterion."""
+    """Open one process's retriever under a criterion. Raises InputError for a dotted path that is no criterion.
+
+    A built-in one waits up to `patience_s` for a store that has gone away, before look-ups degrade.
+    """
     if criterion in get_args(Criterion):
         built_in, references = cast(Criterion, criterion), texts.references
         return Retriever(
-            client, store, texts.manifest, built_in, references.exclude_splits, with_text, count=references.count
-        )
+            client, store, texts.manifest, built_in, references.exclude_splits, with_text, count=references.count,
+            patience_s=patience_s,
+        )  # fmt: skip
     return _import_criterion(criterion)(client, store, texts.manifest)
 
 

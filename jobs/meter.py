@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,21 +17,28 @@ from jobs.progress import progress
 from jobs.stream import DistillStream
 
 METRICS = "metrics.jsonl"
+STARTS = "starts.jsonl"
+"""One line per start of the workers: at which step, on how many of them, and how many steps are made again for it."""
+
+RUNGS = ("live", "cached", "null")
+"""Of the degrade ladder, by which every look-up is answered."""
 
 
 @dataclass
 class Progress:
-    """What a checkpoint carries beside weights: the step, the data position and the time both took."""
+    """What a checkpoint carries beside weights: the step, the time it took, and look-ups of all workers by rung."""
 
     step: int = 0
     seconds: float = 0.0
     wait_s: float = 0.0
+    lookups: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RUNGS, 0))
 
 
 class Meter:
     """Counts steps and writes them down: metrics.jsonl and TensorBoard.
 
-    Losses are means over all workers; waiting and look-ups are the writer's own, rank 0's, since its start.
+    Losses are means over the micro-batches of all workers; waiting and look-ups are the writer's own, rank 0's, since its
+    start.
     """
 
     def __init__(self, train: TrainConfig, directory: Path, made: Progress, rank: int, device: torch.device) -> None:
@@ -51,8 +58,10 @@ class Meter:
 
             metrics = self.directory / METRICS
             lines = metrics.read_text().splitlines() if metrics.exists() else []
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
+            steps = {line: json.loads(line)["step"] for line in lines if line.endswith("}")}
+            kept = [line for line, step in steps.items() if step <= self.step]
             metrics.write_text("".join(f"{line}\n" for line in kept))  # what lies beyond the checkpoint is done again
+            self._note_start(max(steps.values(), default=0))
             self.file = metrics.open("a", buffering=1)
             self.board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=self.step + 1)
         return self
@@ -76,9 +85,10 @@ class Meter:
         if self.step % train.log_every and self.step != train.steps:
             return
         assert self.stream is not None
-        means = torch.stack(list(self.sums.values())) / self.micro_batches
-        torch.distributed.all_reduce(means)
-        means /= torch.distributed.get_world_size()
+        counted = torch.tensor(float(self.micro_batches), device=self.device)
+        sums = torch.stack([*self.sums.values(), counted])
+        torch.distributed.all_reduce(sums)
+        means = sums[:-1] / sums[-1]
         now_s = time.monotonic()
         window_s = max(now_s - self.window_s, 1e-9)
         line: dict[str, float] = {"step": self.step}
@@ -98,13 +108,21 @@ class Meter:
                     self.board.add_scalar(name, value, self.step)
 
     def snapshot(self, stream: DistillStream) -> Progress:
-        """Return what a checkpoint must know, the time of earlier submissions included."""
-        seconds = self.before.seconds + time.monotonic() - self.started_s
-        return Progress(self.step, seconds, self.before.wait_s + stream.wait_s)
+        """Return what a checkpoint must know, earlier submissions included; every rank takes part."""
+        counts = stream.source.counts if stream.source else {}
+        ours = torch.tensor([float(counts.get(rung, 0)) for rung in RUNGS], device=self.device)
+        torch.distributed.all_reduce(ours)
+        before = self.before
+        return Progress(
+            self.step,
+            before.seconds + time.monotonic() - self.started_s,
+            before.wait_s + stream.wait_s,
+            {rung: before.lookups[rung] + int(now) for rung, now in zip(RUNGS, ours, strict=True)},
+        )
 
-    def summary(self, stream: DistillStream) -> dict[str, float]:
-        """Return the report's figures of the whole training so far, in all submissions together."""
-        made, train = self.snapshot(stream), self.train
+    def summary(self, made: Progress) -> dict[str, float]:
+        """Return the report's figures of the whole training so far, in all submissions and after all failures."""
+        train, lines = self.train, (self.directory / STARTS).read_text().splitlines()
         return {
             "steps": made.step,
             "seconds": round(made.seconds, 1),
@@ -112,7 +130,20 @@ class Meter:
             "data_wait_fraction": round(made.wait_s / max(made.seconds, 1e-9), 4),
             "world_size": torch.distributed.get_world_size(),
             "zero_stage": train.zero_stage,
+            "starts": len(lines),
+            "steps_repeated": sum(json.loads(line)["steps_repeated"] for line in lines),
+            **{f"lookups_{rung}": number for rung, number in made.lookups.items()},
         }
+
+    def _note_start(self, reached: int) -> None:
+        line = {
+            "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "step": self.step,
+            "steps_repeated": max(0, reached - self.step),
+            "workers": torch.distributed.get_world_size(),
+        }
+        with (self.directory / STARTS).open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 @contextmanager

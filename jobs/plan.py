@@ -58,7 +58,7 @@ def plan(config: RunConfig) -> dict[str, str]:
         "memory": memory_plan(sample, manifest),
         "look-up": lookup_plan(config, sample),
         "training": f"{train.steps} steps x {train.global_batch} examples = {train.steps * train.global_batch} examples; "
-        f"{train.num_workers} workers x {train.accumulation} micro-batches of {train.micro_batch}",
+        f"{train.num_workers} workers x {train.accumulation(train.num_workers)} micro-batches of {train.micro_batch}",
         "files": str(config.run_directory),
     }
 

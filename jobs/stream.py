@@ -1,16 +1,17 @@
 """The training data: an endless, deterministic order of passages, each with its reference already looked up.
 
-The order is a function of the seed alone. The run is cut into micro-batches, numbered from 0; step s is made of the
-global_batch / micro_batch micro-batches from s on, and worker r takes every world-th of them. So any number of workers sees
-the same micro-batches, and one number is the whole resumable state. References are looked up in the background while the
-step runs, and where the neighbours are planned, only fetched.
+The order is a function of the seed alone. The run is cut into micro-batches, numbered from 0; each step is made of the next
+global_batch / micro_batch of them, and worker r takes every world-th of a step's from the r-th on. So any number of workers
+sees the same micro-batches in the same steps, and one number is the whole resumable state. References are looked up in the
+background while the step runs, and where the neighbours are planned, only fetched.
 """
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
+from itertools import count
 from typing import Self
 
 import numpy as np
@@ -53,7 +54,8 @@ class DistillStream:
     """Micro-batches of one worker, in order, with `prefetch` of them being looked up ahead.
 
     `labels` (rows,) and `logits` (rows, labels) of a labelled task go with their rows. `wait_s` is the time that `next`
-    waited for look-ups: what the prefetch did not hide.
+    waited for look-ups: what the prefetch did not hide. `number` is the next micro-batch's. A step has `per_step` of them, at
+    least one per worker; by default just one.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class DistillStream:
         logits: NDArray[np.float32] | None = None,
         rank: int,
         world_size: int,
+        per_step: int | None = None,
         prefetch: int,
         dropout: float,
     ) -> None:
@@ -80,35 +83,46 @@ class DistillStream:
         self.plan = plan
         self.labels, self.logits = labels, logits
         self.rank, self.world_size = rank, world_size
+        self.per_step = per_step or world_size
         self.dropout = dropout
-        self.number = rank
         self.wait_s = 0.0
         self._executor = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="lookup")
-        self._ahead: deque[Future[DistillBatch]] = deque()
+        self._ahead: deque[tuple[int, Future[DistillBatch]]] = deque()
         self._prefetch = prefetch
+        self._go_on_from(0)
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> DistillBatch:
         while len(self._ahead) <= self._prefetch:
-            self._ahead.append(self._executor.submit(self.make, self.number + len(self._ahead) * self.world_size))
+            number = next(self._numbers)
+            self._ahead.append((number, self._executor.submit(self.make, number)))
         started_s = time.monotonic()
-        batch = self._ahead.popleft().result()
+        batch = self._ahead[0][1].result()
         self.wait_s += time.monotonic() - started_s
-        self.number += self.world_size
+        self._ahead.popleft()
+        self.number = self._ahead[0][0]
         return batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return how many micro-batches all workers together have had."""
+        """Return how many micro-batches all workers together have had, between two steps."""
         return {"micro_batches": self.number - self.rank}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on after `state`'s micro-batches, by whichever number of workers they were read."""
-        for future in self._ahead:
+        for _, future in self._ahead:
             future.cancel()
         self._ahead.clear()
-        self.number = state["micro_batches"] + self.rank
+        self._go_on_from(state["micro_batches"])
+
+    def _go_on_from(self, start: int) -> None:
+        self.number = start + self.rank
+        self._numbers: Iterator[int] = (
+            number
+            for step in count(start, self.per_step)
+            for number in range(step + self.rank, step + self.per_step, self.world_size)
+        )
 
     def close(self) -> None:
         """Stop looking ahead."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from refbert.attention import QKV
@@ -326,7 +327,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: flo
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 
 
-class Layer(nn.Module):
+class Layer(GradientCheckpointingLayer):
     """Attention and feed-forward, each with residual and post-normalisation: BERT's."""
 
     def __init__(self, config: RefBertConfig, layer: int) -> None:
@@ -410,6 +411,7 @@ class RefBertPreTrainedModel(PreTrainedModel):
 
     config_class = RefBertConfig
     base_model_prefix = "encoder"
+    supports_gradient_checkpointing = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

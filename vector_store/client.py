@@ -147,6 +147,9 @@ def connect(config: StoreConfig, url: str, api_key: str | None = None) -> Client
         # gRPC waits up to two minutes by default before it looks for a restarted server again.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),
+        # A cut link drops packets without a word: the kernel would try the same connection for a quarter of an hour.
+        ("grpc.keepalive_time_ms", 10_000),
+        ("grpc.keepalive_timeout_ms", 5_000),
     ]
     if is_loopback(parts.hostname):
         options.append(("grpc.enable_http_proxy", 0))  # a machine's proxy cannot reach the machine's own loopback

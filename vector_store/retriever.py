@@ -49,6 +49,7 @@ Send: TypeAlias = Callable[[Any, Sequence[Any]], list[Any]]
 class Retriever:
     """Up to `count` neighbours per query of one collection by one criterion. Threads may share it; each process opens its own.
 
+    A store that is away is waited for, up to `patience_s` from the first look-up that failed, before look-ups degrade.
     `exact` leaves out every shortcut (HNSW, the cut of frequent tokens), to measure what they cost in quality.
     `counts` says how many queries each step of the ladder has answered (`live`, `cached`, `null`), how many points were not
     fetched again because they were kept (`cache_hits`), and how many chosen points the store did not have any more
@@ -66,6 +67,7 @@ class Retriever:
         seed: int = 0,
         exact: bool = False,
         count: int = 1,
+        patience_s: float = 0.0,
     ) -> None:
         if criterion in ("dense", "hybrid") and not manifest.dense_index:
             raise StoreError(
@@ -77,7 +79,9 @@ class Retriever:
         self._client = client
         self._collection = config.collection
         self._deadline_s = config.lookup_deadline_ms / 1000
-        self._patience_s = config.write_deadline_s
+        self._plan_patience_s = config.write_deadline_s
+        self._patience_s = patience_s
+        self._away_since_s: float | None = None
         self._manifest = manifest
         self._criterion = criterion
         self._exclude_splits = tuple(exclude_splits)
@@ -122,7 +126,7 @@ class Retriever:
         """
 
         def send(stub_method: Any, requests: Sequence[Any]) -> list[Any]:
-            return [self._client.call(stub_method, request, self._patience_s) for request in requests]
+            return [self._client.call(stub_method, request, self._plan_patience_s) for request in requests]
 
         return self._choose(queries, send)
 
@@ -184,7 +188,12 @@ class Retriever:
         """The choices, every point wanted that the store has, and how many were kept; None where the store is away."""
 
         def send(stub_method: Any, requests: Sequence[Any]) -> list[Any]:
-            return self._client.ask(stub_method, requests, deadline - time.monotonic())
+            try:
+                return self._client.ask(stub_method, requests, max(0.0, deadline - time.monotonic()))
+            except StoreUnavailable:
+                if (patience_s := self._patience_left_s()) <= 0:
+                    raise
+            return [self._client.call(stub_method, request, patience_s) for request in requests]
 
         if not self._breaker.lets_through():
             return None
@@ -209,10 +218,18 @@ class Retriever:
                 self._cache.keep_points(point for point in fetched.values() if point.id in chosen_ids)
                 points |= fetched
             self._breaker.succeeded()
+            self._away_since_s = None
         except StoreUnavailable as error:
             self._breaker.failed(error)
             return None
         return chosen, points, hits
+
+    def _patience_left_s(self) -> float:
+        """How much longer to wait for a store that has just failed to answer."""
+        now = time.monotonic()
+        with self._lock:
+            self._away_since_s = self._away_since_s or now
+        return self._away_since_s + self._patience_s - now
 
     # ------------------------------------------------------------ choosing
 

@@ -1,77 +1,155 @@
-"""`ray start --head`, then `ray job submit`, with and without --working-dir: trains, leaves a student, and resumes."""
+"""`python -m cluster`: a head, workers and a store that jobs are submitted to, on loopback, with a token, and gone after."""
 
+import ipaddress
 import json
 import os
-import shutil
+import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
+from cluster.processes import marked
+
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+LISTENING = "0A"
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for opened in sockets:
-        opened.bind(("127.0.0.1", 0))
-    ports = [opened.getsockname()[1] for opened in sockets]
-    for opened in sockets:
-        opened.close()
-    return ports
+class Machine:
+    """A home of its own, and the command line as a user has it there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.home = folder / "home"
+        self.environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "REFBERT_HOME"))
+        }
+        self.environment |= {
+            "HOME": str(folder), "REFBERT_HOME": str(self.home),
+            "REFBERT_CACHE": os.environ.get("REFBERT_CACHE", str(Path("~/.cache/refbert").expanduser())),
+        }  # fmt: skip
+
+    def run(self, *words: str, **more: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            words, env=self.environment | more, cwd=REPOSITORY, capture_output=True, text=True, timeout=500, check=False
+        )
+
+    def cluster(self, *words: str) -> subprocess.CompletedProcess:
+        return self.run(sys.executable, "-m", "cluster", *words)
+
+    def state(self) -> dict:
+        return json.loads((self.home / "cluster.json").read_text())
 
 
 @pytest.fixture
-def head(tmp_path):
-    """A Ray head of its own: own home, ports and temporary directory, ended by its processes' session directory."""
-    port, dashboard, agent, metrics, runtime_env, client = free_ports(6)
-    folder = Path("/tmp") / f"refbert-test-{os.getpid()}"  # Ray's socket paths must stay short
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "REFBERT_HOME"))}
-    environment |= {
-        "HOME": str(tmp_path), "RAY_AUTH_MODE": "token", "PATH": f"{BIN}:{os.environ['PATH']}",
-        "REFBERT_CACHE": os.environ.get("REFBERT_CACHE", str(Path("~/.cache/refbert").expanduser())),
-    }  # fmt: skip
-    ray = str(BIN / "ray")
-    subprocess.run([ray, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
-    subprocess.run(
-        [
-            ray, "start", "--head", "--disable-usage-stats", "--num-cpus=2", f"--port={port}", "--node-ip-address=127.0.0.1",
-            f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}",
-            f"--runtime-env-agent-port={runtime_env}", f"--ray-client-server-port={client}", f"--temp-dir={folder}",
-        ],
-        env=environment, cwd=REPOSITORY, check=True, capture_output=True,
-    )  # fmt: skip
-    yield f"http://127.0.0.1:{dashboard}", environment
-    subprocess.run(["pkill", "-TERM", "-f", str(folder)], check=False)
-    time.sleep(2)
-    subprocess.run(["pkill", "-KILL", "-f", str(folder)], check=False)
-    shutil.rmtree(folder, ignore_errors=True)
+def machine(tmp_path):
+    made = Machine(tmp_path)
+    yield made
+    made.cluster("down")
 
 
-def submit(head, *arguments: str, working_dir: bool) -> str:
-    address, environment = head
-    options = ["--working-dir", "."] if working_dir else []
-    done = subprocess.run(
-        [BIN / "ray", "job", "submit", "--address", address, *options, "--", "python", "jobs/distill.py", *arguments],
-        env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    return done.stdout + done.stderr
+def listeners(pids: list[int]) -> set[str]:
+    """Addresses on which these processes listen."""
+    sockets = {}
+    for table, size in (("tcp", 4), ("tcp6", 16)):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == LISTENING:
+                words = bytes.fromhex(fields[1].split(":")[0])
+                swapped = b"".join(words[start : start + 4][::-1] for start in range(0, size, 4))
+                sockets[f"socket:[{fields[9]}]"] = socket.inet_ntop(
+                    socket.AF_INET if size == 4 else socket.AF_INET6, swapped
+                )
+    found = set()
+    for pid in pids:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            found.add(sockets.get(os.readlink(entry)) if entry.is_symlink() else None)
+    return found - {None}
 
 
-@pytest.mark.timeout(600)
-def test_a_submitted_job_trains_leaves_a_student_and_says_when_it_is_complete(head, tmp_path, tiny_run):
+def is_loopback(address: str) -> bool:
+    parsed = ipaddress.ip_address(address)
+    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
+
+
+@pytest.mark.timeout(1200)
+def test_jobs_run_on_a_local_cluster_that_comes_and_goes_as_one(machine, tiny_run, tmp_path):
+    up = machine.cluster("up", "--dashboard-port", "0")
+    assert up.returncode == 0, up.stdout + up.stderr
+    assert "started head, worker-1, worker-2, store" in up.stdout
+    state = machine.state()
+    addresses = listeners([pid for pids in marked(state["id"]).values() for pid in pids])
+    assert len(addresses) >= 1
+    assert all(map(is_loopback, addresses)), addresses
+
+    wrong = machine.cluster("submit", "--", "python", "jobs/distill.py", "train.nope=1")
+    assert wrong.returncode == 2, wrong.stdout + wrong.stderr
+    assert "unknown key train.nope" in wrong.stdout
+
     run_file = tmp_path / "run.yaml"
-    run_file.write_text(yaml.safe_dump(tiny_run(name="submitted").model_dump(mode="json")))
-    submit(head, str(run_file), working_dir=True)
-    run = tmp_path / ".refbert" / "runs" / "submitted"  # its own directory is thrown away, so it lives in the home
+    run_file.write_text(yaml.safe_dump(tiny_run(name="submitted", train__num_workers=2).model_dump(mode="json")))
+    trained = machine.cluster("submit", "--working-dir", ".", "--", "python", "jobs/distill.py", str(run_file))
+    assert trained.returncode == 0, trained.stdout[-4000:] + trained.stderr[-2000:]
+    run = machine.home / "runs" / "submitted"
     assert (run / "student" / "model.safetensors").exists()
     assert json.loads((run / "manifest.json").read_text())["training"]["steps"] == 8
-    assert "is complete" in submit(head, str(run_file), working_dir=False)
-    submit(head, str(run_file), "name=again", working_dir=False)
-    assert (tmp_path / ".refbert" / "runs" / "again" / "student" / "model.safetensors").exists()
+    assert json.loads((machine.home / "store" / "address.json").read_text())["url"] == state["store_url"]
+
+    words = ["ray", "job", "submit", "--address", state["address"], "--", "python", "jobs/distill.py", str(run_file)]
+    again = machine.run(str(BIN / words[0]), *words[1:], RAY_AUTH_MODE="token")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "is complete" in again.stdout
+    refused = machine.run(str(BIN / "ray"), "job", "list", "--address", state["address"], RAY_AUTH_MODE="disabled")
+    assert refused.returncode != 0
+
+    (raylet,) = (pid for pid in marked(state["id"])["worker-2"] if "raylet/raylet" in command(pid))
+    os.kill(raylet, signal.SIGKILL)
+    status = machine.cluster("status")
+    assert status.returncode == 1, status.stdout + status.stderr
+    assert "worker-2 not running" in status.stdout
+    assert "SUCCEEDED" in status.stdout
+    mended = machine.cluster("up", "--dashboard-port", "0")
+    assert "started worker-2\n" in mended.stdout, mended.stdout + mended.stderr
+    assert "everything runs already" in machine.cluster("up").stdout
+    other = machine.cluster("up", "--workers", "3")
+    assert other.returncode == 2
+    assert "has 2 workers, not 3; run `python -m cluster down` first" in other.stderr
+
+    down = machine.cluster("down")
+    assert down.returncode == 0, down.stdout + down.stderr
+    assert marked(state["id"]) == {}
+    assert not Path(state["temp_dir"]).exists()
+    assert machine.cluster("status").returncode == 3
+
+
+def command(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["status"], 3, "no cluster was started under"),
+        (["submit", "--", "python", "x.py"], 3, "run `python -m cluster up`"),
+        (["submit"], 2, "nothing to run; write it after --"),
+        (["down"], 0, "no cluster under"),
+        (["up", "--host", "0.0.0.0"], 2, "lets other machines reach the store, and $QDRANT_API_KEY holds no key"),
+        (["up", "--host", "nowhere"], 2, "--host=nowhere is no IP address"),
+        (["up", "--workers", "0"], 2, "0 is not above 0"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(tmp_path, monkeypatch, capsys, words, code, message):
+    from cluster.__main__ import main
+
+    monkeypatch.setenv("REFBERT_HOME", str(tmp_path))
+    monkeypatch.delenv("QDRANT_API_KEY", raising=False)
+    try:
+        ended = main(words)
+    except SystemExit as stopped:
+        ended = stopped.code
+    said = capsys.readouterr()
+    assert ended == code
+    assert message in said.out + said.err

@@ -9,6 +9,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 import refbert  # noqa: F401 - registers the student
 from jobs import distill, evaluate, export
+from jobs.launch import known_cause
 from jobs.memory import connect_store, running_store
 from jobs.neighbour_plan import NeighbourPlan
 from jobs.prepared import prepare
@@ -122,7 +123,7 @@ def test_a_killed_training_goes_on_with_other_workers_and_stages_in_the_same_ord
     submissions = [({}, 4), ({"train__num_workers": 2, "train__zero_stage": 3}, 7), ({"train__zero_stage": 1}, None)]
     read: dict[int, list[list[int]]] = {}
     for submission, (options, killed_at) in enumerate(submissions):
-        config = tiny_run(name="killed", **options)
+        config = tiny_run(name="killed", train__max_failures=0, **options)
         served = config.run_directory / f"served-{submission}"
         served.mkdir(parents=True)
         with monkeypatch.context() as patch:
@@ -150,6 +151,73 @@ def test_a_killed_training_goes_on_with_other_workers_and_stages_in_the_same_ord
     assert losses(config) == pytest.approx(losses(one_worker), rel=TOLERANCE)
 
 
+def test_a_worker_that_is_killed_and_a_damaged_checkpoint_cost_steps_and_nothing_else(
+    one_worker, tiny_run, monkeypatch
+):
+    """Killed with -9 after step 8 of 8 of one start: checkpoints are after 3 and 6, and the newer one is damaged."""
+    config = tiny_run(name="survivor", train__num_workers=2, train__min_workers=1, train__activation_checkpointing=True)
+    folder, train_worker = config.run_directory, distill.train_worker
+
+    def dies_once(loop_config):
+        import os
+        import signal
+
+        from jobs import distill
+        from jobs.checkpoint import FILE
+
+        finish = distill.Meter.finish_step
+
+        def finish_or_die(meter, engine):
+            finish(meter, engine)
+            if meter.step == 8 and meter.is_writer and not (folder / "died").exists():
+                (folder / "died").touch()
+                (folder / "checkpoints" / "step-00000006" / FILE).write_bytes(b"damaged")
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        distill.Meter.finish_step = finish_or_die
+        return train_worker(loop_config)
+
+    monkeypatch.setattr(distill, "train_worker", dies_once)
+    distill.run(config)
+    assert losses(config) == pytest.approx(losses(one_worker), rel=TOLERANCE)
+    training = json.loads((folder / "manifest.json").read_text())["training"]
+    starts = [json.loads(line) for line in (folder / "starts.jsonl").read_text().splitlines()]
+    assert (folder / "died").exists()
+    assert [start["step"] for start in starts] == [0, 3]
+    assert training["steps_repeated"] == 5
+    assert training["lookups_cached"] == training["lookups_null"] == 0
+    assert training["lookups_live"] >= 8 * 64
+
+
+def test_a_mistake_is_not_tried_again(tiny_run, monkeypatch):
+    config = tiny_run(name="mistaken")
+    tries = config.run_directory / "tries"  # workers of the tests' Ray know no home
+
+    def fails(loop_config):
+        with tries.open("a") as file:
+            file.write("once\n")
+        raise InputError("the memory is of another teacher")
+
+    monkeypatch.setattr(distill, "train_worker", fails)
+    with pytest.raises(Exception, match="Training failed") as raised:
+        distill.run(config)
+    assert str(known_cause(raised.value)) == "the memory is of another teacher"
+    assert tries.read_text() == "once\n"
+
+
+@pytest.mark.long
+def test_workers_that_do_not_divide_a_step_and_compiled_layers_give_the_loss_curve_of_one(tiny_run):
+    """Three micro-batches on two workers: one of them computes one for nothing. So it is after a worker of three is lost."""
+    alone = tiny_run(name="three-alone", train__global_batch=48, train__steps=5)
+    shared = tiny_run(name="three-shared", train__global_batch=48, train__steps=5, train__compile=True)
+    left_over = shared.train.model_copy(
+        update={"num_workers": 2}
+    )  # what a config cannot ask for, and a failure can leave
+    for config in (alone, shared.model_copy(update={"train": left_over})):
+        distill.run(config)
+    assert losses(shared) == pytest.approx(losses(alone), rel=5 * TOLERANCE)
+
+
 def watch_workers(patch, served: Path, killed_at: int | None) -> None:
     """Have every worker write down the micro-batches that it trains on, and die once it has made `killed_at` steps."""
     train_worker = distill.train_worker
@@ -171,7 +239,7 @@ def watch_workers(patch, served: Path, killed_at: int | None) -> None:
             return batch
 
         distill.Meter.finish_step, distill.DistillStream.__next__ = finish_or_die, noted
-        train_worker(loop_config)
+        return train_worker(loop_config)
 
     patch.setattr(distill, "train_worker", watched)
 

@@ -475,6 +475,38 @@ def test_a_store_that_hangs_costs_one_deadline_and_then_rests(manifest, make_poi
             assert 0.2 < time.monotonic() - started < 0.9
 
 
+def test_a_patient_look_up_waits_for_a_store_that_comes_back_and_not_for_one_that_does_not(
+    tmp_path, manifest, make_points
+):
+    points = make_points(20)
+    queries = [Query(point.id, point.keywords, document=point.document) for point in points]
+    with embedded_server(tmp_path) as url:
+        config = StoreConfig(url=url)
+        with connect(config, url) as client:
+            store = Store(client, config)
+            store.ensure(manifest)
+            store.upsert(points)
+            waits = Retriever(client, config, manifest, "keywords", patience_s=60)
+            gives_up = Retriever(client, config, manifest, "keywords", patience_s=1)
+            wanted = waits.neighbours(queries)
+            kill(tmp_path)
+            started = time.monotonic()
+            assert gives_up.neighbours(queries).steps == ["null"] * 20
+            assert 0.5 < time.monotonic() - started < 10
+            started = time.monotonic()
+            assert gives_up.neighbours(queries).steps == ["null"] * 20
+            assert time.monotonic() - started < 1, "the wait is for the store's absence, not for each look-up"
+            with ThreadPoolExecutor() as pool:
+                asked = pool.submit(waits.neighbours, queries)
+                time.sleep(1)
+                assert not asked.done()
+                with embedded_server(tmp_path) as again:
+                    assert again == url
+                    assert asked.result().ids == wanted.ids
+            assert waits.counts["live"] == 40
+            assert waits.counts["cached"] == waits.counts["null"] == 0
+
+
 # ---------------------------------------------------------------- the command line
 
 

@@ -67,4 +67,7 @@ def test_a_cause_is_found_behind_rays_wrappers():
     chained = RuntimeError("data failed")
     chained.__cause__ = task_error
     assert known_cause(chained) is original
+    controlled = RuntimeError("the controller failed")
+    controlled.controller_failure = original
+    assert known_cause(controlled) is original
     assert known_cause(RuntimeError("a bug")) is None

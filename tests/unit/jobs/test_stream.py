@@ -18,12 +18,12 @@ def passages() -> pa.Table:
     return pa.Table.from_pylist(rows)
 
 
-def make_stream(teacher, rank=0, world_size=1, prefetch=2) -> DistillStream:
+def make_stream(teacher, rank=0, world_size=1, prefetch=2, per_step=None) -> DistillStream:
     references = ReferenceConfig()
     texts = reference_texts(teacher, manifest_of(teacher, references), references)
     return DistillStream(
         passages(), Order(len(TEXTS), 3, seed=5), texts, None, None,
-        rank=rank, world_size=world_size, prefetch=prefetch, dropout=0.1,
+        rank=rank, world_size=world_size, per_step=per_step, prefetch=prefetch, dropout=0.1,
     )  # fmt: skip
 
 
@@ -55,6 +55,19 @@ def test_a_restored_stream_goes_on_as_the_original_would(teacher, stop_at):
     restored.load_state_dict(original.state_dict())
     for _ in range(8):
         assert torch.equal(next(original).input_ids, next(restored).input_ids)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_workers_that_do_not_divide_a_step_share_it_all_the_same(teacher, world_size):
+    workers = [make_stream(teacher, rank, world_size, per_step=4) for rank in range(world_size)]
+    for step in range(3):
+        assert {worker.state_dict()["micro_batches"] for worker in workers} == {4 * step}
+        numbers = []
+        for place in range(4):
+            worker = workers[place % world_size]
+            numbers.append(worker.number)
+            next(worker)
+        assert numbers == [4 * step + place for place in range(4)]
 
 
 def test_a_stream_restores_onto_another_number_of_workers(teacher):

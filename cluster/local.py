@@ -1,0 +1,264 @@
+"""A cluster on one machine: a Ray head, Ray worker nodes and the embedded store, started, looked at and stopped together.
+
+What is there is written down in $REFBERT_HOME/cluster.json; what lives is read from the processes themselves. Every part runs
+under this Python, in this repository, with token authentication; nothing listens beyond `host`.
+"""
+
+import hashlib
+import ipaddress
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.processes import MARK, marked, runs, stop
+from cluster.session import NODE_ENVIRONMENT
+from refbert.errors import InputError, UnavailableError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+STATE = "cluster.json"
+HEAD, STORE = "head", "store"
+LOOPBACK = "127.0.0.1"
+STORE_KEY = "QDRANT_API_KEY"
+STORE_URL = "REFBERT_STORE_URL"
+"""Where jobs on this cluster find the store that their config calls embedded."""
+
+STORE_START_S = 60.0
+OBJECT_STORE_SHARE = 0.2
+"""Of the machine's memory, for all nodes together; Ray's own default is 0.3 for each."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What `up` was asked for, and where it put it. `address` is Ray's dashboard and job server, `gcs` what nodes join."""
+
+    id: str
+    host: str
+    address: str
+    gcs: str
+    temp_dir: str
+    workers: tuple[str, ...]
+    cpus_per_worker: int
+    gpus_per_worker: int
+    head_cpus: int
+    store_url: str | None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of everything that should live."""
+        return (HEAD, *self.workers, *((STORE,) if self.store_url else ()))
+
+    def living(self) -> dict[str, list[int]]:
+        """Process ids of the parts that live: a node without its raylet, or a head without its GCS, does not."""
+        needs = {HEAD: ("raylet/raylet", "gcs_server"), STORE: ("vector_store",)}
+        found = marked(self.id)
+        return {
+            part: pids
+            for part, pids in found.items()
+            if all(runs(pids, name) for name in needs.get(part, ("raylet/raylet",)))
+        }
+
+
+def home() -> Path:
+    """$REFBERT_HOME, by default the current directory, as for jobs."""
+    return Path(os.environ.get("REFBERT_HOME", ".")).expanduser().absolute()
+
+
+def known_cluster() -> Cluster | None:
+    """The cluster that was started under this home, living or not."""
+    file = home() / STATE
+    try:
+        saved = json.loads(file.read_text())
+        return Cluster(**{**saved, "workers": tuple(saved["workers"])})
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} cannot be read ({error}); stop what runs by hand and delete it") from None
+
+
+def start(
+    workers: int,
+    cpus_per_worker: int | None,
+    gpus_per_worker: int,
+    head_cpus: int,
+    host: str,
+    dashboard_port: int,
+    store: bool,
+) -> tuple[Cluster, list[str]]:
+    """Start what is missing; returns the cluster and the parts that were started now.
+
+    Raises InputError where another host is asked for than the one it has, or the store would be open to everybody.
+    """
+    _check_host(host, store)
+    cluster = known_cluster()
+    if cluster and HEAD not in cluster.living():
+        halt(cluster)  # nodes without their head are of no use
+        cluster = None
+    if cluster is None:
+        (gcs_port,) = free_ports(1, host)
+        cluster_id = hashlib.sha256(f"{home()} {time.time_ns()}".encode()).hexdigest()[:12]
+        cluster = Cluster(
+            id=cluster_id,
+            host=host,
+            address=f"http://{host}:{dashboard_port or free_ports(1, host)[0]}",
+            gcs=f"{host}:{gcs_port}",
+            temp_dir=str(
+                Path(tempfile.gettempdir()) / f"refbert-{cluster_id[:8]}"
+            ),  # Ray's socket paths must stay short
+            workers=tuple(f"worker-{number + 1}" for number in range(workers)),
+            cpus_per_worker=cpus_per_worker or max(1, (os.cpu_count() or 1) // workers),
+            gpus_per_worker=gpus_per_worker,
+            head_cpus=head_cpus,
+            store_url=f"http://{host}:{free_ports(1, host)[0]}" if store else None,
+        )
+    elif cluster.host != host:
+        raise InputError(
+            f"the cluster of {home()} listens on {cluster.host}, not on {host}; run `python -m cluster down` first"
+        )
+    elif len(cluster.workers) != workers:
+        raise InputError(
+            f"the cluster of {home()} has {len(cluster.workers)} workers, not {workers}; run `python -m cluster down` first"
+        )
+    _write_state(cluster)
+    missing = [part for part in cluster.parts if part not in cluster.living()]
+    if HEAD in missing:
+        subprocess.run(
+            [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"],
+            env=_environment(cluster, "token"), check=True, capture_output=True,
+        )  # fmt: skip
+    for part in missing:
+        stop(cluster.id, part)  # what a broken part has left
+        _start_store(cluster) if part == STORE else _start_node(cluster, part)
+    return cluster, missing
+
+
+def halt(cluster: Cluster) -> int:
+    """Stop every part, the store first so that it writes what it has; returns how many processes there were."""
+    stopped = stop(cluster.id, STORE) + stop(cluster.id)
+    shutil.rmtree(cluster.temp_dir, ignore_errors=True)
+    (home() / STATE).unlink(missing_ok=True)
+    return stopped
+
+
+def free_ports(count: int, host: str) -> list[int]:
+    """Ports that nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for opened in sockets:
+            opened.bind((host, 0))
+        return [opened.getsockname()[1] for opened in sockets]
+    except OSError as error:
+        raise InputError(f"cannot listen on {host}: {error.strerror}; give an address of this machine") from None
+    finally:
+        for opened in sockets:
+            opened.close()
+
+
+def _start_node(cluster: Cluster, part: str) -> None:
+    agent, agent_grpc, metrics, runtime_env, client = free_ports(5, cluster.host)
+    nodes = 1 + len(cluster.workers)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    options = {
+        "node-ip-address": cluster.host,
+        "num-cpus": cluster.head_cpus if part == HEAD else cluster.cpus_per_worker,
+        "num-gpus": 0 if part == HEAD else cluster.gpus_per_worker,
+        "object-store-memory": max(100 * 2**20, int(memory * OBJECT_STORE_SHARE / nodes)),
+        "dashboard-agent-listen-port": agent,
+        "dashboard-agent-grpc-port": agent_grpc,
+        "metrics-export-port": metrics,
+        "runtime-env-agent-port": runtime_env,
+    }
+    if part == HEAD:
+        _, _, port = cluster.address.rpartition(":")
+        options |= {
+            "port": cluster.gcs.rpartition(":")[2],
+            "dashboard-host": cluster.host,
+            "dashboard-port": port,
+            "ray-client-server-port": client,
+            "temp-dir": cluster.temp_dir,
+        }
+    else:
+        options["address"] = cluster.gcs
+    command = "cluster.loopback" if cluster.host == LOOPBACK else "ray.scripts.scripts"
+    words = [sys.executable, "-m", command, "start", "--disable-usage-stats", "--log-style=record"]
+    words += ["--head"] if part == HEAD else []
+    words += [f"--{name}={value}" for name, value in options.items()]
+    done = subprocess.run(
+        words, env=_environment(cluster, part), cwd=REPOSITORY, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    if done.returncode:
+        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        raise UnavailableError(f"Ray's {part} did not start: {' '.join(said[-3:])}; its logs are in {cluster.temp_dir}")
+
+
+def _start_store(cluster: Cluster) -> None:
+    assert cluster.store_url
+    directory = home() / "store"
+    directory.mkdir(parents=True, exist_ok=True)
+    port = cluster.store_url.rpartition(":")[2]
+    words = [sys.executable, "-m", "vector_store", "serve", str(directory), "--host", cluster.host, "--port", port]
+    with open(directory / "server.log", "ab") as output:
+        process = subprocess.Popen(
+            [*words, "--api-key-env", STORE_KEY], env=_environment(cluster, STORE), cwd=REPOSITORY,
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+        )  # fmt: skip
+    deadline = time.monotonic() + STORE_START_S
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection((cluster.host, int(port)), timeout=1.0).close()
+            return
+        except OSError:
+            if process.poll() is not None:
+                break
+            time.sleep(0.1)
+    last = (directory / "server.log").read_text(errors="replace").strip().splitlines()[-1:]
+    raise UnavailableError(
+        f"the store of {directory} did not start: {' '.join(last)}; end what else uses it, or give --no-store"
+    )
+
+
+def _environment(cluster: Cluster, part: str) -> dict[str, str]:
+    """What a part's processes see: their mark, the token's mode, this Python first, and where home and store are."""
+    path = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    packages = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    inherited = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", STORE_URL)}
+    ours: dict[str, Any] = {
+        MARK: f"{cluster.id}/{part}",
+        "PATH": os.pathsep.join(filter(None, path)),
+        "PYTHONPATH": os.pathsep.join(filter(None, packages)),
+        "REFBERT_HOME": str(home()),
+        **({STORE_URL: cluster.store_url} if cluster.store_url else {}),
+    }
+    return {**NODE_ENVIRONMENT, **inherited, **ours, "RAY_AUTH_MODE": "token"}
+
+
+def _check_host(host: str, store: bool) -> None:
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        raise InputError(f"--host={host} is no IP address; give one of this machine's, such as 127.0.0.1") from None
+    if loopback and host != LOOPBACK:
+        raise InputError(
+            f"--host={host}: Ray knows {LOOPBACK} only as loopback; give that, or another address of this machine"
+        )
+    if not loopback and store and not os.environ.get(STORE_KEY):
+        raise InputError(
+            f"--host={host} lets other machines reach the store, and ${STORE_KEY} holds no key for it; set one, or give "
+            "--no-store"
+        )
+
+
+def _write_state(cluster: Cluster) -> None:
+    file = home() / STATE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_name(f"{STATE}.partial")
+    scratch.write_text(json.dumps(asdict(cluster), indent=2))
+    scratch.rename(file)
