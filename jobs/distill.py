@@ -213,7 +213,7 @@ def opened_stream(job: DistillJob, teacher: Teacher, rank: int, world_size: int)
         texts = reference_texts(teacher, manifest, config.references)
         source = targets = None
         if job.address:
-            client = stack.enter_context(connect_store(config, job.address.url))
+            client = stack.enter_context(connect_store(config, job.address.url, rank))
             criterion = config.references.criterion if reads_references(config) else "none"
             source = open_retriever(client, patient_store(config), texts, criterion)
             targets = Store(client, config.store) if config.train.targets == "memory" else None
