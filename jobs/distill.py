@@ -29,8 +29,9 @@ from safetensors.numpy import save_file
 
 from jobs.checkpoint import Checkpoint, consolidated, make_moments, write_checkpoint
 from jobs.config import RunConfig
-from jobs.ingest import fill_memory, is_filled
+from jobs.ingest import fill_memory
 from jobs.launch import launch
+from jobs.load_progress import is_filled
 from jobs.memory import (
     SENTENCE_TABLE,
     MemoryAddress,

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from jobs.memory import NeighbourSource, ReferenceTexts
 from jobs.neighbour_plan import NeighbourPlan
+from jobs.prepared import PassageRows
 from refbert.corpus import text_of
 from refbert.distillation import DistillBatch
 from refbert.errors import InputError
@@ -52,8 +53,8 @@ class Order:
 class DistillStream:
     """Micro-batches of one worker, in order, with `prefetch` of them being looked up ahead.
 
-    `labels` (rows,) and `logits` (rows, labels) of a labelled task go with their rows. `wait_s` is the time that `next`
-    waited for look-ups: what the prefetch did not hide.
+    `labels` (rows,) and `logits` (rows, labels) of a labelled task go with their rows. `counts` says what `next` has given
+    so far: rows, tokens and bytes of references; `wait_s` how long it waited for look-ups: what the prefetch did not hide.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class DistillStream:
         prefetch: int,
         dropout: float,
     ) -> None:
-        self.passages = passages
+        self.passages = PassageRows(passages)
         self.order = order
         self.texts = texts
         self.source = source
@@ -83,6 +84,7 @@ class DistillStream:
         self.dropout = dropout
         self.number = rank
         self.wait_s = 0.0
+        self.counts = {"rows": 0, "tokens": 0, "bytes": 0}
         self._executor = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="lookup")
         self._ahead: deque[Future[DistillBatch]] = deque()
         self._prefetch = prefetch
@@ -97,6 +99,9 @@ class DistillStream:
         batch = self._ahead.popleft().result()
         self.wait_s += time.monotonic() - started_s
         self.number += self.world_size
+        self.counts["rows"] += len(batch.mask)
+        self.counts["tokens"] += int(batch.mask.sum())
+        self.counts["bytes"] += batch.reference_states.nbytes
         return batch
 
     def state_dict(self) -> dict[str, int]:
@@ -117,7 +122,7 @@ class DistillStream:
     def make(self, number: int) -> DistillBatch:
         """Build one micro-batch by its number alone."""
         numbers = self.order.rows(number)
-        rows = self.passages.take(pa.array(numbers)).to_pylist()
+        rows = self.passages.at(numbers)
         texts = [text_of(row) for row in rows]
         ids, mask, segments = self.texts.tokenize(texts)
         own_ids = [self.texts.identifier(text) for text in texts] if self.targets else []

@@ -20,8 +20,8 @@ class StoreConfig(BaseModel, frozen=True, extra="forbid"):
 
     url: str = Field(
         default=EMBEDDED,
-        description="`embedded` starts a local server over the real engine; http(s)://host:6334 is a Qdrant gRPC address, several "
-        "nodes of one cluster are apart by commas: each process starts at another one and moves on where one fails.",
+        description="`embedded` starts a local server over the real engine; http(s)://host:6334 is a Qdrant gRPC address. "
+        "Several nodes of a cluster are apart by commas: each process starts at another one and moves on where one fails.",
     )
     collection: str = Field(default="references", min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
     api_key_env: str = Field(
@@ -55,11 +55,9 @@ class StoreConfig(BaseModel, frozen=True, extra="forbid"):
     )
     shard_number: PositiveInt | None = Field(
         default=None,
-        description="Shards of a new collection, spread over the cluster's nodes; by default one per node. Fixed at its creation.",
+        description="Shards of a new collection, spread over the cluster's nodes; by default one per node. They stay so.",
     )
-    replication_factor: PositiveInt = Field(
-        default=1, description="Copies of each shard, on as many nodes. Fixed at the collection's creation here."
-    )
+    replication_factor: PositiveInt = Field(default=1, description="Copies of each shard, on as many nodes.")
     write_consistency_factor: PositiveInt = Field(
         default=1, description="Copies that have acknowledged a write before it counts; with fewer alive, writes fail."
     )
@@ -91,8 +89,8 @@ class StoreConfig(BaseModel, frozen=True, extra="forbid"):
         for name, value in more.items():
             if self.url == EMBEDDED and value > 1:
                 raise ValueError(
-                    f"store.{name}={value} wants a Qdrant cluster, and store.url=embedded is one server with one shard; leave it "
-                    "out, or set store.url to the cluster's nodes"
+                    f"store.{name}={value} wants a Qdrant cluster, and store.url=embedded is one server with one shard; leave "
+                    "it out, or set store.url to the cluster's nodes"
                 )
         copies = {
             "write_consistency_factor": self.write_consistency_factor,

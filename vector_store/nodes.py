@@ -100,7 +100,7 @@ class _Call:
     def future(self, request: Any, **options: Any) -> Any:
         node = self._nodes.choose()
         future = self._calls[node].future(request, **options)
-        future.add_done_callback(lambda done: done.cancelled() or self._note(node, done.exception()))
+        future.add_done_callback(lambda done: None if done.cancelled() else self._note(node, done.exception()))
         return future
 
     def _note(self, node: int, error: Any) -> None:

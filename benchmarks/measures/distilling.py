@@ -25,7 +25,7 @@ SCRIPT = Path(__file__).parents[2] / "jobs" / "distill.py"
 
 
 class StepTimes(NamedTuple):
-    """Seconds per step, the mean of each window but the first, which warms up; and the share of time that data was waited for."""
+    """Seconds per step, the mean of each window but the first, which warms up; the share of time that data was waited for."""
 
     seconds: list[float]
     wait_fraction: float
@@ -62,7 +62,7 @@ def run_job(config: RunConfig, home: Path) -> StepTimes:
 
 
 def run_apart(command: Sequence[str], home: Path) -> str:
-    """Run a Python script with this home, outside any cluster, and return what it printed; its words of progress are kept back."""
+    """Run a Python script with this home, outside any cluster, and return what it printed; its progress is kept back."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"REFBERT_HOME": str(home), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)

@@ -9,7 +9,7 @@ import os
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -37,10 +37,10 @@ IDLE_S = 1.0
 """Between blocks, so that no look-up of a live block runs on in the other's time."""
 
 NOTE = (
-    f"One engine, micro-batches of {BATCH} texts of {TOKENS} tokens, one reference each, teacher targets; milliseconds per step, "
-    "medians over steps. Phases: data is what `next` waited; teacher, forward, backward, optimizer. CPU: of this process with its "
-    "look-up threads, and of the embedded server, mean per step. The goal on steps takes the median over rounds of the blocks' "
-    "ratio; the job's row is `jobs/distill.py`, whose own `data_wait_fraction` is the other goal."
+    f"One engine, micro-batches of {BATCH} texts of {TOKENS} tokens, one reference each, teacher targets; milliseconds per "
+    "step, medians over steps. Phases: data is what `next` waited; teacher, forward, backward, optimizer. CPU: of this process "
+    "with its look-up threads, and of the embedded server, mean per step. The goal on steps takes the median over rounds of "
+    "the blocks' ratio; the job's row is `jobs/distill.py`, whose own `data_wait_fraction` is the other goal."
 )
 
 
@@ -49,11 +49,15 @@ class Timed:
 
     def __init__(self, engine: Any, teacher: Teacher, config: RunConfig, pid: int) -> None:
         self.engine, self.teacher, self.config, self.pid = engine, teacher, config, pid
+        self.forget()
+
+    def forget(self) -> None:
+        """Start to count anew."""
         self.phases: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in (LIVE, RAM)}
         self.blocks: dict[str, list[float]] = {LIVE: [], RAM: []}
         self.cpu_s: dict[str, list[float]] = {LIVE: [0.0, 0.0], RAM: [0.0, 0.0]}
 
-    def block(self, name: str, batches: Callable[[], DistillBatch], steps: int) -> None:
+    def block(self, name: str, batches: Iterator[DistillBatch], steps: int) -> None:
         """Train so many steps."""
         time.sleep(IDLE_S)
         own_s, server_s, started_s = time.process_time(), process_cpu_s(self.pid), time.perf_counter()
@@ -63,14 +67,14 @@ class Timed:
         self.cpu_s[name][0] += time.process_time() - own_s
         self.cpu_s[name][1] += process_cpu_s(self.pid) - server_s
 
-    def _step(self, name: str, batches: Callable[[], DistillBatch]) -> None:
+    def _step(self, name: str, batches: Iterator[DistillBatch]) -> None:
         times = [time.perf_counter()]
 
         def passed(result: Any) -> Any:
             times.append(time.perf_counter())
             return result
 
-        batch = passed(batches())
+        batch = passed(next(batches))
         targets = passed(targets_of(batch, self.teacher, self.config))
         loss, _ = passed(self.engine(batch, targets))
         passed(self.engine.backward(loss))
@@ -135,21 +139,14 @@ def in_blocks(
             timed = Timed(build_engine(distiller, config), teacher, config, server_pid(config.store_directory))
             waited_s = 0.0
             for turn in range(-1, rounds):
+                if turn == 0:
+                    timed.forget()
+                    waited_s = -live.wait_s
                 first = (turn + 1) * steps
-                batches = iter([copied.make(number) for number in range(first, first + steps)])
-                before_s = live.wait_s
-                if turn < 0:
-                    timed.block(LIVE, lambda: next(live), steps)
-                    timed.block(RAM, lambda batches=batches: next(batches), steps)  # type: ignore[misc]
-                    timed.phases, timed.blocks, timed.cpu_s = (
-                        {name: defaultdict(list) for name in (LIVE, RAM)},
-                        {LIVE: [], RAM: []},
-                        {LIVE: [0.0, 0.0], RAM: [0.0, 0.0]},
-                    )
-                    continue
+                ready = iter([copied.make(number) for number in range(first, first + steps)])
                 for name in (LIVE, RAM) if turn % 2 == 0 else (RAM, LIVE):
-                    timed.block(name, (lambda: next(live)) if name == LIVE else (lambda: next(batches)), steps)
-                waited_s += live.wait_s - before_s
+                    timed.block(name, live if name == LIVE else ready, steps)
+            waited_s += live.wait_s
     return timed, waited_s / (steps * sum(timed.blocks[LIVE]))
 
 

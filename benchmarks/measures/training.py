@@ -23,14 +23,15 @@ ONE, TWO = "1 worker x 2 threads", "2 workers x 1 thread"
 READS_NOTHING = "references.criterion=none"
 
 OVERHEAD_NOTE = (
-    f"Seconds per step: micro-batches of {BATCH} texts of {TOKENS} tokens, the packaged teacher beside the default student, 2 threads. "
-    f"Median over windows of {WINDOW} steps, without the first. Ray: `jobs/distill.py` with its own Ray, logging every {WINDOW} steps. "
-    "Plain: the same student, teacher, losses, AdamW, order and threads without either. Contenders in turns; goal: median over "
-    "rounds."
+    f"Seconds per step: micro-batches of {BATCH} texts of {TOKENS} tokens, the packaged teacher beside the default student, 2 "
+    f"threads. Median over windows of {WINDOW} steps, without the first. Ray: `jobs/distill.py` with its own Ray, which logs "
+    f"every {WINDOW} steps. Plain: the same student, teacher, losses, AdamW, order and threads without either. Contenders in "
+    "turns; the goal takes the median over rounds."
 )
 WORKERS_NOTE = (
-    f"`jobs/distill.py` on 2 cores, {2 * BATCH} texts of {TOKENS} tokens per step in micro-batches of {BATCH}: accumulated by one worker "
-    "with 2 threads, or one each by two workers with 1 thread, whose gradients gloo adds. Same micro-batches, same step."
+    f"`jobs/distill.py` on 2 cores, {2 * BATCH} texts of {TOKENS} tokens per step in micro-batches of {BATCH}: accumulated by "
+    "one worker with 2 threads, or one each by two workers with 1 thread, whose gradients gloo adds. Same micro-batches, same "
+    "step."
 )
 
 
