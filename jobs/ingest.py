@@ -7,8 +7,8 @@
 
 A row is done only when the store has acknowledged it; what the memory already holds is never encoded again, and what a
 killed job had finished is not even read again: it is continued by starting it again. An encoder waits for a store that is
-slower: at most store.upserts_in_flight upserts are on their way, and no rows are fetched meanwhile. Every row is accounted for: read = skipped + duplicate + written + rejected. Rejected
-rows are in runs/<name>/rejected.jsonl, with the reason.
+slower, with at most store.upserts_in_flight upserts on their way, and takes no rows meanwhile. Every row is accounted for:
+read = skipped + duplicate + written + rejected. Rejected rows are in runs/<name>/rejected.jsonl, with the reason.
 """
 
 import json

@@ -199,7 +199,11 @@ def test_chunks_that_a_killed_load_had_finished_are_neither_read_nor_asked_for_a
         num_chunks = -(-corpus.counts.distinct // 32)
         chunks_done(config, store, corpus, done=7)
         counts = fill_memory(config, url)
-        assert (counts["read"], counts["skipped"], counts["written"]) == (corpus.counts.train, corpus.counts.distinct, 0)
+        assert (counts["read"], counts["skipped"], counts["written"]) == (
+            corpus.counts.train,
+            corpus.counts.distinct,
+            0,
+        )
         assert asked == [num_chunks, num_chunks - 7]
         assert is_filled(store, corpus)
         assert not list((corpus.directory / "loads").iterdir())

@@ -41,7 +41,9 @@ def test_about_the_share_asked_for_becomes_pairs_that_hold_the_whole_passage():
 def chunked_table(sizes: list[int]) -> pa.Table:
     texts = iter(f"text {number % 37}" for number in range(sum(sizes)))
     chunks = [pa.table({"text": [next(texts) for _ in range(size)], "text_pair": [None] * size}) for size in sizes]
-    return pa.concat_tables([chunk.cast(pa.schema({"text": pa.string(), "text_pair": pa.string()})) for chunk in chunks])
+    return pa.concat_tables(
+        [chunk.cast(pa.schema({"text": pa.string(), "text_pair": pa.string()})) for chunk in chunks]
+    )
 
 
 def test_rows_are_taken_from_many_chunks_in_the_order_asked_for():

@@ -204,14 +204,14 @@ def write_articles(file, number_of_rows):
     file.write_text("".join(titles.get(row, "") + f"line {row}\n\n" for row in range(number_of_rows)))
 
 
-def write_parquet(file, number_of_rows):
+def write_row_groups(file, number_of_rows):
     from pyarrow import parquet, table
 
     parquet.write_table(table({"text": [f"row {row}" for row in range(number_of_rows)]}), file, row_group_size=8)
 
 
 @pytest.mark.parametrize(
-    ("write", "form"), [(write_lines, "text"), (write_articles, "wikitext"), (write_parquet, "parquet")]
+    ("write", "form"), [(write_lines, "text"), (write_articles, "wikitext"), (write_row_groups, "parquet")]
 )
 @pytest.mark.parametrize("start", [0, 1, 7, 8, 9, 29, 30, 31])
 def test_reading_from_a_row_on_gives_the_tail(tmp_path, write, form, start):
