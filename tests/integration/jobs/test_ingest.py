@@ -1,9 +1,14 @@
 """Filling the memory on real Ray and the real engine: complete, once, resumable, and refusing what does not belong."""
 
 import json
+import re
+import time
+import urllib.request
+from collections import Counter
 
 import numpy as np
 import pytest
+import ray
 
 from jobs import ingest
 from jobs.ingest import fill_memory, stored_projection
@@ -219,3 +224,26 @@ def test_encoders_are_added_while_rows_wait(tiny_run):
     config = tiny_run(ingest={"batch": 8, "num_encoders": 1, "max_encoders": 2})
     with running_store(config) as url:
         assert fill_memory(config, url)["written"] == prepare(config).counts.distinct
+
+
+def stage_rows() -> dict[str, float]:
+    """What this machine's metrics port says of each stage's rows."""
+    node = ray.nodes()[0]
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    text = urllib.request.urlopen(url, timeout=60).read().decode()
+    found: Counter[str] = Counter()
+    for stage, value in re.findall(r'^ray_refbert_stage_rows_total\{.*stage="(\w+)".*\} (\S+)$', text, re.MULTILINE):
+        found[stage] += float(value)
+    return found
+
+
+def test_prometheus_reads_the_rows_of_every_stage(tiny_run):
+    config = tiny_run(ingest={"batch": 64})
+    before = stage_rows()
+    with running_store(config) as url:
+        written = fill_memory(config, url)["written"]
+    wanted = {"read": 400, "encode": written, "store": written}
+    deadline = time.monotonic() + 120
+    while any(stage_rows()[stage] - before[stage] < rows for stage, rows in wanted.items()):
+        assert time.monotonic() < deadline, f"wanted {wanted} more than {before}, found {stage_rows()}"
+        time.sleep(2)
