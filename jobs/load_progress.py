@@ -52,8 +52,9 @@ class LoadProgress:
         self._chunks[chunk] = written + 1
 
     def forget(self) -> None:
-        """Remove the file: the load is complete."""
-        self.path.unlink(missing_ok=True)
+        """Remove the load's files, those of other chunk sizes too: it is complete."""
+        for path in self.path.parent.glob(f"{self.load}-*.npy"):
+            path.unlink()
 
     def state(self, state: str, points: int, counts: dict[str, int]) -> bytes:
         """Return what the collection is to say of its load."""
