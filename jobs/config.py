@@ -39,11 +39,27 @@ POSITIONS = 512
 class IngestConfig(BaseModel, frozen=True, extra="forbid"):
     """How the corpus flows through the teacher into the memory."""
 
-    num_encoders: PositiveInt = Field(1, description="Actors with a teacher each.")
+    num_encoders: PositiveInt = Field(
+        1, description="Actors with a teacher each; without max_encoders exactly so many, with it the fewest."
+    )
+    max_encoders: PositiveInt | None = Field(
+        None, description="Autoscaling starts up to so many, while rows wait and the cluster has room or makes it."
+    )
     batch: PositiveInt = Field(
         256, description="Texts per encoder call: what is looked up, encoded and stored together."
     )
     gpus_per_encoder: NonNegativeFloat = 0.0
+
+    @property
+    def most_encoders(self) -> int:
+        """Actors there may be at once."""
+        return self.max_encoders or self.num_encoders
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        if self.most_encoders < self.num_encoders:
+            raise ValueError(f"max_encoders={self.max_encoders} is below num_encoders={self.num_encoders}")
+        return self
 
 
 class TrainConfig(BaseModel, frozen=True, extra="forbid"):

@@ -28,8 +28,9 @@ from safetensors.numpy import save_file
 from jobs.checkpoint import Checkpoint, Checkpoints, consolidated
 from jobs.config import RunConfig
 from jobs.engine import build_engine
-from jobs.ingest import fill_memory, is_filled
+from jobs.ingest import fill_memory
 from jobs.launch import launch
+from jobs.load_progress import is_filled
 from jobs.memory import (
     SENTENCE_TABLE,
     MemoryAddress,
@@ -219,7 +220,7 @@ def opened_stream(job: DistillJob, teacher: Teacher, rank: int, world_size: int)
         texts = reference_texts(teacher, manifest, config.references)
         source = targets = None
         if job.address:
-            client = stack.enter_context(connect_store(config, job.address.url))
+            client = stack.enter_context(connect_store(config, job.address.url, rank))
             criterion = config.references.criterion if reads_references(config) else "none"
             source = open_retriever(
                 client, patient_store(config), texts, criterion, patience_s=config.train.store_patience_s

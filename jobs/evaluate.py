@@ -42,7 +42,7 @@ from jobs.memory import (
     running_store,
     trained_manifest,
 )
-from jobs.prepared import PreparedCorpus, prepare
+from jobs.prepared import PassageRows, PreparedCorpus, prepare
 from jobs.progress import progress
 from jobs.provenance import hardware, provenance
 from jobs.reader import Reader
@@ -208,7 +208,7 @@ def heldout_rows(job: EvaluationJob, teacher: Teacher, store: Store | None) -> l
     """Draw held-out passages; those that another run has stored in the same memory are left out, and said."""
     table = job.corpus.table("heldout")
     chosen = np.random.default_rng(job.config.seed).permutation(table.num_rows)[: job.config.evaluate.texts]
-    rows = table.take(np.sort(chosen)).to_pylist()
+    rows = PassageRows(table).at(np.sort(chosen))
     if store is None:
         return rows
     ids = [reference_id(teacher.fingerprint, text_of(row)) for row in rows]
@@ -303,7 +303,7 @@ def measure_labelled(
     """Fit the same linear classifier on each encoder's frozen vectors, and test it on held-out text."""
     table = job.corpus.table("train")
     chosen = np.random.default_rng(job.config.seed).permutation(table.num_rows)[: job.config.evaluate.labelled_train]
-    rows = [row for row in table.take(np.sort(chosen)).to_pylist() if row["label"] is not None]
+    rows = [row for row in PassageRows(table).at(np.sort(chosen)) if row["label"] is not None]
     features: dict[str, list[Tensor]] = {name: [] for name in vectors}
     for batch in bench.batches(rows):
         tokens = bench.tokens(batch)

@@ -5,29 +5,33 @@
     python jobs/ingest.py RUN.yaml store.url=http://qdrant:6334
     ray job submit -- python jobs/ingest.py RUN.yaml ingest.num_encoders=8 ingest.gpus_per_encoder=1
 
-A row is done only when the store has acknowledged it; what the memory already holds is never encoded again, so a killed
-job is continued by starting it again. Every row is accounted for: read = skipped + duplicate + written + rejected. Rejected
-rows are in runs/<name>/rejected.jsonl, with the reason.
+A row is done only when the store has acknowledged it; what the memory already holds is never encoded again, and what a
+killed job had finished is not even read again: it is continued by starting it again. An encoder waits for a store that is
+slower, with at most store.upserts_in_flight upserts on their way, and takes no rows meanwhile. Every row is accounted for:
+read = skipped + duplicate + written + rejected. Rejected rows are in runs/<name>/rejected.jsonl, with the reason.
 """
 
 import json
 import logging
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import ray
 import ray.data
+from numpy.typing import NDArray
 
 from jobs.config import RunConfig
 from jobs.launch import launch
+from jobs.load_progress import LOAD, load_progress
 from jobs.memory import MemoryAddress, connect_store, manifest_of, reference_texts, running_store
-from jobs.prepared import REJECTED, PreparedCorpus, prepare, texts_in
+from jobs.prepared import REJECTED, PassageRows, PreparedCorpus, prepare, texts_in
 from jobs.progress import progress
+from jobs.stage_metrics import StageMetrics
 from jobs.worker import per_node, set_up_worker
 from refbert.corpus import text_of
 from refbert.projection import Projection, fit_projection
@@ -40,45 +44,73 @@ from vector_store.writer import Rejection
 log = logging.getLogger(__name__)
 
 OUTCOMES = ("read", "skipped", "duplicate", "written", "rejected")
+FIGURES = ("tokens", "bytes", "look_up_s", "encode_s", "store_wait_s")
+"""What a chunk took: tokens encoded, bytes sent, seconds of asking what is stored, of encoding, of waiting for the store."""
+
 PROJECTION = "projection_matrix"
-LOAD = "load"
-"""Names under which a collection keeps the projection of its states, and how far its last load came."""
+"""Name under which a collection keeps the projection of its states."""
+
+CHUNKS_PER_BLOCK = 4
+MOST_BLOCKS = 20_000
+"""Tasks of a load: beyond 80,000 chunks a task has more of them."""
 
 PROJECTION_SAMPLE = 4096
 """Texts whose states the projection is fitted on."""
 
 
 class EncodeAndStore:
-    """Ray Data stage: passages in, counts out. Looks up, encodes and stores in one call, so that states never travel."""
+    """Ray Data stage: chunks in, counts out. Looks up, encodes and stores in one call, so that states never travel."""
 
-    def __init__(self, config: RunConfig, address: MemoryAddress, corpus: PreparedCorpus) -> None:
-        device = set_up_worker(per_node(config.ingest.num_encoders), config.ingest.gpus_per_encoder)
+    def __init__(
+        self, config: RunConfig, address: MemoryAddress, corpus: PreparedCorpus, todo: NDArray[np.int64]
+    ) -> None:
+        device = set_up_worker(per_node(config.ingest.most_encoders), config.ingest.gpus_per_encoder)
         self.teacher = load_teacher(config.teacher, device)
         self.texts = reference_texts(self.teacher, address.manifest, config.references)
         self.store = Store(connect_store(config, address.url), config.store)
         self.writer = self.store.writer()  # for the actor's life: each new thread would take a malloc arena of its own
         self.projection = stored_projection(self.store, self.teacher)
-        self.table = corpus.table("train")
+        self.passages = PassageRows(corpus.table("train"))
         self.distinct = corpus.distinct_rows()
+        self.todo, self.chunk_texts = todo, config.ingest.batch
+        self.encoding, self.storing = StageMetrics("encode"), StageMetrics("store")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Store the passages whose places in the distinct rows are in the batch; return each outcome's count.
+        """Store the chunk whose place among those to do is in the batch; return its number, outcomes and figures.
 
-        `rejections` holds the batch's rejected rows as JSON lines.
+        `rejections` holds its rejected rows as JSON lines.
         """
-        rows = self.table.take(pa.array(self.distinct[batch["id"]])).to_pylist()
+        (chunk,) = self.todo[batch["id"]]
+        places = self.distinct[chunk * self.chunk_texts : (chunk + 1) * self.chunk_texts]
+        rows = self.passages.at(np.asarray(places))
         by_id = {self.texts.identifier(text_of(row)): row for row in rows}
+        started_s, waited_s, sent_bytes = time.monotonic(), self.writer.wait_s, self.writer.sent_bytes
         stored = self.store.existing(list(by_id))
+        looked_up_s = time.monotonic() - started_s
         new = [(identifier, row) for identifier, row in by_id.items() if identifier not in stored]
+        tokens = 0
         # Upserts go out while the next texts are encoded.
         for index, token_ids, states in self.teacher.encode_one_by_one([text_of(row) for _, row in new]):
             identifier, row = new[index]
             kept = states if self.projection is None else self.projection.apply(states)
             self.writer.submit([self.texts.point(row, identifier, token_ids, kept)])
+            tokens += len(token_ids)
         written, rejected = self.writer.finish()
+        wait_s = self.writer.wait_s - waited_s
+        took = {
+            "tokens": tokens,
+            "bytes": self.writer.sent_bytes - sent_bytes,
+            "look_up_s": looked_up_s,
+            "encode_s": time.monotonic() - started_s - looked_up_s - wait_s,
+            "store_wait_s": wait_s,
+        }
+        self.encoding.count(rows=len(new), tokens=tokens, busy_s=took["encode_s"], wait_s=looked_up_s)
+        self.storing.count(rows=written, bytes=took["bytes"], wait_s=wait_s)
         counts = {"read": len(rows), "skipped": len(stored), "written": written, "rejected": len(rejected)}
         return {
+            "chunk": np.array([chunk]),
             **{name: np.array([counts.get(name, 0)]) for name in OUTCOMES},
+            **{name: np.array([took[name]]) for name in FIGURES},
             "rejections": np.array(["".join(map(_as_line, rejected))], dtype=object),
         }
 
@@ -108,10 +140,13 @@ def fill_memory(
     duplicates = corpus.counts.train - corpus.counts.distinct
     counts = Counter(dict.fromkeys(OUTCOMES, 0))
     counts.update(read=unread + duplicates, rejected=unread, duplicate=duplicates)
+    took: dict[str, float] = dict.fromkeys(FIGURES, 0)
     with connect_store(config, url) as client:
         store = Store(client, config.store)
         address = MemoryAddress(url, open_collection(config, store, corpus, teacher))
-        store.attach(LOAD, _load_state(corpus, "loading", counts, store.count()))
+        made = load_progress(store, corpus, config.ingest.batch)
+        counts.update(read=made.done_texts, skipped=made.done_texts)
+        store.attach(LOAD, made.state("loading", store.count(), counts))
         rejections = config.run_directory / REJECTED
         rejections.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(corpus.rejected(), rejections)
@@ -120,14 +155,24 @@ def fill_memory(
             open(rejections, "a", encoding="utf-8") as dead_letters,
             progress("ingest", corpus.counts.distinct, "text") as update,
         ):
-            for done, lines in stored_batches(config, address, corpus):
-                counts.update(done)
-                dead_letters.write(lines)
-                update(done["read"], written=counts["written"], skipped=counts["skipped"], rejected=counts["rejected"])
+            update(made.done_texts)
+            for done in stored_chunks(config, address, corpus, made.todo):
+                counts.update(done.counts)
+                took = {name: took[name] + done.took[name] for name in FIGURES}
+                dead_letters.write(done.rejections)
+                if not done.counts["rejected"]:  # else its rows are to be in the next job's dead letters too
+                    made.finish(done.chunk, done.counts["written"])
+                shown = ("written", "skipped", "rejected")
+                update(done.counts["read"], **{name: counts[name] for name in shown}, store_wait_s=took["store_wait_s"])
         publish_term_statistics(client, config.store)
         held = store.count()
-        store.attach(LOAD, _load_state(corpus, "complete", counts, held))
+        store.attach(LOAD, made.state("complete", held, counts))
+        made.forget()
     log.info("memory holds %d references (%s)", held, ", ".join(f"{name} {counts[name]}" for name in OUTCOMES))
+    log.info(
+        "encoders: %d tokens in %.1f s, %.1f s of asking what is stored; store: %.1f MB, waited for %.1f s",
+        took["tokens"], took["encode_s"], took["look_up_s"], took["bytes"] / 1e6, took["store_wait_s"],
+    )  # fmt: skip
     if counts["rejected"]:
         log.warning("%d rows rejected, with their reasons in %s", counts["rejected"], rejections)
     return dict(counts)
@@ -166,34 +211,37 @@ def stored_projection(store: Store, teacher: Teacher) -> Projection | None:
     return None if content is None else Projection.from_bytes(content, teacher.dim)
 
 
-def is_filled(store: Store, corpus: PreparedCorpus) -> bool:
-    """Whether the collection's last load was of this corpus, came to its end, and nothing was added or deleted since."""
-    content = store.attachment(LOAD)
-    state = json.loads(content) if content else {}
-    return (state.get("corpus"), state.get("state"), state.get("points")) == (
-        corpus.directory.name, "complete", store.count(),
-    )  # fmt: skip
+class StoredChunk(NamedTuple):
+    """What became of one chunk: its number, outcomes, figures, and rejected rows as JSON lines."""
+
+    chunk: int
+    counts: dict[str, int]
+    took: dict[str, float]
+    rejections: str
 
 
-def stored_batches(
-    config: RunConfig, address: MemoryAddress, corpus: PreparedCorpus
-) -> Iterator[tuple[dict[str, int], str]]:
-    """Stream the corpus through the encoders; yields each outcome's count and the rejected rows whenever some are stored."""
-    total = corpus.counts.distinct
-    stage = ray.data.range(total, override_num_blocks=max(1, total // (4 * config.ingest.batch))).map_batches(
+def stored_chunks(
+    config: RunConfig, address: MemoryAddress, corpus: PreparedCorpus, todo: NDArray[np.int64]
+) -> Iterator[StoredChunk]:
+    """Stream the chunks to do through the encoders; yields each once the store has acknowledged it."""
+    if not len(todo):
+        return
+    ingest = config.ingest
+    stage = ray.data.range(
+        len(todo), override_num_blocks=max(1, min(len(todo) // CHUNKS_PER_BLOCK, MOST_BLOCKS))
+    ).map_batches(
         EncodeAndStore,
-        fn_constructor_args=(config, address, corpus),
-        batch_size=config.ingest.batch,
-        compute=ray.data.ActorPoolStrategy(size=config.ingest.num_encoders),
-        num_cpus=0 if config.ingest.gpus_per_encoder else 1,
-        num_gpus=config.ingest.gpus_per_encoder,
+        fn_constructor_args=(config, address, corpus, todo),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(min_size=ingest.num_encoders, max_size=ingest.most_encoders),
+        num_cpus=0 if ingest.gpus_per_encoder else 1,
+        num_gpus=ingest.gpus_per_encoder,
     )
-    for outcome in stage.iter_batches(batch_size=None):
-        yield {name: int(outcome[name].sum()) for name in OUTCOMES}, "".join(outcome["rejections"])
-
-
-def _load_state(corpus: PreparedCorpus, state: str, counts: Counter[str], points: int) -> bytes:
-    return json.dumps({"corpus": corpus.directory.name, "state": state, "points": points, **counts}).encode()
+    for block in stage.iter_batches(batch_size=None):
+        for row, chunk in enumerate(block["chunk"].tolist()):
+            counts = {name: int(block[name][row]) for name in OUTCOMES}
+            took = {name: float(block[name][row]) for name in FIGURES}
+            yield StoredChunk(chunk, counts, took, block["rejections"][row])
 
 
 if __name__ == "__main__":

@@ -280,9 +280,9 @@ def patient_store(config: RunConfig) -> StoreConfig:
     return config.store.model_copy(update={"lookup_deadline_ms": PATIENCE_MS})
 
 
-def connect_store(config: RunConfig, url: str) -> Client:
-    """Open this process's client of a running store."""
-    return connect(config.store, url)
+def connect_store(config: RunConfig, url: str, rank: int | None = None) -> Client:
+    """Open this process's client of a running store; of several nodes one on its machine, else that of a worker's rank."""
+    return connect(config.store, url, rank=rank)
 
 
 def _sparse(keywords: Keywords) -> SparseVector:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from jobs.config import TrainConfig
 from jobs.progress import progress
+from jobs.stage_metrics import StageMetrics
 from jobs.stream import DistillStream
 
 METRICS = "metrics.jsonl"
@@ -51,6 +52,8 @@ class Meter:
         self.micro_batches = 0
         self.stream: DistillStream | None = None
         self.window_s, self.window_wait_s, self.window_step = self.started_s, 0.0, made.step
+        self.window_counts: dict[str, int] = {}
+        self.metrics = StageMetrics("train")
 
     def __enter__(self) -> Self:
         if self.is_writer:
@@ -99,7 +102,11 @@ class Meter:
         if self.stream.source is not None:
             line |= {f"store/{step}": count for step, count in self.stream.source.counts.items()}
             line["store/query_ms"] = self.stream.source.lookup_ms
+        given = {name: count - self.window_counts.get(name, 0) for name, count in self.stream.counts.items()}
+        wait_s = self.stream.wait_s - self.window_wait_s
+        self.metrics.count(**given, wait_s=wait_s, busy_s=window_s - wait_s)
         self.sums, self.micro_batches = {}, 0
+        self.window_counts = dict(self.stream.counts)
         self.window_s, self.window_wait_s, self.window_step = now_s, self.stream.wait_s, self.step
         if self.is_writer:
             self.file.write(json.dumps(line) + "\n")

@@ -78,7 +78,7 @@ def _digest(config: RunConfig, address: MemoryAddress, client: Client) -> str:
     references, statistics = config.references, term_statistics.read(client, config.store)
     decides = [
         FORMAT,
-        config.store.url,
+        ",".join(sorted(config.store.nodes)),
         config.store.collection,
         Store(client, config.store).count(),
         hashlib.sha256(statistics.frequent.tobytes()).hexdigest(),

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 
 from jobs.config import RunConfig
+from jobs.corpus_parts import row_passages
 from jobs.distill import reads_references
 from jobs.memory import manifest_of, reference_texts
-from jobs.prepared import already_prepared, row_passages
+from jobs.prepared import PassageRows, already_prepared
+from jobs.shard_plan import shard_plan
 from refbert.corpus import corpus_files, estimated_rows, read_rows, text_of
 from refbert.distillation import new_student
 from refbert.errors import InputError
@@ -56,6 +58,7 @@ def plan(config: RunConfig) -> dict[str, str]:
         "teacher": f"{config.teacher.model}, {teacher.num_parameters / 1e6:.2f} M parameters",
         "student": f"{parameters / 1e6:.2f} M parameters, {teacher.num_parameters / parameters:.2f}x smaller",
         "memory": memory_plan(sample, manifest),
+        "store": shard_plan(config.store, manifest, sample.stored_bytes, sample.references),
         "look-up": lookup_plan(config, sample),
         "training": f"{train.steps} steps x {train.global_batch} examples = {train.steps * train.global_batch} examples; "
         f"{train.num_workers} workers x {train.accumulation(train.num_workers)} micro-batches of {train.micro_batch}",
@@ -107,7 +110,7 @@ def corpus_sample(config: RunConfig, teacher: Teacher) -> CorpusSample:
     """Take passages from the prepared corpus, else from the start of its first file, the rest then extrapolated by rows."""
     if corpus := already_prepared(config):
         rows = corpus.distinct_rows()[:SAMPLE_ROWS]
-        return CorpusSample(corpus.table("train").take(rows).to_pylist(), corpus.counts.distinct, "counted")
+        return CorpusSample(PassageRows(corpus.table("train")).at(rows), corpus.counts.distinct, "counted")
     files = corpus_files(config.corpus)
     read = list(islice(read_rows(files[0], config.corpus), SAMPLE_ROWS))
     passages = [

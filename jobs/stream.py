@@ -22,6 +22,7 @@ from torch import Tensor
 
 from jobs.memory import NeighbourSource, ReferenceTexts
 from jobs.neighbour_plan import NeighbourPlan
+from jobs.prepared import PassageRows
 from refbert.corpus import text_of
 from refbert.distillation import DistillBatch
 from refbert.errors import InputError
@@ -53,9 +54,9 @@ class Order:
 class DistillStream:
     """Micro-batches of one worker, in order, with `prefetch` of them being looked up ahead.
 
-    `labels` (rows,) and `logits` (rows, labels) of a labelled task go with their rows. `wait_s` is the time that `next`
-    waited for look-ups: what the prefetch did not hide. `number` is the next micro-batch's. A step has `per_step` of them, at
-    least one per worker; by default just one.
+    `labels` (rows,) and `logits` (rows, labels) of a labelled task go with their rows. `counts` says what `next` has given
+    so far: rows, tokens and bytes of references; `wait_s` how long it waited for look-ups: what the prefetch did not hide.
+    `number` is the next micro-batch's. A step has `per_step` of them, at least one per worker; by default just one.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class DistillStream:
         prefetch: int,
         dropout: float,
     ) -> None:
-        self.passages = passages
+        self.passages = PassageRows(passages)
         self.order = order
         self.texts = texts
         self.source = source
@@ -86,6 +87,7 @@ class DistillStream:
         self.per_step = per_step or world_size
         self.dropout = dropout
         self.wait_s = 0.0
+        self.counts = {"rows": 0, "tokens": 0, "bytes": 0}
         self._executor = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="lookup")
         self._ahead: deque[tuple[int, Future[DistillBatch]]] = deque()
         self._prefetch = prefetch
@@ -103,6 +105,9 @@ class DistillStream:
         self.wait_s += time.monotonic() - started_s
         self._ahead.popleft()
         self.number = self._ahead[0][0]
+        self.counts["rows"] += len(batch.mask)
+        self.counts["tokens"] += int(batch.mask.sum())
+        self.counts["bytes"] += batch.reference_states.nbytes
         return batch
 
     def state_dict(self) -> dict[str, int]:
@@ -131,7 +136,7 @@ class DistillStream:
     def make(self, number: int) -> DistillBatch:
         """Build one micro-batch by its number alone."""
         numbers = self.order.rows(number)
-        rows = self.passages.take(pa.array(numbers)).to_pylist()
+        rows = self.passages.at(numbers)
         texts = [text_of(row) for row in rows]
         ids, mask, segments = self.texts.tokenize(texts)
         own_ids = [self.texts.identifier(text) for text in texts] if self.targets else []

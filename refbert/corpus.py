@@ -8,7 +8,9 @@ import hashlib
 import json
 import re
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
@@ -130,6 +132,15 @@ def corpus_files(config: CorpusConfig) -> list[str]:
     return files
 
 
+def remote_states(config: CorpusConfig, files: Sequence[str]) -> list[tuple[int, int]]:
+    """Return size in bytes and time of the last change in nanoseconds of each file of a URI: what tells a replaced one.
+
+    A filesystem that knows no times gives 0 for them.
+    """
+    filesystem, _ = _filesystem(config.path)
+    return [(state.size or 0, state.mtime_ns or 0) for state in filesystem.get_file_info(list(files))]
+
+
 def estimated_rows(config: CorpusConfig, files: list[str]) -> int | None:
     """Return how many rows a corpus has: of parquet exactly, of lines by their length at the start; None for the Hub."""
     if config.path.startswith(HUB):
@@ -150,15 +161,19 @@ def estimated_rows(config: CorpusConfig, files: list[str]) -> int | None:
     return round(rows)
 
 
-def read_rows(file: str, config: CorpusConfig) -> Iterator[Row | Rejected]:
+def read_rows(file: str, config: CorpusConfig, start: int = 0) -> Iterator[Row | Rejected]:
     """Yield every row of one file of the corpus, good or rejected, in order. Streams: a file may exceed memory.
 
-    Raises InputError where the file as a whole cannot be read.
+    The `start` first rows are passed over: of parquet whole row groups unread, of lines unparsed but in wikitext, whose titles
+    must be seen. Raises InputError where the file as a whole cannot be read.
     """
-    records = _hub_records(file, config) if file.startswith(HUB) else _file_records(file, config)
+    passed = 0 if config.format == "wikitext" else start
+    records = _hub_records(file, config, passed) if file.startswith(HUB) else _file_records(file, config, passed)
     if config.format == "wikitext":
         records = _articles(records, config)
-    for row, record in enumerate(records):
+    for row, record in enumerate(records, passed):
+        if row < start:
+            continue
         if isinstance(record, str):
             yield Rejected(file, row, record)
             continue
@@ -241,8 +256,8 @@ def _filesystem(path: str) -> tuple[Any, str]:
         raise InputError(f"corpus.path={path} is no URI that pyarrow can open: {error}") from None
 
 
-def _file_records(file: str, config: CorpusConfig) -> Iterator[dict[str, Any] | str]:
-    """Yield a dict per row, or the reason why a row has none."""
+def _file_records(file: str, config: CorpusConfig, start: int) -> Iterator[dict[str, Any] | str]:
+    """Yield a dict per row from `start` on, or the reason why a row has none."""
     import pyarrow
 
     kind = ENDINGS.get(_ending(file)) if config.format == "auto" else config.format
@@ -252,16 +267,18 @@ def _file_records(file: str, config: CorpusConfig) -> Iterator[dict[str, Any] | 
     path = file if not config.path.startswith(PREFIX) else f"{root}/{file.rsplit('/', 1)[-1]}"
     try:
         if kind == "parquet":
-            yield from _parquet_records(filesystem, path, file, config)
+            yield from _parquet_records(filesystem, path, file, config, start)
             return
         with filesystem.open_input_stream(path) as stream:
-            for line in _lines(stream):
-                yield from _line_records(line, kind, config)
+            for line in islice((line for line in _lines(stream) if line.strip()), start, None):
+                yield _line_record(line, kind, config)
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{file} cannot be read as {kind}: {error}".splitlines()[0]) from None
 
 
-def _parquet_records(filesystem: Any, path: str, file: str, config: CorpusConfig) -> Iterator[dict[str, Any]]:
+def _parquet_records(
+    filesystem: Any, path: str, file: str, config: CorpusConfig, start: int
+) -> Iterator[dict[str, Any]]:
     from pyarrow import parquet
 
     with filesystem.open_input_file(path) as stream:
@@ -274,8 +291,13 @@ def _parquet_records(filesystem: Any, path: str, file: str, config: CorpusConfig
                 f"{file} has no column {missing[0]!r}, only {', '.join(table.schema_arrow.names)}; "
                 "name the right one with corpus.text_field, text_pair_field, label_field or document_field"
             )
-        for batch in table.iter_batches(batch_size=1024, columns=wanted):
-            yield from batch.to_pylist()
+        ends = list(accumulate(table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)))
+        first = bisect_right(ends, start)  # the row group that `start` is in
+        passed = ends[first - 1] if first else 0
+        for batch in table.iter_batches(batch_size=1024, row_groups=range(first, len(ends)), columns=wanted):
+            rows = batch.slice(max(0, start - passed))
+            passed += batch.num_rows
+            yield from rows.to_pylist()
 
 
 def _lines(stream: Any, block_bytes: int = 1 << 20) -> Iterator[bytes]:
@@ -288,23 +310,18 @@ def _lines(stream: Any, block_bytes: int = 1 << 20) -> Iterator[bytes]:
         yield rest
 
 
-def _line_records(line: bytes, kind: str, config: CorpusConfig) -> Iterator[dict[str, Any] | str]:
-    if not line.strip():
-        return
+def _line_record(line: bytes, kind: str, config: CorpusConfig) -> dict[str, Any] | str:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
-        yield f"not UTF-8: {error.reason} at byte {error.start}"
-        return
+        return f"not UTF-8: {error.reason} at byte {error.start}"
     if kind in ("text", "wikitext"):
-        yield {config.text_field: text}
-        return
+        return {config.text_field: text}
     try:
         record = json.loads(text)
     except ValueError as error:
-        yield f"not JSON: {error}"
-        return
-    yield record if isinstance(record, dict) else f"a JSON {type(record).__name__}, wanted an object"
+        return f"not JSON: {error}"
+    return record if isinstance(record, dict) else f"a JSON {type(record).__name__}, wanted an object"
 
 
 def _articles(records: Iterator[dict[str, Any] | str], config: CorpusConfig) -> Iterator[dict[str, Any] | str]:
@@ -323,7 +340,7 @@ def _articles(records: Iterator[dict[str, Any] | str], config: CorpusConfig) -> 
             yield {**record, DOCUMENT: title}
 
 
-def _hub_records(file: str, config: CorpusConfig) -> Iterator[dict[str, Any]]:
+def _hub_records(file: str, config: CorpusConfig, start: int) -> Iterator[dict[str, Any]]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
@@ -332,4 +349,4 @@ def _hub_records(file: str, config: CorpusConfig) -> Iterator[dict[str, Any]]:
         rows = load_dataset(name, subset or None, split=config.hub_split, streaming=True)
     except (DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError) as error:
         raise InputError(f"data set {name!r} cannot be loaded from the Hub: {str(error).splitlines()[0]}") from None
-    yield from rows
+    yield from rows.skip(start) if start else rows

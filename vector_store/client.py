@@ -1,4 +1,4 @@
-"""One gRPC connection to a Qdrant API, and the only place that retries.
+"""One gRPC connection to a Qdrant API, or to the nodes of a cluster, and the only place that retries.
 
 Sends requests and turns gRPC statuses into the store's errors. Knows nothing of what the points mean.
 """
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import grpc
 from qdrant_client import grpc as api
 
-from vector_store.config import EMBEDDED, StoreConfig
+from vector_store.config import EMBEDDED, StoreConfig, nodes_in
 from vector_store.errors import (
     CollectionExists,
     CollectionMissing,
@@ -23,6 +23,7 @@ from vector_store.errors import (
     StoreError,
     StoreUnavailable,
 )
+from vector_store.nodes import Nodes, first_node
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
@@ -42,21 +43,26 @@ _ERRORS = {
 class Client:
     """Stubs over one channel. Threads may share it; processes may not: open one in each process, after any fork.
 
-    Every call the store makes is idempotent (points are written whole, under their own id), so any may be repeated.
+    Every call the store makes is idempotent (points are written whole, under their own id), so any may be repeated, at
+    another node too. Reads are made with the consistency that the config asks for.
     """
 
-    def __init__(self, channel: grpc.Channel, url: str, api_key: str | None) -> None:
+    def __init__(
+        self, channel: Nodes, url: str, api_key: str | None, read_consistency: api.ReadConsistency | None = None
+    ) -> None:
         self.url = url
         self.points = api.PointsStub(channel)
         self.collections = api.CollectionsStub(channel)
         self.snapshots = api.SnapshotsStub(channel)
         self._channel = channel
+        self._read_consistency = read_consistency
         self._process = os.getpid()
         self._metadata = (("api-key", api_key),) if api_key else ()
 
     def call(self, stub_method: Any, request: Any, deadline_s: float) -> Any:
         """The response, trying again with growing pauses while the store is away; StoreUnavailable after the deadline."""
         self._check_process()
+        self._ask_consistently(request)
         deadline = time.monotonic() + deadline_s
         pause_s = FIRST_PAUSE_S
         while True:
@@ -73,19 +79,33 @@ class Client:
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def ask(self, stub_method: Any, requests: Sequence[Any], deadline_s: float) -> list[Any]:
-        """The responses to several requests sent at once, one attempt each: for callers that rather degrade than wait."""
+        """The responses to several requests sent at once, one attempt each: for callers that rather degrade than wait.
+
+        Where there are several nodes, those left are asked in turn within the deadline: each attempt has an even share of it.
+        """
         self._check_process()
-        options: dict[str, Any] = {"timeout": deadline_s, "metadata": self._metadata}
-        futures: list[Any] = []
+        for request in requests:
+            self._ask_consistently(request)
+        deadline = time.monotonic() + deadline_s
+        for nodes_left in range(len(self._channel), 0, -1):
+            try:
+                return self._attempt(stub_method, requests, (deadline - time.monotonic()) / nodes_left)
+            except grpc.RpcError as error:
+                if not _is_transient(error) or nodes_left == 1:
+                    raise self._error(error, requests[0], deadline_s) from error
+        raise AssertionError("a client has one node at least")
+
+    def _attempt(self, stub_method: Any, requests: Sequence[Any], timeout_s: float) -> list[Any]:
+        options: dict[str, Any] = {"timeout": timeout_s, "metadata": self._metadata}
+        if len(requests) == 1:  # without another thread's wake-up: 0.34 against 0.57 ms of CPU for 32 searches
+            return [stub_method(requests[0], **options)]
+        futures = [stub_method.future(request, **options) for request in requests]
         try:
-            if len(requests) == 1:  # without another thread's wake-up: 0.34 against 0.57 ms of CPU for 32 searches
-                return [stub_method(requests[0], **options)]
-            futures += [stub_method.future(request, **options) for request in requests]
             return [future.result() for future in futures]
-        except grpc.RpcError as error:
+        except grpc.RpcError:
             for future in futures:
                 future.cancel()
-            raise self._error(error, requests[0], deadline_s) from error
+            raise
 
     def close(self) -> None:
         """Close the channel."""
@@ -98,6 +118,10 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _ask_consistently(self, request: Any) -> None:
+        if self._read_consistency is not None and "read_consistency" in request.DESCRIPTOR.fields_by_name:
+            request.read_consistency.CopyFrom(self._read_consistency)
 
     def _check_process(self) -> None:
         """A channel used across a fork hangs in gRPC's threads, which were left behind in the parent: rather fail."""
@@ -130,11 +154,19 @@ class Client:
         return StoreError(f"{self.url} failed {what} ({code.name}): {details}")
 
 
-def connect(config: StoreConfig, url: str, api_key: str | None = None) -> Client:
+def connect(config: StoreConfig, url: str, api_key: str | None = None, rank: int | None = None) -> Client:
     """A client of the store at `url`; the key is `api_key` or, without one, the value of config.api_key_env.
 
-    `url` is http(s)://host:port (an embedded store is started first, and gives one). Nothing is sent yet.
+    `url` is http(s)://host:port (an embedded store is started first, and gives one), or several, apart by commas, of the nodes
+    of one cluster: the first asked is on this machine, else goes by `rank`. Nothing is sent yet.
     """
+    urls = nodes_in(url)
+    channels = [_channel(config, node) for node in urls]
+    nodes = Nodes(urls, channels, first_node(urls, rank))
+    return Client(nodes, url, api_key or os.environ.get(config.api_key_env), _read_consistency(config))
+
+
+def _channel(config: StoreConfig, url: str) -> grpc.Channel:
     parts = urlsplit(url)
     if url == EMBEDDED or parts.scheme not in ("http", "https") or not parts.hostname:
         raise StoreError(
@@ -153,12 +185,18 @@ def connect(config: StoreConfig, url: str, api_key: str | None = None) -> Client
     ]
     if is_loopback(parts.hostname):
         options.append(("grpc.enable_http_proxy", 0))  # a machine's proxy cannot reach the machine's own loopback
-    channel = (
-        grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
-        if parts.scheme == "https"
-        else grpc.insecure_channel(target, options)
-    )
-    return Client(channel, url, api_key or os.environ.get(config.api_key_env))
+    if parts.scheme == "https":
+        return grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
+    return grpc.insecure_channel(target, options)
+
+
+def _read_consistency(config: StoreConfig) -> api.ReadConsistency | None:
+    wanted = config.read_consistency
+    if wanted is None:
+        return None
+    if isinstance(wanted, int):
+        return api.ReadConsistency(factor=wanted)
+    return api.ReadConsistency(type=api.ReadConsistencyType.Value(wanted.capitalize()))
 
 
 def _is_transient(error: Any) -> bool:

@@ -10,12 +10,18 @@ MESSAGE_BYTES = 64 * 2**20
 Datatype = Literal["float16", "int8"]
 
 
+def nodes_in(url: str) -> tuple[str, ...]:
+    """The addresses of a URL that may name several nodes, apart by commas; white space around them is no part of them."""
+    return tuple(node.strip() for node in url.split(","))
+
+
 class StoreConfig(BaseModel, frozen=True, extra="forbid"):
     """The address of a memory and the limits of one conversation with it."""
 
     url: str = Field(
         default=EMBEDDED,
-        description="`embedded` starts a local server over the real engine; http(s)://host:6334 is a Qdrant gRPC address.",
+        description="`embedded` starts a local server over the real engine; http(s)://host:6334 is a Qdrant gRPC address. "
+        "Several nodes of a cluster are apart by commas: each process starts at another one and moves on where one fails.",
     )
     collection: str = Field(default="references", min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
     api_key_env: str = Field(
@@ -47,16 +53,56 @@ class StoreConfig(BaseModel, frozen=True, extra="forbid"):
         description="References kept per process, decoded: those chosen often are not fetched again, and they answer "
         "while the store is slow or gone.",
     )
+    shard_number: PositiveInt | None = Field(
+        default=None,
+        description="Shards of a new collection, spread over the cluster's nodes; by default one per node. They stay so.",
+    )
+    replication_factor: PositiveInt = Field(default=1, description="Copies of each shard, on as many nodes.")
+    write_consistency_factor: PositiveInt = Field(
+        default=1, description="Copies that have acknowledged a write before it counts; with fewer alive, writes fail."
+    )
+    read_consistency: PositiveInt | Literal["majority", "quorum", "all"] | None = Field(
+        default=None,
+        description="Copies that are asked and compared on every read: so many, or a share of all; by default one answers.",
+    )
+    read_fan_out_factor: PositiveInt | None = Field(
+        default=None,
+        description="Further copies that are asked at once beside the one that answers, the first answer counts: steadier "
+        "latency for more work.",
+    )
     max_document_frequency: PositiveInt = Field(
         default=10_000,
         description="Tokens in more points than this are left out of `keywords` queries, so that a look-up's cost does not "
         "grow with the collection. Applied when term statistics are published, after a load.",
     )
 
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The addresses in `url`: several where they are nodes of one cluster."""
+        return nodes_in(self.url)
+
     @model_validator(mode="after")
-    def _url_is_known(self) -> Self:
-        if self.url != EMBEDDED and not self.url.startswith(("http://", "https://")):
+    def _parts_agree(self) -> Self:
+        if self.url != EMBEDDED and not all(node.startswith(("http://", "https://")) for node in self.nodes):
             raise ValueError(f"store.url={self.url!r} is neither `embedded` nor http(s)://host:port")
+        more = {"shard_number": self.shard_number or 1, "replication_factor": self.replication_factor}
+        for name, value in more.items():
+            if self.url == EMBEDDED and value > 1:
+                raise ValueError(
+                    f"store.{name}={value} wants a Qdrant cluster, and store.url=embedded is one server with one shard; leave "
+                    "it out, or set store.url to the cluster's nodes"
+                )
+        copies = {
+            "write_consistency_factor": self.write_consistency_factor,
+            "read_consistency": self.read_consistency if isinstance(self.read_consistency, int) else 1,
+            "read_fan_out_factor": 1 + (self.read_fan_out_factor or 0),
+        }
+        for name, wanted in copies.items():
+            if wanted > self.replication_factor:
+                raise ValueError(
+                    f"store.{name}={getattr(self, name)} wants {wanted} copies of each shard, replication_factor is "
+                    f"{self.replication_factor}; lower the one or raise the other"
+                )
         if self.upsert_bytes >= self.message_bytes:
             raise ValueError(f"upsert_bytes={self.upsert_bytes} is not below message_bytes={self.message_bytes}")
         return self

@@ -64,8 +64,10 @@ class Store:
         `attachments` are stored with a new collection, readable by `attachment`.
         """
         with suppress(CollectionExists):  # under an equal manifest, or refused right after
-            self._call(self._client.collections.Create, _create_collection(self._name, manifest, attachments or {}))
+            self._call(self._client.collections.Create, _create_collection(self._config, manifest, attachments or {}))
+            self._set_read_fan_out()
         found = self.require(manifest)
+        self._warn_of_other_shards()
         for field in (DOCUMENT, SOURCE, SPLIT):
             self._call(
                 self._client.points.CreateFieldIndex,
@@ -270,6 +272,27 @@ class Store:
     def _info(self) -> api.CollectionInfo:
         return self._call(self._client.collections.Get, api.GetCollectionInfoRequest(collection_name=self._name)).result
 
+    def _set_read_fan_out(self) -> None:
+        if self._config.read_fan_out_factor is not None:
+            request = api.UpdateCollection(collection_name=self._name)
+            request.params.read_fan_out_factor = self._config.read_fan_out_factor
+            self._call(self._client.collections.Update, request)
+
+    def _warn_of_other_shards(self) -> None:
+        """Shards and copies are fixed when a collection is created: say where it has others than the config wants."""
+        found, wanted = self._info().config.params, self._config
+        differing = [
+            f"{name}={getattr(found, name)} (store.{name}={getattr(wanted, name)})"
+            for name in ("shard_number", "replication_factor", "write_consistency_factor")
+            if getattr(wanted, name) not in (None, getattr(found, name))
+        ]
+        if differing:
+            log.warning(
+                "collection %r was created with %s; it stays so until it is ingested anew into another store.collection",
+                self._name,
+                ", ".join(differing),
+            )
+
     def _set_indexing_threshold(self, kilobytes: int) -> None:
         request = api.UpdateCollection(collection_name=self._name)
         request.optimizers_config.indexing_threshold = kilobytes
@@ -319,8 +342,16 @@ def payload_fields(fields: Sequence[str]) -> api.WithPayloadSelector:
     return api.WithPayloadSelector(include=api.PayloadIncludeSelector(fields=fields))
 
 
-def _create_collection(name: str, manifest: Manifest, attachments: Mapping[str, bytes]) -> api.CreateCollection:
-    request = api.CreateCollection(collection_name=name, on_disk_payload=True)
+def _create_collection(
+    config: StoreConfig, manifest: Manifest, attachments: Mapping[str, bytes]
+) -> api.CreateCollection:
+    request = api.CreateCollection(
+        collection_name=config.collection,
+        on_disk_payload=True,
+        shard_number=config.shard_number,
+        replication_factor=config.replication_factor,
+        write_consistency_factor=config.write_consistency_factor,
+    )
     keywords = request.sparse_vectors_config.map[KEYWORDS]
     keywords.modifier = api.Modifier.Idf
     # Below its default of 5000 points a filtered look-up scores every point instead of asking the index: 40 ms against

@@ -5,6 +5,7 @@ its reason and takes no other along. Knows nothing of collections' settings, and
 """
 
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -39,7 +40,11 @@ class _Prepared(NamedTuple):
 
 
 class Writer:
-    """Writes to one collection while its caller goes on; use it in a `with` block. Not for several threads at once."""
+    """Writes to one collection while its caller goes on; use it in a `with` block. Not for several threads at once.
+
+    `wait_s` is how long the caller was held back by a store that was slower, `sent_bytes` what upserts took, both since the
+    start.
+    """
 
     def __init__(self, client: Client, config: StoreConfig, manifest: Manifest) -> None:
         self._client = client
@@ -51,6 +56,8 @@ class Writer:
         self._batch_bytes = 0
         self._sent: list[Future[Written]] = []
         self._rejected: list[Rejection] = []
+        self.wait_s = 0.0
+        self.sent_bytes = 0
 
     def submit(self, points: Sequence[Point]) -> None:
         """Take points; sends an upsert whenever one is full, and waits while too many are on their way."""
@@ -74,7 +81,9 @@ class Writer:
         self._send_batch()
         sent, self._sent = self._sent, []
         rejected, self._rejected = self._rejected, []
+        started_s = time.monotonic()
         results = [future.result() for future in sent]
+        self.wait_s += time.monotonic() - started_s
         return Written(
             sum(result.written for result in results),
             [*rejected, *(rejection for result in results for rejection in result.rejected)],
@@ -93,9 +102,12 @@ class Writer:
         self.close()
 
     def _send_batch(self) -> None:
+        self.sent_bytes += self._batch_bytes
         batch, self._batch, self._batch_bytes = self._batch, [], 0
         if batch:
+            started_s = time.monotonic()
             self._places.acquire()
+            self.wait_s += time.monotonic() - started_s
             self._sent.append(self._senders.submit(self._send_and_make_place, batch))
 
     def _prepare(self, point: Point) -> _Prepared:

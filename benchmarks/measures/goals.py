@@ -95,10 +95,11 @@ def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
 
 def write_results(
     title: str, given: argparse.Namespace, started_s: float, parts: Mapping[str, Part], all_parts: Sequence[str]
-) -> None:
+) -> Path:
     """Print tables and goals, and write them as json and Markdown, named by script, hardware and UTC day.
 
-    A quick run, or one without `all_parts`, says so in its files' names and never replaces a full one's.
+    A quick run, or one without `all_parts`, says so in its files' names and never replaces a full one's. Returns their path
+    without an ending.
     """
     run = {"hardware": hardware(), **provenance(started_s)}
     goals = [goal for part in parts.values() for goal in part.goals]
@@ -122,6 +123,7 @@ def write_results(
     (given.out / f"{stem}.md").write_text(text)
     (given.out / f"{stem}.json").write_text(json.dumps(result, indent=2) + "\n")
     print(f"written: {given.out / stem}.json and .md")
+    return given.out / stem
 
 
 def _table(rows: Rows) -> list[str]:

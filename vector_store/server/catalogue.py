@@ -40,7 +40,14 @@ from vector_store.server.files import (
 )
 from vector_store.server.index_wish import IndexWish
 from vector_store.server.refusal import MissingCollection, Refusal, already_exists, invalid
-from vector_store.server.translate import VectorKinds, engine_config, indexed_point_bytes, indexing_kb, vector_kinds
+from vector_store.server.translate import (
+    VectorKinds,
+    check_shards,
+    engine_config,
+    indexed_point_bytes,
+    indexing_kb,
+    vector_kinds,
+)
 
 log = logging.getLogger(__name__)
 
@@ -298,6 +305,7 @@ class Catalogue:
     def create(self, settings: api.CreateCollection) -> None:
         """Make an empty collection; the name must be free."""
         name = settings.collection_name
+        check_shards(settings)
         config = engine_config(settings)
         if not name or len(name) > 128 or any(c in '<>:"/\\|?*' or c < " " for c in name):
             raise invalid(f'collection name {name!r} is empty, too long or has one of <>:"/\\|?*')

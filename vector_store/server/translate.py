@@ -86,7 +86,7 @@ def indexing_kb(settings: api.CreateCollection) -> int:
 
 
 def engine_config(settings: api.CreateCollection) -> engine.EdgeConfig:
-    """The engine's view of CreateCollection. Shards, replicas and strict mode mean nothing on one machine."""
+    """The engine's view of CreateCollection. Shards, copies (see `check_shards`) and strict mode mean nothing here."""
     refuse(settings, "quantization_config", "sharding_method")
     vectors = {}
     for name, params in _vector_params(settings).items():
@@ -124,6 +124,15 @@ def engine_config(settings: api.CreateCollection) -> engine.EdgeConfig:
         ),
         wal_enabled=True,
     )
+
+
+def check_shards(settings: api.CreateCollection) -> None:
+    """Refuse to pretend: a collection here has one shard, and that is its only copy."""
+    for name in ("shard_number", "replication_factor", "write_consistency_factor"):
+        if (wanted := _optional(settings, name)) not in (None, 1):
+            raise invalid(
+                f"{name}={wanted}: the embedded server has one shard and one copy of it; give 1, or use a cluster"
+            )
 
 
 def check_update(request: api.UpdateCollection) -> None:

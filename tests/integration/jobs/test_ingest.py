@@ -1,12 +1,18 @@
 """Filling the memory on real Ray and the real engine: complete, once, resumable, and refusing what does not belong."""
 
 import json
+import re
+import time
+import urllib.request
+from collections import Counter
 
 import numpy as np
 import pytest
+import ray
 
 from jobs import ingest
-from jobs.ingest import fill_memory, is_filled, stored_projection
+from jobs.ingest import fill_memory, stored_projection
+from jobs.load_progress import LOAD, is_filled, load_progress
 from jobs.memory import connect_store, manifest_of, reference_id, running_store
 from jobs.prepared import prepare
 from refbert.errors import InputError
@@ -169,3 +175,75 @@ def test_manifest_says_who_wrote_the_memory(tiny_run):
     with running_store(config) as url, connect_store(config, url) as client:
         fill_memory(config, url)
         assert Store(client, config.store).manifest() == manifest_of(load_teacher(config.teacher), config.references)
+
+
+def chunks_done(config, store, corpus, done: int) -> None:
+    """Leave a full memory as a job that was killed after so many chunks would."""
+    store.attach(LOAD, json.dumps({}).encode())
+    made = load_progress(store, corpus, config.ingest.batch)
+    made.points_before = 0
+    for chunk in range(done):
+        made.finish(chunk, config.ingest.batch)
+    store.attach(LOAD, made.state("loading", store.count(), {}))
+
+
+def test_chunks_that_a_killed_load_had_finished_are_neither_read_nor_asked_for_again(tiny_run, monkeypatch):
+    config = tiny_run(ingest={"batch": 32})
+    corpus = prepare(config)
+    asked: list[int] = []
+    whole = ingest.stored_chunks
+
+    def counted(config, address, corpus, todo):
+        asked.append(len(todo))
+        return whole(config, address, corpus, todo)
+
+    monkeypatch.setattr(ingest, "stored_chunks", counted)
+    with running_store(config) as url, connect_store(config, url) as client:
+        store = Store(client, config.store)
+        assert fill_memory(config, url)["written"] == corpus.counts.distinct
+        num_chunks = -(-corpus.counts.distinct // 32)
+        chunks_done(config, store, corpus, done=7)
+        counts = fill_memory(config, url)
+        assert (counts["read"], counts["skipped"], counts["written"]) == (
+            corpus.counts.train,
+            corpus.counts.distinct,
+            0,
+        )
+        assert asked == [num_chunks, num_chunks - 7]
+        assert is_filled(store, corpus)
+        assert not list((corpus.directory / "loads").iterdir())
+
+        chunks_done(config, store, corpus, done=num_chunks)  # but now some of what was written is gone
+        assert store.delete(("source", corpus.table("train")["source"][0].as_py())) > 0
+        assert fill_memory(config, url)["written"] > 0
+        assert asked[-1] == num_chunks
+        assert store.count() == corpus.counts.distinct
+
+
+def test_encoders_are_added_while_rows_wait(tiny_run):
+    config = tiny_run(ingest={"batch": 8, "num_encoders": 1, "max_encoders": 2})
+    with running_store(config) as url:
+        assert fill_memory(config, url)["written"] == prepare(config).counts.distinct
+
+
+def stage_rows() -> dict[str, float]:
+    """What this machine's metrics port says of each stage's rows."""
+    node = ray.nodes()[0]
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    text = urllib.request.urlopen(url, timeout=60).read().decode()
+    found: Counter[str] = Counter()
+    for stage, value in re.findall(r'^ray_refbert_stage_rows_total\{.*stage="(\w+)".*\} (\S+)$', text, re.MULTILINE):
+        found[stage] += float(value)
+    return found
+
+
+def test_prometheus_reads_the_rows_of_every_stage(tiny_run):
+    config = tiny_run(ingest={"batch": 64})
+    before = stage_rows()
+    with running_store(config) as url:
+        written = fill_memory(config, url)["written"]
+    wanted = {"read": 400, "encode": written, "store": written}
+    deadline = time.monotonic() + 120
+    while any(stage_rows()[stage] - before[stage] < rows for stage, rows in wanted.items()):
+        assert time.monotonic() < deadline, f"wanted {wanted} more than {before}, found {stage_rows()}"
+        time.sleep(2)

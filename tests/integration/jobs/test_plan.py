@@ -49,3 +49,21 @@ def test_lines_are_estimated_by_their_length(tiny_run, tmp_path):
     (tmp_path / "corpus.txt").write_text("".join(f"a line of text, number {number}\n" for number in range(5000)))
     config = tiny_run(corpus={"path": str(tmp_path / "corpus.txt"), "heldout_fraction": 0.2})
     assert promised(config)[1] == pytest.approx(4000, rel=0.1)
+
+
+def test_the_plan_says_what_each_node_of_a_cluster_will_hold(tiny_run):
+    nodes = ",".join(f"http://node{number}:6334" for number in range(3))
+    config = tiny_run(store={"url": nodes, "shard_number": 4, "replication_factor": 2})
+    counted = prepare(config).counts.distinct
+    said = plan(config)["store"]
+    found = re.fullmatch(
+        r"4 shards x 2 copies; one shard: (\d+) references, .* GB disk, .* GB RAM; the fullest of 3 nodes \(3 shards, "
+        r"others 2\): (\d+) references, ([\d.e-]+) GB disk, ([\d.e-]+) GB RAM",
+        said,
+    )
+    assert found, said
+    one_shard, fullest = int(found[1]), int(found[2])
+    assert 4 * one_shard == pytest.approx(counted, abs=4)
+    assert fullest == 3 * one_shard
+    assert float(found[3]) * 1e6 / fullest == pytest.approx(promised(config)[0], rel=0.05)
+    assert plan(tiny_run())["store"].startswith(f"1 shard on the embedded server: {counted} references")

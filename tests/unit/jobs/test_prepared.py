@@ -1,6 +1,12 @@
 """How rows become passages: what stays on one side of the held-out split, and what becomes a pair."""
 
-from jobs.prepared import row_passages
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from jobs import prepared
+from jobs.corpus_parts import row_passages
+from jobs.prepared import PassageRows, first_rows, texts_in
 from refbert.config import CorpusConfig
 from refbert.corpus import Row
 
@@ -30,3 +36,26 @@ def test_about_the_share_asked_for_becomes_pairs_that_hold_the_whole_passage():
     assert 60 < len(pairs) < 140
     joined = [" ".join(filter(None, (passage["text"], passage["text_pair"]))) for passage in found]
     assert joined == texts
+
+
+def chunked_table(sizes: list[int]) -> pa.Table:
+    texts = iter(f"text {number % 37}" for number in range(sum(sizes)))
+    chunks = [pa.table({"text": [next(texts) for _ in range(size)], "text_pair": [None] * size}) for size in sizes]
+    return pa.concat_tables(
+        [chunk.cast(pa.schema({"text": pa.string(), "text_pair": pa.string()})) for chunk in chunks]
+    )
+
+
+def test_rows_are_taken_from_many_chunks_in_the_order_asked_for():
+    table = chunked_table([5, 0, 1, 17, 30])
+    rows = np.random.default_rng(0).integers(0, len(table), 40)
+    assert PassageRows(table).at(rows) == table.take(pa.array(rows)).to_pylist()
+    assert list(texts_in(table, rows)) == [table["text"][row].as_py() for row in rows.tolist()]
+
+
+@pytest.mark.parametrize("bucket_rows", [10, 1000])
+def test_the_first_row_of_each_text_is_found_whatever_fits_into_memory(monkeypatch, bucket_rows):
+    monkeypatch.setattr(prepared, "BUCKET_ROWS", bucket_rows)
+    table = chunked_table([50, 60])
+    texts = table["text"].to_pylist()
+    assert first_rows(table).tolist() == sorted({texts.index(text) for text in texts})

@@ -193,3 +193,30 @@ def test_articles_of_wikitext_are_documents_without_titles_and_headings(tmp_path
         ("One line .", "= First ="), ("Another = sign .", "= First ="), ("Its line .", "= Second ="),
     ]  # fmt: skip
     assert all(row.in_document for row in rows)
+
+
+def write_lines(file, number_of_rows):
+    file.write_text("".join(f"line {row}\n" + "\n" * (row % 3) for row in range(number_of_rows)))
+
+
+def write_articles(file, number_of_rows):
+    titles = {row: f"= Article {row} =\n" for row in range(0, number_of_rows, 5)}
+    file.write_text("".join(titles.get(row, "") + f"line {row}\n\n" for row in range(number_of_rows)))
+
+
+def write_row_groups(file, number_of_rows):
+    from pyarrow import parquet, table
+
+    parquet.write_table(table({"text": [f"row {row}" for row in range(number_of_rows)]}), file, row_group_size=8)
+
+
+@pytest.mark.parametrize(
+    ("write", "form"), [(write_lines, "text"), (write_articles, "wikitext"), (write_row_groups, "parquet")]
+)
+@pytest.mark.parametrize("start", [0, 1, 7, 8, 9, 29, 30, 31])
+def test_reading_from_a_row_on_gives_the_tail(tmp_path, write, form, start):
+    write(tmp_path / "corpus", 30)
+    config = CorpusConfig(path=str(tmp_path / "corpus"), format=form)
+    rows = list(read_rows(config.path, config))
+    assert len(rows) == 30
+    assert list(read_rows(config.path, config, start)) == rows[start:]

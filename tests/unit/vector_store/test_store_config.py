@@ -11,9 +11,13 @@ def test_the_default_is_the_embedded_store():
     assert StoreConfig().url == "embedded"
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:6334", "https://cluster.example:6334"])
+@pytest.mark.parametrize("url", ["http://127.0.0.1:6334", "https://cluster.example:6334", "http://a:1,http://b:2"])
 def test_addresses_are_accepted(url):
     assert StoreConfig(url=url).url == url
+
+
+def test_a_url_may_name_the_nodes_of_a_cluster():
+    assert StoreConfig(url="http://a:1, http://b:2").nodes == ("http://a:1", "http://b:2")
 
 
 @pytest.mark.parametrize(
@@ -24,6 +28,16 @@ def test_addresses_are_accepted(url):
         ({"collection": "a/b"}, "pattern"),
         ({"lookup_deadline_ms": 0}, "greater than 0"),
         ({"timeout": 1}, "Extra inputs"),
+        ({"url": "http://a:1,b:2"}, "neither `embedded` nor"),
+        ({"shard_number": 4}, "store.shard_number=4 wants a Qdrant cluster"),
+        ({"replication_factor": 2}, "store.replication_factor=2 wants a Qdrant cluster"),
+        (
+            {"url": "http://a:1", "replication_factor": 2, "write_consistency_factor": 3},
+            "store.write_consistency_factor=3 wants 3 copies of each shard, replication_factor is 2",
+        ),
+        ({"url": "http://a:1", "read_fan_out_factor": 1}, "wants 2 copies of each shard"),
+        ({"url": "http://a:1", "read_consistency": 2}, "wants 2 copies of each shard"),
+        ({"read_consistency": "most"}, "majority"),
     ],
 )
 def test_bad_fields_are_named(fields, complaint):

@@ -1,0 +1,47 @@
+"""A store that is slower than who writes to it: the writer waits, with a bounded number of points on their way."""
+
+import os
+import signal
+import threading
+import time
+
+from tests.chaos.faults import server_pid, wait_until
+from vector_store.client import connect
+from vector_store.config import StoreConfig
+from vector_store.server.process import embedded_server
+from vector_store.store import Store
+
+
+def test_a_store_that_stands_still_holds_its_writer_back_and_nothing_is_lost(tmp_path, manifest, make_points):
+    points = make_points(400)
+    config = StoreConfig(upserts_in_flight=2, upsert_bytes=2000)
+    submitted = 0
+    with embedded_server(tmp_path) as url, connect(config, url) as client:
+        store = Store(client, config)
+        store.ensure(manifest)
+        with store.writer() as writer:
+
+            def write() -> None:
+                nonlocal submitted
+                for point in points:
+                    writer.submit([point])
+                    submitted += 1
+
+            os.kill(server_pid(tmp_path), signal.SIGSTOP)
+            try:
+                writing = threading.Thread(target=write)
+                writing.start()
+                wait_until(lambda: submitted > 0, "the first point is taken")
+                while (before := submitted) < len(points):  # until it does not move for a second
+                    time.sleep(1)
+                    if submitted == before:
+                        break
+            finally:
+                os.kill(server_pid(tmp_path), signal.SIGCONT)
+            # Two upserts on their way and a third that is full: each has 2,000 bytes of points of 200 and more.
+            assert submitted <= 3 * (config.upsert_bytes // 200)
+            writing.join()
+            assert writer.finish() == (len(points), [])
+            assert writer.wait_s > 0.9
+            assert writer.sent_bytes > 200 * len(points)
+        assert store.count() == len(points)
