@@ -4,8 +4,8 @@
     python -m cluster.sizing RUN.yaml --references 5000000 --replication 3
     python -m cluster.sizing jobs/configs/quickstart.yaml references.datatype=int8
 
-What a reference takes comes from points made of a sample of the run's corpus, as `jobs/ingest.py --show` makes them; the rest is
-the arithmetic below, which names its assumptions.
+What a reference takes comes from points made of a sample of the run's corpus, as `jobs/ingest.py --show` makes them; the rest
+is the arithmetic below, which names its assumptions.
 """
 
 import argparse
@@ -67,7 +67,9 @@ class Sizing(NamedTuple):
 def size(references: int, each: ReferenceSize, nodes: int = 3, replication: int = 2) -> Sizing:
     """Size a cluster of at least `nodes` nodes. ValueError where a shard's copies would have to share a node."""
     if replication > nodes:
-        raise ValueError(f"replication {replication} over {nodes} nodes: a copy needs a node of its own; give more nodes")
+        raise ValueError(
+            f"replication {replication} over {nodes} nodes: a copy needs a node of its own; give more nodes"
+        )
     data_gb = references * each.stored_bytes * DISK_PER_STORED_BYTE / 1e9
     dense_bytes = each.dense_dim * 4 + each.links * LINK_BYTES
     index_gb = references * (POINT_BYTES + each.postings * POSTING_BYTES + dense_bytes) * INDEX_OVERHEAD / 1e9

@@ -6,8 +6,8 @@
 
 Reads docker/Dockerfile itself: each stage is a folder, RUN runs in it by chroot, as the stage's user, with a clean environment.
 The base image is made by debootstrap from the release that its tag names. This machine's pip settings (index, constraints,
-certificates) are passed on, and folders they name are there read-only. Needs root, debootstrap and some 5 GB; a finished stage is
-used again until `--fresh`. Of Docker's language it knows what the file uses, and stops at anything else.
+certificates) are passed on, and folders they name are there read-only. Needs root, debootstrap and some 5 GB; a finished
+stage is used again until `--fresh`. Of Docker's language it knows what the file uses, and stops at anything else.
 """
 
 import argparse
@@ -31,7 +31,7 @@ NO_EFFECT = {"HEALTHCHECK", "CMD", "LABEL", "EXPOSE"}
 """What concerns a running container, not its files."""
 
 CHECKS = {
-    "no compiler": "for tool in cc gcc g++ clang make ninja nvcc; do ! command -v $tool || exit 1; done",
+    "no compiler": "for tool in cc c++ gcc g++ clang nvcc; do ! command -v $tool || exit 1; done",
     "not root": 'test "$(id -u)" -ne 0 && touch "$REFBERT_HOME/written" && ! touch /opt/refbert/written 2>/dev/null',
     "requirements agree": "pip check",
     "every dependency and module imports": "python -c '{imports}'",
@@ -241,7 +241,13 @@ class Builder:
         uid = state.user.split(":")[0]
         passwd = [line.split(":") for line in (folder / "etc/passwd").read_text().splitlines()]
         home = next((line[5] for line in passwd if line[2] == uid), "/")
-        environment = {"HOME": home, "DEBIAN_FRONTEND": "noninteractive", **state.arguments, **state.environment, **self.settings}
+        environment = {
+            "HOME": home,
+            "DEBIAN_FRONTEND": "noninteractive",
+            **state.arguments,
+            **state.environment,
+            **self.settings,
+        }
         mounts = [
             "mount -t proc proc proc",
             "mount --rbind /dev dev",
@@ -258,7 +264,9 @@ class Builder:
             mounts.append(f"mount --bind -o ro {shlex.quote(str(path.resolve()))} {shlex.quote(str(place))}")
         inside = f"cd {shlex.quote(state.folder)} && {command}"
         variables = [f"{name}={value}" for name, value in environment.items()]
-        chroot = shlex.join(["chroot", f"--userspec={state.user}", ".", "/usr/bin/env", "-i", *variables, "/bin/sh", "-c", inside])
+        chroot = shlex.join(
+            ["chroot", f"--userspec={state.user}", ".", "/usr/bin/env", "-i", *variables, "/bin/sh", "-c", inside]
+        )
         script = " && ".join([*mounts, f"exec {chroot}"])
         ended = subprocess.run(
             ["unshare", "--mount", "--pid", "--fork", "--kill-child", "/bin/sh", "-c", script], cwd=folder, check=False

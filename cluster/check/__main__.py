@@ -1,7 +1,7 @@
 """Check everything that deploys this project.
 
-    python -m cluster.check            exit code 0, or 1 with a line for each mistake
-    python -m cluster.check FOLDER     of another checkout
+python -m cluster.check            exit code 0, or 1 with a line for each mistake
+python -m cluster.check FOLDER     of another checkout
 """
 
 import sys

@@ -42,7 +42,7 @@ def dockerfile_mistakes(path: Path) -> list[str]:
 
 
 def compose_mistakes(path: Path) -> list[str]:
-    """Check a compose file: its schema, that ports stay on loopback, that Ray asks for a token, that what is mounted is there."""
+    """Check a compose file: schema, ports on loopback alone, a token for Ray, secrets as files, mounts that exist."""
     schema = json.loads((files("check_jsonschema.builtin_schemas") / "vendor" / "compose-spec.json").read_text())
     compose = yaml.safe_load(path.read_text())
     found = [f"{path.name}: {mistake}" for mistake in mistakes(schema, compose)]
@@ -52,8 +52,12 @@ def compose_mistakes(path: Path) -> list[str]:
 def _rules(compose: dict[str, Any], folder: Path) -> list[str]:
     found = []
     for name, service in compose["services"].items():
-        found += [f"{name} publishes {port} beyond loopback" for port in service.get("ports", ()) if not LOOPBACK.match(str(port))]
-        if "image" in service and ":" not in service["image"] or str(service.get("image", "")).endswith(":latest"):
+        found += [
+            f"{name} publishes {port} beyond loopback"
+            for port in service.get("ports", ())
+            if not LOOPBACK.match(str(port))
+        ]
+        if ":" not in service["image"] or service["image"].endswith(":latest"):
             found.append(f"{name} wants an image with a version")
         if "memory" not in service.get("deploy", {}).get("resources", {}).get("limits", {}):
             found.append(f"{name} wants a limit of memory")
@@ -67,7 +71,11 @@ def _rules(compose: dict[str, Any], folder: Path) -> list[str]:
             for key, value in environment.items()
             if re.search("KEY|TOKEN|PASSWORD", key) and not str(value).startswith("/run/secrets/")
         ]
-        found += [f"{name} wants the secret {secret}" for secret in service.get("secrets", ()) if secret not in compose["secrets"]]
+        found += [
+            f"{name} wants the secret {secret}"
+            for secret in service.get("secrets", ())
+            if secret not in compose["secrets"]
+        ]
         for mount in service.get("volumes", ()):
             source = mount.split(":")[0]
             exists = (folder / source).exists() if source.startswith(".") else source in compose["volumes"]

@@ -1,11 +1,12 @@
-"""Kubernetes manifests, the values of Qdrant's chart and Ray's own cluster launcher file: schemas, and what this project asks beyond.
+"""Kubernetes manifests, the values of Qdrant's chart, Ray's own cluster launcher file: schemas, and what this project asks.
 
-Beyond the schemas: every container says what it needs and gives up privileges; keys come from secrets; what a pod mounts exists;
-the run's YAML and the service's config are ones that Ray and the jobs take.
+Beyond the schemas: every container says what it needs and gives up privileges; keys come from secrets; what a pod mounts
+exists; the run's YAML and the service's config are ones that Ray and the jobs take.
 """
 
 import json
 import re
+import tempfile
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -109,44 +110,61 @@ def reference_mistakes(document: dict[str, Any], every: list[tuple[str, dict[str
 
 
 def run_mistakes(every: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
-    """The run's YAML as the jobs read it, job's and service's overrides included; the service's config as Ray Serve reads it."""
-    from jobs.serve import AppArguments
-    from jobs.service.replica import DEPLOYMENT
-    from ray.serve.schema import ServeDeploySchema
-
-    runs = [other["data"]["run.yaml"] for _, other in every if other["kind"] == "ConfigMap" and "run.yaml" in other["data"]]
+    """The run's YAML as jobs and service read it, with their overrides; the service's config as Ray Serve reads it."""
+    runs = [(name, other["data"]["run.yaml"]) for name, other in every if "run.yaml" in other.get("data", ())]
     if len(runs) != 1:
         yield f"{len(runs)} ConfigMaps have a run.yaml, wanted one"
         return
-    for name, document in every:
+    (file, run) = runs[0]
+    users = [(name, other) for name, other in every if other["kind"] in ("RayJob", "RayService")]
+    if refused := refusal(run, []):
+        yield f"{file}: run.yaml: {refused}"
+        return
+    for name, document in users:
+        read = job_arguments if document["kind"] == "RayJob" else service_arguments
         try:
-            if document["kind"] == "RayJob":
-                _, script, run, *overrides = document["spec"]["entrypoint"].split()
-                if run != RUN_FILE or not (Path(__file__).parents[2] / script).is_file():
-                    raise InputError(f"the entrypoint runs {script} {run}, wanted a job and {RUN_FILE}")
-                read_run(runs[0], overrides)
-            elif document["kind"] == "RayService":
-                config = ServeDeploySchema.model_validate(yaml.safe_load(document["spec"]["serveConfigV2"]))
-                (application,) = config.applications
-                arguments = AppArguments.model_validate(application.args)
-                if application.import_path != "jobs.serve:app" or arguments.run != RUN_FILE:
-                    raise InputError(f"the service is jobs.serve:app with run: {RUN_FILE}")
-                unknown = {deployment.name for deployment in application.deployments} - {DEPLOYMENT}
-                if unknown:
-                    raise InputError(f"there is no deployment {', '.join(sorted(unknown))}; it is {DEPLOYMENT}")
-                read_run(runs[0], arguments.overrides)
+            refused = refusal(run, read(document["spec"]))
         except (InputError, ValueError) as error:
-            yield f"{name}: {document['kind']} {document['metadata']['name']}: {' '.join(str(error).split())}"
+            refused = " ".join(str(error).split())
+        if refused:
+            yield f"{name}: {document['kind']} {document['metadata']['name']}: {refused}"
 
 
-def read_run(text: str, overrides: list[str]) -> None:
-    """Load a run's YAML as a job would; InputError where it would refuse."""
-    import tempfile
+def job_arguments(spec: dict[str, Any]) -> list[str]:
+    """The overrides of a RayJob's entrypoint; InputError where that is no job of this project on the run's YAML."""
+    _, script, run, *overrides = spec["entrypoint"].split()
+    if run != RUN_FILE or not (Path(__file__).parents[2] / script).is_file():
+        raise InputError(f"the entrypoint runs {script} {run}, wanted a job and {RUN_FILE}")
+    return list(overrides)
 
+
+def service_arguments(spec: dict[str, Any]) -> list[str]:
+    """The overrides of a RayService's application; InputError or ValueError where Ray Serve or jobs.serve would refuse it."""
+    from ray.serve.schema import ServeDeploySchema
+
+    from jobs.serve import AppArguments
+    from jobs.service.replica import DEPLOYMENT
+
+    config = ServeDeploySchema.model_validate(yaml.safe_load(spec["serveConfigV2"]))
+    (application,) = config.applications
+    arguments = AppArguments.model_validate(application.args)
+    if application.import_path != "jobs.serve:app" or arguments.run != RUN_FILE:
+        raise InputError(f"the service is jobs.serve:app with run: {RUN_FILE}")
+    if unknown := {deployment.name for deployment in application.deployments} - {DEPLOYMENT}:
+        raise InputError(f"there is no deployment {', '.join(sorted(unknown))}; it is {DEPLOYMENT}")
+    return arguments.overrides
+
+
+def refusal(run: str, overrides: list[str]) -> str | None:
+    """What a job would say of a run's YAML with these overrides; None where it would start."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.yaml"
-        path.write_text(text)
-        load_config(path, overrides)
+        path.write_text(run)
+        try:
+            load_config(path, overrides)
+        except InputError as error:
+            return str(error).removeprefix(f"{path}: ")
+    return None
 
 
 def values_mistakes(path: Path) -> list[str]:
@@ -154,7 +172,9 @@ def values_mistakes(path: Path) -> list[str]:
     values = yaml.safe_load(path.read_text())
     found = [f"{path.name}: {mistake}" for mistake in custom_mistakes("QdrantValues", values)]
     named = set(re.findall(r'"(?:secretKeyRef": {"name|secretName)": "([^"]+)"', json.dumps(values)))
-    return found + [f"{path.name}: names the secret {name}, which nobody makes" for name in sorted(named - MADE_BY_HAND)]
+    return found + [
+        f"{path.name}: names the secret {name}, which nobody makes" for name in sorted(named - MADE_BY_HAND)
+    ]
 
 
 def launcher_mistakes(path: Path) -> list[str]:

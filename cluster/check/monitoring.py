@@ -62,7 +62,12 @@ def ray_metrics() -> set[str]:
 def rule_mistakes(path: Path) -> list[str]:
     """Check a file of alert rules: fields, expressions, metrics, and that every rule says how bad and what."""
     rules = yaml.safe_load(path.read_text())
-    resource = {"apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule", "metadata": {"name": "x"}, "spec": rules}
+    resource = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "x"},
+        "spec": rules,
+    }
     found = [f"{path.name}: {mistake}" for mistake in custom_mistakes("PrometheusRule", resource)]
     if found:
         return found

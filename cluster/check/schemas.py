@@ -49,7 +49,7 @@ def custom_mistakes(kind: str, document: dict[str, Any]) -> list[str]:
 
 @cache
 def custom_schema(kind: str) -> dict[str, Any] | None:
-    """The JSON schema of a type of custom_resources.yaml; a resource has apiVersion, kind and metadata beside its own fields."""
+    """The JSON schema of a type of custom_resources.yaml; one with a spec has apiVersion, kind and metadata too."""
     types = yaml.safe_load(Path(__file__).with_name("custom_resources.yaml").read_text())
     if kind not in types:
         return None
