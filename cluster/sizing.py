@@ -23,13 +23,11 @@ DISK_PER_STORED_BYTE = 1.25
 Measured on 23,619 references of the quickstart: 1.17 with float16, 1.26 with int8 (docs/kubernetes.md)."""
 FREE_DISK = 1 / 3
 """Share of a volume kept free: optimizers write a segment anew before they drop the old one."""
-POSTING_BYTES = 8
-"""One token of one reference in the inverted index: id and weight."""
-POINT_BYTES = 88
-"""Id, its place, and three keyword indexes (document, source, split), per reference."""
+HELD_BYTES = 2500
+"""Memory per reference that the engine cannot drop: ids, inverted index, three payload indexes. Measured on ingests of 2,000
+and 20,000 texts (benchmarks/results, store, memory: 40 MiB for 17,100 more). A server whose optimizers have run needs less."""
 LINK_BYTES = 4
-INDEX_OVERHEAD = 1.5
-"""Qdrant's own rule for memory: half as much again for what is rebuilt and what the allocator keeps."""
+"""A link of HNSW's graph; its lowest layer has 2 x m of them per reference."""
 CACHED_SHARE = 0.1
 """Share of the states that should fit the page cache: what is looked up often. The rest is read from disk."""
 BASE_GB = 2.0
@@ -44,10 +42,9 @@ NODE_RAM_GB = 128.0
 
 
 class ReferenceSize(NamedTuple):
-    """What one reference takes in the mean: bytes of its point on the wire, tokens in the inverted index, dense vector."""
+    """What one reference takes in the mean: bytes of its point on the wire, and its dense vector with links, if any."""
 
     stored_bytes: float
-    postings: float
     dense_dim: int = 0
     links: int = 0
 
@@ -72,7 +69,7 @@ def size(references: int, each: ReferenceSize, nodes: int = 3, replication: int 
         )
     data_gb = references * each.stored_bytes * DISK_PER_STORED_BYTE / 1e9
     dense_bytes = each.dense_dim * 4 + each.links * LINK_BYTES
-    index_gb = references * (POINT_BYTES + each.postings * POSTING_BYTES + dense_bytes) * INDEX_OVERHEAD / 1e9
+    index_gb = references * (HELD_BYTES + dense_bytes) / 1e9
     ram_gb = index_gb + CACHED_SHARE * data_gb
     copies = replication
     nodes = max(
@@ -93,10 +90,10 @@ def size(references: int, each: ReferenceSize, nodes: int = 3, replication: int 
 
 
 def table(each: ReferenceSize, references: Iterable[int], nodes: int = 3, replication: int = 2) -> str:
-    """Return a Markdown table, with the sample's means above it: the table follows from them alone."""
+    """Return a Markdown table, with the sample's mean above it: the table follows from that alone."""
     dense = f", a dense vector of {each.dense_dim} with {each.links} links" if each.dense_dim else ""
     lines = [
-        f"{each.stored_bytes:.0f} bytes and {each.postings:.1f} tokens per reference{dense}; {replication} copies:",
+        f"{each.stored_bytes:.0f} bytes per reference{dense}; {replication} copies:",
         "",
         "| references | nodes | shards | GB per shard | disk per node | memory per node |",
         "|---|---|---|---|---|---|",
@@ -155,7 +152,7 @@ def measured(config: RunConfig) -> ReferenceSize:
     manifest = manifest_of(teacher, config.references)
     sample = reference_sample(config, teacher, manifest)
     dense = manifest.encoder_dim if manifest.dense_index else 0
-    return ReferenceSize(sample.stored_bytes, sample.postings, dense, 2 * HNSW_M if dense else 0)
+    return ReferenceSize(sample.stored_bytes, dense, 2 * HNSW_M if dense else 0)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import ray
 import ray.data
 
 from jobs.config import RunConfig
+from jobs.gauges import INGEST, RunGauges
 from jobs.launch import launch
 from jobs.memory import MemoryAddress, connect_store, manifest_of, reference_texts, running_store
 from jobs.prepared import REJECTED, PreparedCorpus, prepare, texts_in
@@ -120,8 +121,10 @@ def fill_memory(
             open(rejections, "a", encoding="utf-8") as dead_letters,
             progress("ingest", corpus.counts.distinct, "text") as update,
         ):
+            gauges = RunGauges(INGEST, config.name)
             for done, lines in stored_batches(config, address, corpus):
                 counts.update(done)
+                gauges.show(counts)
                 dead_letters.write(lines)
                 update(done["read"], written=counts["written"], skipped=counts["skipped"], rejected=counts["rejected"])
         publish_term_statistics(client, config.store)

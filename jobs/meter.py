@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from ray.util.metrics import Gauge
 from torch import Tensor
 
 from jobs.config import TrainConfig
+from jobs.gauges import TRAINING, RunGauges
 from jobs.progress import progress
 from jobs.stream import DistillStream
 
@@ -27,20 +27,6 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     wait_s: float = 0.0
-
-
-GAUGES = {
-    "step": ("train_step", "Optimizer steps made, of a training that runs."),
-    "steps": ("train_steps_wanted", "Optimizer steps that it is to make."),
-    "train/loss": ("train_loss", "Loss, mean over workers and the last train.log_every steps."),
-    "train/examples_per_s": ("train_examples_per_second", "Examples of all workers together."),
-    "data/wait_fraction": ("train_data_wait_fraction", "Share of its time that rank 0 waited for batches."),
-    "store/live": ("train_lookups_live", "Rank 0's look-ups that the memory answered, since its start."),
-    "store/cached": ("train_lookups_cached", "Those answered from kept references."),
-    "store/null": ("train_lookups_null", "Those that got the null reference."),
-    "store/query_ms": ("train_lookup_milliseconds", "Rank 0's last look-up."),
-}
-"""What Ray exports to Prometheus, as `ray_refbert_...{run}`, by the name it has in metrics.jsonl."""
 
 
 class Meter:
@@ -70,10 +56,8 @@ class Meter:
             metrics.write_text("".join(f"{line}\n" for line in kept))  # what lies beyond the checkpoint is done again
             self.file = metrics.open("a", buffering=1)
             self.board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=self.step + 1)
-            self.gauges = {
-                key: Gauge(f"refbert_{name}", text, tag_keys=("run",)) for key, (name, text) in GAUGES.items()
-            }
-            self._show({"steps": float(self.train.steps)})
+            self.gauges = RunGauges(TRAINING, self.directory.name)
+            self.gauges.show({"steps": self.train.steps})
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -115,12 +99,7 @@ class Meter:
             for name, value in line.items():
                 if name != "step":
                     self.board.add_scalar(name, value, self.step)
-            self._show(line)
-
-    def _show(self, values: dict[str, float]) -> None:
-        for key, gauge in self.gauges.items():
-            if key in values:
-                gauge.set(values[key], tags={"run": self.directory.name})
+            self.gauges.show(line)
 
     def snapshot(self, stream: DistillStream) -> Progress:
         """Return what a checkpoint must know, the time of earlier submissions included."""

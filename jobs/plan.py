@@ -34,11 +34,10 @@ class CorpusSample(NamedTuple):
 
 
 class ReferenceSample(NamedTuple):
-    """What a reference takes in the mean of a sample: stored, what a look-up fetches of it, tokens to find it by; how many."""
+    """What a reference takes in the mean of a sample: stored, and what a look-up fetches of it; and how many there are."""
 
     stored_bytes: float
     fetched_bytes: float
-    postings: float
     references: int | None
     known_by: str
 
@@ -69,17 +68,15 @@ def reference_sample(config: RunConfig, teacher: Teacher, manifest: Manifest) ->
     sample = corpus_sample(config, teacher)
     texts = reference_texts(teacher, manifest, config.references)
     ids, mask, _ = texts.tokenize([text_of(passage) for passage in sample.passages])
-    stored, fetched, postings = [], [], []
+    stored, fetched = [], []
     for row, passage in enumerate(sample.passages):
         token_ids = ids[row, : int(mask[row].sum())].numpy().astype(np.int32)
         states = np.zeros((len(token_ids), manifest.dim), np.float16)
         point = texts.point(passage, texts.identifier(text_of(passage)), token_ids, states)
         message = encode(point, manifest.datatype)
         stored.append(message.ByteSize())
-        postings.append(len(point.keywords.indices))
         fetched.append(sum(message.payload[field].ByteSize() for field in state_fields(with_text=False)))
-    means = (float(np.mean(each)) for each in (stored, fetched, postings))
-    return ReferenceSample(*means, sample.references, sample.known_by)
+    return ReferenceSample(float(np.mean(stored)), float(np.mean(fetched)), sample.references, sample.known_by)
 
 
 def memory_plan(sample: ReferenceSample, manifest: Manifest) -> str:

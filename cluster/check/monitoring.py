@@ -34,17 +34,12 @@ SUFFIX = re.compile(r"_(total|bucket|sum|count)$")
 @cache
 def exported() -> frozenset[str]:
     """Every metric's name, without a histogram's or counter's suffix, from the code that exports it."""
+    from jobs.gauges import INGEST, TRAINING
     from jobs.service.metrics import Metrics
 
     service = {sample.name for sample in Metrics().registry.collect()}
-    own = re.compile(r'"((?:train|ingest|stage|store)_[a-z_]+)"')
-    jobs = {
-        f"ray_refbert_{name}"
-        for path in (Path(__file__).parents[2] / "jobs").glob("*.py")
-        if "ray.util.metrics" in (text := path.read_text())
-        for name in own.findall(text)
-    }
-    return frozenset({SUFFIX.sub("", name) for name in service | jobs | ray_metrics() | QDRANT | OTHERS})
+    runs = {f"ray_refbert_{name}" for kind in (TRAINING, INGEST) for name, _ in kind.values()}
+    return frozenset({SUFFIX.sub("", name) for name in service | runs | ray_metrics() | QDRANT | OTHERS})
 
 
 def ray_metrics() -> set[str]:

@@ -52,6 +52,8 @@ def test_alerts_fire_when_they_should_and_not_otherwise(tmp_path):
         case("ShardReplicaDead", 9, [series("collection_dead_replicas", "0 0 1x10")], {}),
         case("ReplicasRestart", 30, [series(starts, "0+1x30")], {"application": "a", "deployment": "d"}),
         case("ReplicasRestart", 30, [series(starts, "2x30")], None),
+        case("TrainingRestarts", 40, [series(step, "1+1x9 4+1x9 2+1x9 3+1x9 4+1x9")], {"run": "a"}),
+        case("TrainingRestarts", 40, [series(step, "1+1x9 4+1x30")], None),
         case("TrainingLossNotFinite", 1, [series('ray_refbert_train_loss{run="a"}', "NaN NaN NaN")], {"run": "a"}),
         case("TrainingLossNotFinite", 1, [series('ray_refbert_train_loss{run="a"}', "1 1 1")], None),
         case(
