@@ -17,10 +17,11 @@ from typing import NamedTuple
 from jobs.config import RunConfig, load_config
 from refbert.errors import InputError
 
-DISK_PER_STORED_BYTE = 1.25
-"""Files over the bytes of points as they travel: id and payload indexes, the inverted index, the storage's pages.
-
-Measured on 23,619 references of the quickstart: 1.17 with float16, 1.26 with int8 (docs/kubernetes.md)."""
+DISK_PER_STORED_BYTE = 1.05
+"""Segments on disk over the bytes of points as they travel. Measured: 1.012 with float16, 1.022 with int8 (2,850 references of
+the quickstart, embedded engine); the rest is for the copy of the inverted index that a server's optimizers write."""
+LOGS_GB = 5.0
+"""Of a node without references, on disk: the write-ahead logs of its shards (some 0.1 GB each) and of the cluster."""
 FREE_DISK = 1 / 3
 """Share of a volume kept free: optimizers write a segment anew before they drop the old one."""
 HELD_BYTES = 2500
@@ -31,7 +32,7 @@ LINK_BYTES = 4
 CACHED_SHARE = 0.1
 """Share of the states that should fit the page cache: what is looked up often. The rest is read from disk."""
 BASE_GB = 2.0
-"""Of a node without references."""
+"""Of a node without references, in memory."""
 SHARD_GB = 60.0
 """Largest shard: what may move to another node, or be restored, in minutes."""
 SHARDS_PER_NODE = 2
@@ -71,11 +72,10 @@ def size(references: int, each: ReferenceSize, nodes: int = 3, replication: int 
     dense_bytes = each.dense_dim * 4 + each.links * LINK_BYTES
     index_gb = references * (HELD_BYTES + dense_bytes) / 1e9
     ram_gb = index_gb + CACHED_SHARE * data_gb
-    copies = replication
     nodes = max(
         nodes,
-        math.ceil(copies * data_gb / (NODE_DISK_GB * (1 - FREE_DISK))),
-        math.ceil(copies * ram_gb / (NODE_RAM_GB - BASE_GB)),
+        math.ceil(replication * data_gb / (NODE_DISK_GB - LOGS_GB) / (1 - FREE_DISK)),
+        math.ceil(replication * ram_gb / (NODE_RAM_GB - BASE_GB)),
     )
     shards = nodes * max(SHARDS_PER_NODE, math.ceil(data_gb / SHARD_GB / nodes))
     return Sizing(
@@ -84,8 +84,8 @@ def size(references: int, each: ReferenceSize, nodes: int = 3, replication: int 
         shards=shards,
         replication=replication,
         shard_gb=data_gb / shards,
-        disk_gb=copies * data_gb / nodes / (1 - FREE_DISK),
-        ram_gb=BASE_GB + copies * ram_gb / nodes,
+        disk_gb=LOGS_GB + replication * data_gb / nodes / (1 - FREE_DISK),
+        ram_gb=BASE_GB + replication * ram_gb / nodes,
     )
 
 
@@ -108,8 +108,8 @@ def table(each: ReferenceSize, references: Iterable[int], nodes: int = 3, replic
 
 
 def _rounded(gigabytes: float) -> int:
-    """Up to the next tenth of its power of ten, and to whole GB."""
-    step = max(1, 10 ** (math.floor(math.log10(max(gigabytes, 1))) - 1))
+    """Up to whole GB, and above a thousand to three digits."""
+    step = max(1, 10 ** (math.floor(math.log10(max(gigabytes, 1))) - 2))
     return math.ceil(gigabytes / step) * step
 
 

@@ -24,6 +24,7 @@ SIMPLE: dict[str, dict[str, Any]] = {
     "boolean": {"type": "boolean"},
     "integer": {"type": "integer"},
     "number": {"type": "number"},
+    "quantity": {"type": "string", "pattern": r"^\d+(Mi|Gi|Ti)$"},
     "any": {},
     "map": {"type": "object", "additionalProperties": {"type": "string"}},
 }
