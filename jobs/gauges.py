@@ -3,6 +3,7 @@
 A series is there for as long as its process lives: who watches it sees a run that stands still, and none that has ended.
 """
 
+import threading
 from collections.abc import Mapping
 
 from ray.util.metrics import Gauge
@@ -30,14 +31,35 @@ INGEST = {
 """An ingest's, by outcome."""
 
 
+REPEAT_S = 5.0
+"""Ray forgets a gauge that nobody has set for two reports (20 s): a run that stands still would be one that has ended."""
+
+
 class RunGauges:
-    """The gauges of one run in one process."""
+    """The gauges of one run in one process: the latest values, set again and again until closed."""
 
     def __init__(self, kind: Mapping[str, tuple[str, str]], run: str) -> None:
         self._gauges = {key: Gauge(f"refbert_{name}", text, ("run",)) for key, (name, text) in kind.items()}
         self._tags = {"run": run}
+        self._values: dict[str, float] = {}
+        self._closed = threading.Event()
+        self._repeater = threading.Thread(target=self._repeat, daemon=True)
+        self._repeater.start()
 
     def show(self, values: Mapping[str, float]) -> None:
         """Set those that are among the values."""
-        for key in self._gauges.keys() & values.keys():
-            self._gauges[key].set(float(values[key]), self._tags)
+        self._values = self._values | {key: float(values[key]) for key in self._gauges.keys() & values.keys()}
+        self._set()
+
+    def close(self) -> None:
+        """Leave the series to end."""
+        self._closed.set()
+        self._repeater.join()
+
+    def _set(self) -> None:
+        for key, value in self._values.items():
+            self._gauges[key].set(value, self._tags)
+
+    def _repeat(self) -> None:
+        while not self._closed.wait(REPEAT_S):
+            self._set()

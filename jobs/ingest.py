@@ -15,7 +15,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from typing import Any
 
 import numpy as np
@@ -120,8 +120,8 @@ def fill_memory(
             store.bulk_load() if config.store.bulk_load else nullcontext(),
             open(rejections, "a", encoding="utf-8") as dead_letters,
             progress("ingest", corpus.counts.distinct, "text") as update,
+            closing(RunGauges(INGEST, config.name)) as gauges,
         ):
-            gauges = RunGauges(INGEST, config.name)
             for done, lines in stored_batches(config, address, corpus):
                 counts.update(done)
                 gauges.show(counts)

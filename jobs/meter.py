@@ -62,6 +62,7 @@ class Meter:
 
     def __exit__(self, *_: object) -> None:
         if self.is_writer:
+            self.gauges.close()
             self.file.close()
             self.board.close()
 
