@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from jobs.config import TrainConfig
+from jobs.gauges import TRAINING, RunGauges
 from jobs.progress import progress
 from jobs.stage_metrics import StageMetrics
 from jobs.stream import DistillStream
@@ -67,10 +68,13 @@ class Meter:
             self._note_start(max(steps.values(), default=0))
             self.file = metrics.open("a", buffering=1)
             self.board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=self.step + 1)
+            self.gauges = RunGauges(TRAINING, self.directory.name)
+            self.gauges.show({"steps": self.train.steps})
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.is_writer:
+            self.gauges.close()
             self.file.close()
             self.board.close()
 
@@ -113,6 +117,7 @@ class Meter:
             for name, value in line.items():
                 if name != "step":
                     self.board.add_scalar(name, value, self.step)
+            self.gauges.show(line)
 
     def snapshot(self, stream: DistillStream) -> Progress:
         """Return what a checkpoint must know, earlier submissions included; every rank takes part."""

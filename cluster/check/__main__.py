@@ -1,0 +1,41 @@
+"""Check everything that deploys this project.
+
+python -m cluster.check            exit code 0, or 1 with a line for each mistake
+python -m cluster.check FOLDER     of another checkout
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from cluster.check.images import compose_mistakes, dockerfile_mistakes
+from cluster.check.kubernetes import launcher_mistakes, manifest_mistakes, values_mistakes
+from cluster.check.monitoring import dashboard_mistakes, rule_mistakes, scrape_mistakes
+
+PARTS: tuple[tuple[str, Callable[[Path], list[str]]], ...] = (
+    ("docker/Dockerfile", dockerfile_mistakes),
+    ("docker/compose.yaml", compose_mistakes),
+    ("cluster/kubernetes", manifest_mistakes),
+    ("cluster/qdrant-values.yaml", values_mistakes),
+    ("cluster/ray-cluster.yaml", launcher_mistakes),
+    ("cluster/alerts.yaml", rule_mistakes),
+    ("cluster/prometheus.yaml", scrape_mistakes),
+    ("cluster/grafana-serving.json", dashboard_mistakes),
+    ("cluster/grafana-cluster.json", dashboard_mistakes),
+)
+
+
+def main(root: Path) -> int:
+    """Run every part, print its mistakes, and return the exit code."""
+    count = 0
+    for name, part in PARTS:
+        found = part(root / name) if (root / name).exists() else [f"{name} is not there"]
+        for mistake in found:
+            print(mistake)
+        count += len(found)
+    print(f"{len(PARTS)} parts checked, {count} mistakes")
+    return 1 if count else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[2]))

@@ -1,0 +1,27 @@
+"""Health check of the image: is the Ray node of this container up? Exit code 0 or 1, one line when it is not.
+
+A container that runs a job or the demo by itself, without `ray start`, has no such node: switch the check off for it
+(`docker run --no-healthcheck`).
+"""
+
+import os
+import sys
+import urllib.error
+import urllib.request
+
+PORT = os.environ.get("REFBERT_AGENT_PORT", "52365")  # ray start --dashboard-agent-listen-port
+
+
+def main() -> int:
+    """Ask the node's agent for the health of its raylet."""
+    address = f"http://127.0.0.1:{PORT}/api/local_raylet_healthz"
+    try:
+        with urllib.request.urlopen(address, timeout=4) as answer:
+            return 0 if answer.status == 200 else 1
+    except (urllib.error.URLError, TimeoutError) as error:
+        print(f"{address}: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""What a run that is under way tells Prometheus, through Ray: on every node's metrics port, as `ray_refbert_NAME{run}`.
+
+A series is there for as long as its process lives: who watches it sees a run that stands still, and none that has ended.
+"""
+
+import threading
+from collections.abc import Mapping
+
+from ray.util.metrics import Gauge
+
+TRAINING = {
+    "step": ("train_step", "Optimizer steps made."),
+    "steps": ("train_steps_wanted", "Optimizer steps to make."),
+    "train/loss": ("train_loss", "Loss, mean over workers and the last train.log_every steps."),
+    "train/examples_per_s": ("train_examples_per_second", "Examples of all workers together."),
+    "data/wait_fraction": ("train_data_wait_fraction", "Share of its time that rank 0 waited for batches."),
+    "store/live": ("train_lookups_live", "Rank 0's look-ups that the memory answered, since its start."),
+    "store/cached": ("train_lookups_cached", "Those answered from kept references."),
+    "store/null": ("train_lookups_null", "Those that got the null reference."),
+    "store/query_ms": ("train_lookup_milliseconds", "Rank 0's last look-up."),
+}
+"""A training's, by the name that metrics.jsonl has for them."""
+
+INGEST = {
+    "read": ("ingest_rows_read", "Rows read."),
+    "skipped": ("ingest_rows_skipped", "Rows that the memory held already."),
+    "duplicate": ("ingest_rows_duplicate", "Rows that repeat another."),
+    "written": ("ingest_rows_written", "Rows that the store has acknowledged."),
+    "rejected": ("ingest_rows_rejected", "Rows that cannot be read or stored; rejected.jsonl has their reasons."),
+}
+"""An ingest's, by outcome."""
+
+
+REPEAT_S = 5.0
+"""Ray forgets a gauge that nobody has set for two reports (20 s): a run that stands still would be one that has ended."""
+
+
+class RunGauges:
+    """The gauges of one run in one process: the latest values, set again and again until closed."""
+
+    def __init__(self, kind: Mapping[str, tuple[str, str]], run: str) -> None:
+        self._gauges = {key: Gauge(f"refbert_{name}", text, ("run",)) for key, (name, text) in kind.items()}
+        self._tags = {"run": run}
+        self._values: dict[str, float] = {}
+        self._closed = threading.Event()
+        self._repeater = threading.Thread(target=self._repeat, daemon=True)
+        self._repeater.start()
+
+    def show(self, values: Mapping[str, float]) -> None:
+        """Set those that are among the values."""
+        self._values = self._values | {key: float(values[key]) for key in self._gauges.keys() & values.keys()}
+        self._set()
+
+    def close(self) -> None:
+        """Leave the series to end."""
+        self._closed.set()
+        self._repeater.join()
+
+    def _set(self) -> None:
+        for key, value in self._values.items():
+            self._gauges[key].set(value, self._tags)
+
+    def _repeat(self) -> None:
+        while not self._closed.wait(REPEAT_S):
+            self._set()

@@ -1,0 +1,82 @@
+"""Every alert has its remedy in the documentation, and fires when it should, by Prometheus' own tool where it is installed."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+import yaml
+
+from tests.conftest import REPOSITORY
+
+RULES = REPOSITORY / "cluster" / "alerts.yaml"
+
+
+def alerts():
+    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+
+
+def test_each_alert_has_a_row_with_a_remedy_and_each_row_an_alert():
+    text = (REPOSITORY / "docs" / "operations.md").read_text().split("## Alerts")[1]
+    rows = re.findall(r"^\| (\w+) \| (.+?) \| (.+?) \|$", text, re.MULTILINE)
+    named = [name for name, _, _ in rows if name != "alert"]
+    assert sorted(named) == sorted(rule["alert"] for rule in alerts())
+
+
+def series(name, values):
+    return {"series": name, "values": values}
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
+def test_alerts_fire_when_they_should_and_not_otherwise(tmp_path):
+    def case(alert, minutes, inputs, fires):
+        found = next(rule for rule in alerts() if rule["alert"] == alert)
+        expected = [{"exp_labels": found["labels"] | fires}] if fires is not None else []
+        return {
+            "interval": "1m",
+            "input_series": inputs,
+            "alert_rule_test": [{"eval_time": f"{minutes}m", "alertname": alert, "exp_alerts": expected}],
+        }
+
+    away = 'refbert_memory_state{state="away"}'
+    step, wanted = 'ray_refbert_train_step{run="a"}', 'ray_refbert_train_steps_wanted{run="a"}'
+    starts = 'ray_serve_deployment_replica_starts_total{application="a",deployment="d"}'
+
+    def led(number):  # Ray's label of the process that leads the training
+        return f'ray_refbert_train_step{{run="a",WorkerId="{number}"}}'
+
+    cases = [
+        case("MemoryNotRead", 4, [series(away, "1x10")], {}),
+        case("MemoryNotRead", 1, [series(away, "1x10")], None),
+        case("MemoryNotRead", 4, [series(away, "0x10")], None),
+        case("TrainingStalled", 25, [series(step, "40x30"), series(wanted, "100x30")], {"run": "a"}),
+        case("TrainingStalled", 25, [series(step, "40+1x30"), series(wanted, "100x30")], None),
+        case("TrainingStalled", 25, [series(step, "100x30"), series(wanted, "100x30")], None),
+        case("ShardReplicaDead", 6, [series("collection_dead_replicas", "0 0 1x10")], None),
+        case("ShardReplicaDead", 9, [series("collection_dead_replicas", "0 0 1x10")], {}),
+        case("ReplicasRestart", 30, [series(starts, "0+1x30")], {"application": "a", "deployment": "d"}),
+        case("ReplicasRestart", 30, [series(starts, "2x30")], None),
+        case("TrainingRestarts", 40, [series(led(number), "_x5 1+1x9") for number in range(4)], {"run": "a"}),
+        case("TrainingRestarts", 40, [series(led(number), "_x5 1+1x9") for number in range(3)], None),
+        case("TrainingLossNotFinite", 1, [series('ray_refbert_train_loss{run="a"}', "NaN NaN NaN")], {"run": "a"}),
+        case("TrainingLossNotFinite", 1, [series('ray_refbert_train_loss{run="a"}', "1 1 1")], None),
+        case(
+            "PeersDisagree",
+            8,
+            [series('cluster_peers_total{instance="a"}', "2x9"), series('cluster_enabled{instance="a"}', "1x9")],
+            {},
+        ),
+    ]
+    # promtool compares annotations too; here only who fires matters.
+    rules = yaml.safe_load(RULES.read_text())
+    for group in rules["groups"]:
+        for rule in group["rules"]:
+            del rule["annotations"]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules))
+    (tmp_path / "tests.yaml").write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "tests": cases}))
+    checked = subprocess.run(["promtool", "check", "rules", RULES], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    done = subprocess.run(
+        ["promtool", "test", "rules", "tests.yaml"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
