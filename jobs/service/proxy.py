@@ -1,6 +1,7 @@
 """What callers are told whose request died with its replica: 503 and when to try again, where Ray's HTTP proxy alone says 500.
 
 Runs in Ray Serve's proxy, which finds `middlewares` by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH (cluster/session.py sets it).
+Imports nothing of the service: models take seconds to import, and a proxy that is not ready in five is started anew.
 """
 
 from starlette.datastructures import Headers
@@ -8,9 +9,7 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jobs.service.errors import NotReady, error_body, headers_of, kind_of
-
-LOST = NotReady("the replica that had this request is gone; send it again")
+LOST = "the replica that had this request is gone; send it again"
 
 
 class LostReplica:
@@ -30,9 +29,9 @@ class LostReplica:
 
         await self._app(scope, receive, sending)
         if scope["type"] == "http" and not is_answered:
-            kind, request_id = kind_of(LOST), Headers(scope=scope).get("x-request-id", "")
-            body = error_body(str(LOST), kind.type, request_id)
-            await JSONResponse(body, kind.status, headers_of(LOST))(scope, receive, send)
+            request_id = Headers(scope=scope).get("x-request-id", "")
+            body = {"error": {"message": LOST, "type": "not_ready_error", "request_id": request_id}}
+            await JSONResponse(body, 503, {"Retry-After": "1"})(scope, receive, send)
 
 
 def middlewares() -> list[Middleware]:
