@@ -15,7 +15,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -119,12 +119,11 @@ def fill_memory(
         with (
             store.bulk_load() if config.store.bulk_load else nullcontext(),
             open(rejections, "a", encoding="utf-8") as dead_letters,
+            RunGauges(INGEST, config.name, counts),
             progress("ingest", corpus.counts.distinct, "text") as update,
-            closing(RunGauges(INGEST, config.name)) as gauges,
         ):
             for done, lines in stored_batches(config, address, corpus):
                 counts.update(done)
-                gauges.show(counts)
                 dead_letters.write(lines)
                 update(done["read"], written=counts["written"], skipped=counts["skipped"], rejected=counts["rejected"])
         publish_term_statistics(client, config.store)

@@ -56,8 +56,8 @@ class Meter:
             metrics.write_text("".join(f"{line}\n" for line in kept))  # what lies beyond the checkpoint is done again
             self.file = metrics.open("a", buffering=1)
             self.board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=self.step + 1)
-            self.gauges = RunGauges(TRAINING, self.directory.name)
-            self.gauges.show({"steps": self.train.steps})
+            self.latest: dict[str, float] = {"steps": self.train.steps}
+            self.gauges = RunGauges(TRAINING, self.directory.name, self.latest)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -100,7 +100,7 @@ class Meter:
             for name, value in line.items():
                 if name != "step":
                     self.board.add_scalar(name, value, self.step)
-            self.gauges.show(line)
+            self.latest.update(line)
 
     def snapshot(self, stream: DistillStream) -> Progress:
         """Return what a checkpoint must know, the time of earlier submissions included."""
