@@ -286,13 +286,18 @@ def bootstrap(image: str, folder: Path) -> None:
 
 def main() -> int:
     """Build, then run the given command or every check."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        usage="python docker/try_tree.py TREE [options] [-- COMMAND ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("tree", type=Path, help="folder for the stages")
     parser.add_argument("--target", default="cpu")
     parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--fresh", action="store_true", help="build again what is there")
-    parser.add_argument("command", nargs="*", help="what to run in it, after --")
-    given = parser.parse_args()
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    given, command = parser.parse_args(words[:end]), words[end + 1 :]
     if os.geteuid() or not shutil.which("debootstrap"):
         print("error: needs root and debootstrap (`apt install debootstrap`)", file=sys.stderr)
         return 3
@@ -306,8 +311,8 @@ def main() -> int:
             finished.unlink()
     state = builder.build(given.target)
     folder = builder.tree / given.target
-    if given.command:
-        return builder.run(folder, state, shlex.join(given.command))
+    if command:
+        return builder.run(folder, state, shlex.join(command))
     failed = 0
     for name, command in CHECKS.items():
         print(f"== {name}", flush=True)

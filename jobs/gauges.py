@@ -5,6 +5,7 @@ A series is there for as long as its process lives: who watches it sees a run th
 
 import threading
 from collections.abc import Mapping
+from typing import Any, Self
 
 from ray.util.metrics import Gauge
 
@@ -36,30 +37,33 @@ REPEAT_S = 5.0
 
 
 class RunGauges:
-    """The gauges of one run in one process: the latest values, set again and again until closed."""
+    """The gauges of one run in one process: what `values` holds of them, set again every few seconds until closed.
 
-    def __init__(self, kind: Mapping[str, tuple[str, str]], run: str) -> None:
+    `values` is the owner's, who goes on changing it.
+    """
+
+    def __init__(self, kind: Mapping[str, tuple[str, str]], run: str, values: dict[str, Any]) -> None:
         self._gauges = {key: Gauge(f"refbert_{name}", text, ("run",)) for key, (name, text) in kind.items()}
         self._tags = {"run": run}
-        self._values: dict[str, float] = {}
+        self._values = values
         self._closed = threading.Event()
         self._repeater = threading.Thread(target=self._repeat, daemon=True)
         self._repeater.start()
 
-    def show(self, values: Mapping[str, float]) -> None:
-        """Set those that are among the values."""
-        self._values = self._values | {key: float(values[key]) for key in self._gauges.keys() & values.keys()}
-        self._set()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Leave the series to end."""
         self._closed.set()
         self._repeater.join()
 
-    def _set(self) -> None:
-        for key, value in self._values.items():
-            self._gauges[key].set(value, self._tags)
-
     def _repeat(self) -> None:
-        while not self._closed.wait(REPEAT_S):
-            self._set()
+        while not self._closed.is_set():
+            now = dict(self._values)
+            for key in self._gauges.keys() & now.keys():
+                self._gauges[key].set(float(now[key]), self._tags)
+            self._closed.wait(REPEAT_S)

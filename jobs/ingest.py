@@ -17,7 +17,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -154,13 +154,12 @@ def fill_memory(
         with (
             store.bulk_load() if config.store.bulk_load else nullcontext(),
             open(rejections, "a", encoding="utf-8") as dead_letters,
+            RunGauges(INGEST, config.name, counts),
             progress("ingest", corpus.counts.distinct, "text") as update,
-            closing(RunGauges(INGEST, config.name)) as gauges,
         ):
             update(made.done_texts)
             for done in stored_chunks(config, address, corpus, made.todo):
                 counts.update(done.counts)
-                gauges.show(counts)
                 took = {name: took[name] + done.took[name] for name in FIGURES}
                 dead_letters.write(done.rejections)
                 if not done.counts["rejected"]:  # else its rows are to be in the next job's dead letters too

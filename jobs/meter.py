@@ -68,8 +68,8 @@ class Meter:
             self._note_start(max(steps.values(), default=0))
             self.file = metrics.open("a", buffering=1)
             self.board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=self.step + 1)
-            self.gauges = RunGauges(TRAINING, self.directory.name)
-            self.gauges.show({"steps": self.train.steps})
+            self.latest: dict[str, float] = {"steps": self.train.steps}
+            self.gauges = RunGauges(TRAINING, self.directory.name, self.latest)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -117,7 +117,7 @@ class Meter:
             for name, value in line.items():
                 if name != "step":
                     self.board.add_scalar(name, value, self.step)
-            self.gauges.show(line)
+            self.latest.update(line)
 
     def snapshot(self, stream: DistillStream) -> Progress:
         """Return what a checkpoint must know, earlier submissions included; every rank takes part."""

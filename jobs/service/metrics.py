@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from jobs.service.errors import KINDS
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -50,8 +52,11 @@ class Metrics:
         self.memory = gauge("memory_state", "1 for the state of the memory now.", ("state",))
         self.switches = counter("student_switches", "Students that were loaded while serving.")
         self.student = gauge("student_info", "1 for the student that answers.", ("model", "fingerprint"))
+        # There from the start: a rate over a series that appears late is wrong.
         for step in ("live", "cached", "null"):
-            self.references.labels(step)  # there from the start: a rate over a series that appears late is wrong
+            self.references.labels(step)
+        for kind in ("bug", *(error.__name__ for error in KINDS)):
+            self.errors.labels(kind)
         self.memory_is("none")
 
     def memory_is(self, state: str) -> None:

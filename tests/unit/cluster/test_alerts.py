@@ -40,7 +40,9 @@ def test_alerts_fire_when_they_should_and_not_otherwise(tmp_path):
 
     away = 'refbert_memory_state{state="away"}'
     step, wanted = 'ray_refbert_train_step{run="a"}', 'ray_refbert_train_steps_wanted{run="a"}'
-    starts = 'ray_serve_deployment_replica_starts_total{application="a",deployment="d"}'
+
+    def replica(number):
+        return f'ray_serve_deployment_replica_starts_total{{application="a",deployment="d",replica="{number}"}}'
 
     def led(number):  # Ray's label of the process that leads the training
         return f'ray_refbert_train_step{{run="a",WorkerId="{number}"}}'
@@ -54,8 +56,14 @@ def test_alerts_fire_when_they_should_and_not_otherwise(tmp_path):
         case("TrainingStalled", 25, [series(step, "100x30"), series(wanted, "100x30")], None),
         case("ShardReplicaDead", 6, [series("collection_dead_replicas", "0 0 1x10")], None),
         case("ShardReplicaDead", 9, [series("collection_dead_replicas", "0 0 1x10")], {}),
-        case("ReplicasRestart", 30, [series(starts, "0+1x30")], {"application": "a", "deployment": "d"}),
-        case("ReplicasRestart", 30, [series(starts, "2x30")], None),
+        case(
+            "ReplicasRestart",
+            27,
+            [series(replica(number), f"_x{5 * number} 1x{5 if number < 4 else 30}") for number in range(5)],
+            {"application": "a", "deployment": "d"},
+        ),
+        case("ReplicasRestart", 25, [series(replica(number), "1x30") for number in range(5)], None),
+        case("ServiceBug", 6, [series('refbert_errors_total{kind="bug"}', "0 0 0 1x9")], {"kind": "bug"}),
         case("TrainingRestarts", 40, [series(led(number), "_x5 1+1x9") for number in range(4)], {"run": "a"}),
         case("TrainingRestarts", 40, [series(led(number), "_x5 1+1x9") for number in range(3)], None),
         case("TrainingLossNotFinite", 1, [series('ray_refbert_train_loss{run="a"}', "NaN NaN NaN")], {"run": "a"}),

@@ -10,14 +10,18 @@ def test_a_run_that_stands_still_is_told_again_and_again_and_one_that_ended_no_m
     told = []
     monkeypatch.setattr(gauges, "REPEAT_S", 0.01)
     monkeypatch.setattr(gauges.Gauge, "set", lambda gauge, value, tags: told.append((gauge.info["name"], value, tags)))
-    run = RunGauges(TRAINING, "a")
-    run.show({"step": 3, "unknown": 1})
+    values = {"step": 3, "unknown": 1}
+    set_step = ("refbert_train_step", 3.0, {"run": "a"})
     deadline = time.monotonic() + 10
-    while told.count(("refbert_train_step", 3.0, {"run": "a"})) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    run.close()
-    assert set(map(str, told)) == {str(("refbert_train_step", 3.0, {"run": "a"}))}
+    with RunGauges(TRAINING, "a", values):
+        while told.count(set_step) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert told == [set_step] * len(told)
+        assert len(told) >= 3
+        values["step"] = 4
+        while told[-1][1] != 4.0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert told[-1] == ("refbert_train_step", 4.0, {"run": "a"})
     count = len(told)
-    assert count >= 3
     time.sleep(0.1)
     assert len(told) == count

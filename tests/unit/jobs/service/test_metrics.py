@@ -38,6 +38,8 @@ def test_replicas_keep_their_own_numbers_under_one_head():
 def test_a_single_replica_has_no_name_and_every_rung_is_there_from_the_start():
     found = samples(Metrics().text())
     assert [found["refbert_references_total", ("step", step)] for step in ("live", "cached", "null")] == [0, 0, 0]
+    # An alert on the first bug would not see a series that starts at one.
+    assert [found["refbert_errors_total", ("kind", kind)] for kind in ("bug", "Overloaded")] == [0, 0]
     assert found["refbert_queued_texts",] == 0
 
 
