@@ -57,7 +57,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     up.add_argument(
         "--host",
         default="127.0.0.1",
-        help="where to listen; off loopback the store needs a key in $QDRANT_API_KEY (default: %(default)s)",
+        help="where to listen; off loopback the store needs a key in $QDRANT_API_KEY, and Ray takes all interfaces "
+        "(default: %(default)s)",
     )
     up.add_argument(
         "--dashboard-port",

@@ -1,7 +1,8 @@
 """A cluster on one machine: a Ray head, Ray worker nodes and the embedded store, started, looked at and stopped together.
 
 What is there is written down in $REFBERT_HOME/cluster.json; what lives is read from the processes themselves. Every part runs
-under this Python, in this repository, with token authentication; nothing listens beyond `host`.
+under this Python, in this repository, with token authentication. On loopback nothing listens beyond it; at another address
+Ray's own servers listen on every interface, and the token is what guards them.
 """
 
 import hashlib

@@ -133,8 +133,8 @@ def distil(config: RunConfig, corpus: PreparedCorpus, address: MemoryAddress | N
     directory = config.run_directory
     claim_directory(config)
     train = config.train
-    # Apart, because mypy sees Train V1, which does not know them.
-    options: dict[str, Any] = {"logging_config": LoggingConfig(log_level="ERROR"), "callbacks": [Recovery()]}
+    # Apart, because mypy sees Train V1, which does not know them. Recovery says in one line what Ray's log would in fifty.
+    options: dict[str, Any] = {"logging_config": LoggingConfig(log_level="CRITICAL"), "callbacks": [Recovery()]}
     train_loop: Any = train_worker
     storage = ray.train.RunConfig(
         name="checkpoints",

@@ -206,6 +206,7 @@ def test_a_mistake_is_not_tried_again(tiny_run, monkeypatch):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)
 def test_workers_that_do_not_divide_a_step_and_compiled_layers_give_the_loss_curve_of_one(tiny_run):
     """Three micro-batches on two workers: one of them computes one for nothing. So it is after a worker of three is lost."""
     alone = tiny_run(name="three-alone", train__global_batch=48, train__steps=5)
