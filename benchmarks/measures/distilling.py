@@ -61,6 +61,11 @@ def run_job(config: RunConfig, home: Path) -> StepTimes:
     return StepTimes(seconds[1:], made["data_wait_fraction"])
 
 
+def give_equal_priority() -> None:
+    """Let Ray's workers run at this process's priority: by default they are nicer by 15, and lose to whatever else runs."""
+    os.environ["RAY_worker_niceness"] = "0"
+
+
 def run_apart(command: Sequence[str], home: Path) -> str:
     """Run a Python script with this home, outside any cluster, and return what it printed; its progress is kept back."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
