@@ -63,7 +63,7 @@ def run_job(config: RunConfig, home: Path) -> StepTimes:
 
 def give_equal_priority() -> None:
     """Let Ray's workers run at this process's priority: by default they are nicer by 15, and lose to whatever else runs."""
-    os.environ["RAY_worker_niceness"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  (Ray reads it so)
 
 
 def run_apart(command: Sequence[str], home: Path) -> str:
