@@ -57,7 +57,7 @@ def run_job(config: RunConfig, home: Path) -> StepTimes:
     directory = home / "runs" / config.name
     lines = [json.loads(line) for line in (directory / METRICS).read_text().splitlines()]
     seconds = [config.train.global_batch / line["train/examples_per_s"] for line in lines]
-    made = json.loads((directory / "manifest.json").read_text())["metrics"]
+    made = json.loads((directory / "manifest.json").read_text())["training"]
     return StepTimes(seconds[1:], made["data_wait_fraction"])
 
 
