@@ -18,7 +18,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import matplotlib
-from measures.distilling import BATCH, run_job, training_config
+from measures.distilling import BATCH, give_equal_priority, run_job, training_config
 from measures.goals import Part, Rows, arguments, write_results
 from measures.ingest import ingest_rate
 from measures.simulation import Assumptions, Estimate, distil, ingest
@@ -61,6 +61,7 @@ def main() -> None:
         {"--rates": "json of an earlier run, whose rates are taken", "--assume": "assumptions to change"},
     )
     quiet_libraries()
+    give_equal_priority()
     assumptions = assumed(given.assume)
     started_s = time.monotonic()
     parts: dict[str, Part] = {}

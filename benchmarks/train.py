@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from measures import live_references, training
+from measures.distilling import give_equal_priority
 from measures.goals import Part, arguments, write_results
 
 from jobs.worker import quiet_libraries
@@ -23,6 +24,7 @@ def main() -> None:
     """Measure the parts that are asked for; what was measured before a failure is written too."""
     given = arguments(__doc__ or "", list(PARTS))
     quiet_libraries()
+    give_equal_priority()
     started_s = time.monotonic()
     parts: dict[str, Part] = {}
     try:
