@@ -24,11 +24,6 @@ LOGS_GB = 5.0
 """Of a node without references, on disk: the write-ahead logs of its shards (some 0.1 GB each) and of the cluster."""
 FREE_DISK = 1 / 3
 """Share of a volume kept free: optimizers write a segment anew before they drop the old one."""
-HELD_BYTES = 2500
-"""Memory per reference that the engine cannot drop: ids, inverted index, three payload indexes. Measured on ingests of 2,000
-and 20,000 texts (benchmarks/results, store, memory: 40 MiB for 17,100 more). A server whose optimizers have run needs less."""
-LINK_BYTES = 4
-"""A link of HNSW's graph; its lowest layer has 2 x m of them per reference."""
 CACHED_SHARE = 0.1
 """Share of the states that should fit the page cache: what is looked up often. The rest is read from disk."""
 BASE_GB = 2.0
@@ -43,11 +38,10 @@ NODE_RAM_GB = 128.0
 
 
 class ReferenceSize(NamedTuple):
-    """What one reference takes in the mean: bytes of its point on the wire, and its dense vector with links, if any."""
+    """What one reference takes in the mean: bytes of its point on the wire, and of memory that the engine cannot drop."""
 
     stored_bytes: float
-    dense_dim: int = 0
-    links: int = 0
+    ram_bytes: int
 
 
 class Sizing(NamedTuple):
@@ -69,8 +63,7 @@ def size(references: int, each: ReferenceSize, nodes: int = 3, replication: int 
             f"replication {replication} over {nodes} nodes: a copy needs a node of its own; give more nodes"
         )
     data_gb = references * each.stored_bytes * DISK_PER_STORED_BYTE / 1e9
-    dense_bytes = each.dense_dim * 4 + each.links * LINK_BYTES
-    index_gb = references * (HELD_BYTES + dense_bytes) / 1e9
+    index_gb = references * each.ram_bytes / 1e9
     ram_gb = index_gb + CACHED_SHARE * data_gb
     nodes = max(
         nodes,
@@ -91,9 +84,8 @@ def size(references: int, each: ReferenceSize, nodes: int = 3, replication: int 
 
 def table(each: ReferenceSize, references: Iterable[int], nodes: int = 3, replication: int = 2) -> str:
     """Return a Markdown table, with the sample's mean above it: the table follows from that alone."""
-    dense = f", a dense vector of {each.dense_dim} with {each.links} links" if each.dense_dim else ""
     lines = [
-        f"{each.stored_bytes:.0f} bytes per reference{dense}; {replication} copies:",
+        f"{each.stored_bytes:.0f} bytes per reference, {each.ram_bytes} of memory; {replication} copies:",
         "",
         "| references | nodes | shards | GB per shard | disk per node | memory per node |",
         "|---|---|---|---|---|---|",
@@ -145,14 +137,13 @@ def measured(config: RunConfig) -> ReferenceSize:
     """Take the means from points of a sample of the run's corpus."""
     from jobs.memory import manifest_of
     from jobs.plan import reference_sample
+    from jobs.shard_plan import ram_per_reference
     from refbert.teacher import load_teacher
-    from vector_store.store import HNSW_M
 
     teacher = load_teacher(config.teacher)
     manifest = manifest_of(teacher, config.references)
     sample = reference_sample(config, teacher, manifest)
-    dense = manifest.encoder_dim if manifest.dense_index else 0
-    return ReferenceSize(sample.stored_bytes, dense, 2 * HNSW_M if dense else 0)
+    return ReferenceSize(sample.stored_bytes, ram_per_reference(manifest))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from vector_store.store import HNSW_M
 
 HELD_BYTES = 2500
 """RAM per reference that the engine cannot drop: ids, sparse vectors, three payload indexes. Measured on ingest of 2,000 and
-20,000 texts (benchmarks/results, store, memory: 40 MiB for 17,100 more); states stay on disk."""
+20,000 texts (benchmarks/results, store, memory: 40 MiB for 17,100 more); states stay on disk.
+A server whose optimizers have run needs less."""
 
 LINK_BYTES = 4
 """A link of HNSW's graph; its lowest layer has 2 x m of them per point, all layers above together a few more in a hundred."""

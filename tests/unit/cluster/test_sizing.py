@@ -6,9 +6,10 @@ import pytest
 
 from cluster import sizing
 from cluster.sizing import ReferenceSize, size, table
+from jobs.shard_plan import HELD_BYTES
 from tests.conftest import REPOSITORY
 
-EACH = ReferenceSize(stored_bytes=10_000)
+EACH = ReferenceSize(stored_bytes=10_000, ram_bytes=HELD_BYTES)
 
 
 def test_a_small_memory_takes_three_nodes_and_two_shards_on_each():
@@ -31,11 +32,10 @@ def test_no_limit_is_ever_exceeded_and_copies_fit_on_nodes(references):
         assert held_gb == pytest.approx(replication * references * 10_000 * sizing.DISK_PER_STORED_BYTE / 1e9)
 
 
-def test_a_dense_index_costs_memory_and_int8_saves_disk():
-    plain, dense = size(10**8, EACH), size(10**8, EACH._replace(dense_dim=384, links=64))
-    # Two copies of a vector of 384 floats and its 64 links.
+def test_memory_grows_with_what_a_reference_holds_and_disk_with_what_it_stores():
+    plain, dense = size(10**8, EACH), size(10**8, EACH._replace(ram_bytes=HELD_BYTES + 1792))
     more_gb = (dense.ram_gb - sizing.BASE_GB) * dense.nodes - (plain.ram_gb - sizing.BASE_GB) * plain.nodes
-    assert more_gb == pytest.approx(2 * 10**8 * (384 * 4 + 64 * 4) / 1e9)
+    assert more_gb == pytest.approx(2 * 10**8 * 1792 / 1e9)  # of two copies
     smaller = size(10**8, EACH._replace(stored_bytes=5_000))
     halves = [(made.disk_gb - sizing.LOGS_GB) * made.nodes for made in (plain, smaller)]
     assert halves[1] == pytest.approx(halves[0] / 2)
@@ -61,6 +61,6 @@ def test_the_command_measures_a_run_and_refuses_what_is_no_count(capsys, tmp_pat
 def test_the_table_of_the_documentation_is_what_the_module_computes():
     text = (REPOSITORY / "docs" / "kubernetes.md").read_text()
     (shown,) = re.findall(r"<!-- sizing -->\n(.*?)\n<!-- end -->", text, re.DOTALL)
-    stored = re.match(r"(\d+) bytes per reference; 2 copies:", shown)
-    assert stored
-    assert shown == table(ReferenceSize(float(stored[1])), sizing.POWERS)
+    given = re.match(r"(\d+) bytes per reference, (\d+) of memory; 2 copies:", shown)
+    assert given
+    assert shown == table(ReferenceSize(float(given[1]), int(given[2])), sizing.POWERS)
