@@ -487,15 +487,15 @@ def test_a_patient_look_up_waits_for_a_store_that_comes_back_and_not_for_one_tha
             store.ensure(manifest)
             store.upsert(points)
             waits = Retriever(client, config, manifest, "keywords", patience_s=60)
-            gives_up = Retriever(client, config, manifest, "keywords", patience_s=1)
+            gives_up = Retriever(client, config, manifest, "keywords", patience_s=4)
             wanted = waits.neighbours(queries)
             kill(tmp_path)
             started = time.monotonic()
             assert gives_up.neighbours(queries).steps == ["null"] * 20
-            assert 0.5 < time.monotonic() - started < 10
+            assert 1.5 < time.monotonic() - started < 30
             started = time.monotonic()
             assert gives_up.neighbours(queries).steps == ["null"] * 20
-            assert time.monotonic() - started < 1, "the wait is for the store's absence, not for each look-up"
+            assert time.monotonic() - started < 3, "the wait is for the store's absence, not for each look-up"
             with ThreadPoolExecutor() as pool:
                 asked = pool.submit(waits.neighbours, queries)
                 time.sleep(1)
