@@ -189,7 +189,7 @@ class Retriever:
 
         def send(stub_method: Any, requests: Sequence[Any]) -> list[Any]:
             try:
-                return self._client.ask(stub_method, requests, max(0.0, deadline - time.monotonic()))
+                return self._client.ask(stub_method, requests, deadline - time.monotonic())
             except StoreUnavailable:
                 if (patience_s := self._patience_left_s()) <= 0:
                     raise
