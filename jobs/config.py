@@ -242,7 +242,7 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid"):
     cpus_per_replica: NonNegativeFloat = Field(1.0, description="What Ray reserves; bookkeeping, not a limit.")
     gpus_per_replica: NonNegativeFloat = 0.0
     threads_per_replica: PositiveInt | None = Field(
-        None, description="CPU threads of a forward; by default the node's share less one, for look-ups and HTTP."
+        None, description="CPU threads of a forward; by default the node's share."
     )
 
     max_batch: PositiveInt = Field(64, description="Texts per look-up and forward.")

@@ -109,9 +109,13 @@ class Replica:
         return await self.calls.status(request, grpc_context)
 
 
+PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+"""A forward's threads that wait for each other sleep: spinning, they would keep HTTP and look-ups from their cores."""
+
+
 def _threads(replicas_on_node: int) -> int:
-    """The node's share less one: look-ups and HTTP want a core, and threads of a forward that wait for each other spin."""
-    return max(1, (os.cpu_count() or 1) // replicas_on_node - 1)
+    """The node's share."""
+    return max(1, (os.cpu_count() or 1) // replicas_on_node)
 
 
 def application(config: RunConfig, student: str | None = None) -> serve.Application:
@@ -141,5 +145,9 @@ def application(config: RunConfig, student: str | None = None) -> serve.Applicat
         max_ongoing_requests=limits.max_queued_texts + 2 * limits.max_batch + 64,
         graceful_shutdown_timeout_s=limits.deadline_s + 5,
         user_config={"student": student},
-        ray_actor_options={"num_cpus": limits.cpus_per_replica, "num_gpus": limits.gpus_per_replica},
+        ray_actor_options={
+            "num_cpus": limits.cpus_per_replica,
+            "num_gpus": limits.gpus_per_replica,
+            "runtime_env": {"env_vars": PASSIVE},
+        },
     ).bind(config, str(config.home))
