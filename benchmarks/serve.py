@@ -8,12 +8,11 @@ where `--infinity` says where its virtual environment is, or shall be made (1 to
 by default the demo's: `python jobs/demo.py` first. The goal on infinity wants a student of all-mpnet-base-v2, and that teacher.
 """
 
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 from measures import infinity, service
-from measures.goals import Part, arguments, write_results
+from measures.goals import Part, arguments, measure_parts
 
 from jobs.config import load_config
 from jobs.worker import quiet_libraries
@@ -22,7 +21,7 @@ PARTS = ("throughput", "soak", "infinity")
 
 
 def main() -> None:
-    """Measure the parts that are asked for; what was measured before a failure is written too."""
+    """Measure the parts that are asked for."""
     given = arguments(
         __doc__ or "",
         PARTS,
@@ -38,21 +37,13 @@ def main() -> None:
         config = config.model_copy(update={"name": given.run})
     if (trained := config.run_directory / "config.yaml").exists():
         config = load_config(trained)
-    wanted = [name for name in given.only if name != "infinity" or given.infinity]
-    started_s = time.monotonic()
-    parts: dict[str, Part] = {}
-    try:
-        for name in wanted:
-            if name == "throughput":
-                parts[name] = service.measure(config, given.quick)
-            elif name == "soak":
-                parts[name] = service.soak(config, given.quick)
-            else:
-                parts[name] = infinity.measure(config, given.quick, Path(given.infinity).absolute(), given.teacher)
-            print(f"{name}: done after {time.monotonic() - started_s:.0f} s", file=sys.stderr)
-    finally:
-        if parts:
-            write_results("serve: the service", given, started_s, parts, PARTS)
+    given.only = [name for name in given.only if name != "infinity" or given.infinity]
+    parts: dict[str, Callable[[bool, Path], Part]] = {
+        "throughput": lambda quick, _: service.measure(config, quick),
+        "soak": lambda quick, _: service.soak(config, quick),
+        "infinity": lambda quick, _: infinity.measure(config, quick, Path(given.infinity).absolute(), given.teacher),
+    }
+    measure_parts("serve: the service", given, parts)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,8 @@ A goal that names a size is left out of a run that does not reach it, such as a 
 folder; the full run writes about 5 GB there.
 """
 
-import sys
-import tempfile
-import time
-from pathlib import Path
-
 from measures import ingest, lookups, memory, recall, scaling
-from measures.goals import Part, arguments, write_results
+from measures.goals import arguments, measure_parts
 
 from jobs.worker import quiet_libraries
 
@@ -28,19 +23,10 @@ PARTS = {
 
 
 def main() -> None:
-    """Measure the parts that are asked for; what was measured before a failure is written too."""
+    """Measure the parts that are asked for."""
     given = arguments(__doc__ or "", list(PARTS))
     quiet_libraries()
-    started_s = time.monotonic()
-    parts: dict[str, Part] = {}
-    try:
-        for name in given.only:
-            with tempfile.TemporaryDirectory() as folder:
-                parts[name] = PARTS[name](given.quick, Path(folder) / name)
-            print(f"{name}: done after {time.monotonic() - started_s:.0f} s", file=sys.stderr)
-    finally:
-        if parts:
-            write_results("store: the reference memory", given, started_s, parts, list(PARTS))
+    measure_parts("store: the reference memory", given, PARTS)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,8 @@ Parts: parameters; forwards on torch (float32, bfloat16, compiled) and ONNX Runt
 full run writes about 8 GB of made-up references into a temporary folder.
 """
 
-import tempfile
-import time
-from pathlib import Path
-
 from measures import student_size, student_speed
-from measures.goals import Part, arguments, write_results
+from measures.goals import arguments, measure_parts
 
 from jobs.worker import quiet_libraries
 
@@ -22,15 +18,7 @@ def main() -> None:
     """Measure the parts that are asked for."""
     given = arguments(__doc__ or "", list(PARTS))
     quiet_libraries()
-    started_s = time.monotonic()
-    parts: dict[str, Part] = {}
-    try:
-        for name in given.only:
-            with tempfile.TemporaryDirectory() as folder:
-                parts[name] = PARTS[name](given.quick, Path(folder))
-    finally:
-        if parts:
-            write_results("student: size and speed", given, started_s, parts, list(PARTS))
+    measure_parts("student: size and speed", given, PARTS)
 
 
 if __name__ == "__main__":

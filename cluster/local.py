@@ -21,6 +21,7 @@ from typing import Any
 
 from cluster.processes import MARK, marked, runs, stop
 from cluster.session import NODE_ENVIRONMENT
+from jobs.run_directory import write_whole
 from refbert.errors import InputError, UnavailableError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -260,6 +261,4 @@ def _check_host(host: str, store: bool) -> None:
 def _write_state(cluster: Cluster) -> None:
     file = home() / STATE
     file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(f"{STATE}.partial")
-    scratch.write_text(json.dumps(asdict(cluster), indent=2))
-    scratch.rename(file)
+    write_whole(file, json.dumps(asdict(cluster), indent=2))

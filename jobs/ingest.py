@@ -44,7 +44,9 @@ from vector_store.writer import Rejection
 
 log = logging.getLogger(__name__)
 
-OUTCOMES = ("read", "skipped", "duplicate", "written", "rejected")
+OUTCOMES = tuple(INGEST)
+"""What becomes of rows: read is the sum of the others."""
+
 FIGURES = ("tokens", "bytes", "look_up_s", "encode_s", "store_wait_s")
 """What a chunk took: tokens encoded, bytes sent, seconds of asking what is stored, of encoding, of waiting for the store."""
 

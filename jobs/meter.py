@@ -102,12 +102,12 @@ class Meter:
         line |= {f"train/{name}": float(mean) for name, mean in zip(self.sums, means, strict=True)}
         line["train/learning_rate"] = engine.get_lr()[0]
         line["train/examples_per_s"] = (self.step - self.window_step) * train.global_batch / window_s
-        line["data/wait_fraction"] = (self.stream.wait_s - self.window_wait_s) / window_s
+        wait_s = self.stream.wait_s - self.window_wait_s
+        line["data/wait_fraction"] = wait_s / window_s
         if self.stream.source is not None:
             line |= {f"store/{step}": count for step, count in self.stream.source.counts.items()}
             line["store/query_ms"] = self.stream.source.lookup_ms
         given = {name: count - self.window_counts.get(name, 0) for name, count in self.stream.counts.items()}
-        wait_s = self.stream.wait_s - self.window_wait_s
         self.metrics.count(**given, wait_s=wait_s, busy_s=window_s - wait_s)
         self.sums, self.micro_batches = {}, 0
         self.window_counts = dict(self.stream.counts)

@@ -1,6 +1,7 @@
 """Collections on an embedded server in a process of its own: fill one, wait for its index, close the server."""
 
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -91,3 +92,9 @@ def wait_closed(folder: Path) -> None:
         if time.monotonic() > deadline:
             raise RuntimeError(f"the server of {folder} (process {pid}) does not end; see its server.log")
         time.sleep(0.1)
+
+
+def process_cpu_s(pid: int) -> float:
+    """Processor time that a process has used; the kernel counts in hundredths of a second."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -10,6 +10,8 @@ import json
 import os
 import re
 import statistics
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,6 +93,23 @@ def in_turns(contenders: Mapping[Key, Callable[[int], Any]], rounds: int) -> dic
 def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
     """Median of the ratios round by round."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def measure_parts(title: str, given: argparse.Namespace, parts: Mapping[str, Callable[[bool, Path], Part]]) -> None:
+    """Measure the parts that are asked for, each in a folder of its own that is not there yet, and write the results.
+
+    A part takes `quick` and its folder. What was measured before a failure is written too.
+    """
+    started_s = time.monotonic()
+    measured: dict[str, Part] = {}
+    try:
+        for name in given.only:
+            with tempfile.TemporaryDirectory() as folder:
+                measured[name] = parts[name](given.quick, Path(folder) / name)
+            print(f"{name}: done after {time.monotonic() - started_s:.0f} s", file=sys.stderr)
+    finally:
+        if measured:
+            write_results(title, given, started_s, measured, list(parts))
 
 
 def write_results(

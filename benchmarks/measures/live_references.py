@@ -10,7 +10,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,15 @@ from typing import Any
 import torch
 
 from cluster.session import ray_session
+from jobs import distill
 from jobs.config import RunConfig
-from jobs.distill import build_engine, targets_of
+from jobs.distill import DistillJob, targets_of
+from jobs.engine import build_engine
 from jobs.ingest import fill_memory
-from jobs.memory import connect_store, manifest_of, open_retriever, patient_store, reference_texts, running_store
+from jobs.memory import MemoryAddress, manifest_of, running_store
 from jobs.prepared import PreparedCorpus, prepare
-from jobs.stream import DistillStream, Order
-from measures.collection import server_pid
+from jobs.stream import DistillStream
+from measures.collection import process_cpu_s, server_pid
 from measures.distilling import BATCH, TOKENS, run_job, training_config
 from measures.goals import Goal, Part, Rows
 from refbert.distillation import DistillBatch, Distiller, new_student
@@ -150,22 +152,13 @@ def in_blocks(
     return timed, waited_s / (steps * sum(timed.blocks[LIVE]))
 
 
-@contextmanager
-def opened_stream(config: RunConfig, url: str, corpus: PreparedCorpus, teacher: Teacher) -> Iterator[DistillStream]:
-    """The jobs' stream of a single worker, with a client and a cache of its own."""
-    texts = reference_texts(teacher, manifest_of(teacher, config.references), config.references)
-    passages = corpus.table("train")
-    with connect_store(config, url) as client:
-        source = open_retriever(client, patient_store(config), texts, config.references.criterion)
-        order = Order(passages.num_rows, BATCH, config.seed)
-        stream = DistillStream(
-            passages, order, texts, source, None,
-            rank=0, world_size=1, prefetch=config.train.prefetch, dropout=config.references.dropout,
-        )  # fmt: skip
-        try:
-            yield stream
-        finally:
-            stream.close()
+def opened_stream(
+    config: RunConfig, url: str, corpus: PreparedCorpus, teacher: Teacher
+) -> AbstractContextManager[DistillStream]:
+    """The job's own stream of a single worker, with a client and a cache of its own."""
+    address = MemoryAddress(url, manifest_of(teacher, config.references))
+    job = DistillJob(config, address, corpus, None, config.run_directory)
+    return distill.opened_stream(job, teacher, rank=0, world_size=1)
 
 
 @contextmanager
@@ -177,9 +170,3 @@ def alone() -> Iterator[None]:
         yield
     finally:
         torch.distributed.destroy_process_group()
-
-
-def process_cpu_s(pid: int) -> float:
-    """CPU seconds of a process so far, user and system."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -4,7 +4,6 @@ All sides search with the same filters for the same candidates, fetch the chosen
 arrays. Each look-up fetches: caches are off.
 """
 
-import os
 import shutil
 import statistics
 import time
@@ -17,7 +16,7 @@ import numpy as np
 import qdrant_edge as engine
 from qdrant_client import QdrantClient, models
 
-from measures.collection import fill, opened, server_pid, wait_closed
+from measures.collection import fill, opened, process_cpu_s, server_pid, wait_closed
 from measures.goals import Goal, Part, Rows, in_turns, median_ratio
 from measures.points import BATCH, in_batches, load_snippets
 from vector_store.codec import DOCUMENT, STATES, TOKEN_IDS, as_bytes, empty_neighbours, encode, fill_row, unpack_states
@@ -126,12 +125,6 @@ def compared(over_grpc: Lookup, in_process: Lookup, batches: list[list[Query]], 
         }
         for name, seconds in taken.items()
     ]
-
-
-def process_cpu_s(pid: int) -> float:
-    """Processor time that a process has used; the kernel counts in hundredths of a second."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def engine_lookup(shard: engine.EdgeShard, manifest: Manifest, criterion: Criterion) -> Lookup:

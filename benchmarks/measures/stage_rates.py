@@ -19,9 +19,9 @@ from jobs.corpus_parts import Reading
 from jobs.distill import targets_of
 from jobs.memory import ReferenceTexts, connect_store, manifest_of, reference_texts
 from jobs.prepared import PassageRows, PreparedCorpus
-from measures.collection import server_pid
+from measures.collection import process_cpu_s, server_pid
 from measures.distilling import BATCH
-from measures.live_references import opened_stream, process_cpu_s
+from measures.live_references import opened_stream
 from refbert.corpus import corpus_files, text_of
 from refbert.distillation import Distiller, new_student
 from refbert.optimisation import adamw

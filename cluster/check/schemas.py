@@ -4,7 +4,6 @@ A validator turns a document into lines that say where it is wrong.
 """
 
 import json
-from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -112,7 +111,3 @@ def _schemas() -> Path:
 def _registry() -> Registry[Any]:
     definitions = json.loads((_schemas() / "_definitions.json").read_text())
     return Resource.from_contents(definitions) @ Registry()
-
-
-Check = Callable[[], list[str]]
-"""What a part of `python -m cluster.check` is: a function that returns its mistakes, one line each."""

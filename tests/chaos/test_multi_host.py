@@ -162,6 +162,13 @@ class Training:
             time.sleep(0.05)
         return time.monotonic() - began
 
+    def goes_on_after(self, mend: Callable[[], None]) -> str:
+        """Mend what a standing training waits for, and wait until it makes steps again; says where it stood and how long."""
+        stood_at = self.step()
+        mend()
+        again_s = self.wait(lambda: self.step() > stood_at, "steps go on")
+        return f"training stood at step {stood_at}, went on {again_s:.1f} s after that"
+
     def report_recovery(self) -> None:
         """Print when the failure was seen, when workers had started anew, and when the lost steps were made again."""
         reached, starts = self.step(), len(self.starts())
@@ -221,12 +228,7 @@ def test_a_store_whose_link_is_cut_for_a_while_is_waited_for(site, undisturbed):
     def disturb(training: Training) -> None:
         site.net.cut("store")
         time.sleep(STORE_AWAY_S)
-        stopped_at = training.step()
-        site.net.mend("store")
-        again_s = training.wait(lambda: training.step() > stopped_at, "steps go on")
-        print(
-            f"store's link cut for {STORE_AWAY_S:g} s; training stood at step {stopped_at}, went on {again_s:.1f} s after"
-        )
+        print(f"store's link cut for {STORE_AWAY_S:g} s; {training.goes_on_after(lambda: site.net.mend('store'))}")
 
     check(site.train("store-cut", disturb), undisturbed, most_repeated=0)
 
@@ -236,12 +238,7 @@ def test_a_store_that_is_killed_and_restarted_is_waited_for(site, undisturbed):
         site.net.kill_all("store")
         site.store.wait()
         time.sleep(5)
-        stopped_at = training.step()
-        site.start_store()
-        again_s = training.wait(lambda: training.step() > stopped_at, "steps go on")
-        print(
-            f"store killed, restarted 5 s later; stood at step {stopped_at}, went on {again_s:.1f} s after the restart"
-        )
+        print(f"store killed, restarted 5 s later; {training.goes_on_after(site.start_store)}")
 
     check(site.train("store-killed", disturb), undisturbed, most_repeated=0)
 

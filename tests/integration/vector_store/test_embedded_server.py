@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import grpc
 import pytest
@@ -52,6 +53,19 @@ def kill(path):
 def store_at(url, **config):
     config = StoreConfig(url=url, **config)
     return Store(connect(config, url), config)
+
+
+@contextmanager
+def filled_store(path, manifest, points):
+    """A running server that holds the points: its address, a client, its config, and a query for each point."""
+    queries = [Query(point.id, point.keywords, document=point.document) for point in points]
+    with embedded_server(path) as url:
+        config = StoreConfig(url=url)
+        with connect(config, url) as client:
+            store = Store(client, config)
+            store.ensure(manifest)
+            store.upsert(points)
+            yield url, client, config, queries
 
 
 def create_plain(client, name):
@@ -435,31 +449,24 @@ def test_large_messages_pass_up_to_the_limit(tmp_path):
 
 
 def test_the_ladder_goes_live_cached_null_and_back(tmp_path, manifest, make_points):
-    points = make_points(20)
-    queries = [Query(point.id, point.keywords, document=point.document) for point in points]
-    with embedded_server(tmp_path) as url:
-        config = StoreConfig(url=url)
-        with connect(config, url) as client:
-            store = Store(client, config)
-            store.ensure(manifest)
-            store.upsert(points)
-            retriever = Retriever(client, config, manifest, "keywords", with_text=True)
-            live = retriever.neighbours(queries[:3])
-            assert live.steps == ["live"] * 3
+    with filled_store(tmp_path, manifest, make_points(20)) as (url, client, config, queries):
+        retriever = Retriever(client, config, manifest, "keywords", with_text=True)
+        live = retriever.neighbours(queries[:3])
+        assert live.steps == ["live"] * 3
 
-            kill(tmp_path)
-            gone = retriever.neighbours(queries[:4])
-            assert gone.steps == ["cached"] * 3 + ["null"]
-            assert gone.ids == [*live.ids, []]
-            assert gone.texts == [*live.texts, []]
-            assert (gone.scores[:3] == live.scores).all()
-            assert (gone.states[:3] == live.states).all()
-            assert (gone.mask[:3] == live.mask).all()
+        kill(tmp_path)
+        gone = retriever.neighbours(queries[:4])
+        assert gone.steps == ["cached"] * 3 + ["null"]
+        assert gone.ids == [*live.ids, []]
+        assert gone.texts == [*live.texts, []]
+        assert (gone.scores[:3] == live.scores).all()
+        assert (gone.states[:3] == live.states).all()
+        assert (gone.mask[:3] == live.mask).all()
 
-            with embedded_server(tmp_path) as again:
-                assert again == url
-                wait_until(lambda: retriever.neighbours(queries[:4]).steps == ["live"] * 4, deadline_s=15)
-            assert retriever.counts["cached"] >= 3
+        with embedded_server(tmp_path) as again:
+            assert again == url
+            wait_until(lambda: retriever.neighbours(queries[:4]).steps == ["live"] * 4, deadline_s=15)
+        assert retriever.counts["cached"] >= 3
 
 
 def test_a_store_that_hangs_costs_one_deadline_and_then_rests(manifest, make_points):
@@ -478,33 +485,26 @@ def test_a_store_that_hangs_costs_one_deadline_and_then_rests(manifest, make_poi
 def test_a_patient_look_up_waits_for_a_store_that_comes_back_and_not_for_one_that_does_not(
     tmp_path, manifest, make_points
 ):
-    points = make_points(20)
-    queries = [Query(point.id, point.keywords, document=point.document) for point in points]
-    with embedded_server(tmp_path) as url:
-        config = StoreConfig(url=url)
-        with connect(config, url) as client:
-            store = Store(client, config)
-            store.ensure(manifest)
-            store.upsert(points)
-            waits = Retriever(client, config, manifest, "keywords", patience_s=60)
-            gives_up = Retriever(client, config, manifest, "keywords", patience_s=4)
-            wanted = waits.neighbours(queries)
-            kill(tmp_path)
-            started = time.monotonic()
-            assert gives_up.neighbours(queries).steps == ["null"] * 20
-            assert 1.5 < time.monotonic() - started < 30
-            started = time.monotonic()
-            assert gives_up.neighbours(queries).steps == ["null"] * 20
-            assert time.monotonic() - started < 3, "the wait is for the store's absence, not for each look-up"
-            with ThreadPoolExecutor() as pool:
-                asked = pool.submit(waits.neighbours, queries)
-                time.sleep(1)
-                assert not asked.done()
-                with embedded_server(tmp_path) as again:
-                    assert again == url
-                    assert asked.result().ids == wanted.ids
-            assert waits.counts["live"] == 40
-            assert waits.counts["cached"] == waits.counts["null"] == 0
+    with filled_store(tmp_path, manifest, make_points(20)) as (url, client, config, queries):
+        waits = Retriever(client, config, manifest, "keywords", patience_s=60)
+        gives_up = Retriever(client, config, manifest, "keywords", patience_s=4)
+        wanted = waits.neighbours(queries)
+        kill(tmp_path)
+        started = time.monotonic()
+        assert gives_up.neighbours(queries).steps == ["null"] * 20
+        assert 1.5 < time.monotonic() - started < 30
+        started = time.monotonic()
+        assert gives_up.neighbours(queries).steps == ["null"] * 20
+        assert time.monotonic() - started < 3, "the wait is for the store's absence, not for each look-up"
+        with ThreadPoolExecutor() as pool:
+            asked = pool.submit(waits.neighbours, queries)
+            time.sleep(1)
+            assert not asked.done()
+            with embedded_server(tmp_path) as again:
+                assert again == url
+                assert asked.result().ids == wanted.ids
+        assert waits.counts["live"] == 40
+        assert waits.counts["cached"] == waits.counts["null"] == 0
 
 
 # ---------------------------------------------------------------- the command line
