@@ -77,6 +77,7 @@ class Reading:
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
         """Yield the path and the number of good passages of each part of these files, in order."""
         tokenizer: PreTrainedTokenizerBase | None = None
+        metrics = StageMetrics("read")
         for number, file in zip(batch["number"].tolist(), batch["file"].tolist(), strict=True):
             parts = finished_parts(self.folder, number)
             passages = 0
@@ -87,14 +88,20 @@ class Reading:
             if parts and parts[-1].is_last:
                 continue
             tokenizer = tokenizer or load_tokenizer(self.teacher)
-            for path, good in self._written(number, file, parts[-1].next_row if parts else 0, passages, tokenizer):
+            first_row = parts[-1].next_row if parts else 0
+            for path, good in self._written(number, file, first_row, passages, tokenizer, metrics):
                 yield {"path": [str(path)], "passages": [good]}
 
     def _written(
-        self, number: int, file: str, first_row: int, passages: int, tokenizer: PreTrainedTokenizerBase
+        self,
+        number: int,
+        file: str,
+        first_row: int,
+        passages: int,
+        tokenizer: PreTrainedTokenizerBase,
+        metrics: StageMetrics,
     ) -> Iterator[tuple[Path, int]]:
         """Write the parts of one file from a row on; yields path and good passages of each."""
-        metrics = StageMetrics("read")
         most = self.corpus.max_texts
         rows = read_rows(file, self.corpus, first_row)
         is_last = False

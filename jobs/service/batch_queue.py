@@ -67,9 +67,12 @@ async def _in_time(result: asyncio.Future[Result], deadline: float) -> Result:
 
 
 class BatchQueue:
-    """The queue of one replica. Lives on one event loop; the student may be another for each batch."""
+    """The queue of one replica. Lives on one event loop.
 
-    def __init__(self, student: Callable[[], ServedStudent | None], config: ServeConfig, metrics: Metrics) -> None:
+    `student` may return another one for each batch, and raises NotReady where there is none yet.
+    """
+
+    def __init__(self, student: Callable[[], ServedStudent], config: ServeConfig, metrics: Metrics) -> None:
         self._student = student
         self._config = config
         self._metrics = metrics
@@ -114,7 +117,7 @@ class BatchQueue:
 
     async def call_student(self, call: Callable[[ServedStudent], object], deadline: float) -> object:
         """Call something that needs the student to itself, between two batches."""
-        student = self._ready()
+        student = self._student()
         return await _in_time(asyncio.get_running_loop().run_in_executor(self._student_thread, call, student), deadline)
 
     def check(self) -> None:
@@ -123,12 +126,6 @@ class BatchQueue:
             raise RuntimeError("the queue has ended")
         if self._batches and time.monotonic() - min(self._batches.values()) > STUCK_S:
             raise RuntimeError(f"a batch has not ended for {STUCK_S:g} s")
-
-    def _ready(self) -> ServedStudent:
-        student = self._student()
-        if student is None:
-            raise NotReady("the student is still being loaded; try again in a moment")
-        return student
 
     async def _run(self) -> None:
         free = asyncio.Semaphore(IN_FLIGHT)
@@ -173,7 +170,7 @@ class BatchQueue:
             free.release()
 
     async def _compute(self, batch: list[Waiting]) -> None:
-        loop, student = asyncio.get_running_loop(), self._ready()
+        loop, student = asyncio.get_running_loop(), self._student()
         started_s = time.perf_counter()
         oldest_s = min(ticket.arrived_s for ticket, _ in batch)
         self._metrics.queue_s.observe(started_s - oldest_s)

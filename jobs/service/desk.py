@@ -18,9 +18,9 @@ from jobs.service import tracing
 from jobs.service.batch_queue import BatchQueue
 from jobs.service.errors import InvalidInput, NotReady
 from jobs.service.keys import Keys
-from jobs.service.metrics import Metrics
+from jobs.service.metrics import MemoryState, Metrics
 from jobs.service.schema import Asked, Model, Readiness, asked_texts
-from jobs.service.student import MemoryState, Row, ServedStudent
+from jobs.service.student import Row, ServedStudent
 from refbert.corpus import Text
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Desk:
         self.metrics = Metrics(replica)
         self.keys = Keys(config.serve.api_keys_env, config.serve.api_keys_file)
         self.student: ServedStudent | None = None
-        self.queue = BatchQueue(lambda: self.student, config.serve, self.metrics)
+        self.queue = BatchQueue(self._ready, config.serve, self.metrics)
         self._device = device
         if config.serve.tracing:
             tracing.turn_on()

@@ -4,6 +4,7 @@ One registry per replica. Where there are several, `merged` puts their texts tog
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -16,7 +17,7 @@ SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 
 
 TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
-MEMORY_STATES = ("ok", "away", "refused", "none")
+MemoryState = Literal["ok", "away", "refused", "none"]
 
 
 class Metrics:
@@ -59,9 +60,9 @@ class Metrics:
             self.errors.labels(kind)
         self.memory_is("none")
 
-    def memory_is(self, state: str) -> None:
-        """Say in which state the memory is, one of MEMORY_STATES."""
-        for known in MEMORY_STATES:
+    def memory_is(self, state: MemoryState) -> None:
+        """Say in which state the memory is."""
+        for known in get_args(MemoryState):
             self.memory.labels(known).set(known == state)
 
     def student_is(self, model: str, fingerprint: str) -> None:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from jobs.config import RunConfig
 from jobs.explained import READ_OUT, explained
 from jobs.memory import connect_store, trained_manifest
 from jobs.reader import Reader, open_look_up, open_reader, reads_memory, references_read
-from jobs.service.metrics import Metrics
+from jobs.service.metrics import MemoryState, Metrics
 from jobs.service.schema import Asked, AttendedReference, is_text
 from refbert.corpus import Text, normalise
 from refbert.explanation import answer
@@ -49,8 +49,6 @@ NEAREST_CACHE_BYTES = 2**20
 
 RETIREMENT_S = 30.0
 """From a student's replacement to its end: longer than a batch and its look-up take."""
-
-MemoryState = Literal["ok", "away", "refused", "none"]
 
 
 @dataclass
