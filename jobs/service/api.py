@@ -13,6 +13,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from jobs.service import errors, schema
@@ -35,7 +36,7 @@ MetricsText = Callable[[], Awaitable[str]]
 
 def http_api(desk: Desk, metrics_text: MetricsText | None = None) -> FastAPI:
     """The API of a desk. `metrics_text` says what /metrics shows where that is more than this desk's own."""
-    api = FastAPI(
+    api = FastAPIOffline(
         title="RefBERT",
         version="1",
         description="Embeddings and labels by a small student that reads references. Times in milliseconds.",

@@ -1,5 +1,6 @@
 """The API is what its OpenAPI page says, for requests that somebody else thinks of."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,15 @@ def test_the_page_names_limits_errors_and_keys(client):
         refused = operation["responses"]["422"]["content"]["application/json"]["schema"]
         assert refused == {"$ref": "#/components/schemas/ErrorResponse"}
     assert "HTTPValidationError" not in page["components"]["schemas"]
+
+
+def test_the_viewer_is_whole_without_another_host(client):
+    page = client.get("/docs").text
+    files = re.findall(r'(?:href|src)="([^"]+)"', page)
+    assert {file.rsplit(".", 1)[1] for file in files} >= {"js", "css"}
+    for file in files:
+        assert file.startswith("/")
+        assert client.get(file).status_code == 200, file
 
 
 @pytest.mark.long
