@@ -35,6 +35,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
+def is_long(request: pytest.FixtureRequest) -> bool:
+    """Whether `--long` was given: fault tests, and the demo's, have two forms."""
+    return request.config.getoption("--long")
+
+
+@pytest.fixture(scope="session")
 def teacher() -> Teacher:
     """all-MiniLM-L6-v2 from its package: the real thing."""
     return load_teacher(TeacherConfig(tokens=32))

@@ -1,13 +1,8 @@
-"""Two forms of every fault test: a short one by default, the long one with `--long`; `--chaos-seed` chooses the moments."""
+"""The random moments at which things are killed; `--chaos-seed` chooses them."""
 
 import random
 
 import pytest
-
-
-@pytest.fixture
-def is_long(request: pytest.FixtureRequest) -> bool:
-    return request.config.getoption("--long")
 
 
 @pytest.fixture
