@@ -18,7 +18,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import matplotlib
-from measures.distilling import BATCH, give_equal_priority, run_job, training_config, wait_as_workers_do
+from measures.distilling import BATCH, give_equal_priority, run_job, training_config
 from measures.goals import Part, Rows, arguments, write_results
 from measures.ingest import ingest_rate
 from measures.simulation import Assumptions, Estimate, distil, ingest
@@ -60,7 +60,6 @@ def main() -> None:
         PARTS,
         {"--rates": "json of an earlier run, whose rates are taken", "--assume": "assumptions to change"},
     )
-    wait_as_workers_do()
     quiet_libraries()
     give_equal_priority()
     assumptions = assumed(given.assume)

@@ -7,7 +7,7 @@ the same references from RAM, with a profile of the step. The full run takes abo
 """
 
 from measures import live_references, training
-from measures.distilling import give_equal_priority, wait_as_workers_do
+from measures.distilling import give_equal_priority
 from measures.goals import arguments, measure_parts
 
 from jobs.worker import quiet_libraries
@@ -18,7 +18,6 @@ PARTS = {"overhead": training.overhead, "workers": training.workers, "references
 def main() -> None:
     """Measure the parts that are asked for."""
     given = arguments(__doc__ or "", list(PARTS))
-    wait_as_workers_do()
     quiet_libraries()
     give_equal_priority()
     measure_parts("train: the training step", given, PARTS)

@@ -13,11 +13,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Threads of one computation that wait for each other sleep: spinning, they keep look-ups, HTTP and Ray from their cores."""
-
 ENVIRONMENT = {
-    **PASSIVE,
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints once, not twice
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # asks a dashboard that a local Ray does not run
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # an end or a failure is seen at the next check; the default is 2 s
@@ -39,9 +35,7 @@ NODE_ENVIRONMENT = {
 }
 """What `ray start` is to see: the above, and how soon a head notices that a node has gone silent."""
 
-PASSED_ON = (
-    "REFBERT_HOME", "REFBERT_STORE_URL", "REFBERT_CACHE", "REFBERT_COMMIT", "HF_HOME", "HF_HUB_OFFLINE", "OMP_WAIT_POLICY",
-)  # fmt: skip
+PASSED_ON = ("REFBERT_HOME", "REFBERT_STORE_URL", "REFBERT_CACHE", "REFBERT_COMMIT", "HF_HOME", "HF_HUB_OFFLINE")
 """What workers must see as the driver does. Secrets are not among them: export those where `ray start` runs."""
 
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import yaml
 
-from cluster.session import PASSIVE
 from jobs.config import RunConfig, load_config
 from jobs.meter import METRICS
 from measures.ingest import long_texts
@@ -67,19 +66,9 @@ def give_equal_priority() -> None:
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  (Ray reads it so)
 
 
-def wait_as_workers_do() -> None:
-    """Start this script again with the threads' policy that Ray's workers have: it is read once, where torch is imported."""
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | PASSIVE)
-
-
 def run_apart(command: Sequence[str], home: Path) -> str:
-    """Run a Python script with this home, outside any cluster, and return what it printed; its progress is kept back.
-
-    It has torch's own threads' policy, unless it sets another for workers of its own.
-    """
-    left_out = {"RAY_ADDRESS", *PASSIVE}
-    environment = {name: value for name, value in os.environ.items() if name not in left_out}
+    """Run a Python script with this home, outside any cluster, and return what it printed; its progress is kept back."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"REFBERT_HOME": str(home), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -25,8 +25,8 @@ READS_NOTHING = "references.criterion=none"
 OVERHEAD_NOTE = (
     f"Seconds per step: micro-batches of {BATCH} texts of {TOKENS} tokens, the packaged teacher beside the default student, 2 "
     f"threads. Median over windows of {WINDOW} steps, without the first. Ray: `jobs/distill.py` with its own Ray, which logs "
-    f"every {WINDOW} steps. Plain: the same student, teacher, losses, AdamW, order and number of threads without either, which "
-    "wait for each other as is torch's default. Contenders in turns; the goal takes the median over rounds."
+    f"every {WINDOW} steps. Plain: the same student, teacher, losses, AdamW, order and threads without either. Contenders in "
+    "turns; the goal takes the median over rounds."
 )
 WORKERS_NOTE = (
     f"`jobs/distill.py` on 2 cores, {2 * BATCH} texts of {TOKENS} tokens per step in micro-batches of {BATCH}: accumulated by "

@@ -14,7 +14,6 @@ from typing import Any
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
-from cluster.session import PASSIVE
 from jobs.config import RunConfig
 from jobs.service.api import http_api
 from jobs.service.desk import Desk
@@ -108,6 +107,10 @@ class Replica:
     async def Status(self, request: messages.StatusRequest, grpc_context: Any) -> messages.StatusResponse:  # noqa: N802
         """Say which student answers."""
         return await self.calls.status(request, grpc_context)
+
+
+PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+"""A forward's threads that wait for each other sleep: spinning, they would keep HTTP and look-ups from their cores."""
 
 
 def _threads(replicas_on_node: int) -> int:
