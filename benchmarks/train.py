@@ -3,7 +3,7 @@
     python benchmarks/train.py [--quick] [--out DIR] [--only PART ...]
 
 Parts: overhead, against a plain PyTorch loop; workers, two against one on the same cores; references, live look-ups against
-the same references from RAM, with a profile of the step. The full run takes 50 minutes on two cores.
+the same references from RAM, with a profile of the step. The full run takes an hour on two cores.
 """
 
 from measures import live_references, training

@@ -64,7 +64,7 @@ def arguments(description: str, parts: Sequence[str] = (), more: Mapping[str, st
     `more` maps further options to their help.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the same code on smaller sizes; ends within 3 minutes")
+    parser.add_argument("--quick", action="store_true", help="the same code on smaller sizes: a few minutes")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the results")
     if parts:
         parser.add_argument(

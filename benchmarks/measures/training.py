@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import ray
 import yaml
 
 from cluster.session import ray_session
@@ -19,14 +20,18 @@ from measures.distilling import BATCH, TOKENS, WINDOW, run_apart, run_job, train
 from measures.goals import Goal, Part, Rows, median_ratio
 
 PLAIN, RAY = "plain PyTorch loop", "Ray Train + DeepSpeed"
+BESIDE_RAY = "plain PyTorch loop beside an idle Ray"
 ONE, TWO = "1 worker x 2 threads", "2 workers x 1 thread"
 READS_NOTHING = "references.criterion=none"
+IDLE_ACTORS = 6
+"""What Ray keeps beside the workers of a training: controller, coordinator, cleaner, data sets, synchronisation, a spare."""
 
 OVERHEAD_NOTE = (
     f"Seconds per step: micro-batches of {BATCH} texts of {TOKENS} tokens, the packaged teacher beside the default student, 2 "
     f"threads. Median over windows of {WINDOW} steps, without the first. Ray: `jobs/distill.py` with its own Ray, which logs "
-    f"every {WINDOW} steps. Plain: the same student, teacher, losses, AdamW, order and threads without either. Contenders in "
-    "turns; the goal takes the median over rounds."
+    f"every {WINDOW} steps. Plain: the same student, teacher, losses, AdamW, order and threads without either. Beside an "
+    f"idle Ray: the plain loop while a Ray with {IDLE_ACTORS} actors runs that do nothing, as many as Ray Train keeps. "
+    "Contenders in turns; the goal takes the median over rounds."
 )
 WORKERS_NOTE = (
     f"`jobs/distill.py` on 2 cores, {2 * BATCH} texts of {TOKENS} tokens per step in micro-batches of {BATCH}: accumulated by "
@@ -42,6 +47,7 @@ def overhead(quick: bool, folder: Path) -> Part:
     rows, medians = _rounds(
         {
             PLAIN: lambda turn: _plain(config, folder),
+            BESIDE_RAY: lambda turn: _plain_beside_ray(config, folder),
             RAY: lambda turn: run_job(config.model_copy(update={"name": f"ray-{turn}"}), folder).seconds,
         },
         rounds,
@@ -49,6 +55,9 @@ def overhead(quick: bool, folder: Path) -> Part:
     )
     ratio = median_ratio(medians[RAY], medians[PLAIN])
     rows.append({"contender": "Ray over plain", "step_s": ratio})
+    rows.append(
+        {"contender": "beside an idle Ray over plain", "step_s": median_ratio(medians[BESIDE_RAY], medians[PLAIN])}
+    )
     goal = Goal("ray_train_deepspeed_step_over_plain_loop", ratio, 1.1, "<=")
     return Part(rows, [goal], OVERHEAD_NOTE, config.model_dump(mode="json"))
 
@@ -88,6 +97,21 @@ def _plain(config: RunConfig, folder: Path) -> list[float]:
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     printed = run_apart([str(Path(__file__).with_name("plain_loop.py")), str(file)], folder)
     return json.loads(printed.splitlines()[-1])
+
+
+def _plain_beside_ray(config: RunConfig, folder: Path) -> list[float]:
+    with ray_session():
+        actors = [_Idle.remote() for _ in range(IDLE_ACTORS)]
+        ray.get([actor.started.remote() for actor in actors])
+        return _plain(config, folder)
+
+
+@ray.remote(num_cpus=0)
+class _Idle:
+    """A process of Ray's that waits for work."""
+
+    def started(self) -> bool:
+        return True
 
 
 def _rounds(
