@@ -52,7 +52,8 @@ def test_a_writer_killed_in_the_middle_of_an_upsert_leaves_whole_points_and_is_c
             stored = store.count()
             unfinished.append(stored - num_acknowledged([journal]))
             found = audit(client, config, num_points, acknowledged([journal]))
-            assert (found.readable, found.lost, found.duplicated, found.strange) == (stored, 0, 0, 0)
+            assert stored <= found.readable <= store.count(), "a message that had arrived whole may be stored after the kill"
+            assert (found.lost, found.duplicated, found.strange) == (0, 0, 0)
         writer = start()
         assert writer.wait(timeout=600) == 0, journal.with_suffix(".log").read_text()[-4000:]
         found = audit(client, config, num_points, acknowledged([journal]))
