@@ -98,7 +98,8 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     precision: Literal["fp32", "autocast", "bf16"] = Field(
         "fp32",
         description="autocast: the student's matrix products in bfloat16 over float32 weights (a step takes 0.6 of the time on "
-        "CPUs with AMX); bf16: weights too, float32 masters in ZeRO. Losses and AdamW are in float32 always.",
+        "CPUs with AMX; float32 where they have no bf16 instructions); bf16: weights too, float32 masters in ZeRO. Losses and "
+        "AdamW are in float32 always.",
     )
     activation_checkpointing: bool = Field(
         False, description="Keep only each layer's input for the backward, and compute the rest again: memory for time."

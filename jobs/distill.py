@@ -53,6 +53,7 @@ from jobs.worker import set_up_worker
 from refbert.attention import QKV
 from refbert.distillation import DistillBatch, Distiller, Targets, check_losses, new_student
 from refbert.errors import InputError
+from refbert.precision import autocasts
 from refbert.teacher import Teacher, load_teacher
 from vector_store.schema import Manifest
 from vector_store.store import Store
@@ -178,7 +179,7 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, float]:
         assert teacher is not None
         reference_dim = job.address.manifest.dim if job.address else None
         student = new_student(config.student, teacher, config.seed, reference_dim)
-        distiller = Distiller(student, config.loss, autocast=train.precision == "autocast")
+        distiller = Distiller(student, config.loss, autocast=autocasts(train.precision, device))
         stream = stack.enter_context(opened_stream(job, teacher, rank, world_size))
         if train.targets == "memory":
             teacher = None  # its weights are no longer needed

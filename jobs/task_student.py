@@ -39,6 +39,7 @@ from refbert.corpus import Text, by_length, text_length
 from refbert.distillation import Distiller, new_student
 from refbert.errors import InputError
 from refbert.fine_tuning import BucketedOrder, train_epochs
+from refbert.precision import autocasts
 from refbert.scores import score
 from refbert.student import RefBertForSequenceClassification, RefBertModel
 from refbert.teacher import Teacher, load_teacher
@@ -145,7 +146,7 @@ def train_phase(
         state = torch.load(finished, map_location=device, weights_only=True)
         student.load_state_dict(state["student"])
         return float(state["loss"])
-    distiller = Distiller(student, phase.loss, phase.precision == "autocast").to(device)
+    distiller = Distiller(student, phase.loss, autocasts(phase.precision, device)).to(device)
     with ExitStack() as stack:
         lengths = list(map(text_length, job.corpus.texts("train")))
         order = BucketedOrder(lengths, phase.batch, job.config.seed)

@@ -31,6 +31,7 @@ from refbert.errors import InputError
 from refbert.fine_tuning import BucketedOrder, train_epochs
 from refbert.losses import label_loss
 from refbert.packaged import local_path
+from refbert.precision import autocasts
 from refbert.scores import score
 from refbert.tasks import TaskData
 from refbert.teacher import Teacher, load_teacher, load_tokenizer, tokenize
@@ -122,8 +123,9 @@ def _fine_tune(
     order = BucketedOrder(list(map(text_length, texts)), tuning.batch, config.seed)
     tokenizer = load_tokenizer(base.model)
     torch.manual_seed(config.seed)
+    autocast = autocasts(tuning.precision, device)
     # torch 2.13's fused attention has a slow backward in bfloat16 on a CPU: a step of 32 x 60 tokens 1.8 s against 1.5 s.
-    slow = device.type == "cpu" and tuning.precision == "autocast"
+    slow = device.type == "cpu" and autocast
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
             local_path(base.model),
@@ -139,7 +141,7 @@ def _fine_tune(
         rows = order.rows(number)
         ids, mask, segments = tokenize(tokenizer, [texts[row] for row in rows], base.tokens)
         inputs = {} if segments is None else {"token_type_ids": segments.to(device)}
-        with torch.autocast(device.type, torch.bfloat16, enabled=tuning.precision == "autocast"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), **inputs).logits
         return label_loss(logits.float(), labels[rows].to(device))
 

@@ -121,7 +121,9 @@ class TeacherConfig(BaseModel, frozen=True, extra="forbid"):
     head: Literal["none", "classification"] = Field(
         "none", description="`classification` loads the teacher with its head, for the prediction loss."
     )
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Of its weights, and of its products too where the device has bf16 instructions."
+    )
 
 
 class FineTuneConfig(BaseModel, frozen=True, extra="forbid"):
@@ -137,7 +139,8 @@ class FineTuneConfig(BaseModel, frozen=True, extra="forbid"):
     clip: NonNegativeFloat = Field(1.0, description="Largest gradient norm; 0 turns clipping off.")
     precision: Literal["fp32", "autocast"] = Field(
         "autocast",
-        description="Matrix products in bf16 over float32 parameters (7 times faster where a CPU has AMX), or all in float32.",
+        description="Matrix products in bf16 over float32 parameters (7 times faster where a CPU has AMX; float32 where it has "
+        "no bf16 instructions), or all in float32.",
     )
 
 

@@ -24,6 +24,7 @@ from refbert.config import TeacherConfig
 from refbert.corpus import Text, by_length
 from refbert.errors import InputError
 from refbert.packaged import local_path
+from refbert.precision import has_fast_bf16
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -192,6 +193,8 @@ def load_teacher(config: TeacherConfig, device: str | torch.device = "cpu") -> T
         raise _not_loaded(config.model, error) from None
     if not hasattr(model.config, "hidden_size"):
         raise InputError(f"teacher.model={config.model} is no encoder with a hidden size; give a BERT-like encoder")
+    if config.precision == "bf16" and not has_fast_bf16(device):
+        model.float()  # the same weights, so the same fingerprint, and products a hundred times as fast
     untrained = set(loading["missing_keys"])  # a pooler, say, that the checkpoint has not: random at each load
     if config.head != "none" and untrained:
         raise InputError(
