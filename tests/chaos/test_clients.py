@@ -52,7 +52,9 @@ def test_a_writer_killed_in_the_middle_of_an_upsert_leaves_whole_points_and_is_c
             stored = store.count()
             unfinished.append(stored - num_acknowledged([journal]))
             found = audit(client, config, num_points, acknowledged([journal]))
-            assert stored <= found.readable <= store.count(), "a message that had arrived whole may be stored after the kill"
+            assert stored <= found.readable <= store.count(), (
+                "a message that had arrived whole may be stored after the kill"
+            )
             assert (found.lost, found.duplicated, found.strange) == (0, 0, 0)
         writer = start()
         assert writer.wait(timeout=600) == 0, journal.with_suffix(".log").read_text()[-4000:]
