@@ -181,13 +181,22 @@ def to_onnx(
 
 
 def quantize(path: Path, to: Path) -> None:
-    """Quantise weights per channel ahead, activations per tensor while running; embeddings to 8 bits as well."""
+    """Quantise weights per channel ahead, to 7 bits, activations per tensor while running; embeddings as well.
+
+    With 8 bits of weight a CPU without VNNI saturates: the greatest error was 0.29 where 7 bits leave 0.10 (4 x 312), and
+    unsigned weights, which do not saturate either, take 15 % longer (AVX2, ONNX Runtime 1.32).
+    """
     _require_onnx()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with _quiet():
         quantize_dynamic(
-            path, to, op_types_to_quantize=["MatMul", "Gather"], per_channel=True, weight_type=QuantType.QInt8
+            path,
+            to,
+            op_types_to_quantize=["MatMul", "Gather"],
+            per_channel=True,
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
         )
 
 
