@@ -53,7 +53,7 @@ from jobs.worker import set_up_worker
 from refbert.attention import QKV
 from refbert.distillation import DistillBatch, Distiller, Targets, check_losses, new_student
 from refbert.errors import InputError
-from refbert.precision import autocasts
+from refbert.precision import autocasts, has_fast_bf16
 from refbert.teacher import Teacher, load_teacher
 from vector_store.schema import Manifest
 from vector_store.store import Store
@@ -179,6 +179,8 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, float]:
         assert teacher is not None
         reference_dim = job.address.manifest.dim if job.address else None
         student = new_student(config.student, teacher, config.seed, reference_dim)
+        if train.precision == "bf16" and not has_fast_bf16(device) and rank == 0:
+            log.warning("train.precision=bf16: this CPU emulates it, a hundred times slower than fp32; set fp32")
         distiller = Distiller(student, config.loss, autocast=autocasts(train.precision, device))
         stream = stack.enter_context(opened_stream(job, teacher, rank, world_size))
         if train.targets == "memory":
