@@ -19,6 +19,7 @@ from transformers import BertConfig, BertModel
 
 from refbert import RefBertConfig, RefBertModel
 from refbert.export import Graph, open_onnx, quantize, to_onnx
+from refbert.precision import has_fast_bf16
 from refbert.student import masked_mean
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -26,6 +27,7 @@ Forward = Callable[[Arrays], Any]
 
 BERT_BASE = "BERT-base"
 COMPILED = "torch.compile fp32"
+BF16 = "torch bf16"
 
 
 class BertBase(nn.Module):
@@ -88,7 +90,7 @@ def compiled_forward(module: BertBase | Graph) -> Forward:
 
 BACKENDS: dict[str, Callable[[BertBase | Graph], Forward]] = {
     "torch fp32": torch_forward,
-    "torch bf16": bf16_forward,
+    BF16: bf16_forward,
     COMPILED: compiled_forward,
     "onnxruntime fp32": partial(onnx_forward, int8=False),
     "onnxruntime int8": partial(onnx_forward, int8=True),
@@ -97,8 +99,11 @@ BACKENDS: dict[str, Callable[[BertBase | Graph], Forward]] = {
 
 def missing(backend: str) -> str | None:
     """Why a backend cannot run here; None where it can."""
-    has_compiler = any(shutil.which(name) for name in ("g++", "c++", "clang++"))
-    return "no C++ compiler" if backend == COMPILED and not has_compiler else None
+    if backend == COMPILED and not any(shutil.which(name) for name in ("g++", "c++", "clang++")):
+        return "no C++ compiler"
+    if backend == BF16 and not has_fast_bf16("cpu"):
+        return "no bf16 instructions"
+    return None
 
 
 def text_arrays(batch: int, tokens: int) -> dict[str, NDArray[Any]]:
