@@ -91,8 +91,8 @@ def test_jobs_run_on_a_local_cluster_that_comes_and_goes_as_one(machine, tiny_ru
 
     run_file = tmp_path / "run.yaml"
     run_file.write_text(yaml.safe_dump(tiny_run(name="submitted", train__num_workers=2).model_dump(mode="json")))
-    words = ["ray", "job", "submit", "--address", state["address"], "--", "python", "jobs/distill.py", str(run_file)]
-    trained = machine.run(str(BIN / words[0]), *words[1:], RAY_AUTH_MODE="token")
+    words = ["job", "submit", "--address", state["address"], "--", "python", "jobs/distill.py", str(run_file)]
+    trained = machine.run(str(BIN / "ray"), *words, RAY_AUTH_MODE="token")
     assert trained.returncode == 0, trained.stdout[-4000:] + trained.stderr[-2000:]
     run = machine.home / "runs" / "submitted"
     assert (run / "student" / "model.safetensors").exists()
