@@ -294,7 +294,7 @@ def started(distiller: Distiller, stream: DistillStream, job: DistillJob, newest
         return build_engine(distiller, job.config), Progress()
     checkpoint = Checkpoint(newest)
     state = checkpoint.state()
-    if state["corpus"] != job.corpus.directory.name:
+    if state["corpus"] != job.corpus.content:
         raise InputError(
             "the corpus has changed since the checkpoint was written, so its position means nothing any more; give "
             "another name=... to train anew, or put the old files back"
@@ -309,7 +309,7 @@ def started(distiller: Distiller, stream: DistillStream, job: DistillJob, newest
 
 def save(checkpoints: Checkpoints, engine: Any, stream: DistillStream, made: Progress, corpus: PreparedCorpus) -> None:
     """Begin to write a checkpoint; every rank takes part."""
-    state = {"stream": stream.state_dict(), "progress": vars(made), "corpus": corpus.directory.name}
+    state = {"stream": stream.state_dict(), "progress": vars(made), "corpus": corpus.content}
     checkpoints.save(engine, made.step, state)
 
 

@@ -67,6 +67,8 @@ class PreparedCorpus:
 
     directory: Path
     counts: CorpusCounts
+    content: str
+    """Tells what the training rows and their order are, wherever and whenever their files were put there."""
 
     def table(self, split: str) -> pa.Table:
         """Memory-map one split: columns text, text_pair, label, document, source, split."""
@@ -153,8 +155,9 @@ def already_prepared(config: RunConfig) -> PreparedCorpus | None:
 
 def opened(directory: Path) -> PreparedCorpus:
     """Open a finished preparation."""
-    counts = json.loads((directory / "manifest.json").read_text())["counts"]
-    return PreparedCorpus(directory, CorpusCounts(**{**counts, "labels": tuple(counts["labels"])}))
+    manifest = json.loads((directory / "manifest.json").read_text())
+    counts = CorpusCounts(**{**manifest["counts"], "labels": tuple(manifest["counts"]["labels"])})
+    return PreparedCorpus(directory, counts, manifest.get("content", directory.name))
 
 
 def _directory(config: RunConfig, files: list[str]) -> Path:
@@ -210,7 +213,10 @@ def _write(config: RunConfig, files: list[str], directory: Path) -> None:
     try:
         with whole_directory(directory) as scratch:
             found = _merged(config, _read_parts(config, files, parts), scratch)
-            (scratch / "manifest.json").write_text(json.dumps({"files": files, "counts": asdict(found)}, indent=2))
+            with open(scratch / "train.arrow", "rb") as train:
+                content = hashlib.file_digest(train, "sha256").hexdigest()[:16]
+            manifest = {"files": files, "counts": asdict(found), "content": content}
+            (scratch / "manifest.json").write_text(json.dumps(manifest, indent=2))
     except InputError:
         shutil.rmtree(parts)  # what is wrong is in the files: nothing to go on from
         raise

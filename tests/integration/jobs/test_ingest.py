@@ -1,6 +1,7 @@
 """Filling the memory on real Ray and the real engine: complete, once, resumable, and refusing what does not belong."""
 
 import json
+import os
 import re
 import time
 import urllib.request
@@ -49,6 +50,18 @@ def test_what_is_stored_is_not_encoded_again(tiny_run):
         again = fill_memory(config, url)
     assert again["skipped"] == first["written"]
     assert again["written"] == 0
+
+
+def test_a_file_put_back_later_is_the_same_corpus_and_a_changed_one_is_not(tiny_run, tmp_path):
+    """What a checkpoint compares: the times of files change with every copy and every mount."""
+    file = tmp_path / "corpus.txt"
+    texts = [f"a real sentence, number {number}" for number in range(60)]
+    contents = []
+    for written in (texts, texts, texts[::-1]):
+        file.write_text("\n".join(written))
+        os.utime(file, (len(contents), len(contents)))
+        contents.append(prepare(tiny_run(corpus={"path": str(file), "heldout_fraction": 0.2})).content)
+    assert contents[0] == contents[1] != contents[2]
 
 
 def test_every_row_is_accounted_for_and_bad_ones_keep_their_reason(tiny_run, tmp_path):

@@ -52,7 +52,8 @@ class Memory:
         self.teacher = load_teacher(config.teacher)
         self.address = MemoryAddress(url, manifest_of(self.teacher, config.references))
         self.texts = reference_texts(self.teacher, self.address.manifest, config.references)
-        self.corpus = PreparedCorpus(directory, CorpusCounts(rejected=0, train=100, heldout=0, distinct=100, labels=()))
+        counts = CorpusCounts(rejected=0, train=100, heldout=0, distinct=100, labels=())
+        self.corpus = PreparedCorpus(directory, counts, "a hundred passages")
         random = np.random.default_rng(0)
         texts = [" ".join(random.choice(WORDS, random.integers(3, 9))) + f" {i}" for i in range(100)]
         self.rows = [

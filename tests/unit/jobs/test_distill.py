@@ -14,7 +14,7 @@ from refbert.errors import InputError
 
 def test_a_checkpoint_of_another_corpus_is_refused(tmp_path):
     write_checkpoint(tmp_path / "step-00000001", {"weights/a": torch.ones(2)}, {"corpus": "before"})
-    corpus = PreparedCorpus(Path("corpora/after"), CorpusCounts(0, 1, 1, 1, ()))
+    corpus = PreparedCorpus(Path("corpora/any"), CorpusCounts(0, 1, 1, 1, ()), "after")
     job = types.SimpleNamespace(corpus=corpus)
     with pytest.raises(InputError, match="the corpus has changed since"):
         started(None, None, job, tmp_path / "step-00000001")
