@@ -27,6 +27,7 @@ import ray.data
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from jobs.checkpoint import checksum
 from jobs.config import RunConfig
 from jobs.corpus_parts import BLOCK_ROWS, SCHEMA, Part, Reading
 from jobs.progress import progress
@@ -213,9 +214,7 @@ def _write(config: RunConfig, files: list[str], directory: Path) -> None:
     try:
         with whole_directory(directory) as scratch:
             found = _merged(config, _read_parts(config, files, parts), scratch)
-            with open(scratch / "train.arrow", "rb") as train:
-                content = hashlib.file_digest(train, "sha256").hexdigest()[:16]
-            manifest = {"files": files, "counts": asdict(found), "content": content}
+            manifest = {"files": files, "counts": asdict(found), "content": checksum(scratch / "train.arrow")[:16]}
             (scratch / "manifest.json").write_text(json.dumps(manifest, indent=2))
     except InputError:
         shutil.rmtree(parts)  # what is wrong is in the files: nothing to go on from
