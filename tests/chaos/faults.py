@@ -35,7 +35,7 @@ def server_pid(path: Path) -> int:
 
 def is_alive(pid: int) -> bool:
     """Whether the process runs; a zombie does not."""
-    return bool(_stat(pid)) and _stat(pid)[0] != "Z"
+    return _stat(pid)[:1] not in ([], ["Z"])
 
 
 def kill_server(path: Path) -> None:

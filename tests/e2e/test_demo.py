@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.faults import is_alive
+
 REPOSITORY = Path(__file__).parents[2]
 SMALL = [
     "corpus.max_texts=1500", "train.steps=24", "train.log_every=4", "evaluate.texts=60", "evaluate.labelled_train=60",
@@ -41,14 +43,6 @@ def start(home: Path, log: Path) -> subprocess.Popen:
 def server_pid(home: Path) -> int | None:
     address = home / "store" / "address.json"
     return json.loads(address.read_text())["pid"] if address.exists() else None
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return not Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].strip().startswith("Z")
 
 
 def finish(process: subprocess.Popen, log: Path) -> str:

@@ -16,6 +16,7 @@ import grpc
 import pytest
 from qdrant_client import grpc as api
 
+from tests.chaos.faults import is_alive, kill_server, server_pid
 from vector_store.client import connect
 from vector_store.config import StoreConfig
 from vector_store.errors import CollectionMissing, StoreError, StoreUnavailable
@@ -25,29 +26,11 @@ from vector_store.server.process import embedded_server, serve
 from vector_store.store import Store
 
 
-def server_pid(path):
-    return json.loads((path / "address.json").read_text())["pid"]
-
-
-def is_alive(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def wait_until(condition, deadline_s=10.0):
     deadline = time.monotonic() + deadline_s
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.05)
-
-
-def kill(path):
-    pid = server_pid(path)
-    os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not is_alive(pid))
 
 
 def store_at(url, **config):
@@ -120,7 +103,7 @@ def test_every_acknowledged_point_survives_a_kill_under_load(tmp_path, manifest)
         writer = spawn.Process(target=_upsert_until_killed, args=(url, acknowledged))
         writer.start()
         wait_until(lambda: acknowledged.value > 50, deadline_s=30)
-        kill(tmp_path)
+        kill_server(tmp_path)
         writer.join(15)
     with embedded_server(tmp_path) as url, connect(StoreConfig(url=url), url) as client:
         wanted = [api.PointId(num=n) for n in range(acknowledged.value * 5)]
@@ -139,7 +122,7 @@ def test_aliases_and_settings_survive_a_kill(tmp_path):
         update = api.UpdateCollection(collection_name="current")
         update.optimizers_config.indexing_threshold = 0
         client.call(client.collections.Update, update, 10)
-        kill(tmp_path)
+        kill_server(tmp_path)
     with embedded_server(tmp_path) as url, connect(StoreConfig(), url) as client:
         found = client.call(client.collections.Get, api.GetCollectionInfoRequest(collection_name="current"), 10)
         assert found.result.config.optimizer_config.indexing_threshold == 0
@@ -219,7 +202,7 @@ def test_a_full_disk_refuses_writes_loses_nothing_and_goes_on_once_there_is_room
         batches = fill(client, 0)
         assert batches > 10
         assert readable(client) == list(range(batches * 16))
-        kill(root)
+        kill_server(root)
     with embedded_server(root, message_bytes=config.message_bytes) as url, connect(config, url) as client:
         assert readable(client) == list(range(batches * 16))
         with pytest.raises(StoreError, match="No space left"):
@@ -241,7 +224,7 @@ def test_a_store_on_a_disk_that_others_filled_says_so_and_opens_once_there_is_ro
     with embedded_server(root) as url, connect(StoreConfig(), url) as client:
         create_plain(client, "c")
         client.call(client.points.Upsert, large_points(0), 30)
-        kill(root)
+        kill_server(root)
         with pytest.raises(OSError, match="No space left"):
             (small_disk / "ballast").write_bytes(bytes(384 * 2**20))
     with pytest.raises(StoreUnavailable, match="No space left on device"), embedded_server(root):
@@ -454,7 +437,7 @@ def test_the_ladder_goes_live_cached_null_and_back(tmp_path, manifest, make_poin
         live = retriever.neighbours(queries[:3])
         assert live.steps == ["live"] * 3
 
-        kill(tmp_path)
+        kill_server(tmp_path)
         gone = retriever.neighbours(queries[:4])
         assert gone.steps == ["cached"] * 3 + ["null"]
         assert gone.ids == [*live.ids, []]
@@ -489,7 +472,7 @@ def test_a_patient_look_up_waits_for_a_store_that_comes_back_and_not_for_one_tha
         waits = Retriever(client, config, manifest, "keywords", patience_s=60)
         gives_up = Retriever(client, config, manifest, "keywords", patience_s=4)
         wanted = waits.neighbours(queries)
-        kill(tmp_path)
+        kill_server(tmp_path)
         started = time.monotonic()
         assert gives_up.neighbours(queries).steps == ["null"] * 20
         assert 1.5 < time.monotonic() - started < 30
