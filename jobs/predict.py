@@ -40,7 +40,8 @@ from jobs.worker import per_node, set_up_worker
 from refbert.config import CorpusConfig
 from refbert.corpus import Rejected, Row, by_length, corpus_files, estimated_rows, read_rows, text_of
 from refbert.errors import InputError
-from refbert.student import RefBertConfig, RefBertForSequenceClassification
+from refbert.student import RefBertForSequenceClassification
+from refbert.student_config import RefBertConfig
 from vector_store.pipeline import pipelined
 from vector_store.schema import Neighbours
 

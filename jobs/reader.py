@@ -31,7 +31,7 @@ from jobs.stream import reference_batch
 from refbert.corpus import Text
 from refbert.distillation import DistillBatch
 from refbert.errors import InputError
-from refbert.student import RefBertConfig
+from refbert.student_config import RefBertConfig
 from refbert.teacher import Tokens, load_tokenizer, tokenize
 from refbert.trained import load_model
 from vector_store.client import Client

@@ -4,7 +4,8 @@ Importing it registers the student with transformers' Auto classes, so that `Aut
 It needs torch, transformers, numpy and pydantic; no cluster and no database.
 """
 
-from refbert.student import RefBertConfig, RefBertForSequenceClassification, RefBertModel
+from refbert.student import RefBertForSequenceClassification, RefBertModel
+from refbert.student_config import RefBertConfig
 from refbert.trained import TrainedStudent, load
 
 __all__ = ["RefBertConfig", "RefBertForSequenceClassification", "RefBertModel", "TrainedStudent", "load"]

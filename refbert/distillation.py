@@ -25,12 +25,8 @@ from refbert.losses import (
     relation_loss,
     require_equal_heads,
 )
-from refbert.student import (
-    RefBertConfig,
-    RefBertForSequenceClassification,
-    RefBertModel,
-    masked_mean,
-)
+from refbert.student import RefBertForSequenceClassification, RefBertModel, masked_mean
+from refbert.student_config import RefBertConfig
 from refbert.teacher import Teacher
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from refbert.student import Layer, RefBertModel
+from refbert.student import RefBertModel
+from refbert.student_layers import Layer
 
 
 @torch.no_grad()

@@ -20,7 +20,8 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from refbert.corpus import Text, by_length, normalise
 from refbert.errors import InputError
-from refbert.student import RefBertConfig, RefBertForSequenceClassification, RefBertModel
+from refbert.student import RefBertForSequenceClassification, RefBertModel
+from refbert.student_config import RefBertConfig
 from refbert.teacher import load_tokenizer, tokenize
 
 LookUp: TypeAlias = Callable[[Sequence[Text]], tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]

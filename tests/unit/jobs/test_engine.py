@@ -8,7 +8,8 @@ from jobs.engine import fit_layers
 from refbert.config import LossConfig
 from refbert.distillation import Distiller
 from refbert.errors import UnavailableError
-from refbert.student import RefBertConfig, RefBertModel
+from refbert.student import RefBertModel
+from refbert.student_config import RefBertConfig
 
 
 def distiller() -> Distiller:

@@ -7,7 +7,8 @@ from refbert.config import StudentConfig, TeacherConfig
 from refbert.distillation import new_student
 from refbert.errors import InputError
 from refbert.initialisation import start_from_teacher_embeddings
-from refbert.student import RefBertConfig, RefBertModel
+from refbert.student import RefBertModel
+from refbert.student_config import RefBertConfig
 from refbert.teacher import load_teacher, tokenize
 
 VOCABULARY = 200

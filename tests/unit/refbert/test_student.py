@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel
 
 from refbert import RefBertConfig, RefBertForSequenceClassification, RefBertModel
-from refbert.student import ReadOut, masked_mean
+from refbert.student import masked_mean
+from refbert.student_layers import ReadOut
 
 DIM, VOCABULARY = 16, 50
 

@@ -1,0 +1,99 @@
+"""The student's configuration: its shape, and where and how it reads a reference."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PretrainedConfig
+
+
+class RefBertConfig(PretrainedConfig):
+    """Shape of a student.
+
+    Defaults are TinyBERT-4's: 4 layers of 312, FFN 1200, 12 heads. `dim` is the teacher's hidden size, `reference_dim` the
+    width of stored states: the same, unless the memory keeps a projection of them.
+
+    - `embedding_size`: width of the token embeddings where it is not `hidden_size`: a table (vocabulary, embedding_size) and
+      a projection without bias (ALBERT, sec. 3.1). With 128, 5.6 M parameters fewer of BERT's vocabulary.
+    - `reference_layers`: `first` (the paper), `all`, or a list of layer numbers. Each reading layer costs two
+      dim -> hidden projections where keys come from states, one where they come from embeddings.
+    - `reference_mode`: `concat` (own keys and values beside the reference's), `replace` (the reference's only: the paper read
+      literally), `none` (vanilla TinyBERT: no reference parameters at all).
+    - `reference_readout`: also copy from the reference's states at the end, in the teacher's own space (`ReadOut`); ours.
+      Two projections of `readout_width`, whatever the teacher's width.
+    - `reference_gate`: what is read goes through a gate that starts at zero (`Attention`, `ReadOut`): an encoder that knew
+      something before keeps it until reading helps. For `concat`.
+    - `reference_keys`: `states`, or `embedding`: the student's own embedding of the reference's token ids through the
+      layer's own key projection; values always come from the states.
+    """
+
+    model_type = "refbert"
+
+    def __init__(
+        self,
+        vocab_size: int = 30522,
+        hidden_size: int = 312,
+        embedding_size: int | None = None,
+        num_hidden_layers: int = 4,
+        num_attention_heads: int = 12,
+        intermediate_size: int = 1200,
+        max_position_embeddings: int = 512,
+        type_vocab_size: int = 2,
+        hidden_dropout_prob: float = 0.1,
+        attention_probs_dropout_prob: float = 0.1,
+        layer_norm_eps: float = 1e-12,
+        initializer_range: float = 0.02,
+        pad_token_id: int = 0,
+        dim: int = 768,
+        reference_dim: int | None = None,
+        reference_layers: str | Sequence[int] = "all",
+        reference_mode: str = "concat",
+        reference_keys: str = "states",
+        reference_readout: bool = False,
+        reference_gate: bool = False,
+        readout_heads: int = 4,
+        readout_width: int = 128,
+        memory: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.embedding_size = embedding_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.max_position_embeddings = max_position_embeddings
+        self.type_vocab_size = type_vocab_size
+        self.hidden_dropout_prob = hidden_dropout_prob
+        self.attention_probs_dropout_prob = attention_probs_dropout_prob
+        self.layer_norm_eps = layer_norm_eps
+        self.initializer_range = initializer_range
+        self.dim = dim
+        self.reference_dim = dim if reference_dim is None else reference_dim
+        self.reference_layers = reference_layers if isinstance(reference_layers, str) else list(reference_layers)
+        self.reference_mode = reference_mode
+        self.reference_keys = reference_keys
+        self.reference_readout = reference_readout
+        self.reference_gate = reference_gate
+        self.readout_heads = readout_heads
+        self.readout_width = readout_width
+        self.memory = memory
+        self.pad_token_id = pad_token_id
+        super().__init__(**kwargs)
+
+    @property
+    def reads_any(self) -> bool:
+        """Whether the student reads a reference at all: in a layer, or at the end."""
+        return any(map(self.reads_reference, range(self.num_hidden_layers))) or self.reads_out
+
+    @property
+    def reads_out(self) -> bool:
+        """Whether the student copies from the reference's states at the end."""
+        return self.reference_readout and self.reference_mode != "none"
+
+    def reads_reference(self, layer: int) -> bool:
+        """Whether this layer's attention sees the reference."""
+        if self.reference_mode == "none":
+            return False
+        if self.reference_layers == "all":
+            return True
+        return layer == 0 if self.reference_layers == "first" else layer in self.reference_layers

@@ -1,0 +1,280 @@
+"""What a student is made of: BERT's embeddings and layers, attention that also sees a reference, and the read-out.
+
+Shapes are named as in `refbert.student`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from refbert.attention import QKV
+from refbert.student_config import RefBertConfig
+
+
+@dataclass
+class Reference:
+    """The reference as the layers read it: a null slot before the reference's own tokens.
+
+    `states` (batch, 1 + ref_tokens, reference_dim), `embedding` (batch, 1 + ref_tokens, hidden) or None, `mask` likewise, bool.
+    """
+
+    states: Tensor
+    embedding: Tensor | None
+    mask: Tensor
+
+
+class AttentionTrace(NamedTuple):
+    """What one layer's attention computed.
+
+    `scores` (batch, heads, tokens, seen), scaled, before softmax, -inf where masked. Seen are the layer's own tokens, unless
+    the reference replaces them, then, where it reads one, null slot and reference tokens. `qkv` is of its own tokens, None
+    where the reference replaces them.
+    """
+
+    scores: Tensor
+    qkv: QKV | None
+
+
+class Embeddings(nn.Module):
+    """Token, position and segment embeddings, normalised: BERT's; tokens by way of a narrower table where it is factorised."""
+
+    def __init__(self, config: RefBertConfig) -> None:
+        super().__init__()
+        narrow = config.embedding_size
+        self.word_embeddings = nn.Embedding(
+            config.vocab_size, narrow or config.hidden_size, padding_idx=config.pad_token_id
+        )
+        self.word_projection = nn.Linear(narrow, config.hidden_size, bias=False) if narrow else None
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """(batch, tokens) ids to (batch, tokens, hidden)."""
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        segments = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        words = self.word_embeddings(input_ids)
+        if self.word_projection is not None:
+            words = self.word_projection(words)
+        return self.dropout(
+            self.norm(words + self.position_embeddings(positions) + self.token_type_embeddings(segments))
+        )
+
+
+class Attention(nn.Module):
+    """Multi-head attention over the layer's own tokens and, where the layer reads one, the reference's.
+
+    With a gate the reference has a softmax of its own, and each head adds tanh(gate) of what it finds there (Flamingo, Alayrac
+    et al. 2022, sec. 2.2); gates start at 0, so that at first nothing is read.
+    """
+
+    def __init__(self, config: RefBertConfig, layer: int) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.dropout = config.attention_probs_dropout_prob
+        self.replaces = config.reference_mode == "replace"
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+        reads = config.reads_reference(layer)
+        needs_own_key = not (reads and self.replaces and config.reference_keys == "states")
+        self.key = nn.Linear(config.hidden_size, config.hidden_size) if needs_own_key else None
+        self.value = nn.Linear(config.hidden_size, config.hidden_size) if not (reads and self.replaces) else None
+        self.reference_key = (
+            nn.Linear(config.reference_dim, config.hidden_size) if reads and config.reference_keys == "states" else None
+        )
+        self.reference_value = nn.Linear(config.reference_dim, config.hidden_size) if reads else None
+        self.gate = nn.Parameter(torch.zeros(self.heads)) if reads and config.reference_gate else None
+        self.own: nn.Linear | None = None
+        self.referred: nn.Linear | None = None
+
+    def fuse(self) -> None:
+        """Make one matrix of those that read the same input, for inference: a tenth to a fifth less time for each (CPU)."""
+        if self.value is not None:
+            assert self.key is not None
+            self.own = _joined(self.query, self.key, self.value)
+        if self.reference_key is not None:
+            assert self.reference_value is not None
+            self.referred = _joined(self.reference_key, self.reference_value)
+
+    def forward(
+        self, hidden: Tensor, mask: Tensor, reference: Reference | None, traces: list[AttentionTrace] | None = None
+    ) -> Tensor:
+        """(batch, tokens, hidden) to the same; `mask` (batch, tokens) is True on tokens that may be seen.
+
+        Where `traces` is given, computes step by step and appends its own.
+        """
+        keys, values, visible = [], [], []
+        if self.own is not None:
+            query, key, value = self.own(hidden).chunk(3, -1)
+            keys, values, visible = [key], [value], [mask]
+        else:
+            query = self.query(hidden)
+            if self.value is not None:
+                assert self.key is not None
+                keys, values, visible = [self.key(hidden)], [self.value(hidden)], [mask]
+        if self.reference_value is not None:
+            assert reference is not None
+            if self.referred is not None:
+                key, value = self.referred(reference.states).chunk(2, -1)
+            else:
+                project = self.key if self.reference_key is None else self.reference_key
+                assert project is not None
+                key = project(reference.embedding if self.reference_key is None else reference.states)
+                value = self.reference_value(reference.states)
+            keys.append(key)
+            values.append(value)
+            visible.append(reference.mask)
+        dropout = self.dropout if self.training else 0.0
+        if self.gate is not None:
+            attended, scores = self._gated(query, keys, values, visible, dropout, traces is not None)
+        else:
+            attended, scores = self._attended(
+                query, torch.cat(keys, 1), torch.cat(values, 1), torch.cat(visible, 1), dropout, traces is not None
+            )
+        if traces is not None:
+            assert scores is not None
+            own = self.key is not None and self.value is not None
+            traces.append(AttentionTrace(scores, QKV(query, keys[0], values[0]) if own else None))
+        return self.output(attended.transpose(1, 2).flatten(2))
+
+    def _attended(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, is_traced: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """(batch, heads, tokens, head_dim) under one softmax and, where traced, the scores before it."""
+        q, k, v = self._split(query), self._split(key), self._split(value)
+        seen = mask[:, None, None, :]
+        if not is_traced:
+            return attend(q, k, v, seen, dropout), None
+        scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~seen, float("-inf"))
+        return F.dropout(scores.softmax(-1), dropout) @ v, scores
+
+    def _gated(
+        self,
+        query: Tensor,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        visible: Sequence[Tensor],
+        dropout: float,
+        is_traced: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Own tokens and, through the gate, the reference's; scores of both are such that one softmax gives their shares."""
+        assert self.gate is not None
+        gate = self.gate.tanh()[:, None, None]
+        own, reference = (
+            self._attended(query, *parts, dropout, is_traced) for parts in zip(keys, values, visible, strict=True)
+        )
+        scores = None
+        if own[1] is not None and reference[1] is not None:
+            opened = gate.detach().abs().log()  # where it is 0 it has no slope
+            shares = reference[1].log_softmax(-1) + opened + own[1].logsumexp(-1, keepdim=True)
+            scores = torch.cat([own[1], shares], -1)
+        return own[0] + gate.to(own[0].dtype) * reference[0], scores
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(batch, tokens, hidden) to (batch, heads, tokens, head_dim)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float) -> Tensor:
+    """Scaled dot-product attention, all (batch, heads, tokens, head_dim); under autocast on a CPU in float32.
+
+    torch 2.13 takes five times as long for its backward in bfloat16 there as in float32.
+    """
+    if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            return attend(query.float(), key.float(), value.float(), mask, dropout)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+
+
+class Layer(GradientCheckpointingLayer):
+    """Attention and feed-forward, each with residual and post-normalisation: BERT's."""
+
+    def __init__(self, config: RefBertConfig, layer: int) -> None:
+        super().__init__()
+        self.attention = Attention(config, layer)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.widen = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.narrow = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, hidden: Tensor, mask: Tensor, reference: Reference | None, traces: list[AttentionTrace] | None = None
+    ) -> Tensor:
+        """(batch, tokens, hidden) to the same; `traces` as in `Attention`."""
+        hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, mask, reference, traces)))
+        return self.norm(hidden + self.dropout(self.narrow(F.gelu(self.widen(hidden)))))
+
+
+class ReadOut(nn.Module):
+    """Mix the student's last states with the teacher's states of the reference, in the teacher's own space.
+
+    Each head attends from the student's tokens to the reference's and to a null slot; what falls on reference tokens copies
+    that share of their states, the rest is the student's own. Pointer-generator networks (See et al. 2017, eq. 9) and kNN-LM
+    (Khandelwal et al. 2020, eq. 3) mix distributions so; here it is states, which a head cuts by width.
+    """
+
+    NULL_SCORE = 0.0
+    """Where the null slot starts: level with a token that matches nothing. At 5, which starts by copying little, the first 600
+    steps got less out of the reference (docs/log.md)."""
+
+    def __init__(self, config: RefBertConfig) -> None:
+        super().__init__()
+        self.heads = config.readout_heads
+        self.query = nn.Linear(config.hidden_size, config.readout_width)
+        self.key = nn.Linear(config.reference_dim, config.readout_width, bias=False)
+        self.null = nn.Parameter(torch.empty(config.readout_heads))
+        self.match = nn.Parameter(torch.empty(config.readout_heads))
+        self.gate = nn.Parameter(torch.zeros(config.readout_heads)) if config.reference_gate else None
+
+    def forward(
+        self,
+        hidden: Tensor,
+        own: Tensor,
+        input_ids: Tensor,
+        reference_ids: Tensor | None,
+        states: Tensor,
+        mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return (batch, tokens, dim), `own` states mixed with the reference's `states` (batch, ref_tokens, dim), and scores.
+
+        Scores (batch, heads, tokens, 1 + ref_tokens) are those before softmax, the null slot first, -inf where masked.
+        `hidden` (batch, tokens, hidden) asks. Tokens of the same id score `match` more. Where `mask` (batch, ref_tokens) is all
+        zero, `own` comes back as it is.
+        """
+        states = states.to(hidden.dtype)
+        query, key = self._split(self.query(hidden)), self._split(self.key(F.layer_norm(states, states.shape[-1:])))
+        scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+        if reference_ids is not None:
+            same = (input_ids[:, None, :, None] == reference_ids[:, None, None, :]).to(scores.dtype)
+            scores = scores + self.match[:, None, None].to(scores.dtype) * same
+        if mask is not None:
+            scores = scores.masked_fill(~mask.bool()[:, None, None, :], float("-inf"))
+        null = self.null.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)
+        scores = torch.cat([null, scores], -1)
+        kept, weights = scores.softmax(-1).split([1, states.shape[1]], -1)
+        if self.gate is not None:
+            gate = self.gate.tanh()[:, None, None].to(scores.dtype)
+            kept, weights = 1 - gate + gate * kept, gate * weights
+            scores = torch.cat([kept, weights], -1).detach().abs().log()  # shares, as one softmax would give them
+        mixed = weights @ self._split(states) + kept * self._split(own)
+        return mixed.transpose(1, 2).flatten(2), scores
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(batch, tokens, width) to (batch, heads, tokens, width / heads)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def _joined(*parts: nn.Linear) -> nn.Linear:
+    """One linear map whose output is that of its parts, side by side."""
+    with torch.device("meta"):
+        joined = nn.Linear(parts[0].in_features, sum(part.out_features for part in parts))
+    joined.weight = nn.Parameter(torch.cat([part.weight for part in parts]), requires_grad=False)
+    joined.bias = nn.Parameter(torch.cat([part.bias for part in parts]), requires_grad=False)
+    return joined
