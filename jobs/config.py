@@ -10,10 +10,19 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from refbert.config import (
     CorpusConfig,
@@ -176,7 +185,10 @@ class TaskStageConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-Arm = Literal["nearest", "random", "null", "vanilla", "vanilla_without_distillation"]
+Arm = Annotated[
+    Literal["nearest", "random", "null", "vanilla", "vanilla_without_distillation"],
+    BeforeValidator(lambda given: "null" if given is None else given),  # what an unquoted null is in YAML
+]
 
 
 class AblateConfig(BaseModel, frozen=True, extra="forbid"):
@@ -463,7 +475,10 @@ def _mistake(detail: Any) -> str:
 
 
 def _known_keys(location: tuple[Any, ...]) -> str:
+    """Name the keys of the section that holds `location`; it may stand in a list, or be optional."""
     owner: Any = RunConfig
     for part in location[:-1]:
-        owner = owner.model_fields[part].annotation
+        if isinstance(part, str):
+            owner = owner.model_fields[part].annotation
+        owner = next((kind for kind in (owner, *get_args(owner)) if hasattr(kind, "model_fields")), owner)
     return f"known are {', '.join(owner.model_fields)}"

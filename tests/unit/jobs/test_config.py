@@ -31,11 +31,18 @@ def test_a_text_to_explain_is_taken_as_it_stands():
     assert (config.explain.text, config.explain.text_pair) == ("No: it is 'late'", "null")
 
 
+def test_an_unquoted_null_among_the_arms_is_the_arm_of_that_name():
+    assert load_config(overrides=["ablate.arms=[vanilla, null]"]).ablate.arms == ("vanilla", "null")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("train.stepz=1", "unknown key train.stepz; known are steps, "),
         ("trian.steps=1", "unknown key trian; known are name, "),
+        ("task.nme=SST-2", "unknown key task.nme; known are name, "),
+        ("ablate.tasks=[{nme: SST-2}]", "unknown key ablate.tasks.0.nme; known are name, "),
+        ("task_stage.phases=[{loss: {hiden: 1}}]", "unknown key task_stage.phases.0.loss.hiden; known are hidden, "),
         ("train.steps=many", "train.steps='many'"),
         ("train.steps=0", "train.steps=0"),
         ("train.min_workers=2", "min_workers=2 exceeds num_workers=1"),
