@@ -21,6 +21,7 @@ from typing import Any
 
 from cluster.processes import MARK, marked, runs, stop
 from cluster.session import NODE_ENVIRONMENT
+from jobs.ports import free_ports
 from jobs.run_directory import write_whole
 from refbert.errors import InputError, UnavailableError
 
@@ -147,20 +148,6 @@ def halt(cluster: Cluster) -> int:
     shutil.rmtree(cluster.temp_dir, ignore_errors=True)
     (home() / STATE).unlink(missing_ok=True)
     return stopped
-
-
-def free_ports(count: int, host: str) -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for opened in sockets:
-            opened.bind((host, 0))
-        return [opened.getsockname()[1] for opened in sockets]
-    except OSError as error:
-        raise InputError(f"cannot listen on {host}: {error.strerror}; give an address of this machine") from None
-    finally:
-        for opened in sockets:
-            opened.close()
 
 
 def _start_node(cluster: Cluster, part: str) -> None:

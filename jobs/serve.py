@@ -9,7 +9,6 @@ comes from a cached reference or the null reference, and says so. docs/serving.m
 """
 
 import logging
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from ray.serve.config import HTTPOptions, gRPCOptions
 
 from jobs.config import RunConfig, load_config
 from jobs.launch import launch
+from jobs.ports import free_ports
 from jobs.reader import memory_of, student_run
 from jobs.service.grpc_calls import ADD_SERVICER
 from jobs.service.keys import is_public, require_key
@@ -64,7 +64,7 @@ def served(config: RunConfig) -> Iterator[str]:
     """Start the service, yield its HTTP address, and stop what was started."""
     config, _ = student_run(config, None)
     require_key(config.serve, is_public=is_public(config.serve))
-    port = config.serve.port or _free_port(config.serve.host)
+    port = config.serve.port or free_ports(1, config.serve.host)[0]
     was_running = _serve_is_running()
     try:
         serve.start(
@@ -103,12 +103,6 @@ def _stop(name: str, was_running: bool) -> None:
         serve.delete(name)
     else:
         serve.shutdown()
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":
