@@ -107,9 +107,8 @@ def test_the_same_name_with_other_training_is_refused(one_worker, tiny_run):
         distill.run(tiny_run(name="one-worker", train__learning_rate=0.5))
 
 
-@pytest.mark.parametrize(
-    "zero_stage", [pytest.param(0, marks=pytest.mark.long), 2, pytest.param(3, marks=pytest.mark.long)]
-)
+@pytest.mark.long  # the killed training has workers and stages too
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
 def test_two_workers_of_any_zero_stage_give_the_loss_curve_of_one(one_worker, tiny_run, zero_stage):
     config = tiny_run(name=f"two-{zero_stage}", train__num_workers=2, train__zero_stage=zero_stage)
     distill.run(config)
@@ -245,18 +244,23 @@ def watch_workers(patch, served: Path, killed_at: int | None) -> None:
     patch.setattr(distill, "train_worker", watched)
 
 
-def test_bf16_and_teacher_targets_train_too(one_worker, tiny_run):
+def test_bf16_with_every_loss_and_a_dense_memory_that_needs_no_teacher_to_be_asked_train_too(tiny_run):
     config = tiny_run(
-        name="bf16", train__precision="bf16", train__zero_stage=1, train__targets="teacher", train__steps=4,
+        name="dense-bf16", train__precision="bf16", train__zero_stage=1, train__targets="teacher", train__steps=4,
         loss={
             "hidden": 1, "embedding": 1, "attention": 1, "relation": 1, "contrastive": 1, "layer_map": "uniform",
             "relation_heads": 4, "relation_of": "qkv",
         },
+        references={"criterion": "dense", "dense_index": True}, store__collection="dense",
+        student__reference_keys="embedding", student__reference_layers="first",
     )  # fmt: skip
     distill.run(config)
     curve = losses(config)
     assert curve[-1] < curve[0]
     assert all(tensor.dtype == torch.float32 for tensor in weights(config).values())
+    line = json.loads((config.run_directory / "metrics.jsonl").read_text().splitlines()[-1])
+    assert line["store/live"] >= 4 * 64  # what was looked up ahead is counted too
+    assert (config.run_directory / "student" / "sentence_table.safetensors").exists()
 
 
 @pytest.mark.parametrize("targets", ["memory", pytest.param("teacher", marks=pytest.mark.long)])
@@ -294,17 +298,6 @@ def test_a_classification_teacher_distils_its_predictions_and_the_student_is_exp
     assert f"{report['fidelity']['nearest']['sentence_cosine']:.4f}" in card
     assert f"`{student.config.memory['fingerprint']}`" in card
     assert "train/prediction" in (config.run_directory / "metrics.jsonl").read_text()
-
-
-def test_a_dense_memory_leaves_a_student_that_needs_no_teacher_to_ask_it(tiny_run):
-    config = tiny_run(
-        name="dense", references={"criterion": "dense", "dense_index": True}, store__collection="dense", train__steps=2,
-        student__reference_keys="embedding", student__reference_layers="first",
-    )  # fmt: skip
-    distill.run(config)
-    line = json.loads((config.run_directory / "metrics.jsonl").read_text().splitlines()[-1])
-    assert line["store/live"] >= 2 * 16  # what was looked up ahead is counted too
-    assert (config.run_directory / "student" / "sentence_table.safetensors").exists()
 
 
 def test_the_vanilla_control_trains_without_any_store(tiny_run):
