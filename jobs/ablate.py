@@ -35,9 +35,9 @@ from jobs.neighbour_plan import neighbour_plan
 from jobs.progress import progress
 from jobs.provenance import hardware, provenance
 from jobs.run_directory import claim_directory
-from jobs.task_corpus import NEAR_DUPLICATE, TaskCorpus, prepare_task
+from jobs.task_corpus import AUGMENTED, NEAR_DUPLICATE, TaskCorpus, augmented, prepare_task
 from jobs.task_student import RESULT, TaskStudentJob, train_and_score
-from jobs.task_teacher import TaskTeacher, task_teacher
+from jobs.task_teacher import TaskTeacher, task_teacher, with_answers_to_copies
 from refbert.config import LossConfig, TaskConfig
 from refbert.errors import InputError
 from refbert.teacher import load_teacher
@@ -99,11 +99,18 @@ def ablated_task(config: RunConfig, url: str, starts: dict[str, Path]) -> dict[s
     log.info("task %s", name)
     corpus = prepare_task(config)
     teacher = task_teacher(config, corpus)
-    loaded = load_teacher(teacher.config)
+    loaded, references = load_teacher(teacher.config), config.references
+    memory = f"{name}-{loaded.fingerprint[:12]}"
+    if config.task_stage.augment.copies:
+        corpus = augmented(config, corpus, loaded)
+        teacher = with_answers_to_copies(config, corpus, teacher)
+        references = references.model_copy(update={"exclude_splits": (*references.exclude_splits, AUGMENTED)})
+        memory = f"{corpus.prepared.directory.name}-{loaded.fingerprint[:12]}"
     config = config.model_copy(
         update={
+            "references": references,
             "teacher": teacher.config,
-            "store": config.store.model_copy(update={"collection": f"{name}-{loaded.fingerprint[:12]}"}),
+            "store": config.store.model_copy(update={"collection": memory}),
         }
     )
     manifest = filled_memory(config, url, corpus.prepared, loaded)
@@ -194,7 +201,8 @@ def task_report(
         "metrics": data.task.metrics,
         "official": data.official,
         "note": data.note,
-        "train": len(data.split("train")),
+        "train": corpus.num_labelled,
+        "copies": len(data.split("train")) - corpus.num_labelled,
         "dev": {split: len(data.split(split)) for split in data.dev_splits},
         "near_duplicates": {
             "train": int(corpus.leaked.sum()),

@@ -242,8 +242,9 @@ def markdown(report: dict[str, Any]) -> str:
     lines += ["", "## Tasks", ""]
     for name, task in report["tasks"].items():
         note = f"; {task['note']}" if task["note"] else ""
+        copies = f" and {task['copies']} copies of them" if task["copies"] else ""
         lines.append(
-            f"- {name}: {' and '.join(task['metrics'])}; {task['train']} training, "
+            f"- {name}: {' and '.join(task['metrics'])}; {task['train']} training{copies}, "
             f"{' + '.join(str(rows) for rows in task['dev'].values())} development rows{note}"
         )
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())

@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from refbert.config import (
+    AugmentConfig,
     CorpusConfig,
     FineTuneConfig,
     LossConfig,
@@ -168,6 +169,10 @@ class TaskStageConfig(BaseModel, frozen=True, extra="forbid"):
     """How a labelled task is learned: first the teacher from labels, then the student from the teacher."""
 
     teacher: FineTuneConfig = Field(FineTuneConfig(), description="Fine-tuning, where teacher.head=none.")
+    augment: AugmentConfig = Field(
+        AugmentConfig(),
+        description="Copies of the training texts with words replaced, for students that are distilled.",
+    )
     phases: tuple[PhaseConfig, ...] = Field(
         default_factory=_phases,
         min_length=1,

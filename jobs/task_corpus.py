@@ -1,7 +1,7 @@
 """A labelled task as a prepared corpus: its training split is what the memory stores, its development splits are held out.
 
 Training rows that nearly repeat a development row are stored under a split of their own, which look-ups leave out: the leak
-guard. Reads and writes files; knows no model.
+guard. So are copies of training rows (refbert/augmentation.py), which are there to be learned from. Reads and writes files.
 """
 
 import hashlib
@@ -25,17 +25,22 @@ from jobs.prepared import (
     opened,
     whole_directory,
 )
-from refbert.corpus import Text
+from refbert.augmentation import Augmenter
+from refbert.corpus import Text, text_of
 from refbert.leaks import Leaks, find_leaks
 from refbert.tasks import Example, TaskData, load_task
+from refbert.teacher import Teacher
 
 NEAR_DUPLICATE = "near-duplicate"
 """The stored split of training rows that nearly repeat a development row."""
 
+AUGMENTED = "augmented"
+"""The stored split of copies of training rows."""
+
 
 @dataclass(frozen=True)
 class TaskCorpus:
-    """A task, and its training split prepared for the memory.
+    """A task, and its training split prepared for the memory: rows with a label first, then their copies, without.
 
     `leaked` (train,) marks training rows that nearly repeat an evaluated one; `repeated` (rows,), for each development split,
     its rows that have a near-duplicate in training.
@@ -51,8 +56,13 @@ class TaskCorpus:
         return [example_text(example) for example in self.data.split(split)]
 
     def labels(self, split: str) -> NDArray[np.float32]:
-        """Return the labels of one split (rows,): numbers of classes, or scores of a regression."""
+        """Return the labels of one split (rows,): numbers of classes, or scores of a regression; NaN for copies."""
         return np.array([example.label for example in self.data.split(split)], np.float32)
+
+    @property
+    def num_labelled(self) -> int:
+        """Training rows that are no copies."""
+        return sum(example.label is not None for example in self.data.split("train"))
 
 
 def example_text(example: Example) -> Text:
@@ -73,6 +83,48 @@ def prepare_task(config: RunConfig) -> TaskCorpus:
     if not (directory / "manifest.json").exists():
         _write(rows, found, directory)
     return TaskCorpus(data, opened(directory), leaked, repeated)
+
+
+def augmented(config: RunConfig, corpus: TaskCorpus, teacher: Teacher) -> TaskCorpus:
+    """Return the task with copies of its training rows behind them, made or found prepared.
+
+    A copy is of its row's document, which keeps it from reading that row. Words are replaced by those that the teacher's token
+    embeddings call like them.
+    """
+    augment = config.task_stage.augment
+    decides = [corpus.prepared.directory.name, teacher.fingerprint, augment.model_dump(mode="json"), config.seed]
+    digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+    directory = config.home / "corpora" / f"{corpus.data.task.name}-{digest}"
+    if not (directory / "manifest.json").exists():
+        rows = corpus.prepared.table("train")
+        _write(pa.concat_tables([rows, _copies(rows, Augmenter(teacher, augment), config.seed)]), {}, directory)
+    prepared = opened(directory)
+    rows = corpus.data.split("train")
+    copies = [
+        Example(row["text"], row["text_pair"], None, row["document"], number)
+        for number, row in enumerate(prepared.table("train").slice(len(rows)).to_pylist())
+    ]
+    data = corpus.data._replace(splits={**corpus.data.splits, "train": [*rows, *copies]})
+    return TaskCorpus(data, prepared, np.append(corpus.leaked, np.zeros(len(copies), bool)), corpus.repeated)
+
+
+def _copies(rows: pa.Table, augmenter: Augmenter, seed: int) -> pa.Table:
+    passages = rows.to_pylist()
+    made = augmenter.copies([text_of(passage) for passage in passages], seed)
+    return pa.Table.from_pylist(
+        [
+            {
+                **passage,
+                "text": copy if isinstance(copy, str) else copy[0],
+                "text_pair": None if isinstance(copy, str) else copy[1],
+                "label": None,
+                "split": AUGMENTED,
+            }
+            for passage, copies in zip(passages, made, strict=True)
+            for copy in copies
+        ],
+        schema=PASSAGE_SCHEMA,
+    )
 
 
 def _texts(examples: Sequence[Example]) -> list[tuple[str, str | None]]:
@@ -117,7 +169,8 @@ def _write(rows: pa.Table, leaks: dict[str, Leaks], directory: Path) -> None:
         distinct = first_rows(rows)
         np.save(scratch / DISTINCT, distinct)
         (scratch / REJECTED).touch()
-        counts = CorpusCounts(0, rows.num_rows, len(distinct), 0, tuple(sorted(set(rows["label"].to_pylist()))))
+        labels = tuple(sorted(set(rows["label"].to_pylist()) - {None}))
+        counts = CorpusCounts(0, rows.num_rows, len(distinct), 0, labels)
         manifest = {
             "counts": asdict(counts),
             "near_duplicates": {

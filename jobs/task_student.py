@@ -148,7 +148,10 @@ def train_phase(
         return float(state["loss"])
     distiller = Distiller(student, phase.loss, autocasts(phase.precision, device)).to(device)
     with ExitStack() as stack:
-        lengths = list(map(text_length, job.corpus.texts("train")))
+        rows = job.corpus.texts("train")
+        if phase.loss.learns_labels_alone:
+            rows = rows[: job.corpus.num_labelled]
+        lengths = list(map(text_length, rows))
         order = BucketedOrder(lengths, phase.batch, job.config.seed)
         stream = _open_stream(job, phase, order, texts, client)
         stack.callback(stream.close)

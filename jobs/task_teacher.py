@@ -10,7 +10,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class TaskTeacher:
     logits: dict[str, NDArray[np.float32]]
     scores: dict[str, dict[str, float]]
     seconds: float
+    directory: Path
 
 
 def task_teacher(config: RunConfig, corpus: TaskCorpus) -> TaskTeacher:
@@ -72,7 +73,27 @@ def task_teacher(config: RunConfig, corpus: TaskCorpus) -> TaskTeacher:
     }
     checkpoint = config.teacher.model if config.teacher.head == "classification" else str(directory / "teacher")
     fine_tuned = config.teacher.model_copy(update={"model": checkpoint, "head": "classification"})
-    return TaskTeacher(fine_tuned, logits, scores, manifest["seconds"])
+    return TaskTeacher(fine_tuned, logits, scores, manifest["seconds"], directory)
+
+
+def with_answers_to_copies(config: RunConfig, corpus: TaskCorpus, teacher: TaskTeacher) -> TaskTeacher:
+    """Let the teacher answer the copies among the training rows too, or find that done."""
+    answered = teacher.directory / f"{corpus.prepared.directory.name}.npy"
+    with FileLock(teacher.directory.with_suffix(".lock")):
+        if not answered.exists():
+            work: Any = ray.remote(num_cpus=1, num_gpus=config.train.gpus_per_worker)(answer_copies)
+            ray.get(work.remote(config, corpus, teacher.config, answered))
+    logits = {**teacher.logits, "train": np.concatenate([teacher.logits["train"], np.load(answered)])}
+    return replace(teacher, logits=logits)
+
+
+def answer_copies(config: RunConfig, corpus: TaskCorpus, teacher: TeacherConfig, answered: Path) -> None:
+    """Write the logits (copies, labels) of the training rows that are copies."""
+    device = set_up_worker(1, config.train.gpus_per_worker, config.train.threads_per_worker)
+    logits = answers(load_teacher(teacher, device), corpus.texts("train")[corpus.num_labelled :])
+    with answered.with_suffix(".partial").open("wb") as file:
+        np.save(file, logits)
+    answered.with_suffix(".partial").rename(answered)
 
 
 def predictions(data: TaskData, logits: NDArray[np.float32]) -> NDArray[Any]:

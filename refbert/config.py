@@ -5,7 +5,7 @@ One frozen model per owner; no torch and no transformers is imported here, so a 
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 BUILT_IN_CRITERIA = ("keywords", "dense", "hybrid", "random", "none")
 
@@ -142,6 +142,17 @@ class FineTuneConfig(BaseModel, frozen=True, extra="forbid"):
         description="Matrix products in bf16 over float32 parameters (7 times faster where a CPU has AMX; float32 where it has "
         "no bf16 instructions), or all in float32.",
     )
+
+
+class AugmentConfig(BaseModel, frozen=True, extra="forbid"):
+    """Copies of a labelled task's training texts, for the teacher to answer (TinyBERT, sec. 3.3; its values but for copies)."""
+
+    copies: NonNegativeInt = Field(
+        0,
+        description="Of each text; TinyBERT makes 20. An epoch takes so many times longer, and the memory is so much larger.",
+    )
+    replaced: float = Field(0.4, gt=0, le=1, description="Share of words that are replaced in a copy.")
+    candidates: PositiveInt = Field(15, description="Words that one may be replaced by: the nearest to it.")
 
 
 class ReferenceConfig(BaseModel, frozen=True, extra="forbid"):
@@ -340,6 +351,11 @@ class LossConfig(BaseModel, frozen=True, extra="forbid"):
     def needs_only_last_states(self) -> bool:
         """Whether stored last-layer states, and the logits kept with a task, are enough: no teacher has to run in training."""
         return not (self.needs_every_layer or self.attention or self.relates_qkv)
+
+    @property
+    def learns_labels_alone(self) -> bool:
+        """Whether a row without a label teaches nothing."""
+        return not (self.needs_states or self.prediction)
 
     @property
     def needs_states(self) -> bool:

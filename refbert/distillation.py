@@ -38,7 +38,8 @@ class DistillBatch:
     (batch, ref_tokens, dim), zero where the mask is; `reference_spans` (batch, references, ref_tokens), true where a token is
     of that reference, or None where each row has one at most; `target_states` (batch, tokens, dim) and `target_mask`
     (batch, tokens) where targets come from the memory, else None; `token_type_ids` (batch, tokens) where a text is a pair,
-    else None; `labels` (batch,) and the teacher's `logits` (batch, labels) where they belong to a labelled task, else None.
+    else None; `labels` (batch,), NaN where a row has none, and the teacher's `logits` (batch, labels) where they belong to a
+    labelled task, else None.
     """
 
     input_ids: Tensor
@@ -169,7 +170,11 @@ class Distiller(nn.Module):
             )
         if weights.label:
             assert batch.labels is not None
-            parts["label"] = label_loss(output.logits.float(), batch.labels)
+            known = ~batch.labels.isnan()  # a copy has none; what is known weighs the same in every batch
+            share = known.float().mean()
+            parts["label"] = (
+                label_loss(output.logits[known].float(), batch.labels[known]) * share if known.any() else share
+            )
         loss = torch.stack([getattr(weights, name) * part for name, part in parts.items()]).sum()
         return loss, {name: part.detach() for name, part in parts.items()}
 

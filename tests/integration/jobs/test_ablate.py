@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 
 from jobs import ablate
-from jobs.memory import running_store
-from jobs.task_corpus import NEAR_DUPLICATE, prepare_task
+from jobs.memory import connect_store, reference_id, running_store
+from jobs.neighbour_plan import NeighbourPlan
+from jobs.task_corpus import NEAR_DUPLICATE, augmented, example_text, prepare_task
 from jobs.task_student import RESULT
+from jobs.task_teacher import task_teacher
 from refbert.errors import InputError
+from refbert.teacher import load_teacher
+from vector_store.store import Store
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster")]
 
@@ -50,6 +54,7 @@ def done(task_folder, tiny_run, tmp_path_factory, ray_cluster):
             task={"name": "custom", "path": str(task_folder), "text_pair_field": "text_pair"},
             task_stage={
                 "teacher": short,
+                "augment": {"copies": 2},
                 "phases": [
                     {**short, "loss": {"contrastive": 0, "relation_heads": 4}},
                     {**short, "loss": {"prediction": 1, **nothing}},
@@ -83,6 +88,33 @@ def test_near_duplicates_of_the_development_split_are_found_and_not_read(done):
     assert corpus.repeated["dev"].sum() == 2
     splits = corpus.prepared.table("train")["split"].to_pylist()
     assert [split == NEAR_DUPLICATE for split in splits] == corpus.leaked.tolist()
+
+
+def test_copies_are_learned_from_and_never_read_nor_do_they_read_their_own_row(done):
+    corpus = prepare_task(done)
+    teacher = load_teacher(task_teacher(done, corpus).config)
+    more = augmented(done, corpus, teacher)
+    assert more.num_labelled == len(corpus.data.split("train")) == 50
+    copies = more.texts("train")[50:]
+    assert 50 < len(copies) <= 100
+    assert np.isnan(more.labels("train")[50:]).all()
+    (task,) = json.loads((done.run_directory / "ablation.json").read_text())["tasks"].values()
+    assert (task["train"], task["copies"]) == (50, len(copies))
+    with running_store(done) as url:
+        collection = done.store.model_copy(
+            update={"collection": f"{more.prepared.directory.name}-{teacher.fingerprint[:12]}"}
+        )
+        config = done.model_copy(update={"store": collection})
+        with connect_store(config, url) as client:
+            assert Store(client, config.store).count() == len(set(more.texts("train")))
+    (path,) = (more.prepared.directory / "plans").glob("*.npy")
+    rows = [example_text(example) for example in more.data.split("train")]
+    labelled = {reference_id(teacher.fingerprint, text): place for place, text in enumerate(rows[:50])}
+    documents = [example.document for example in more.data.split("train")]
+    for row, choices in enumerate(NeighbourPlan(path).choices(np.arange(len(rows)))):
+        read = [labelled[choice.id] for choice in choices]
+        assert read
+        assert all(documents[place] != documents[row] for place in read)
 
 
 def test_a_finished_student_is_never_trained_again(done):

@@ -215,3 +215,20 @@ def test_autocast_computes_in_bfloat16_and_keeps_weights_losses_and_gradients_in
     assert kinds == {torch.float32, torch.bfloat16}
     assert not torch.equal(gradients[True], gradients[False])
     assert (gradients[True] - gradients[False]).norm() < 0.02 * gradients[False].norm()
+
+
+def test_rows_without_a_label_count_for_nothing_in_its_loss_and_each_labelled_one_weighs_the_same(tiny):
+    distiller = Distiller(new_student(SMALL, tiny, seed=0), LossConfig(**{**ONLY, "label": 1.0, "prediction": 1.0}))
+    batch, targets = batch_and_targets(tiny)
+    labels = torch.tensor([0.0, float("nan"), 1.0, float("nan")])
+
+    def label_part(labels: torch.Tensor) -> float:
+        batch.labels = labels
+        loss, parts = distiller(batch, targets)
+        assert loss.isfinite()
+        return parts["label"].item()
+
+    halves = [label_part(labels.where(torch.arange(4) == row, torch.nan)) for row in (0, 2)]
+    assert min(halves) > 0
+    assert label_part(labels) == pytest.approx(sum(halves))
+    assert label_part(torch.full((4,), torch.nan)) == 0.0
