@@ -100,20 +100,21 @@ def ablated_task(config: RunConfig, url: str, starts: dict[str, Path]) -> dict[s
     corpus = prepare_task(config)
     teacher = task_teacher(config, corpus)
     loaded, references = load_teacher(teacher.config), config.references
-    memory = f"{name}-{loaded.fingerprint[:12]}"
+    memory, stored = name, corpus.prepared
     if config.task_stage.augment.copies:
         corpus = augmented(config, corpus, loaded)
         teacher = with_answers_to_copies(config, corpus, teacher)
-        references = references.model_copy(update={"exclude_splits": (*references.exclude_splits, AUGMENTED)})
-        memory = f"{corpus.prepared.directory.name}-{loaded.fingerprint[:12]}"
+        if config.task_stage.needs_states:  # then copies are stored, and nobody reads them; else answers are enough
+            memory, stored = corpus.prepared.directory.name, corpus.prepared
+            references = references.model_copy(update={"exclude_splits": (*references.exclude_splits, AUGMENTED)})
     config = config.model_copy(
         update={
             "references": references,
             "teacher": teacher.config,
-            "store": config.store.model_copy(update={"collection": memory}),
+            "store": config.store.model_copy(update={"collection": f"{memory}-{loaded.fingerprint[:12]}"}),
         }
     )
-    manifest = filled_memory(config, url, corpus.prepared, loaded)
+    manifest = filled_memory(config, url, stored, loaded)
     address = MemoryAddress(url, manifest)
     texts = reference_texts(loaded, manifest, config.references)
     jobs = []

@@ -179,6 +179,11 @@ class TaskStageConfig(BaseModel, frozen=True, extra="forbid"):
         description="The student's, in turn: by default the teacher's states first, then its logits (TinyBERT, sec. 3.3).",
     )
 
+    @property
+    def needs_states(self) -> bool:
+        """Whether any phase learns from the teacher's states."""
+        return any(phase.loss.needs_states for phase in self.phases)
+
     @model_validator(mode="after")
     def _memory_has_the_states(self) -> Self:
         for number, phase in enumerate(self.phases):

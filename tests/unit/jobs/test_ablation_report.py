@@ -77,7 +77,7 @@ def test_the_swap_table_asks_one_students_in_every_way(report):
 def test_the_report_is_written_whole_with_a_dated_copy(report, tmp_path):
     write_ablation(report, tmp_path, str(tmp_path / "results"))
     assert json.loads((tmp_path / "ablation.json").read_text())["goals"]
-    assert "10 training and 30 copies of them, 2 development rows" in markdown(report)
+    assert "10 training and 30 copies of them, 5 development rows" in markdown(report)
     assert "| nearest - vanilla | +15.00 | -5.00 | +5.00 | +7.7 % | 1 of 2 |" in markdown(report)
     assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".json", ".md", ".png"}
     assert (tmp_path / "ablation.png").stat().st_size > 1000
