@@ -96,8 +96,8 @@ def augmented(config: RunConfig, corpus: TaskCorpus, teacher: Teacher) -> TaskCo
     digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
     directory = config.home / "corpora" / f"{corpus.data.task.name}-{digest}"
     if not (directory / "manifest.json").exists():
-        rows = corpus.prepared.table("train")
-        _write(pa.concat_tables([rows, _copies(rows, Augmenter(teacher, augment), config.seed)]), {}, directory)
+        given = corpus.prepared.table("train")
+        _write(pa.concat_tables([given, _copies(given, Augmenter(teacher, augment), config.seed)]), {}, directory)
     prepared = opened(directory)
     rows = corpus.data.split("train")
     copies = [

@@ -31,6 +31,7 @@ class Augmenter:
         self.config = config
         vectors = teacher.static_vectors()
         self.words = _whole_words(self.tokenizer, len(vectors))
+        self.places = np.array([token for token, word in enumerate(self.words) if word], np.int64)
         centred = vectors - vectors.mean(0)
         self.vectors = centred / np.linalg.norm(centred, axis=1, keepdims=True).clip(1e-12)
         self._candidates: dict[int, NDArray[np.int64]] = {}
@@ -61,14 +62,13 @@ class Augmenter:
 
     def _look_for(self, tokens: set[int]) -> None:
         asked = sorted(tokens - self._candidates.keys())
-        places = np.flatnonzero(self.words)
-        count = min(self.config.candidates, len(places) - 1)
+        words, count = self.vectors[self.places], min(self.config.candidates, len(self.places) - 1)
         for start in range(0, len(asked), AT_ONCE):
             chunk = np.array(asked[start : start + AT_ONCE])
-            similarity = self.vectors[chunk] @ self.vectors[places].T
-            similarity[chunk[:, None] == places] = -np.inf
+            similarity = self.vectors[chunk] @ words.T
+            similarity[chunk[:, None] == self.places] = -np.inf
             nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
-            self._candidates |= {int(token): places[row] for token, row in zip(chunk, nearest, strict=True)}
+            self._candidates |= {int(token): self.places[row] for token, row in zip(chunk, nearest, strict=True)}
 
     def _words_in(self, text: str) -> list[tuple[int, int, int]]:
         """Where the words that may be replaced begin and end, and their tokens, from the last one to the first."""
@@ -84,7 +84,7 @@ class Augmenter:
     def _changed(self, text: str, words: list[tuple[int, int, int]], rng: np.random.Generator) -> str:
         for start, end, token in words:
             if rng.random() < self.config.replaced:
-                text = text[:start] + _text_of(self.tokenizer, int(rng.choice(self._candidates[token]))) + text[end:]
+                text = f"{text[:start]}{self.words[rng.choice(self._candidates[token])]}{text[end:]}"
         return normalise(text)
 
 
@@ -92,17 +92,14 @@ def _sides(text: Text) -> tuple[str, ...]:
     return (text,) if isinstance(text, str) else text
 
 
-def _whole_words(tokenizer: PreTrainedTokenizerBase, size: int) -> NDArray[np.bool_]:
-    """Mark (vocabulary,) the tokens that are words by themselves: letters only, at least two, and one token again when read."""
+def _whole_words(tokenizer: PreTrainedTokenizerBase, size: int) -> list[str | None]:
+    """Spell (vocabulary,) the tokens that are words by themselves: two letters or more, and one token again when read."""
     special = set(tokenizer.all_special_ids)
     known = [token for token in range(min(size, len(tokenizer))) if token not in special]
-    texts = [_text_of(tokenizer, token) for token in known]
+    texts = [str(tokenizer.decode([token])).strip() for token in known]
     spaced = tokenizer([f" {text}" for text in texts], add_special_tokens=False)["input_ids"]
-    marks = np.zeros(size, bool)
+    words: list[str | None] = [None] * size
     for token, text, read in zip(known, texts, spaced, strict=True):
-        marks[token] = len(text) > 1 and text.isalpha() and read == [token]
-    return marks
-
-
-def _text_of(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    return str(tokenizer.decode([token])).strip()
+        if len(text) > 1 and text.isalpha() and read == [token]:
+            words[token] = text
+    return words

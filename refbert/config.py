@@ -149,7 +149,7 @@ class AugmentConfig(BaseModel, frozen=True, extra="forbid"):
 
     copies: NonNegativeInt = Field(
         0,
-        description="Of each text; TinyBERT makes 20. An epoch takes so many times longer, and the memory is so much larger.",
+        description="Of each text; TinyBERT makes 20. Epochs grow as much, and so does a memory whose states are learned.",
     )
     replaced: float = Field(0.4, gt=0, le=1, description="Share of words that are replaced in a copy.")
     candidates: PositiveInt = Field(15, description="Words that one may be replaced by: the nearest to it.")

@@ -170,11 +170,7 @@ class Distiller(nn.Module):
             )
         if weights.label:
             assert batch.labels is not None
-            known = ~batch.labels.isnan()  # a copy has none; what is known weighs the same in every batch
-            share = known.float().mean()
-            parts["label"] = (
-                label_loss(output.logits[known].float(), batch.labels[known]) * share if known.any() else share
-            )
+            parts["label"] = label_loss(output.logits.float(), batch.labels)
         loss = torch.stack([getattr(weights, name) * part for name, part in parts.items()]).sum()
         return loss, {name: part.detach() for name, part in parts.items()}
 

@@ -87,10 +87,16 @@ def contrastive_loss(
 
 
 def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of (batch, labels) logits and (batch,) classes, nats; squared error where there is one logit."""
+    """Cross-entropy of (batch, labels) logits and (batch,) classes, nats; squared error where there is one logit.
+
+    Mean over rows; one whose label is NaN counts as 0, so that a labelled row weighs the same in every batch.
+    """
+    known, labels = ~labels.isnan(), labels.nan_to_num()
     if logits.shape[-1] == 1:
-        return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
-    return F.cross_entropy(logits, labels.long())
+        losses = F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype), reduction="none")
+    else:
+        losses = F.cross_entropy(logits, labels.long(), reduction="none")
+    return (losses * known).mean()
 
 
 def prediction_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
