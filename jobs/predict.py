@@ -14,7 +14,6 @@ the degrade ladder: live, cached or null), and embedding (L2-normalised) or labe
 Rows that are no text are counted, and listed with their reasons in rejected.jsonl.
 """
 
-import hashlib
 import io
 import json
 import logging
@@ -40,8 +39,7 @@ from jobs.worker import per_node, set_up_worker
 from refbert.config import CorpusConfig
 from refbert.corpus import Rejected, Row, by_length, corpus_files, estimated_rows, read_rows, text_of
 from refbert.errors import InputError
-from refbert.student import RefBertForSequenceClassification
-from refbert.student_config import RefBertConfig
+from refbert.trained import fingerprint, has_head
 from vector_store.pipeline import pipelined
 from vector_store.schema import Neighbours
 
@@ -148,22 +146,13 @@ def scored_corpus(config: RunConfig) -> CorpusConfig:
     return config.corpus.model_copy(update={"label_field": None, **others})
 
 
-def has_head(folder: Path) -> bool:
-    """Whether a student classifies."""
-    architectures = RefBertConfig.from_pretrained(folder).architectures or ()
-    return RefBertForSequenceClassification.__name__ in architectures
-
-
 def scoring_identity(
     config: RunConfig, corpus: CorpusConfig, files: list[str], folder: Path, write: str
 ) -> dict[str, Any]:
     """Return by name what a result depends on: parts of one output share it."""
-    weights = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        weights.update(file.read_bytes())
     return {
         "rows": corpus_key(config.model_copy(update={"corpus": corpus}), files),
-        "student": weights.hexdigest()[:16],
+        "student": fingerprint(folder),
         "references": config.digest("references"),
         "write": write,
         "datatype": config.predict.datatype,

@@ -8,6 +8,7 @@
 reference. Where references are kept is not known here; `jobs.memory.references_at` opens a memory as such a callable.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -123,5 +124,19 @@ def load_model(folder: str | Path) -> Any:
     config = AutoConfig.from_pretrained(path)
     if not isinstance(config, RefBertConfig):
         raise InputError(f"{path} holds a {config.model_type}, wanted a refbert student; give a run's student/ folder")
-    has_head = RefBertForSequenceClassification.__name__ in (config.architectures or ())
-    return (RefBertForSequenceClassification if has_head else RefBertModel).from_pretrained(path).eval()
+    return (RefBertForSequenceClassification if has_head(path) else RefBertModel).from_pretrained(path).eval()
+
+
+def has_head(folder: str | Path) -> bool:
+    """Whether the student in a `student/` folder classifies."""
+    architectures = RefBertConfig.from_pretrained(folder).architectures or ()
+    return RefBertForSequenceClassification.__name__ in architectures
+
+
+def fingerprint(folder: Path) -> str:
+    """12 hex digits of the weights in a `student/` folder: which student answered."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as weights:
+            digest.update(hashlib.file_digest(weights, "sha256").digest())
+    return digest.hexdigest()[:12]

@@ -5,7 +5,6 @@ another teacher's, costs quality, never an answer: it is looked at again every f
 """
 
 import contextlib
-import hashlib
 import logging
 import threading
 import time
@@ -29,6 +28,7 @@ from jobs.service.schema import Asked, AttendedReference, is_text
 from refbert.corpus import Text, normalise
 from refbert.explanation import answer
 from refbert.teacher import Tokens
+from refbert.trained import fingerprint
 from vector_store.client import Client
 from vector_store.config import EMBEDDED
 from vector_store.errors import StoreError, StoreUnavailable
@@ -86,7 +86,7 @@ class ServedStudent:
         self.dim: int = shape.dim
         self.vocabulary: int = shape.vocab_size
         self.labels = _labels(self.reader.model)
-        self.fingerprint = _fingerprint(folder)
+        self.fingerprint = fingerprint(folder)
         self.created = int((folder / "config.json").stat().st_mtime)
         self.state: MemoryState = "none"
         self.reason: str | None = None
@@ -379,12 +379,3 @@ def _labels(model: Any) -> list[str] | None:
     if not hasattr(model, "classifier"):
         return None
     return [str(model.config.id2label[label]) for label in range(model.config.num_labels)]
-
-
-def _fingerprint(folder: Path) -> str:
-    """12 hex digits of the weights: which student answered."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        with open(file, "rb") as weights:
-            digest.update(hashlib.file_digest(weights, "sha256").digest())
-    return digest.hexdigest()[:12]
