@@ -21,7 +21,7 @@ from jobs.memory import ReferenceTexts, connect_store, manifest_of, reference_te
 from jobs.prepared import PassageRows, PreparedCorpus
 from measures.collection import process_cpu_s, server_pid
 from measures.distilling import BATCH
-from measures.live_references import opened_stream
+from measures.engine_blocks import opened_stream
 from refbert.corpus import corpus_files, text_of
 from refbert.distillation import Distiller, new_student
 from refbert.optimisation import adamw
