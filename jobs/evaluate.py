@@ -25,7 +25,7 @@ from transformers import AutoModel
 
 import refbert  # noqa: F401 - registers the student with the Auto classes
 from jobs.config import RunConfig
-from jobs.distill import needs_memory
+from jobs.distill import needs_memory, reads_references
 from jobs.explained import explained
 from jobs.explanation_report import write_explanation
 from jobs.launch import launch
@@ -63,6 +63,7 @@ CONTINUES_RUN = True
 """Without a YAML, the options are those that the named run was trained with."""
 
 REFERENCES = ("nearest", "null", "random")
+"""What a student is asked with in turn; one that was taught to read nothing, with the null reference only."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
             "or give the teacher, references and store that it was trained with"
         )
     texts = reference_texts(teacher, manifest, config.references)
-    sources: dict[str, NeighbourSource | None] = dict.fromkeys(REFERENCES)
+    reads = reads_references(config)
+    sources: dict[str, NeighbourSource | None] = dict.fromkeys(REFERENCES if reads else ("null",))
     asked: NeighbourSource | None = None
     memory: dict[str, Any] = {}
     store = None
@@ -159,9 +161,10 @@ def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
         client = connect_store(config, job.address.url)
         patient = patient_store(config)
         nearest = config.references.criterion
-        sources["nearest"] = open_retriever(client, patient, texts, nearest)
-        sources["random"] = open_retriever(client, patient, texts, "random")
-        asked = open_retriever(client, patient, texts, nearest, with_text=True)
+        if reads:
+            sources["nearest"] = open_retriever(client, patient, texts, nearest)
+            sources["random"] = open_retriever(client, patient, texts, "random")
+            asked = open_retriever(client, patient, texts, nearest, with_text=True)
         store = Store(client, config.store)
         memory = {
             "points": store.count(),
@@ -270,16 +273,16 @@ def measure_fidelity(
     bench: Bench, rows: list[dict[str, Any]], config: RunConfig, report: dict[str, Any]
 ) -> Generator[Event, None, Vectors]:
     """Compare states and sentence vectors on held-out text, the reference swapped; returns the (texts, dim) vectors."""
-    errors = dict.fromkeys(REFERENCES, 0.0)
+    errors = dict.fromkeys(bench.sources, 0.0)
     num_tokens = 0.0
-    sentences: dict[str, list[Tensor]] = {name: [] for name in ("teacher", *REFERENCES)}
+    sentences: dict[str, list[Tensor]] = {name: [] for name in ("teacher", *bench.sources)}
     for batch in bench.batches(rows):
         tokens = bench.tokens(batch)
         states = bench.teacher_states(tokens)
         weights = tokens.mask.to(states)
         num_tokens += float(weights.sum())
         sentences["teacher"].append(masked_mean(states, weights).cpu())
-        for name in REFERENCES:
+        for name in bench.sources:
             ours = bench.student_states(batch, tokens, name)
             errors[name] += float(((ours - states).square().mean(-1) * weights).sum())
             sentences[name].append(masked_mean(ours, weights).cpu())
@@ -287,7 +290,7 @@ def measure_fidelity(
     vectors = {name: torch.cat(parts) for name, parts in sentences.items()}
     report["fidelity"] = {
         name: fidelity(errors[name] / num_tokens, vectors[name], vectors["teacher"], config.evaluate.pool)._asdict()
-        for name in REFERENCES
+        for name in bench.sources
     }
     report["fidelity"]["texts"] = len(rows)
     report["fidelity"]["mutual_information"] = {
@@ -309,7 +312,7 @@ def measure_labelled(
         tokens = bench.tokens(batch)
         device_mask = tokens.mask.to(bench.teacher.device)
         features["teacher"].append(masked_mean(bench.teacher_states(tokens), device_mask).cpu())
-        for name in REFERENCES:
+        for name in bench.sources:
             features[name].append(masked_mean(bench.student_states(batch, tokens, name), device_mask).cpu())
         yield Event("labelled", len(rows), len(batch))
     labelled = [index for index, row in enumerate(heldout) if row["label"] is not None]
@@ -342,8 +345,9 @@ def measure_speed(
     contenders: dict[str, Callable[[list[dict[str, Any]], Tokens], Any]] = {
         "teacher": lambda _, tokens: bench.teacher_states(tokens),
         "student": lambda batch, tokens: bench.student_states(batch, tokens, "null"),
-        "student_with_lookup": lambda batch, tokens: bench.student_states(batch, tokens, "nearest"),
     }
+    if "nearest" in bench.sources:
+        contenders["student_with_lookup"] = lambda batch, tokens: bench.student_states(batch, tokens, "nearest")
     taken_s: dict[str, list[float]] = {name: [] for name in contenders}
     warm_up = 3
     for repeat in range(warm_up + config.evaluate.speed_repeats):

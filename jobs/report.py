@@ -19,6 +19,7 @@ FIDELITY = {
     "mutual_information_nats": "mutual information, nats",
     "retrieval_top1": "retrieval top-1",
 }
+REFERENCES = ("nearest", "null", "random")
 COLOURS = {"nearest": "#2f6f9f", "null": "#b0b0b0", "random": "#d9a441", "teacher": "#444444"}
 SPEED = {"teacher": "teacher", "student": "student", "student_with_lookup": "student with look-up"}
 
@@ -48,6 +49,7 @@ def size_rows(report: dict[str, Any]) -> Rows:
             f"{speed['examples_per_s'] / slow:.2f}x",
         )
         for name, label in SPEED.items()
+        if name in report["speed"]
     ]
 
 
@@ -55,7 +57,8 @@ def fidelity_rows(report: dict[str, Any]) -> Rows:
     """Return the student's fidelity by the reference it read."""
     return [
         (name, *(f"{report['fidelity'][name][metric]:.4f}" for metric in FIDELITY))
-        for name in ("nearest", "null", "random")
+        for name in REFERENCES
+        if name in report["fidelity"]
     ]
 
 
@@ -64,7 +67,9 @@ def labelled_rows(report: dict[str, Any]) -> Rows:
     names = {"teacher": "teacher", "nearest": "student with references", "null": "student without (null)"}
     names |= {"random": "student with random references", "majority": "always the most frequent label"}
     return [
-        (label, f"{report['labelled'][name]['accuracy']:.4f}") for name, label in names.items() if "labelled" in report
+        (label, f"{report['labelled'][name]['accuracy']:.4f}")
+        for name, label in names.items()
+        if name in report.get("labelled", ())
     ]
 
 
@@ -126,7 +131,7 @@ def markdown(report: dict[str, Any], name: str) -> str:
         if title.startswith("Fidelity"):
             lines += [
                 f"{report['fidelity']['texts']} texts that were neither stored nor trained on; one trained student, only "
-                "the reference swapped. `null` is the learned null reference. Mutual information is the InfoNCE lower "
+                "the reference swapped (`null` is the learned null reference). Mutual information is the InfoNCE lower "
                 f"bound between student and teacher sentence vectors over a pool of {bound['pool']} at temperature "
                 f"{bound['temperature']}.",
                 "",
@@ -164,7 +169,7 @@ def plot_loss(metrics: Path, picture: Path) -> None:
 def plot_fidelity(fidelity: dict[str, Any], picture: Path) -> None:
     """Draw each fidelity figure as bars by the reference that was read."""
     figure, axes = plt.subplots(1, len(FIDELITY), figsize=(10, 2.8), layout="constrained")
-    names = ("nearest", "null", "random")
+    names = [name for name in REFERENCES if name in fidelity]
     for axis, (metric, title) in zip(axes, FIDELITY.items(), strict=True):
         values = [fidelity[name][metric] for name in names]
         bars = axis.bar(names, values, color=[COLOURS[name] for name in names])
@@ -180,9 +185,11 @@ def plot_size_and_latency(report: dict[str, Any], picture: Path) -> None:
     sizes = [report["teacher"]["params"] / 1e6, report["student"]["params"] / 1e6]
     size.bar_label(size.barh(["teacher", "student"], sizes, color=[COLOURS["teacher"], COLOURS["nearest"]]), fmt="%.1f")
     size.set_title("million parameters", fontsize=9)
-    values = [report["speed"][name]["latency_ms_p50"] for name in SPEED]
-    colours = [COLOURS["teacher"], COLOURS["null"], COLOURS["nearest"]]
-    latency.bar_label(latency.barh(list(SPEED.values()), values, color=colours), fmt="%.0f")
+    colours = {"teacher": COLOURS["teacher"], "student": COLOURS["null"], "student_with_lookup": COLOURS["nearest"]}
+    names = [name for name in SPEED if name in report["speed"]]
+    values = [report["speed"][name]["latency_ms_p50"] for name in names]
+    bars = latency.barh([SPEED[name] for name in names], values, color=[colours[name] for name in names])
+    latency.bar_label(bars, fmt="%.0f")
     latency.set_title(f"ms per batch of {report['speed']['student']['batch']}, median", fontsize=9)
     for axis in (size, latency):
         axis.invert_yaxis()

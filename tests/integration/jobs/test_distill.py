@@ -300,10 +300,17 @@ def test_a_classification_teacher_distils_its_predictions_and_the_student_is_exp
     assert "train/prediction" in (config.run_directory / "metrics.jsonl").read_text()
 
 
-def test_the_vanilla_control_trains_without_any_store(tiny_run):
+def test_the_vanilla_control_trains_without_any_store_and_is_measured_with_no_reference(tiny_run):
     config = tiny_run(
         name="vanilla", references__criterion="none", student__reference_mode="none", train__targets="teacher",
         train__steps=2, store={"url": "http://127.0.0.1:9", "write_deadline_s": 1},
     )  # fmt: skip
     distill.run(config)
     assert AutoModel.from_pretrained(config.run_directory / "student").config.memory is None
+    evaluate.run(config)
+    report = json.loads((config.run_directory / "report.json").read_text())
+    assert set(report["fidelity"]) - {"texts", "mutual_information"} == {"null"}
+    assert set(report["labelled"]) >= {"teacher", "null", "majority"}
+    assert not {"nearest", "random"} & set(report["labelled"])
+    assert set(report["speed"]) == {"teacher", "student"}
+    assert "| null |" in (config.run_directory / "report.md").read_text()
