@@ -25,16 +25,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--chaos-seed", type=int, default=0, help="of the random moments at which things are killed")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave tests marked `long` to `--long`: each has a sibling that fails with it in all likelihood.
-
-    Of two processes (`make test`) one takes all that shares the session's Ray, and the faults; much of it waits.
-    """
-    for item in items:
-        room = item.path.relative_to(REPOSITORY / "tests").parts[:2]
-        shares_ray = room == ("integration", "jobs") or room[0] == "chaos"
-        item.add_marker(pytest.mark.xdist_group("ray" if shares_ray else "rest"))
+    """Leave tests marked `long` to `--long`: each has a sibling that fails with it in all likelihood."""
     if config.getoption("--long"):
         return
     for item in items:
