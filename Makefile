@@ -22,7 +22,7 @@ demo: $(STAMP)   ## corpus -> memory -> distilled student -> report -> one serve
 	$(BIN)/python jobs/demo.py $(ARGS)
 
 test: $(STAMP)   ## the tests (ARGS="tests/unit -k student"; ARGS=--long for every one)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest $(ARGS)
 
 chaos: $(STAMP)  ## the fault tests in their long form: servers, jobs and writers killed at random moments (15 minutes)
 	$(BIN)/python -m pytest tests/chaos --long -rP $(ARGS)
