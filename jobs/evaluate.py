@@ -46,7 +46,7 @@ from jobs.prepared import PassageRows, PreparedCorpus, prepare
 from jobs.progress import progress
 from jobs.provenance import hardware, provenance
 from jobs.reader import Reader
-from jobs.report import write_report
+from jobs.report import REFERENCES, write_report
 from jobs.stream import reference_batch
 from jobs.worker import set_up_worker
 from refbert.corpus import text_of
@@ -61,9 +61,6 @@ log = logging.getLogger(__name__)
 
 CONTINUES_RUN = True
 """Without a YAML, the options are those that the named run was trained with."""
-
-REFERENCES = ("nearest", "null", "random")
-"""What a student is asked with in turn; one that was taught to read nothing, with the null reference only."""
 
 
 @dataclass(frozen=True)

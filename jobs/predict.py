@@ -39,6 +39,7 @@ from jobs.worker import per_node, set_up_worker
 from refbert.config import CorpusConfig
 from refbert.corpus import Rejected, Row, by_length, corpus_files, estimated_rows, read_rows, text_of
 from refbert.errors import InputError
+from refbert.student_config import RefBertConfig
 from refbert.trained import fingerprint, has_head
 from vector_store.pipeline import pipelined
 from vector_store.schema import Neighbours
@@ -117,8 +118,9 @@ def run(config: RunConfig) -> None:
     config, folder = student_run(config, config.predict.student)
     corpus = scored_corpus(config)
     files = corpus_files(corpus)
-    write = config.predict.write or ("labels" if has_head(folder) else "embeddings")
-    if write == "labels" and not has_head(folder):
+    classifies = has_head(RefBertConfig.from_pretrained(folder))
+    write = config.predict.write or ("labels" if classifies else "embeddings")
+    if write == "labels" and not classifies:
         raise InputError(
             f"{folder} has no head, so it has no labels; set predict.write=embeddings, or distil on a task"
         )

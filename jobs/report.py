@@ -20,6 +20,8 @@ FIDELITY = {
     "retrieval_top1": "retrieval top-1",
 }
 REFERENCES = ("nearest", "null", "random")
+"""What a student is asked with in turn; one that was taught to read nothing, with the null reference only."""
+
 COLOURS = {"nearest": "#2f6f9f", "null": "#b0b0b0", "random": "#d9a441", "teacher": "#444444"}
 SPEED = {"teacher": "teacher", "student": "student", "student_with_lookup": "student with look-up"}
 

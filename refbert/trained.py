@@ -124,13 +124,12 @@ def load_model(folder: str | Path) -> Any:
     config = AutoConfig.from_pretrained(path)
     if not isinstance(config, RefBertConfig):
         raise InputError(f"{path} holds a {config.model_type}, wanted a refbert student; give a run's student/ folder")
-    return (RefBertForSequenceClassification if has_head(path) else RefBertModel).from_pretrained(path).eval()
+    return (RefBertForSequenceClassification if has_head(config) else RefBertModel).from_pretrained(path).eval()
 
 
-def has_head(folder: str | Path) -> bool:
-    """Whether the student in a `student/` folder classifies."""
-    architectures = RefBertConfig.from_pretrained(folder).architectures or ()
-    return RefBertForSequenceClassification.__name__ in architectures
+def has_head(config: RefBertConfig) -> bool:
+    """Whether the student that was saved with this config classifies."""
+    return RefBertForSequenceClassification.__name__ in (config.architectures or ())
 
 
 def fingerprint(folder: Path) -> str:
