@@ -22,10 +22,10 @@ PATIENCE_S = 600.0
 """Long beyond reason on a fast machine: the tests wait for events, never for durations."""
 
 
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
+def wait_until(condition: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
+    deadline = time.monotonic() + patience_s
     while not condition():
-        assert time.monotonic() < deadline, f"waited {PATIENCE_S:g} s in vain until {what}"
+        assert time.monotonic() < deadline, f"waited {patience_s:g} s in vain until {what}"
         time.sleep(0.01)
 
 

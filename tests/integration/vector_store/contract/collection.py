@@ -1,0 +1,23 @@
+"""The collection that the contract is tried on: its name, its vectors, and short words for its points."""
+
+from qdrant_client import models
+
+NAME = "contract"
+VECTORS = {
+    "dense": models.VectorParams(size=4, distance=models.Distance.COSINE),
+    "many": models.VectorParams(
+        size=2,
+        distance=models.Distance.DOT,
+        multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM),
+        hnsw_config=models.HnswConfigDiff(m=0),
+    ),
+}
+SPARSE = {"words": models.SparseVectorParams(modifier=models.Modifier.IDF)}
+
+
+def ids(points):
+    return [point.id for point in points]
+
+
+def group(value):
+    return models.Filter(must=[models.FieldCondition(key="group", match=models.MatchValue(value=value))])

@@ -1,0 +1,48 @@
+"""What any Qdrant must do for us, by official client and raw stubs; of these tests only those of shards ask which answers."""
+
+import os
+from urllib.parse import urlsplit
+
+import pytest
+from qdrant_client import QdrantClient, models
+
+from tests.integration.vector_store.contract.collection import NAME, SPARSE, VECTORS
+
+
+@pytest.fixture
+def official(server_url):
+    client = QdrantClient(
+        url=server_url,
+        grpc_port=urlsplit(server_url).port or 6334,
+        prefer_grpc=True,
+        check_compatibility=False,
+        api_key=os.environ.get("QDRANT_API_KEY"),
+    )
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def filled(official):
+    """Ten points: number i has dense axis i % 4, word i % 5, group a or b, and a payload of every type."""
+    official.delete_collection(NAME)
+    official.create_collection(
+        NAME, vectors_config=VECTORS, sparse_vectors_config=SPARSE, metadata={"made_by": "tests", "version": 3}
+    )
+    official.upsert(
+        NAME,
+        [
+            models.PointStruct(
+                id=i,
+                vector={
+                    "dense": [float(axis == i % 4) + i / 100 for axis in range(4)],
+                    "many": [[float(i), 1.0], [0.0, 1.0]],
+                    "words": models.SparseVector(indices=[i % 5, 100], values=[1.0, 0.5]),
+                },
+                payload={"group": "ab"[i % 2], "n": i, "nested": {"list": [i, None, True, 0.5, "x"]}},
+            )
+            for i in range(10)
+        ],
+    )
+    yield official
+    official.delete_collection(NAME)

@@ -1,0 +1,32 @@
+"""Keys: asked for where one is set, and required off loopback."""
+
+import grpc
+import pytest
+from qdrant_client import grpc as api
+
+from vector_store.client import connect
+from vector_store.config import StoreConfig
+from vector_store.errors import StoreError
+from vector_store.server.process import embedded_server, serve
+from vector_store.store import Store
+
+
+def test_a_key_is_required_where_one_is_set(tmp_path, manifest):
+    with embedded_server(tmp_path, api_key="right") as url:
+        config = StoreConfig(url=url, api_key_env="NO_SUCH_VARIABLE")
+        for key, complaint in ((None, "no API key was sent"), ("wrong", "is not accepted")):
+            with connect(config, url, api_key=key) as client, pytest.raises(StoreError, match=complaint):
+                Store(client, config).count()
+        with connect(config, url, api_key="right") as client:
+            Store(client, config).ensure(manifest)
+        with grpc.insecure_channel(url.removeprefix("http://")) as channel:
+            assert "embedded" in api.QdrantStub(channel).HealthCheck(api.HealthCheckRequest()).title
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "some.host"])
+def test_off_loopback_without_a_key_it_refuses_to_start(tmp_path, host):
+    with pytest.raises(StoreError, match="without an API key"):
+        serve(tmp_path, host=host)
+    with pytest.raises(StoreError, match="without an API key"), embedded_server(tmp_path, host=host):
+        pass
+    assert not (tmp_path / "address.json").exists()

@@ -1,0 +1,72 @@
+"""Look-ups while the store is away or hangs: live, cached, null, and back; or patient."""
+
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from tests.chaos.faults import kill_server, wait_until
+from tests.integration.vector_store.embedded.served import filled_store
+from vector_store.client import connect
+from vector_store.config import StoreConfig
+from vector_store.retriever import Retriever
+from vector_store.schema import Query
+from vector_store.server.process import embedded_server
+
+
+def test_the_ladder_goes_live_cached_null_and_back(tmp_path, manifest, make_points):
+    with filled_store(tmp_path, manifest, make_points(20)) as (url, client, config, queries):
+        retriever = Retriever(client, config, manifest, "keywords", with_text=True)
+        live = retriever.neighbours(queries[:3])
+        assert live.steps == ["live"] * 3
+
+        kill_server(tmp_path)
+        gone = retriever.neighbours(queries[:4])
+        assert gone.steps == ["cached"] * 3 + ["null"]
+        assert gone.ids == [*live.ids, []]
+        assert gone.texts == [*live.texts, []]
+        assert (gone.scores[:3] == live.scores).all()
+        assert (gone.states[:3] == live.states).all()
+        assert (gone.mask[:3] == live.mask).all()
+
+        with embedded_server(tmp_path) as again:
+            assert again == url
+            wait_until(lambda: retriever.neighbours(queries[:4]).steps == ["live"] * 4, "every look-up is live", 15)
+        assert retriever.counts["cached"] >= 3
+
+
+def test_a_store_that_hangs_costs_one_deadline_and_then_rests(manifest, make_points):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts and never answers
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        config = StoreConfig(url=url, lookup_deadline_ms=300)
+        with connect(config, url) as client:
+            retriever = Retriever(client, config, manifest, "keywords")
+            point = make_points(1)[0]
+            started = time.monotonic()
+            for _ in range(5):
+                assert retriever.neighbours([Query(point.id, point.keywords)]).steps == ["null"]
+            assert 0.2 < time.monotonic() - started < 0.9
+
+
+def test_a_patient_look_up_waits_for_a_store_that_comes_back_and_not_for_one_that_does_not(
+    tmp_path, manifest, make_points
+):
+    with filled_store(tmp_path, manifest, make_points(20)) as (url, client, config, queries):
+        waits = Retriever(client, config, manifest, "keywords", patience_s=60)
+        gives_up = Retriever(client, config, manifest, "keywords", patience_s=4)
+        wanted = waits.neighbours(queries)
+        kill_server(tmp_path)
+        started = time.monotonic()
+        assert gives_up.neighbours(queries).steps == ["null"] * 20
+        assert 1.5 < time.monotonic() - started < 30
+        started = time.monotonic()
+        assert gives_up.neighbours(queries).steps == ["null"] * 20
+        assert time.monotonic() - started < 3, "the wait is for the store's absence, not for each look-up"
+        with ThreadPoolExecutor() as pool:
+            asked = pool.submit(waits.neighbours, queries)
+            time.sleep(1)
+            assert not asked.done()
+            with embedded_server(tmp_path) as again:
+                assert again == url
+                assert asked.result().ids == wanted.ids
+        assert waits.counts["live"] == 40
+        assert waits.counts["cached"] == waits.counts["null"] == 0

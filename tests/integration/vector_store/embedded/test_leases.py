@@ -1,0 +1,98 @@
+"""The embedded server starts once, lives while any user does, and ends after the last."""
+
+import json
+import multiprocessing
+import stat
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.chaos.faults import is_alive, server_pid, wait_until
+from tests.integration.vector_store.embedded.served import store_at
+from vector_store.errors import StoreUnavailable
+from vector_store.server.process import embedded_server
+
+
+def test_it_lives_while_any_user_does_and_ends_after_the_last(tmp_path):
+    first = embedded_server(tmp_path)
+    url = first.__enter__()
+    pid = server_pid(tmp_path)
+    with embedded_server(tmp_path) as same:
+        assert same == url
+        first.__exit__(None, None, None)
+        time.sleep(4)
+        assert is_alive(pid)
+    wait_until(lambda: not is_alive(pid), "the server ended", 10)
+
+
+def _hold(path: str, ready) -> None:
+    with embedded_server(path):
+        ready.set()
+        time.sleep(60)
+
+
+def test_a_killed_user_gives_its_lease_back(tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    ready = spawn.Event()
+    user = spawn.Process(target=_hold, args=(str(tmp_path), ready))
+    user.start()
+    assert ready.wait(30)
+    pid = server_pid(tmp_path)
+    user.kill()
+    user.join()
+    wait_until(lambda: not is_alive(pid), "the server ended", 10)
+
+
+def test_simultaneous_starters_end_with_one_server(tmp_path):
+    def start(_):
+        server = embedded_server(tmp_path)
+        return server, server.__enter__()
+
+    with ThreadPoolExecutor(4) as pool:
+        started = list(pool.map(start, range(4)))
+    try:
+        assert len({url for _, url in started}) == 1
+        serving = [line for line in (tmp_path / "server.log").read_text().splitlines() if " serving " in line]
+        assert len(serving) == 1
+    finally:
+        for server, _ in started:
+            server.__exit__(None, None, None)
+
+
+def test_attaching_while_the_server_leaves_gets_a_living_server(tmp_path):
+    with embedded_server(tmp_path):
+        pass
+    log = tmp_path / "server.log"
+    wait_until(lambda: "stopped serving" in log.read_text(), "the server stops", 10)  # its process is still ending
+    with embedded_server(tmp_path) as url:
+        assert store_at(url).delete_collection() is False
+
+
+def test_a_strangers_server_on_the_old_port_is_not_mistaken_for_ours(tmp_path):
+    (tmp_path / "a").mkdir()
+    with embedded_server(tmp_path / "b") as other:
+        (tmp_path / "a" / "address.json").write_text(json.dumps({"url": other, "pid": 1, "instance": "old"}))
+        with embedded_server(tmp_path / "a") as url:
+            assert url != other
+
+
+def test_it_starts_from_any_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    with embedded_server("relative") as url:
+        assert url.startswith("http://127.0.0.1:")
+
+
+def test_the_address_file_is_for_its_owner_only(tmp_path):
+    with embedded_server(tmp_path):
+        assert stat.S_IMODE((tmp_path / "address.json").stat().st_mode) == 0o600
+
+
+def test_a_failed_start_shows_the_log(tmp_path):
+    (tmp_path / "collections").write_text("a file where a folder belongs")
+    with (
+        pytest.raises(StoreUnavailable, match=r"did not start, it ended with code 2:(.|\n)*File exists"),
+        embedded_server(tmp_path),
+    ):
+        pass
