@@ -21,9 +21,7 @@ import numpy as np
 import ray
 import torch
 from torch import Tensor
-from transformers import AutoModel
 
-import refbert  # noqa: F401 - registers the student with the Auto classes
 from jobs.config import RunConfig
 from jobs.distill import needs_memory, reads_references
 from jobs.explained import explained
@@ -53,7 +51,7 @@ from refbert.corpus import text_of
 from refbert.errors import InputError
 from refbert.metrics import MUTUAL_INFORMATION_TEMPERATURE, fidelity
 from refbert.probe import majority_accuracy, probe_accuracy
-from refbert.student import masked_mean
+from refbert.student import RefBertModel, masked_mean
 from refbert.teacher import Teacher, Tokens, load_teacher
 from vector_store.store import Store
 
@@ -140,7 +138,7 @@ def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
     config = job.config
     device = set_up_worker(1, config.train.gpus_per_worker)
     teacher = load_teacher(config.teacher, device)
-    student = AutoModel.from_pretrained(job.student).eval().to(device)
+    student = RefBertModel.from_pretrained(job.student).eval().to(device)
     manifest = job.address.manifest if job.address else manifest_of(teacher, config.references)
     trained_with = trained_manifest(student.config.memory, job.student)
     if trained_with and (differing := trained_with.differing(manifest)):

@@ -1,11 +1,28 @@
 """The method: a student that reads its teacher's states of a similar text.
 
-Importing it registers the student with transformers' Auto classes, so that `AutoModel.from_pretrained(path)` loads one.
-It needs torch, transformers, numpy and pydantic; no cluster and no database.
+Its names are imported when they are first used (PEP 562), for torch and transformers cost seconds that a config, an error or a
+command line need not wait for. Any of the names registers the student with transformers' Auto classes. The library needs torch,
+transformers, numpy and pydantic; no cluster and no database.
 """
 
-from refbert.student import RefBertForSequenceClassification, RefBertModel
-from refbert.student_config import RefBertConfig
-from refbert.trained import TrainedStudent, load
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from refbert.student import RefBertForSequenceClassification, RefBertModel
+    from refbert.student_config import RefBertConfig
+    from refbert.trained import TrainedStudent, load
 
 __all__ = ["RefBertConfig", "RefBertForSequenceClassification", "RefBertModel", "TrainedStudent", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(
+        importlib.import_module("refbert.trained"), name
+    )  # it imports all of them, and so the student is registered
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

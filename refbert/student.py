@@ -4,7 +4,7 @@ RefBERT (Wang et al., IJCNN 2021) lets the key and the value of the first layer'
 pre-computed representations of a reference sample. The paper's exact formula is not public: where the reference is read,
 beside or in place of the layer's own keys and values, and where its keys come from are options of `RefBertConfig`.
 
-A `PreTrainedModel`: `save_pretrained`, `from_pretrained`, the Auto classes and the Hub work after `import refbert`.
+A `PreTrainedModel`: `save_pretrained`, `from_pretrained`, the Auto classes and the Hub work once this is imported.
 
 Shapes: batch, tokens, ref_tokens, hidden, dim (the teacher's hidden size), reference_dim (of a stored state), heads,
 head_dim, labels.

@@ -33,22 +33,22 @@ class Kept(NamedTuple):
     states: NDArray[np.float16]
 
 
+@pytest.mark.long  # siblings: a killed writer in test_clients.py, the progress of a killed load in test_ingest.py
 @pytest.mark.timeout(1800)
 def test_an_ingest_job_killed_at_random_moments_ends_with_the_memory_of_an_undisturbed_one(
-    tmp_path, tiny_run, is_long, moments, monkeypatch
+    tmp_path, tiny_run, moments, monkeypatch
 ):
-    config = tiny_run(corpus__max_texts=6_000 if is_long else 1_600, ingest__batch=16)
+    config = tiny_run(corpus__max_texts=6_000, ingest__batch=16)
     home = tmp_path / "killed"
     monkeypatch.setenv("REFBERT_HOME", str(home))
     num_train = round(config.corpus.max_texts * (1 - config.corpus.heldout_fraction))
-    kill_at = sorted(moments.sample(range(1, num_train * 8 // 10), 5 if is_long else 1))
+    kill_at = sorted(moments.sample(range(1, num_train * 8 // 10), 5))
     print(f"kill when stored: {kill_at}")
 
-    if is_long:  # once before anything is stored: Ray starts, or the corpus is read
-        job = start(home, config)
-        time.sleep(moments.uniform(2, 15))
-        kill_session(job.pid)
-        job.wait()
+    job = start(home, config)  # killed once before anything is stored: Ray starts, or the corpus is read
+    time.sleep(moments.uniform(2, 15))
+    kill_session(job.pid)
+    job.wait()
     seen = []
     for turn, moment in enumerate(kill_at):
         before = num_stored(home, config)
@@ -70,12 +70,8 @@ def test_an_ingest_job_killed_at_random_moments_ends_with_the_memory_of_an_undis
     teacher = load_teacher(config.teacher)
     texts = prepare(config).table("train")["text"].to_pylist()
     wanted = {reference_id(teacher.fingerprint, text): text for text in texts}
-    if is_long:
-        finish(tmp_path / "undisturbed", config)
-        undisturbed, _ = memory_of(tmp_path / "undisturbed", config, list(wanted))
-    else:
-        states = teacher.encode_texts(list(wanted.values()))
-        undisturbed = {i: Kept(wanted[i], rows) for i, (_, rows) in zip(wanted, states, strict=True)}
+    finish(tmp_path / "undisturbed", config)
+    undisturbed, _ = memory_of(tmp_path / "undisturbed", config, list(wanted))
     found, met = memory_of(home, config, list(wanted))
     lost, duplicated = wanted.keys() - found.keys(), met.total() - len(met)
     apart = max(float(np.abs(found[i].states.astype(np.float32) - undisturbed[i].states).max()) for i in found)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-import refbert  # noqa: F401 - registers the student
 from jobs import distill, evaluate, export
 from jobs.launch import known_cause
 from jobs.memory import connect_store, running_store

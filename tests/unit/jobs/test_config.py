@@ -1,5 +1,8 @@
 """One YAML is one run: what is accepted, and the one line for what is not."""
 
+import subprocess
+import sys
+
 import pytest
 
 from jobs.config import QUICKSTART, RunConfig, load_config
@@ -103,3 +106,11 @@ def test_home_is_the_current_directory_and_in_a_ray_job_one_that_stays(monkeypat
     assert config.home == tmp_path / "me" / ".refbert"
     monkeypatch.setenv("REFBERT_HOME", str(tmp_path / "shared"))
     assert config.run_directory == tmp_path / "shared" / "runs" / "quickstart"
+
+
+def test_configs_errors_and_the_cluster_command_wait_for_no_models():
+    code = (
+        "import sys, refbert, jobs.config, refbert.errors, cluster.__main__; "
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
