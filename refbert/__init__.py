@@ -19,9 +19,8 @@ __all__ = ["RefBertConfig", "RefBertForSequenceClassification", "RefBertModel", 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(
-        importlib.import_module("refbert.trained"), name
-    )  # it imports all of them, and so the student is registered
+    home = importlib.import_module("refbert.trained")  # which has them all, and registers the student
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

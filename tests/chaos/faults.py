@@ -38,11 +38,11 @@ def is_alive(pid: int) -> bool:
     return _stat(pid)[:1] not in ([], ["Z"])
 
 
-def kill_server(path: Path) -> None:
+def kill_server(path: Path, patience_s: float = PATIENCE_S) -> None:
     """Kill -9, and wait until the kernel has let go of what it held."""
     pid = server_pid(path)
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not is_alive(pid), "the killed server is gone")
+    wait_until(lambda: not is_alive(pid), "the killed server is gone", patience_s)
 
 
 def children(pid: int) -> list[int]:

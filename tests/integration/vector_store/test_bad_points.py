@@ -4,10 +4,6 @@ Rows of the first table go through `Store`, as a job's would; those of the secon
 speaks Qdrant's protocol might. For the embedded server only: it has a key, a message limit, and it is killed.
 """
 
-import json
-import os
-import signal
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +16,7 @@ import numpy as np
 import pytest
 from qdrant_client import grpc as api
 
+from tests.chaos.faults import kill_server
 from vector_store.client import Client, connect
 from vector_store.codec import encode
 from vector_store.config import StoreConfig
@@ -408,16 +405,7 @@ def test_after_all_of_the_table_a_killed_server_starts_again_and_takes_good_poin
     memory = another_memory
     for bad in TABLE:
         refuse(memory, bad)
-    pid = json.loads((memory.path / "address.json").read_text())["pid"]
-    os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 60
-    while True:  # until the kernel has let go of the directory
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            break
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    kill_server(memory.path, 60)
     with embedded_server(memory.path, api_key=KEY, message_bytes=MESSAGE_BYTES) as again:
         assert again == memory.url
         memory.assert_intact()

@@ -11,8 +11,8 @@ from vector_store.server.process import embedded_server
 from vector_store.store import Store
 
 
-def store_at(url, **config):
-    config = StoreConfig(url=url, **config)
+def store_at(url):
+    config = StoreConfig(url=url)
     return Store(connect(config, url), config)
 
 
