@@ -6,7 +6,7 @@ its reason and takes no other along. Knows nothing of collections' settings, and
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -16,7 +16,7 @@ from qdrant_client import grpc as api
 from vector_store.client import Client
 from vector_store.codec import check, encode
 from vector_store.config import StoreConfig
-from vector_store.errors import InvalidPoint
+from vector_store.errors import InvalidPoint, StoreError
 from vector_store.schema import Manifest, Point
 
 
@@ -56,11 +56,16 @@ class Writer:
         self._batch_bytes = 0
         self._sent: list[Future[Written]] = []
         self._rejected: list[Rejection] = []
+        self._failure: StoreError | None = None
         self.wait_s = 0.0
         self.sent_bytes = 0
 
-    def submit(self, points: Sequence[Point]) -> None:
-        """Take points; sends an upsert whenever one is full, and waits while too many are on their way."""
+    def submit(self, points: Iterable[Point]) -> None:
+        """Take points; sends an upsert whenever one is full, and waits while too many are on their way.
+
+        Raises what an earlier upsert has failed with, StoreUnavailable where the store is gone: a long source is not read to
+        its end for nothing.
+        """
         for point in points:
             try:
                 prepared = self._prepare(point)
@@ -78,6 +83,7 @@ class Writer:
 
         Raises StoreUnavailable where the store is gone.
         """
+        self._failure = None  # the futures know
         self._send_batch()
         sent, self._sent = self._sent, []
         rejected, self._rejected = self._rejected, []
@@ -108,6 +114,9 @@ class Writer:
             started_s = time.monotonic()
             self._places.acquire()
             self.wait_s += time.monotonic() - started_s
+            if self._failure:
+                self._places.release()
+                raise self._failure
             self._sent.append(self._senders.submit(self._send_and_make_place, batch))
 
     def _prepare(self, point: Point) -> _Prepared:
@@ -123,6 +132,9 @@ class Writer:
     def _send_and_make_place(self, batch: list[_Prepared]) -> Written:
         try:
             return self._send(batch)
+        except StoreError as error:
+            self._failure = error
+            raise
         finally:
             self._places.release()
 

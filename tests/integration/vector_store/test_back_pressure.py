@@ -1,13 +1,19 @@
-"""A store that is slower than who writes to it: the writer waits, with a bounded number of points on their way."""
+"""A store that is slower than who writes to it: the writer waits, with a bounded number of points on their way.
+
+One that is gone ends the load.
+"""
 
 import os
 import signal
 import threading
 import time
 
-from tests.chaos.faults import server_pid, wait_until
+import pytest
+
+from tests.chaos.faults import kill_server, server_pid, wait_until
 from vector_store.client import connect
 from vector_store.config import StoreConfig
+from vector_store.errors import StoreUnavailable
 from vector_store.server.process import embedded_server
 from vector_store.store import Store
 
@@ -45,3 +51,18 @@ def test_a_store_that_stands_still_holds_its_writer_back_and_nothing_is_lost(tmp
             assert writer.wait_s > 0.9
             assert writer.sent_bytes > 200 * len(points)
         assert store.count() == len(points)
+
+
+def test_a_store_that_is_gone_ends_a_load_before_its_source_is_read_to_the_end(tmp_path, manifest, make_points):
+    config = StoreConfig(upserts_in_flight=2, upsert_bytes=2000, write_deadline_s=1)
+    source = iter(make_points(400))
+    with embedded_server(tmp_path) as url, connect(config, url) as client:
+        store = Store(client, config)
+        store.ensure(manifest)
+        kill_server(tmp_path)
+        with store.writer() as writer:
+            with pytest.raises(StoreUnavailable, match="did not answer Upsert"):
+                writer.submit(source)
+            with pytest.raises(StoreUnavailable, match="did not answer Upsert"):
+                writer.finish()
+    assert 400 - len(list(source)) <= 3 * (config.upsert_bytes // 200) + 1
