@@ -33,6 +33,7 @@ _TRANSIENT = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.CANCELLED,  # by a server that shuts down: this client reads no answer that it has cancelled itself
 }
 _ERRORS = {
     grpc.StatusCode.ALREADY_EXISTS: CollectionExists,

@@ -40,7 +40,7 @@ def client():
         yield client
 
 
-@pytest.mark.parametrize("code", ["UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"])
+@pytest.mark.parametrize("code", ["UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED"])
 def test_a_transient_failure_is_tried_again(client, code):
     method = stub(Failure(grpc.StatusCode[code]), Failure(grpc.StatusCode[code]), "answer")
     assert client.call(method, object(), deadline_s=10) == "answer"

@@ -1,13 +1,19 @@
 """Look-ups while the store is away or hangs: live, cached, null, and back; or patient."""
 
+import contextlib
+import os
+import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.chaos.faults import kill_server, wait_until
+from qdrant_client import grpc as api
+
+from tests.chaos.faults import is_alive, kill_server, server_pid, wait_until
 from tests.integration.vector_store.embedded.served import filled_store
 from vector_store.client import connect
 from vector_store.config import StoreConfig
+from vector_store.errors import StoreUnavailable
 from vector_store.retriever import Retriever
 from vector_store.schema import Query
 from vector_store.server.process import embedded_server
@@ -32,6 +38,25 @@ def test_the_ladder_goes_live_cached_null_and_back(tmp_path, manifest, make_poin
             assert again == url
             wait_until(lambda: retriever.neighbours(queries[:4]).steps == ["live"] * 4, "every look-up is live", 15)
         assert retriever.counts["cached"] >= 3
+
+
+def test_a_server_that_shuts_down_is_away_for_who_asks_meanwhile(tmp_path, manifest, make_points):
+    with filled_store(tmp_path, manifest, make_points(20)) as (_, client, config, _):
+        pid = server_pid(tmp_path)
+        count = api.CountPoints(collection_name=config.collection)
+
+        def ask_to_the_end() -> int:
+            answered = 0
+            while is_alive(pid):
+                with contextlib.suppress(StoreUnavailable):  # any other error ends a training
+                    answered += client.ask(client.points.Count, [count], 5.0)[0].result.count
+            return answered
+
+        with ThreadPoolExecutor(8) as pool:
+            asking = [pool.submit(ask_to_the_end) for _ in range(8)]
+            time.sleep(0.5)
+            os.kill(pid, signal.SIGTERM)
+            assert all(future.result() for future in asking)
 
 
 def test_a_store_that_hangs_costs_one_deadline_and_then_rests(manifest, make_points):
