@@ -24,7 +24,7 @@ demo: $(STAMP)   ## corpus -> memory -> distilled student -> report -> one serve
 test: $(STAMP)   ## the tests (ARGS="tests/unit -k student"; ARGS=--long for every one)
 	$(BIN)/python -m pytest $(ARGS)
 
-chaos: $(STAMP)  ## the fault tests in their long form: servers, jobs and writers killed at random moments (15 minutes)
+chaos: $(STAMP)  ## the fault tests in their long form: servers, jobs and writers killed at random moments (half an hour)
 	$(BIN)/python -m pytest tests/chaos --long -rP $(ARGS)
 
 check: $(STAMP)  ## ruff, mypy, import-linter; image, compose file, Kubernetes manifests, alerts and dashboards
