@@ -23,18 +23,13 @@ from vector_store.errors import (
     StoreError,
     StoreUnavailable,
 )
-from vector_store.nodes import Nodes, first_node
+from vector_store.nodes import AWAY, Nodes, first_node
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
 SHORTEST_ATTEMPT_S = 5.0
 
-_TRANSIENT = {
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.CANCELLED,  # by a server that shuts down: this client reads no answer that it has cancelled itself
-}
+_TRANSIENT = AWAY | {grpc.StatusCode.RESOURCE_EXHAUSTED}
 _ERRORS = {
     grpc.StatusCode.ALREADY_EXISTS: CollectionExists,
     grpc.StatusCode.INVALID_ARGUMENT: InvalidPoint,

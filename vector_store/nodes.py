@@ -18,8 +18,8 @@ import grpc
 
 log = logging.getLogger(__name__)
 
-AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
-"""What a node answers, or rather does not, that is dead, cut off or stuck."""
+AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
+"""What a node answers, or rather does not, that is dead, cut off or stuck; CANCELLED while it shuts down."""
 
 HOME_AGAIN_S = 60.0
 """After so long the first node is tried again: otherwise one restart of each would leave all the work on the last."""

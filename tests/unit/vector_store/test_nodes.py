@@ -1,8 +1,11 @@
-"""Which node of a cluster a process asks first. What happens when one fails is tested on real servers."""
+"""Which node of a cluster a process asks first, and after what. What happens when one fails is tested on real servers."""
 
+from types import SimpleNamespace
+
+import grpc
 import pytest
 
-from vector_store.nodes import first_node, is_this_machine
+from vector_store.nodes import Nodes, first_node, is_this_machine
 
 NODES = ("http://a:6334", "http://b:6334", "http://c:6334")
 
@@ -25,3 +28,24 @@ def test_clients_without_a_rank_take_turns():
 )
 def test_this_machine_is_told_from_others(host, is_here):
     assert is_this_machine(host) is is_here
+
+
+class Failure(grpc.RpcError):
+    def __init__(self, code: str) -> None:
+        self.code = lambda: grpc.StatusCode[code]
+
+
+@pytest.mark.parametrize(
+    ("code", "is_left"),
+    [("UNAVAILABLE", True), ("DEADLINE_EXCEEDED", True), ("CANCELLED", True), ("NOT_FOUND", False)],
+    ids=["dead", "stuck", "shutting down", "refusing"],
+)
+def test_a_node_that_is_away_is_left_for_the_next(code, is_left):
+    def fail(request):
+        raise Failure(code)
+
+    channels = [SimpleNamespace(unary_unary=lambda: fail), SimpleNamespace(unary_unary=lambda: str)]
+    nodes = Nodes(NODES[:2], channels, first=0)
+    with pytest.raises(Failure):
+        nodes.unary_unary()("request")
+    assert nodes.url == NODES[is_left]
