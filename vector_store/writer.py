@@ -16,7 +16,7 @@ from qdrant_client import grpc as api
 from vector_store.client import Client
 from vector_store.codec import check, encode
 from vector_store.config import StoreConfig
-from vector_store.errors import InvalidPoint, StoreError
+from vector_store.errors import InvalidPoint
 from vector_store.schema import Manifest, Point
 
 
@@ -56,7 +56,7 @@ class Writer:
         self._batch_bytes = 0
         self._sent: list[Future[Written]] = []
         self._rejected: list[Rejection] = []
-        self._failure: StoreError | None = None
+        self._num_answered = 0  # of `_sent`, from its start, and without a failure
         self.wait_s = 0.0
         self.sent_bytes = 0
 
@@ -75,6 +75,7 @@ class Writer:
             point_bytes = prepared.message.ByteSize()
             if self._batch_bytes + point_bytes > self._config.upsert_bytes:
                 self._send_batch()
+                self._raise_failure()
             self._batch.append(prepared)
             self._batch_bytes += point_bytes
 
@@ -83,9 +84,8 @@ class Writer:
 
         Raises StoreUnavailable where the store is gone.
         """
-        self._failure = None  # the futures know
         self._send_batch()
-        sent, self._sent = self._sent, []
+        sent, self._sent, self._num_answered = self._sent, [], 0
         rejected, self._rejected = self._rejected, []
         started_s = time.monotonic()
         results = [future.result() for future in sent]
@@ -114,10 +114,14 @@ class Writer:
             started_s = time.monotonic()
             self._places.acquire()
             self.wait_s += time.monotonic() - started_s
-            if self._failure:
-                self._places.release()
-                raise self._failure
-            self._sent.append(self._senders.submit(self._send_and_make_place, batch))
+            sent = self._senders.submit(self._send, batch)
+            sent.add_done_callback(lambda _: self._places.release())
+            self._sent.append(sent)
+
+    def _raise_failure(self) -> None:
+        while self._num_answered < len(self._sent) and self._sent[self._num_answered].done():
+            self._sent[self._num_answered].result()
+            self._num_answered += 1
 
     def _prepare(self, point: Point) -> _Prepared:
         check(point, self._manifest)
@@ -128,15 +132,6 @@ class Writer:
                 f"{self._config.message_bytes}; raise it or store fewer tokens"
             )
         return _Prepared(point, message)
-
-    def _send_and_make_place(self, batch: list[_Prepared]) -> Written:
-        try:
-            return self._send(batch)
-        except StoreError as error:
-            self._failure = error
-            raise
-        finally:
-            self._places.release()
 
     def _send(self, batch: list[_Prepared]) -> Written:
         request = api.UpsertPoints(
