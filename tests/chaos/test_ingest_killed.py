@@ -40,12 +40,14 @@ class Kept(NamedTuple):
 def test_an_ingest_job_killed_at_random_moments_ends_with_the_memory_of_an_undisturbed_one(
     tmp_path, tiny_run, is_long, moments, monkeypatch
 ):
-    num_kills, load, batch, max_texts = (20, 20_000, 64, None) if is_long else (1, 1000, 16, 1200)
+    # The last kill is not near the end: by the next look at the store the load must not be over.
+    num_kills, last_kill, load, batch, max_texts = (
+        (20, 18_000, 20_000, 64, None) if is_long else (1, 500, 1000, 16, 1200)
+    )
     config = tiny_run(corpus__max_texts=max_texts, corpus__heldout_fraction=0.05, ingest__batch=batch)
     home = tmp_path / "killed"
     monkeypatch.setenv("REFBERT_HOME", str(home))
-    # Not near the end: by the next look at the store the load must not be over.
-    kill_at = sorted(moments.sample(range(1, load * 9 // 10 if is_long else load // 2), num_kills))
+    kill_at = sorted(moments.sample(range(1, last_kill), num_kills))
     print(f"kill when stored: {kill_at}")
 
     if is_long:  # killed once before anything is stored: Ray starts, or the corpus is read
