@@ -27,11 +27,12 @@ test: $(STAMP)   ## the tests (ARGS="tests/unit -k student"; ARGS=--long for eve
 chaos: $(STAMP)  ## the fault tests in their long form: servers, jobs and writers killed at random moments (half an hour)
 	$(BIN)/python -m pytest tests/chaos --long -rP $(ARGS)
 
-check: $(STAMP)  ## ruff, mypy, import-linter; image, compose file, Kubernetes manifests, alerts and dashboards
+check: $(STAMP)  ## ruff, mypy, import-linter, circles of imports; image, compose file, Kubernetes manifests, alerts and dashboards
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/import_circles.py
 	$(BIN)/python -m cluster.check
 
 bench: $(STAMP)  ## the benchmarks, in their quick form

@@ -24,7 +24,7 @@ from measures.goals import Part, Rows, arguments, in_turns, write_results
 from measures.points import BATCH, snippet_rows
 from numpy.typing import NDArray
 
-from jobs.worker import quiet_libraries
+from jobs.run.worker import quiet_libraries
 from refbert.config import TeacherConfig
 from refbert.projection import Projection, fit_projection
 from refbert.teacher import load_teacher, tokenize

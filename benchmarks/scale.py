@@ -24,12 +24,12 @@ from measures.ingest import ingest_rate
 from measures.simulation import Assumptions, Estimate, distil, ingest
 from measures.stage_rates import Rates, measure_rates
 
-from cluster.session import ray_session
 from jobs.config import RunConfig
-from jobs.ingest import fill_memory
-from jobs.memory import running_store
-from jobs.prepared import prepare
-from jobs.worker import quiet_libraries
+from jobs.corpus.prepared import prepare
+from jobs.memory.fill import fill_memory
+from jobs.memory.store import running_store
+from jobs.run.session import ray_session
+from jobs.run.worker import quiet_libraries
 from refbert.teacher import load_teacher
 
 matplotlib.use("Agg")

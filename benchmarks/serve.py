@@ -15,7 +15,7 @@ from measures import infinity, service
 from measures.goals import Part, arguments, measure_parts
 
 from jobs.config import load_config
-from jobs.worker import quiet_libraries
+from jobs.run.worker import quiet_libraries
 
 PARTS = ("throughput", "soak", "infinity")
 

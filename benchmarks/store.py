@@ -11,7 +11,7 @@ folder; the full run writes about 5 GB there.
 from measures import ingest, lookups, memory, recall, scaling
 from measures.goals import arguments, measure_parts
 
-from jobs.worker import quiet_libraries
+from jobs.run.worker import quiet_libraries
 
 PARTS = {
     "ingest": ingest.measure,

@@ -9,7 +9,7 @@ full run writes about 8 GB of made-up references into a temporary folder.
 from measures import student_size, student_speed
 from measures.goals import arguments, measure_parts
 
-from jobs.worker import quiet_libraries
+from jobs.run.worker import quiet_libraries
 
 PARTS = {"size": student_size.measure, "speed": student_speed.measure}
 

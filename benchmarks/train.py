@@ -12,7 +12,7 @@ from measures import live_references, target_source, training
 from measures.distilling import give_equal_priority
 from measures.goals import arguments, measure_parts
 
-from jobs.worker import quiet_libraries
+from jobs.run.worker import quiet_libraries
 
 PARTS = {
     "overhead": training.overhead,

@@ -135,9 +135,9 @@ def main(arguments: list[str]) -> int:
 
 def measured(config: RunConfig) -> ReferenceSize:
     """Take the means from points of a sample of the run's corpus."""
-    from jobs.memory import manifest_of
+    from jobs.memory.shard_plan import ram_per_reference
     from jobs.plan import reference_sample
-    from jobs.shard_plan import ram_per_reference
+    from refbert.memory.manifest import manifest_of
     from refbert.teacher import load_teacher
 
     teacher = load_teacher(config.teacher)

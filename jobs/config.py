@@ -421,6 +421,16 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
         """Where the embedded store keeps its collections."""
         return self.home / "store"
 
+    @property
+    def reads_references(self) -> bool:
+        """Whether the student reads any reference."""
+        return self.references.criterion != "none" and self.student.reference_mode != "none"
+
+    @property
+    def needs_memory(self) -> bool:
+        """Whether training reads anything from the store: references, or its targets."""
+        return self.reads_references or self.train.targets == "memory"
+
     def digest(self, *parts: str) -> str:
         """Return 12 hex digits of the named parts: changes when, and only when, one of them does."""
         dumped = self.model_dump(mode="json", include=set(parts))

@@ -15,11 +15,11 @@ from typing import Any
 
 from jobs import distill, evaluate
 from jobs.config import RunConfig
-from jobs.ingest import fill_memory
+from jobs.corpus.prepared import prepare, texts_in
+from jobs.evaluation.report import print_tables
 from jobs.launch import launch
-from jobs.memory import running_store
-from jobs.prepared import prepare, texts_in
-from jobs.report import print_tables
+from jobs.memory.fill import fill_memory
+from jobs.memory.store import running_store
 from jobs.serve import served
 from refbert.corpus import Text
 

@@ -5,73 +5,27 @@
     ray job submit -- python jobs/distill.py RUN.yaml         the same on a running cluster
 
 Fills the memory first where it lacks the corpus. Writes the run's directory: config.yaml, metrics.jsonl, TensorBoard
-events, checkpoints/, student/ and, last, manifest.json. Workers that fail are started anew (jobs/recovery.py) and go on from
-the newest intact checkpoint. Submitted again it does so too, on as many workers and with the ZeRO stage that this submission
-asks for, or says that the run is complete.
+events, checkpoints/, student/ and, last, manifest.json. Workers that fail are started anew (jobs/training/recovery.py)
+and resume from the newest intact checkpoint. Submitted again the job resumes too, on as many workers and with the ZeRO stage
+that this submission asks for, or says that the run is complete.
 """
 
 import logging
-import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from contextlib import ExitStack
 
-import ray
-import ray.train
-import torch
-from ray.train import LoggingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-from safetensors.numpy import save_file
-
-from jobs.checkpoint import Checkpoint, Checkpoints, consolidated
 from jobs.config import RunConfig
-from jobs.engine import build_engine
-from jobs.ingest import fill_memory
+from jobs.corpus.prepared import prepare
 from jobs.launch import launch
-from jobs.load_progress import is_filled
-from jobs.memory import (
-    SENTENCE_TABLE,
-    MemoryAddress,
-    ReferenceTexts,
-    connect_store,
-    manifest_of,
-    open_retriever,
-    patient_store,
-    reference_id,
-    reference_texts,
-    running_store,
-)
-from jobs.meter import METRICS, Meter, Progress, followed_metrics
-from jobs.neighbour_plan import NeighbourPlan, neighbour_plan
-from jobs.prepared import PreparedCorpus, chunked, prepare, texts_in
-from jobs.recovery import Recovery, failure_config, scaling_config
-from jobs.run_directory import claim_directory, is_complete, sole_training, write_manifest
-from jobs.stream import DistillStream, Order
-from jobs.worker import set_up_worker
-from refbert.attention import QKV
-from refbert.distillation import DistillBatch, Distiller, Targets, check_losses, new_student
-from refbert.errors import InputError
-from refbert.precision import autocasts, has_fast_bf16
-from refbert.teacher import Teacher, load_teacher
-from vector_store.schema import Manifest
-from vector_store.store import Store
+from jobs.memory.fill import filled_memory
+from jobs.memory.neighbour_plan import neighbour_plan
+from jobs.memory.store import MemoryAddress, running_store
+from jobs.run.directory import is_complete
+from jobs.training.loop import distil
+from refbert.distillation import check_losses
+from refbert.memory.texts import reference_texts
+from refbert.teacher import load_teacher
 
 log = logging.getLogger(__name__)
-
-IDS_PER_CHECK = 1024
-
-
-@dataclass(frozen=True)
-class DistillJob:
-    """What every worker of one training needs."""
-
-    config: RunConfig
-    address: MemoryAddress | None
-    corpus: PreparedCorpus
-    plan: Path | None
-    run_directory: Path
 
 
 def run(config: RunConfig) -> None:
@@ -84,256 +38,13 @@ def run(config: RunConfig) -> None:
         teacher = load_teacher(config.teacher)
         check_losses(config.loss, config.student, teacher)
         address = plan = None
-        if needs_memory(config):
+        if config.needs_memory:
             url = stack.enter_context(running_store(config))
             address = MemoryAddress(url, filled_memory(config, url, corpus, teacher))
-            if config.references.plan and reads_references(config):
+            if config.references.plan and config.reads_references:
                 texts = reference_texts(teacher, address.manifest, config.references)
                 plan = neighbour_plan(config, address, corpus, texts)
         distil(config, corpus, address, plan)
-
-
-def reads_references(config: RunConfig) -> bool:
-    """Whether the student reads any reference."""
-    return config.references.criterion != "none" and config.student.reference_mode != "none"
-
-
-def needs_memory(config: RunConfig) -> bool:
-    """Whether training reads anything from the store."""
-    return reads_references(config) or config.train.targets == "memory"
-
-
-def filled_memory(config: RunConfig, url: str, corpus: PreparedCorpus, teacher: Teacher) -> Manifest:
-    """Ingest where the memory lacks any passage of the corpus; returns the memory's manifest.
-
-    Another teacher's memory is refused.
-    """
-    wanted = manifest_of(teacher, config.references)
-    with connect_store(config, url) as client:
-        store = Store(client, config.store)
-        if lacks_any(store, wanted, corpus):
-            log.info("the memory lacks some of the corpus: filling it first")
-            fill_memory(config, url, corpus, teacher)
-        return store.require(wanted)
-
-
-def lacks_any(store: Store, wanted: Manifest, corpus: PreparedCorpus) -> bool:
-    """Whether the memory lacks any passage of the corpus."""
-    if not store.exists():
-        return True
-    store.require(wanted)
-    if is_filled(store, corpus):
-        return False
-    texts = texts_in(corpus.table("train"), corpus.distinct_rows())
-    ids = (reference_id(wanted.fingerprint, text) for text in texts)
-    return any(len(store.existing(some)) < len(some) for some in chunked(ids, IDS_PER_CHECK))
-
-
-def distil(config: RunConfig, corpus: PreparedCorpus, address: MemoryAddress | None, plan: Path | None) -> None:
-    """Train on Ray, from the newest checkpoint if there is one, and leave a complete run directory."""
-    directory = config.run_directory
-    claim_directory(config)
-    train = config.train
-    # Apart, because mypy sees Train V1, which does not know them. Recovery says in one line what Ray's log would in fifty.
-    options: dict[str, Any] = {"logging_config": LoggingConfig(log_level="CRITICAL"), "callbacks": [Recovery()]}
-    train_loop: Any = train_worker
-    storage = ray.train.RunConfig(
-        name="checkpoints",
-        storage_path=str(directory),
-        failure_config=failure_config(train),
-        **options,
-    )
-    trainer = TorchTrainer(
-        train_loop,
-        train_loop_config={"job": DistillJob(config, address, corpus, plan, directory)},
-        scaling_config=scaling_config(train),
-        torch_config=TorchConfig(
-            backend="nccl" if train.gpus_per_worker else "gloo", timeout_s=train.collective_timeout_s
-        ),
-        run_config=storage,
-    )
-    have, fewest = ray.cluster_resources(), train.min_workers or train.num_workers
-    if have.get("CPU", 0) < fewest or have.get("GPU", 0) < fewest * train.gpus_per_worker:
-        log.warning(
-            "training waits: %d workers x (1 CPU or %g GPU) wanted, the cluster has %g CPU and %g GPU",
-            fewest, train.gpus_per_worker, have.get("CPU", 0), have.get("GPU", 0),
-        )  # fmt: skip
-    with sole_training(directory), followed_metrics(directory / METRICS, train.steps):
-        result: Any = trainer.fit()
-    assert result.return_value is not None  # rank 0's
-    write_manifest(config, result.return_value)
-
-
-def train_worker(loop_config: dict[str, Any]) -> dict[str, float]:
-    """Run one worker of the training: its share of every step, until the last. Returns the training's figures."""
-    job: DistillJob = loop_config["job"]
-    config, train = job.config, job.config.train
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-    device = set_up_worker(context.get_local_world_size(), train.gpus_per_worker, train.threads_per_worker)
-    accumulation = train.accumulation(world_size)
-    share = accumulation * world_size / train.micro_batches  # 1 where workers divide a step's micro-batches
-
-    with ExitStack() as stack:
-        teacher: Teacher | None = load_teacher(config.teacher, device)
-        assert teacher is not None
-        reference_dim = job.address.manifest.dim if job.address else None
-        student = new_student(config.student, teacher, config.seed, reference_dim)
-        if train.precision == "bf16" and not has_fast_bf16(device) and rank == 0:
-            log.warning("train.precision=bf16: this CPU emulates it, a hundred times slower than fp32; set fp32")
-        distiller = Distiller(student, config.loss, autocast=autocasts(train.precision, device))
-        stream = stack.enter_context(opened_stream(job, teacher, rank, world_size))
-        if train.targets == "memory":
-            teacher = None  # its weights are no longer needed
-        checkpoints = stack.enter_context(
-            closing(Checkpoints(job.run_directory / "checkpoints", train.keep_checkpoints))
-        )
-        engine, made = started(distiller, stream, job, agreed_checkpoint(checkpoints, rank))
-        meter = stack.enter_context(Meter(train, job.run_directory, made, rank, device))
-
-        while meter.step < train.steps:
-            for index in range(accumulation):
-                is_counted = index * world_size + rank < train.micro_batches
-                if is_counted:
-                    number = stream.number
-                    batch = next(stream).to(device)
-                    targets = targets_of(batch, teacher, config)
-                    torch.manual_seed(config.seed * 1_000_003 + number)  # dropout is the same on any number of workers
-                loss, parts = engine(batch, targets)
-                engine.backward(loss * (share if is_counted else 0.0))
-                engine.step()  # updates weights at the accumulation boundary
-                if is_counted:
-                    meter.add(loss, parts, stream)
-            meter.finish_step(engine)
-            if meter.step % train.save_every == 0 and meter.step < train.steps:
-                save(checkpoints, engine, stream, meter.snapshot(stream), job.corpus)
-        made = meter.snapshot(stream)
-        write_student(engine, stream.texts, job, rank)
-        save(checkpoints, engine, stream, made, job.corpus)
-        checkpoints.wait()
-        return meter.summary(made)
-
-
-@contextmanager
-def opened_stream(job: DistillJob, teacher: Teacher, rank: int, world_size: int) -> Iterator[DistillStream]:
-    """Open this worker's stream, with its own client of the store."""
-    config = job.config
-    with ExitStack() as stack:
-        manifest = job.address.manifest if job.address else manifest_of(teacher, config.references)
-        texts = reference_texts(teacher, manifest, config.references)
-        source = targets = None
-        if job.address:
-            client = stack.enter_context(connect_store(config, job.address.url, rank))
-            criterion = config.references.criterion if reads_references(config) else "none"
-            source = open_retriever(
-                client, patient_store(config), texts, criterion, patience_s=config.train.store_patience_s
-            )
-            targets = Store(client, config.store) if config.train.targets == "memory" else None
-        passages = job.corpus.table("train")
-        stream = DistillStream(
-            passages,
-            Order(passages.num_rows, config.train.micro_batch, config.seed),
-            texts,
-            source,
-            targets,
-            NeighbourPlan(job.plan) if job.plan else None,
-            rank=rank,
-            world_size=world_size,
-            per_step=config.train.micro_batches,
-            prefetch=config.train.prefetch,
-            dropout=config.references.dropout,
-        )
-        stack.callback(stream.close)
-        yield stream
-
-
-def targets_of(batch: DistillBatch, teacher: Teacher | None, config: RunConfig) -> Targets:
-    """Take the teacher's states from the batch where the memory brought them, else ask the teacher."""
-    if batch.target_states is not None:
-        return batch.stored_targets()
-    assert teacher is not None
-    loss = config.loss
-    encoding = teacher.encode(
-        batch.input_ids,
-        batch.mask,
-        loss.needs_every_layer,
-        batch.token_type_ids,
-        score_layers=loss.teacher_layers(config.student.layers, teacher.num_layers) if loss.attention else (),
-        qkv_layer=(loss.relation_layer or teacher.num_layers) if loss.relates_qkv else None,
-    )
-    # inference_mode tensors cannot be saved for backward; a clone is an ordinary one
-    return Targets(
-        layers=tuple(layer.clone() for layer in encoding.layers),
-        mask=batch.mask,
-        logits=None if encoding.logits is None else encoding.logits.clone(),
-        attention_scores=encoding.attention_scores and tuple(scores.clone() for scores in encoding.attention_scores),
-        qkv=encoding.qkv and QKV(*(x.clone() for x in encoding.qkv)),
-    )
-
-
-def agreed_checkpoint(checkpoints: Checkpoints, rank: int) -> Path | None:
-    """Let rank 0 find the newest intact checkpoint, and tell the others; every rank raises what it raises."""
-    found: list[Any] = [None]
-    if rank == 0:
-        try:
-            found[0] = checkpoints.newest_intact()
-        except InputError as error:
-            found[0] = error
-    torch.distributed.broadcast_object_list(found)
-    if isinstance(found[0], InputError):
-        raise found[0]
-    return found[0]
-
-
-def started(distiller: Distiller, stream: DistillStream, job: DistillJob, newest: Path | None) -> tuple[Any, Progress]:
-    """Build the engine, and bring it and the stream to a checkpoint if there is one.
-
-    However many workers wrote that. Refuses one of a corpus that has changed since.
-    """
-    if newest is None:
-        return build_engine(distiller, job.config), Progress()
-    checkpoint = Checkpoint(newest)
-    state = checkpoint.state()
-    if state["corpus"] != job.corpus.content:
-        raise InputError(
-            "the corpus has changed since the checkpoint was written, so its position means nothing any more; give "
-            "another name=... to train anew, or put the old files back"
-        )
-    made = Progress(**state["progress"])
-    checkpoint.load_weights(distiller)
-    engine = build_engine(distiller, job.config, made.step)
-    checkpoint.load_optimizer(engine)
-    stream.load_state_dict(state["stream"])
-    return engine, made
-
-
-def save(checkpoints: Checkpoints, engine: Any, stream: DistillStream, made: Progress, corpus: PreparedCorpus) -> None:
-    """Begin to write a checkpoint; every rank takes part."""
-    state = {"stream": stream.state_dict(), "progress": vars(made), "corpus": corpus.content}
-    checkpoints.save(engine, made.step, state)
-
-
-def write_student(engine: Any, texts: ReferenceTexts, job: DistillJob, rank: int) -> None:
-    """Write student/ with consolidated float32 weights."""
-    weights = dict(consolidated(engine))  # every rank takes part
-    if rank:
-        return
-    student = type(engine.module.student)(engine.module.student.config)
-    student.load_state_dict({name: weights[f"student.{name}"] for name, _ in student.named_parameters()})
-    save_student(job.run_directory / "student", student, texts, job.address.manifest if job.address else None)
-
-
-def save_student(folder: Path, student: Any, texts: ReferenceTexts, manifest: Manifest | None) -> None:
-    """Write a student's folder, completely or not at all: weights, tokenizer, and whose memory it reads."""
-    student.config.memory = manifest.model_dump(mode="json") if manifest else None
-    scratch = folder.with_name("student.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    student.save_pretrained(scratch)
-    texts.tokenizer.save_pretrained(scratch)
-    if texts.table is not None:  # so that a server asks a dense memory without its teacher
-        save_file({"table": texts.table}, scratch / SENTENCE_TABLE)
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
 
 
 if __name__ == "__main__":

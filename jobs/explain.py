@@ -11,13 +11,13 @@ student.reference_layers. Attention mass is the mean over heads and the text's o
 import logging
 
 from jobs.config import RunConfig
-from jobs.explained import explained
-from jobs.explanation_report import print_explanation, write_explanation
+from jobs.evaluation.explanation_report import print_explanation, write_explanation
 from jobs.launch import launch
-from jobs.reader import memory_of, open_reader, student_run
-from jobs.worker import set_up_worker
+from jobs.memory.student_memory import memory_of, open_reader, student_run
+from jobs.run.worker import set_up_worker
 from refbert.corpus import normalise
 from refbert.errors import InputError
+from refbert.memory.explanation import explained
 
 log = logging.getLogger(__name__)
 

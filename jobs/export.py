@@ -10,11 +10,11 @@ import json
 import logging
 
 from jobs.config import RunConfig
+from jobs.evaluation.model_card import model_card, write_card
 from jobs.launch import launch
-from jobs.model_card import model_card, write_card
 from refbert.errors import InputError
 from refbert.export import export_onnx
-from refbert.trained import load_model
+from refbert.folder import load_model
 
 log = logging.getLogger(__name__)
 

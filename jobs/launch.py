@@ -14,10 +14,7 @@ from typing import Any, NoReturn
 import yaml
 
 from jobs.config import QUICKSTART, RunConfig, load_config
-from refbert.errors import InputError, UnavailableError
-from vector_store.errors import StoreError, StoreUnavailable
-
-OK, BAD_INPUT, UNAVAILABLE, INTERRUPTED = 0, 2, 3, 130
+from jobs.run.failures import INTERRUPTED, OK, exit_code, known_cause
 
 
 def launch(module: str) -> NoReturn:
@@ -49,8 +46,8 @@ def run_job(job: Any, arguments: list[str]) -> int:
         trained = config.run_directory / "config.yaml"
         if given.run is None and getattr(job, "CONTINUES_RUN", False) and trained.exists():
             config = load_config(trained, overrides)
-        from cluster.session import ray_session
-        from jobs.worker import quiet_libraries
+        from jobs.run.session import ray_session
+        from jobs.run.worker import quiet_libraries
 
         quiet_libraries()
         if given.show:
@@ -66,26 +63,8 @@ def run_job(job: Any, arguments: list[str]) -> int:
         if known is None or os.environ.get("REFBERT_TRACEBACK"):
             raise
         print(f"error: {' '.join(str(known).split())}", file=sys.stderr)
-        return UNAVAILABLE if isinstance(known, StoreUnavailable | UnavailableError) else BAD_INPUT
+        return exit_code(known)
     return OK
-
-
-def known_cause(error: BaseException) -> BaseException | None:
-    """Find the user's mistake or the missing dependency inside whatever Ray wrapped around it."""
-    waiting, seen = [error], set()
-    while waiting:
-        current = waiting.pop(0)
-        if id(current) in seen:
-            continue
-        seen.add(id(current))
-        original = getattr(current, "cause", None)  # RayTaskError, which also claims to be its cause's class
-        if isinstance(current, InputError | UnavailableError | StoreError) and original is None:
-            return current
-        failures = getattr(current, "worker_failures", None) or {}
-        controller = getattr(current, "controller_failure", None)
-        inner = [original, controller, current.__cause__, current.__context__, *failures.values()]
-        waiting += [other for other in inner if isinstance(other, BaseException)]
-    return None
 
 
 def show(config: RunConfig) -> None:

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from jobs.config import RunConfig
-from jobs.corpus_parts import row_passages
-from jobs.distill import reads_references
-from jobs.memory import manifest_of, reference_texts
-from jobs.prepared import PassageRows, already_prepared
-from jobs.shard_plan import shard_plan
+from jobs.corpus.parts import row_passages
+from jobs.corpus.prepared import PassageRows, already_prepared
+from jobs.memory.shard_plan import shard_plan
 from refbert.corpus import corpus_files, estimated_rows, read_rows, text_of
 from refbert.distillation import new_student
 from refbert.errors import InputError
+from refbert.memory.manifest import manifest_of
+from refbert.memory.texts import reference_texts
 from refbert.teacher import Teacher, load_teacher
 from vector_store.codec import encode
 from vector_store.schema import Manifest
@@ -96,7 +96,7 @@ def memory_plan(sample: ReferenceSample, manifest: Manifest) -> str:
 
 def lookup_plan(config: RunConfig, sample: ReferenceSample) -> str:
     """Say what one text's references take on the wire, where none of them is kept from before, and a micro-batch's."""
-    if not reads_references(config):
+    if not config.reads_references:
         return "none: the student reads no references"
     count, batch = config.references.count, config.train.micro_batch
     each, text = sample.fetched_bytes / 1e3, sample.fetched_bytes * count / 1e3

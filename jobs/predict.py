@@ -14,103 +14,32 @@ the degrade ladder: live, cached or null), and embedding (L2-normalised) or labe
 Rows that are no text are counted, and listed with their reasons in rejected.jsonl.
 """
 
-import io
-import json
 import logging
-import uuid
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-import numpy as np
-import pyarrow as pa
-import ray.data
-import torch
-from pyarrow import fs, parquet
 
 from jobs.config import RunConfig
+from jobs.evaluation.scored_parts import (
+    REJECTED,
+    Scoring,
+    as_line,
+    claim,
+    complete,
+    finish,
+    open_place,
+    score,
+    scoring_identity,
+)
 from jobs.launch import launch
-from jobs.memory import patient_store
-from jobs.prepared import chunked, corpus_key
-from jobs.progress import progress
-from jobs.reader import Reader, memory_of, open_reader, reads_memory, student_run
-from jobs.worker import per_node, set_up_worker
+from jobs.memory.student_memory import memory_of, reads_memory, student_run
 from refbert.config import CorpusConfig
-from refbert.corpus import Rejected, Row, by_length, corpus_files, estimated_rows, read_rows, text_of
+from refbert.corpus import corpus_files
 from refbert.errors import InputError
+from refbert.folder import has_head
 from refbert.student_config import RefBertConfig
-from refbert.trained import fingerprint, has_head
-from vector_store.pipeline import pipelined
-from vector_store.schema import Neighbours
 
 log = logging.getLogger(__name__)
 
 CONTINUES_RUN = True
 """Without a YAML, the options are those that the named run was trained with."""
-
-COUNTS = ("read", "written", "rejected", "live", "cached", "null")
-MANIFEST, REJECTED, IDENTITY = "manifest.json", "rejected.jsonl", "identity.json"
-PARTS = "parts"
-COUNTED, REASONS = b"refbert.counts", b"refbert.rejected"
-"""Keys of a part's metadata: its counts, and its rejected rows."""
-
-
-class Place(NamedTuple):
-    """Where a result is written: a folder of one of pyarrow's filesystems."""
-
-    filesystem: Any
-    root: str
-
-    def path(self, *names: str) -> str:
-        """Path of a file in the folder."""
-        return "/".join((self.root, *names))
-
-    def write(self, content: bytes, *names: str) -> None:
-        """Write a file completely or not at all."""
-        scratch = self.path(*names) + f".{uuid.uuid4().hex[:8]}.partial"
-        with self.filesystem.open_output_stream(scratch) as stream:
-            stream.write(content)
-        self.filesystem.move(scratch, self.path(*names))
-
-    def read(self, *names: str) -> bytes | None:
-        """Read a file; None where there is none."""
-        if self.filesystem.get_file_info(self.path(*names)).type == fs.FileType.NotFound:
-            return None
-        with self.filesystem.open_input_stream(self.path(*names)) as stream:
-            return bytes(stream.read())
-
-    def names(self, folder: str) -> list[str]:
-        """Names of the files in one of its folders, sorted."""
-        selector = fs.FileSelector(self.path(folder), allow_not_found=True)
-        return sorted(Path(entry.path).name for entry in self.filesystem.get_file_info(selector))
-
-
-def open_place(config: RunConfig) -> Place:
-    """Open predict.output, made where it is not there. Raises InputError for what cannot be opened."""
-    output = config.predict.output or str(config.run_directory / "predictions")
-    try:
-        if "://" in output:
-            place = Place(*fs.FileSystem.from_uri(output))
-        else:
-            place = Place(fs.LocalFileSystem(), str(Path(output).expanduser().absolute()))
-        place.filesystem.create_dir(place.path(PARTS), recursive=True)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"predict.output={output} cannot be opened: {error}".splitlines()[0]) from None
-    return place
-
-
-class Part(NamedTuple):
-    """A range of a file's rows, which is written together."""
-
-    file: int
-    start: int
-    stop: int
-
-    @property
-    def name(self) -> str:
-        """Name of the part's file: it says which rows are in it."""
-        return f"{self.file:05d}-{self.start:012d}-{self.stop:012d}.parquet"
 
 
 def run(config: RunConfig) -> None:
@@ -146,218 +75,6 @@ def scored_corpus(config: RunConfig) -> CorpusConfig:
     """Return how rows are read: as the run's corpus, without its labels, and of another file without its documents."""
     others = {"path": config.predict.path, "document_field": None} if config.predict.path else {}
     return config.corpus.model_copy(update={"label_field": None, **others})
-
-
-def scoring_identity(
-    config: RunConfig, corpus: CorpusConfig, files: list[str], folder: Path, write: str
-) -> dict[str, Any]:
-    """Return by name what a result depends on: parts of one output share it."""
-    return {
-        "rows": corpus_key(config.model_copy(update={"corpus": corpus}), files),
-        "student": fingerprint(folder),
-        "references": config.digest("references"),
-        "write": write,
-        "datatype": config.predict.datatype,
-        "part_rows": config.predict.part_rows,
-    }
-
-
-def claim(place: Place, identity: dict[str, Any]) -> None:
-    """Say whose the output is; refuse one that holds another result."""
-    before = place.read(IDENTITY)
-    if before is None and place.names(PARTS):
-        raise InputError(f"{place.root} holds parts of something else; give another predict.output=..., or delete it")
-    if before is not None:
-        held = json.loads(before)
-        if differing := [key for key in identity if held.get(key) != identity[key]]:
-            raise InputError(
-                f"{place.root} holds a result with other {', '.join(differing)}; give another predict.output=..., or delete it"
-            )
-    place.write(json.dumps(identity, indent=2).encode(), IDENTITY)
-
-
-def complete(place: Place) -> dict[str, int] | None:
-    """Return the counts of a finished output; one whose parts are gone again loses its manifest."""
-    content = place.read(MANIFEST)
-    if content is None:
-        return None
-    manifest = json.loads(content)
-    if place.names(PARTS) == manifest["parts"]:
-        return dict(manifest["counts"])
-    place.filesystem.delete_file(place.path(MANIFEST))
-    return None
-
-
-class Scoring(NamedTuple):
-    """What every worker needs."""
-
-    config: RunConfig
-    corpus: CorpusConfig
-    folder: Path
-    url: str | None
-    place: Place
-    write: str
-
-
-def score(scoring: Scoring, files: list[str]) -> None:
-    """Stream the files' parts through the workers, and show how far they are."""
-    predict = scoring.config.predict
-    done = frozenset(name for name in scoring.place.names(PARTS) if name.endswith(".parquet"))
-    stage: Any = ray.data.from_items(
-        [{"number": number, "file": file} for number, file in enumerate(files)], override_num_blocks=len(files)
-    )
-    stage.context.target_max_block_size = (
-        1  # a block is a part: whoever is free takes the next, before a file is read to its end
-    )
-    stage = stage.map_batches(
-        unscored_parts,
-        fn_kwargs={"corpus": scoring.corpus, "part_rows": predict.part_rows, "done": done},
-        batch_size=1,
-        num_cpus=0,  # workers may hold every CPU, and would wait for ever for a reader that needs one
-        concurrency=predict.num_workers,
-    ).map_batches(
-        ScoreAndWrite,
-        fn_constructor_args=(scoring,),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=predict.num_workers),
-        num_cpus=0 if predict.gpus_per_worker else 1,
-        num_gpus=predict.gpus_per_worker,
-    )
-    total, counts = estimated_rows(scoring.corpus, files), Counter(dict.fromkeys(COUNTS, 0))
-    with progress("predict", total, "row") as update:
-        for part in filter(len, stage.iter_batches(batch_size=None)):  # no rows, no columns
-            news = {name: int(part[name].sum()) for name in COUNTS}
-            counts.update(news)
-            update(news["read"], **{name: counts[name] for name in COUNTS[1:]})
-
-
-def unscored_parts(
-    batch: dict[str, Any], corpus: CorpusConfig, part_rows: int, done: frozenset[str]
-) -> Iterator[dict[str, Any]]:
-    """Ray Data stage: files in, their parts out, each with its rows as JSON; of a part that is done only its number of rows."""
-    for number, file in zip(batch["number"].tolist(), batch["file"], strict=True):
-        rows = read_rows(str(file), corpus)
-        for index, some in enumerate(chunked(rows, part_rows)):
-            part = Part(number, index * part_rows, index * part_rows + len(some))
-            content = "" if part.name in done else json.dumps([[type(row).__name__, row] for row in some])
-            yield {
-                **{key: np.array([value]) for key, value in part._asdict().items()},
-                "rows": np.array([content], object),
-            }
-
-
-class ScoreAndWrite:
-    """Ray Data stage: parts in, counts out. Looks up, scores and writes in one call, so that vectors never travel."""
-
-    def __init__(self, scoring: Scoring) -> None:
-        predict = scoring.config.predict
-        device = set_up_worker(per_node(predict.num_workers), predict.gpus_per_worker)
-        config = scoring.config.model_copy(update={"store": patient_store(scoring.config)})
-        self.reader: Reader = open_reader(config, scoring.folder, scoring.url, device)
-        self.scoring = scoring
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Score and write one part, unless it has been; returns its counts."""
-        part = Part(*(int(batch[field][0]) for field in Part._fields))
-        counts = dict.fromkeys(COUNTS, 0) | {"read": part.stop - part.start}
-        if content := str(batch["rows"][0]):
-            rows = [Row(*row) if kind == Row.__name__ else Rejected(*row) for kind, row in json.loads(content)]
-            good = [row for row in rows if isinstance(row, Row)]
-            rejected = [row for row in rows if isinstance(row, Rejected)]
-            table = self.scored(good)
-            counts |= {"written": len(good), "rejected": len(rejected)}
-            counts |= Counter(table["reference"].to_pylist())
-            metadata = {
-                COUNTED: json.dumps(counts),
-                REASONS: json.dumps([rejection._asdict() for rejection in rejected]),
-            }
-            buffer = io.BytesIO()
-            parquet.write_table(table.replace_schema_metadata(metadata), buffer)
-            self.scoring.place.write(buffer.getvalue(), PARTS, part.name)
-        return {name: np.array([count]) for name, count in counts.items()}
-
-    @torch.inference_mode()
-    def scored(self, rows: Sequence[Row]) -> pa.Table:
-        """Return the rows' table. Texts of like length share a forward; the next look-up runs meanwhile."""
-        batches = list(by_length([text_of(row._asdict()) for row in rows], self.scoring.config.predict.batch))
-        labels = self.scoring.write == "labels"
-        config = self.reader.model.config
-        outputs = np.zeros((len(rows), config.num_labels if labels else config.dim), np.float32)
-        steps = ["null"] * len(rows)
-        looked_up = pipelined(lambda batch: self.look_up([rows[row] for row in batch]), batches)
-        for batch, (tokens, found) in zip(batches, looked_up, strict=True):
-            output = self.reader.model(
-                **self.reader.inputs(tokens, found).student_inputs(), output_projected_states=False
-            )
-            vectors = output.logits if labels else torch.nn.functional.normalize(output.sentence_embedding, dim=-1)
-            outputs[batch] = vectors.float().cpu().numpy()
-            for place, row in enumerate(batch):
-                steps[row] = rung(found, place)
-        return self.table(rows, steps, outputs)
-
-    def look_up(self, rows: Sequence[Row]) -> tuple[Any, Neighbours | None]:
-        """Tokenize rows and find their references."""
-        texts = [text_of(row._asdict()) for row in rows]
-        tokens = self.reader.tokenize(texts)
-        return tokens, self.reader.look_up(texts, tokens, [row.document for row in rows])
-
-    def table(self, rows: Sequence[Row], steps: list[str], outputs: np.ndarray) -> pa.Table:
-        """Put rows and `outputs`, (rows, dim) embeddings or (rows, labels) logits, into columns."""
-        columns: dict[str, Any] = {
-            "source": pa.array([row.source for row in rows], pa.string()),
-            "row": pa.array([row.row for row in rows], pa.int64()),
-            "text": pa.array([row.text for row in rows], pa.string()),
-        }
-        if self.scoring.corpus.text_pair_field:
-            columns["text_pair"] = pa.array([row.text_pair for row in rows], pa.string())
-        columns["reference"] = pa.array(steps, pa.string())
-        if self.scoring.write == "embeddings":
-            flat = pa.array(outputs.astype(self.scoring.config.predict.datatype).ravel())
-            columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, outputs.shape[1])
-            return pa.table(columns)
-        return pa.table({**columns, **label_columns(outputs, self.reader.model.config.id2label)})
-
-
-def label_columns(logits: np.ndarray, names: dict[int, str]) -> dict[str, Any]:
-    """`label` and a score for each class from logits (rows, labels); of a regression its number as `score`."""
-    if logits.shape[1] == 1:
-        return {"score": pa.array(logits[:, 0])}
-    probabilities = torch.from_numpy(logits).softmax(-1).numpy()
-    best = [names[label] for label in logits.argmax(1).tolist()]
-    scores = {f"score_{names[label]}": pa.array(probabilities[:, label]) for label in range(logits.shape[1])}
-    return {"label": pa.array(best, pa.string()), **scores}
-
-
-def rung(found: Neighbours | None, row: int) -> Literal["live", "cached", "null"]:
-    """Which rung of the ladder a row's reference came from; null where there was none to read."""
-    return "null" if found is None or not found.mask[row].any() else found.steps[row]
-
-
-def finish(place: Place, files: list[str], identity: dict[str, Any]) -> dict[str, int]:
-    """Add up what the parts say of themselves; write rejected.jsonl and, last, the manifest. Returns the counts."""
-    for name in (names := place.names(PARTS)):
-        if name.endswith(".partial"):  # of a worker that was killed
-            place.filesystem.delete_file(place.path(PARTS, name))
-    written = [name for name in names if name.endswith(".parquet")]
-    counts, rejected = Counter(dict.fromkeys(COUNTS, 0)), []
-    for name in written:
-        metadata = parquet.read_schema(place.path(PARTS, name), filesystem=place.filesystem).metadata
-        counts.update(json.loads(metadata[COUNTED]))
-        rejected += json.loads(metadata[REASONS])
-    place.write("".join(json.dumps(row) + "\n" for row in rejected).encode(), REJECTED)
-    manifest = {"counts": dict(counts), "files": files, "parts": written, **identity}
-    place.write(json.dumps(manifest, indent=2).encode(), MANIFEST)
-    return dict(counts)
-
-
-def as_line(counts: dict[str, int]) -> str:
-    """Counts as one line: what became of the rows, and which references they read."""
-    rows, references = COUNTS[:3], COUNTS[3:]
-    return (
-        ", ".join(f"{name} {counts[name]}" for name in rows)
-        + "; references: "
-        + ", ".join(f"{name} {counts[name]}" for name in references)
-    )
 
 
 if __name__ == "__main__":

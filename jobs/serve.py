@@ -20,8 +20,8 @@ from ray.serve.config import HTTPOptions, gRPCOptions
 
 from jobs.config import RunConfig, load_config
 from jobs.launch import launch
-from jobs.ports import free_ports
-from jobs.reader import memory_of, student_run
+from jobs.memory.student_memory import memory_of, student_run
+from jobs.run.ports import free_ports
 from jobs.service.grpc_calls import ADD_SERVICER
 from jobs.service.keys import is_public, require_key
 from jobs.service.replica import QUIET, application

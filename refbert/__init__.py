@@ -9,18 +9,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from refbert.memory.reader import Reader, load
     from refbert.student import RefBertForSequenceClassification, RefBertModel
     from refbert.student_config import RefBertConfig
-    from refbert.trained import TrainedStudent, load
 
-__all__ = ["RefBertConfig", "RefBertForSequenceClassification", "RefBertModel", "TrainedStudent", "load"]
+__all__ = ["Reader", "RefBertConfig", "RefBertForSequenceClassification", "RefBertModel", "load"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = importlib.import_module("refbert.trained")  # which has them all, and registers the student
-    return getattr(home, name)
+    home = "refbert.memory.reader" if name in ("Reader", "load") else "refbert.student"  # either registers the student
+    return getattr(importlib.import_module(home), name)
 
 
 def __dir__() -> list[str]:

@@ -5,13 +5,13 @@ The loop, the data and the optimizer live elsewhere; here a batch of tensors bec
 Shapes: batch, tokens, ref_tokens, dim (the teacher's hidden size), labels.
 """
 
-from dataclasses import dataclass, fields
-from typing import Any, Self
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from refbert.attention import QKV
+from refbert.batch import Batch
 from refbert.config import LossConfig, StudentConfig
 from refbert.errors import InputError
 from refbert.initialisation import start_from_teacher_embeddings, start_from_teacher_layers
@@ -30,69 +30,12 @@ from refbert.student_config import RefBertConfig
 from refbert.teacher import Teacher
 
 
-@dataclass
-class DistillBatch:
-    """One micro-batch.
-
-    `input_ids`, `mask` (batch, tokens); `reference_ids`, `reference_mask` (batch, ref_tokens); `reference_states`
-    (batch, ref_tokens, dim), zero where the mask is; `reference_spans` (batch, references, ref_tokens), true where a token is
-    of that reference, or None where each row has one at most; `target_states` (batch, tokens, dim) and `target_mask`
-    (batch, tokens) where targets come from the memory, else None; `token_type_ids` (batch, tokens) where a text is a pair,
-    else None; `labels` (batch,), NaN where a row has none, and the teacher's `logits` (batch, labels) where they belong to a
-    labelled task, else None.
-    """
-
-    input_ids: Tensor
-    mask: Tensor
-    reference_ids: Tensor
-    reference_states: Tensor
-    reference_mask: Tensor
-    target_states: Tensor | None = None
-    target_mask: Tensor | None = None
-    reference_spans: Tensor | None = None
-    token_type_ids: Tensor | None = None
-    labels: Tensor | None = None
-    logits: Tensor | None = None
-
-    def student_inputs(self) -> dict[str, Tensor]:
-        """Return what the student's `forward` takes, by its names."""
-        segments = {} if self.token_type_ids is None else {"token_type_ids": self.token_type_ids}
-        return {
-            **segments,
-            "input_ids": self.input_ids,
-            "attention_mask": self.mask,
-            "reference_ids": self.reference_ids,
-            "reference_states": self.reference_states,
-            "reference_mask": self.reference_mask,
-        }
-
-    def reference_vectors(self) -> tuple[Tensor, Tensor]:
-        """Return each reference's mean state, (batch x references, dim), and which of them there are."""
-        if self.reference_spans is None:
-            return masked_mean(self.reference_states, self.reference_mask), self.reference_mask.bool().any(1)
-        weights = self.reference_spans.to(self.reference_states.dtype)
-        means = weights @ self.reference_states / weights.sum(-1, keepdim=True).clamp_min(1)
-        return means.flatten(0, 1), self.reference_spans.any(-1).flatten()
-
-    def stored_targets(self) -> "Targets":
-        """Return what came with the batch to learn from: last states of the memory, logits of a task; either may be absent."""
-        layers = () if self.target_states is None else (self.target_states,)
-        return Targets(layers, self.mask if self.target_mask is None else self.target_mask, self.logits)
-
-    def to(self, device: torch.device) -> Self:
-        """Move every tensor."""
-        moved: dict[str, Any] = {}
-        for field in fields(self):
-            tensor = getattr(self, field.name)
-            moved[field.name] = None if tensor is None else tensor.to(device, non_blocking=True)
-        return type(self)(**moved)
-
-
-@dataclass
+@dataclass(frozen=True)
 class Targets:
-    """What the teacher says of a batch: `layers`, `logits` and `qkv` as in `Encoding`, `mask` (batch, tokens).
+    """What a batch is to be learned from: `layers`, `logits` and `qkv` as in `Encoding`, `mask` (batch, tokens).
 
-    `attention_scores` are those of `LossConfig.teacher_layers`.
+    `attention_scores` are those of `LossConfig.teacher_layers`. `labels` (batch,) are a labelled task's own, NaN for a row
+    without one. What is not learned from may be absent.
     """
 
     layers: tuple[Tensor, ...]
@@ -100,6 +43,7 @@ class Targets:
     logits: Tensor | None = None
     attention_scores: tuple[Tensor, ...] | None = None
     qkv: QKV | None = None
+    labels: Tensor | None = None
 
 
 class Distiller(nn.Module):
@@ -120,7 +64,7 @@ class Distiller(nn.Module):
         self.layer_projections = nn.ModuleList(nn.Linear(width, dim) for _ in range(inner))
         self.embedding_projection = nn.Linear(width, dim) if config.embedding else None
 
-    def forward(self, batch: DistillBatch, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted loss and its unweighted parts, detached, by name."""
         weights = self.config
         with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=self.autocast):
@@ -169,8 +113,8 @@ class Distiller(nn.Module):
                 output.logits.float(), targets.logits.float(), weights.prediction_temperature
             )
         if weights.label:
-            assert batch.labels is not None
-            parts["label"] = label_loss(output.logits.float(), batch.labels)
+            assert targets.labels is not None
+            parts["label"] = label_loss(output.logits.float(), targets.labels)
         loss = torch.stack([getattr(weights, name) * part for name, part in parts.items()]).sum()
         return loss, {name: part.detach() for name, part in parts.items()}
 

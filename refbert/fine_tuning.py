@@ -1,70 +1,20 @@
 """Teach an encoder a labelled task, on one device: what makes a task's teacher, and a student that no teacher helps.
 
-Batches are of texts of like length, in an order that depends on the seed alone. A killed training goes on from its last
+A killed training goes on from its last
 epoch. Knows nothing of references' whereabouts and of Ray.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from refbert.config import FineTuneConfig
 from refbert.optimisation import adamw, warmup_decay
 
 log = logging.getLogger(__name__)
-
-SORTED_BATCHES = 16
-"""Batches whose texts are sorted by length together: enough for little padding, too few to order an epoch by length."""
-
-Rows = NDArray[np.int64]
-
-
-class BucketedOrder:
-    """Which rows of a labelled data set make up each batch, over all epochs: texts of like length share one.
-
-    The last batch of an epoch may be smaller. `lengths` (rows,) are in any unit that grows with tokens.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
-        self.lengths = np.asarray(lengths)
-        self.batch = batch
-        self.seed = seed
-        self._epoch = lru_cache(maxsize=2)(self._shuffled)  # threads that look ahead ask for two epochs at once
-
-    @property
-    def per_epoch(self) -> int:
-        """Batches of one epoch."""
-        return -(-len(self.lengths) // self.batch)
-
-    def rows(self, number: int) -> Rows:
-        """Return the row numbers of one batch, numbered from 0 over all epochs."""
-        epoch, place = divmod(number, self.per_epoch)
-        return self._epoch(epoch)[place]
-
-    def _shuffled(self, epoch: int) -> list[Rows]:
-        rng = np.random.default_rng([self.seed, epoch])
-        shuffled = rng.permutation(len(self.lengths))
-        window = self.batch * SORTED_BATCHES
-        batches = [
-            chunk[start : start + self.batch]
-            for first in range(0, len(shuffled), window)
-            for chunk in [_by_length(shuffled[first : first + window], self.lengths)]
-            for start in range(0, len(chunk), self.batch)
-        ]
-        # The smaller batch stays last, so that every epoch has the same number of steps of the same size.
-        full, rest = [b for b in batches if len(b) == self.batch], [b for b in batches if len(b) < self.batch]
-        return [full[place] for place in rng.permutation(len(full))] + rest
-
-
-def _by_length(rows: Rows, lengths: NDArray[Any]) -> Rows:
-    return rows[np.argsort(lengths[rows], kind="stable")]
 
 
 def train_epochs(

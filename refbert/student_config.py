@@ -24,6 +24,8 @@ class RefBertConfig(PretrainedConfig):
       something before keeps it until reading helps. For `concat`.
     - `reference_keys`: `states`, or `embedding`: the student's own embedding of the reference's token ids through the
       layer's own key projection; values always come from the states.
+    - `memory`, `collection`, `references`: the manifest of the memory that the student was distilled with, its
+      collection's name, and how it looks up (`refbert.config.ReferenceConfig`); None for a student that reads none.
     """
 
     model_type = "refbert"
@@ -53,6 +55,8 @@ class RefBertConfig(PretrainedConfig):
         readout_heads: int = 4,
         readout_width: int = 128,
         memory: dict[str, Any] | None = None,
+        collection: str | None = None,
+        references: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -77,6 +81,8 @@ class RefBertConfig(PretrainedConfig):
         self.readout_heads = readout_heads
         self.readout_width = readout_width
         self.memory = memory
+        self.collection = collection
+        self.references = references
         self.pad_token_id = pad_token_id
         super().__init__(**kwargs)
 

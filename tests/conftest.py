@@ -63,7 +63,7 @@ def tiny_teacher_path(tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One local Ray for every test that needs one: its start costs seconds."""
-    from cluster.session import ray_session
+    from jobs.run.session import ray_session
 
     os.environ.pop("RAY_ADDRESS", None)
     with ray_session():

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import yaml
 
 from jobs.config import RunConfig, load_config
-from jobs.meter import METRICS
+from jobs.training.metrics import METRICS
 from measures.ingest import long_texts
 
 BATCH, TOKENS = 32, 128

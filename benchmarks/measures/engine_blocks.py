@@ -16,13 +16,15 @@ import torch
 
 from jobs import distill
 from jobs.config import RunConfig
-from jobs.distill import DistillJob, targets_of
-from jobs.engine import build_engine
-from jobs.memory import MemoryAddress, manifest_of
-from jobs.prepared import PreparedCorpus
-from jobs.stream import DistillStream
+from jobs.corpus.prepared import PreparedCorpus
+from jobs.memory.store import MemoryAddress
+from jobs.training.engine import build_engine
+from jobs.training.loop import DistillJob, targets_of
+from jobs.training.stream import DistillStream
 from measures.collection import process_cpu_s, server_pid
-from refbert.distillation import DistillBatch, Distiller, new_student
+from refbert.batch import Batch
+from refbert.distillation import Distiller, new_student
+from refbert.memory.manifest import manifest_of
 from refbert.teacher import Teacher
 
 PHASES = ("data", "teacher", "forward", "backward", "optimizer")
@@ -34,7 +36,7 @@ STEP_NOTE = (
     "CPU: of this process with its look-up threads, and of the embedded server, mean per step."
 )
 
-Feed = Callable[[int], Iterator[DistillBatch]]
+Feed = Callable[[int], Iterator[Batch]]
 """From the number of a block's first micro-batch to the block's micro-batches; called before the block is timed."""
 
 
@@ -72,7 +74,7 @@ class EngineBlocks:
             "server_cpu_ms": 1000 * server_s / steps,
         }
 
-    def _block(self, name: str, batches: Iterator[DistillBatch], steps: int) -> None:
+    def _block(self, name: str, batches: Iterator[Batch], steps: int) -> None:
         time.sleep(IDLE_S)
         own_s, server_s, started_s = time.process_time(), process_cpu_s(self.pid), time.perf_counter()
         for _ in range(steps):
@@ -81,7 +83,7 @@ class EngineBlocks:
         self.cpu_s[name][0] += time.process_time() - own_s
         self.cpu_s[name][1] += process_cpu_s(self.pid) - server_s
 
-    def _step(self, name: str, batches: Iterator[DistillBatch]) -> None:
+    def _step(self, name: str, batches: Iterator[Batch]) -> None:
         times = [time.perf_counter()]
 
         def passed(result: Any) -> Any:

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from jobs.provenance import hardware, provenance
+from jobs.evaluation.provenance import hardware, provenance
 
 Key = TypeVar("Key", bound=Hashable)
 

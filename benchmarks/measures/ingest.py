@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, BertModel
 
-from cluster.session import ray_session
 from jobs.config import RunConfig, load_config
-from jobs.ingest import fill_memory
-from jobs.memory import running_store
-from jobs.prepared import prepare
+from jobs.corpus.prepared import prepare
+from jobs.memory.fill import fill_memory
+from jobs.memory.store import running_store
+from jobs.run.session import ray_session
 from measures.goals import Goal, Part, Rows
 from measures.points import snippet_rows
 from refbert.config import TeacherConfig

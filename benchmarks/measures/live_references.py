@@ -9,11 +9,11 @@ import statistics
 from contextlib import ExitStack
 from pathlib import Path
 
-from cluster.session import ray_session
 from jobs.config import RunConfig
-from jobs.ingest import fill_memory
-from jobs.memory import running_store
-from jobs.prepared import PreparedCorpus, prepare
+from jobs.corpus.prepared import PreparedCorpus, prepare
+from jobs.memory.fill import fill_memory
+from jobs.memory.store import running_store
+from jobs.run.session import ray_session
 from measures.distilling import BATCH, TOKENS, run_job, training_config
 from measures.engine_blocks import STEP_NOTE, EngineBlocks, alone, engine_blocks, opened_stream
 from measures.goals import Goal, Part, Rows, median_ratio

@@ -14,13 +14,15 @@ import time
 import torch
 
 from jobs.config import RunConfig, load_config
-from jobs.distill import targets_of
-from jobs.memory import manifest_of, reference_texts
-from jobs.prepared import already_prepared
-from jobs.stream import DistillStream, Order
-from jobs.worker import quiet_libraries
+from jobs.corpus.prepared import already_prepared
+from jobs.run.worker import quiet_libraries
+from jobs.training.loop import targets_of
+from jobs.training.stream import DistillStream
 from refbert.distillation import Distiller, new_student
+from refbert.memory.manifest import manifest_of
+from refbert.memory.texts import reference_texts
 from refbert.optimisation import adamw, warmup_decay
+from refbert.sampler import ShuffleSampler
 from refbert.teacher import load_teacher
 
 
@@ -38,7 +40,7 @@ def train(config: RunConfig) -> list[float]:
     assert corpus is not None  # the benchmark has prepared it
     texts = reference_texts(teacher, manifest_of(teacher, config.references), config.references)
     passages = corpus.table("train")
-    order = Order(passages.num_rows, options.micro_batch, config.seed)
+    order = ShuffleSampler(passages.num_rows, options.micro_batch, config.seed)
     stream = DistillStream(
         passages, order, texts, None, None, rank=0, world_size=1, prefetch=options.prefetch, dropout=0.0
     )

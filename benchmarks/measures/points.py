@@ -15,9 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.memory import ReferenceTexts, manifest_of, reference_texts
 from refbert.config import CorpusConfig, ReferenceConfig, TeacherConfig
 from refbert.corpus import Rejected, Row, corpus_files, read_rows, split_of
+from refbert.memory.manifest import manifest_of
+from refbert.memory.texts import ReferenceTexts, reference_texts
 from refbert.references import document_keywords, query_keywords
 from refbert.teacher import load_teacher
 from vector_store.schema import Manifest, Point, Query, SparseVector

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from cluster.session import ray_session
 from jobs.config import RunConfig
-from jobs.prepared import prepare, texts_in
-from jobs.reader import memory_of, open_reader, student_run
+from jobs.corpus.prepared import prepare, texts_in
+from jobs.memory.student_memory import memory_of, open_reader, student_run
+from jobs.run.session import ray_session
+from jobs.run.worker import set_up_worker
 from jobs.serve import served
-from jobs.worker import set_up_worker
 from measures.goals import Goal, Part, Rows
 from refbert.corpus import Text, normalise
 

@@ -39,7 +39,7 @@ class Assumptions:
     write_amplification: float = 3.0
     """Bytes written to disk per byte kept: the log, the segment, one merge of it."""
     ram_bytes_per_reference: float = 2500
-    """What the store cannot drop of a reference without a dense index (jobs/shard_plan.py)."""
+    """What the store cannot drop of a reference without a dense index (jobs/memory/shard_plan.py)."""
     look_up_growth: float = 0.37
     """A look-up's cost in a shard grows with its points to this power: 7.0, 18.0, 37.9 ms at 10^4, 10^5, 10^6
     (benchmarks/results, store, scaling)."""

@@ -15,17 +15,19 @@ import torch
 from numpy.typing import NDArray
 
 from jobs.config import RunConfig
-from jobs.corpus_parts import Reading
-from jobs.distill import targets_of
-from jobs.memory import ReferenceTexts, connect_store, manifest_of, reference_texts
-from jobs.prepared import PassageRows, PreparedCorpus
+from jobs.corpus.parts import Reading
+from jobs.corpus.prepared import PassageRows, PreparedCorpus
+from jobs.training.loop import targets_of
 from measures.collection import process_cpu_s, server_pid
 from measures.distilling import BATCH
 from measures.engine_blocks import opened_stream
 from refbert.corpus import corpus_files, text_of
 from refbert.distillation import Distiller, new_student
+from refbert.memory.manifest import manifest_of
+from refbert.memory.texts import ReferenceTexts, reference_texts
 from refbert.optimisation import adamw
 from refbert.teacher import Teacher
+from vector_store.client import connect
 from vector_store.server.process import embedded_server
 from vector_store.store import Store
 
@@ -127,7 +129,7 @@ def _store_rates(
 ) -> dict[str, float]:
     """Write all passages, ask for their ids, look their neighbours up: CPU here and in the server, and bytes."""
     num = len(passages)
-    with embedded_server(directory) as url, connect_store(config, url) as client:
+    with embedded_server(directory) as url, connect(config.store, url) as client:
         pid = server_pid(directory)
         store = Store(client, config.store)
         store.ensure(texts.manifest)
@@ -170,7 +172,7 @@ def _student(
     config: RunConfig, teacher: Teacher, texts: ReferenceTexts, passages: list[dict[str, Any]], steps: int = 6
 ) -> tuple[Any, float]:
     """The default student, and what a text takes to train it, references read, the teacher left out."""
-    from jobs.stream import reference_batch
+    from refbert.memory.batch import student_batch
     from vector_store.codec import empty_neighbours, fill_row
     from vector_store.schema import StoredPoint
 
@@ -181,7 +183,7 @@ def _student(
     found = empty_neighbours(len(asked), texts.manifest, 1)
     for row, (token_ids, states) in enumerate(teacher.encode_texts(asked)):
         fill_row(row, found, [StoredPoint("", states, token_ids, None)], [0.0])
-    batch = reference_batch(ids, mask, found, texts.manifest.dim, None, segments)
+    batch = student_batch(ids, mask, found, texts.manifest.dim, None, segments)
     targets = targets_of(batch, teacher, config)
     for step in range(1 + steps):
         if step == 1:

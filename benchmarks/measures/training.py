@@ -13,9 +13,9 @@ from pathlib import Path
 import ray
 import yaml
 
-from cluster.session import ray_session
 from jobs.config import RunConfig
-from jobs.prepared import prepare
+from jobs.corpus.prepared import prepare
+from jobs.run.session import ray_session
 from measures.distilling import BATCH, TOKENS, WINDOW, run_apart, run_job, training_config
 from measures.goals import Goal, Part, Rows, median_ratio
 

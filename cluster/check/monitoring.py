@@ -34,13 +34,12 @@ SUFFIX = re.compile(r"_(total|bucket|sum|count)$")
 @cache
 def exported() -> frozenset[str]:
     """Every metric's name, without a histogram's or counter's suffix, from the code that exports it."""
-    from jobs.gauges import INGEST, TRAINING
+    from jobs.run.telemetry import INGEST, STAGE, TRAINING
     from jobs.service.metrics import Metrics
-    from jobs.stage_metrics import NAMES
 
     service = {sample.name for sample in Metrics().registry.collect()}
     runs = {f"ray_refbert_{name}" for kind in (TRAINING, INGEST) for name, _ in kind.values()}
-    stages = {f"ray_refbert_stage_{name}" for name, _ in NAMES.values()}
+    stages = {f"ray_refbert_stage_{name}" for name, _ in STAGE.values()}
     return frozenset({SUFFIX.sub("", name) for name in service | runs | stages | ray_metrics() | QDRANT | OTHERS})
 
 

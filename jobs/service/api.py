@@ -17,7 +17,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from jobs.service import errors, schema
-from jobs.service.desk import Answered, Desk
+from jobs.service.inference import Answered, Desk
 from jobs.service.metrics import CONTENT_TYPE
 from jobs.service.student import Row
 

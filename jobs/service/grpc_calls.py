@@ -15,9 +15,9 @@ import numpy as np
 
 from jobs.service import tracing
 from jobs.service.api import labelled
-from jobs.service.desk import Answered, Desk
 from jobs.service.errors import BUG, InvalidInput, TooLarge, Unauthorised, kind_of, line_of
-from jobs.service.gate import bug_report, request_id, sent_key
+from jobs.service.inference import Answered, Desk
+from jobs.service.middleware import bug_report, request_id, sent_key
 from jobs.service.proto import refbert_pb2 as messages
 from jobs.service.schema import Asked, AttendedReference
 from vector_store.schema import parts

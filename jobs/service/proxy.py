@@ -1,6 +1,6 @@
 """What callers are told whose request died with its replica: 503 and when to try again, where Ray's HTTP proxy alone says 500.
 
-Runs in Ray Serve's proxy, which finds `middlewares` by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH (cluster/session.py sets it).
+Runs in Ray Serve's proxy, which finds `middlewares` by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH (jobs/run/session.py sets it).
 Imports nothing of the service: models take seconds to import, and a proxy that is not ready in five is started anew.
 """
 

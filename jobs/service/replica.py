@@ -15,13 +15,13 @@ from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from jobs.config import RunConfig
+from jobs.run.worker import per_node, set_up_worker
 from jobs.service.api import http_api
-from jobs.service.desk import Desk
-from jobs.service.gate import Gate
 from jobs.service.grpc_calls import GrpcCalls
+from jobs.service.inference import Desk
 from jobs.service.metrics import merged
+from jobs.service.middleware import Gate
 from jobs.service.proto import refbert_pb2 as messages
-from jobs.worker import per_node, set_up_worker
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, StrictBool, WithJsonSchema
 
 from jobs.config import ServeConfig
-from jobs.reader import ReferenceRead
 from jobs.service.errors import InvalidInput
 from refbert.corpus import Text
+from refbert.memory.reader import ReferenceRead
 from vector_store.schema import parts
 
 TokenIds: TypeAlias = tuple[int, ...]

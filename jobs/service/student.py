@@ -20,17 +20,19 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from jobs.config import RunConfig
-from jobs.explained import READ_OUT, explained
-from jobs.memory import connect_store, trained_manifest
-from jobs.reader import Reader, open_look_up, open_reader, reads_memory, references_read
+from jobs.memory.student_memory import open_look_up, open_reader, reads_memory
 from jobs.service.metrics import MemoryState, Metrics
 from jobs.service.schema import Asked, AttendedReference, is_text
+from refbert.config import ReferenceConfig
 from refbert.corpus import Text, normalise
 from refbert.explanation import answer
+from refbert.folder import fingerprint
+from refbert.memory.explanation import READ_OUT, explained
+from refbert.memory.manifest import trained_manifest
+from refbert.memory.reader import Reader, references_read
 from refbert.teacher import Tokens
-from refbert.trained import fingerprint
-from vector_store.client import Client
-from vector_store.config import EMBEDDED
+from vector_store.client import Client, connect
+from vector_store.config import EMBEDDED, StoreConfig
 from vector_store.errors import StoreError, StoreUnavailable
 from vector_store.retriever import Retriever
 from vector_store.schema import Neighbours
@@ -168,25 +170,23 @@ class ServedStudent:
             return
         assert self._manifest is not None
         reader = self.reader
-        client = connect_store(self.config, url)
-        reader.texts, reader.source = open_look_up(
-            self.config, self.folder, self._manifest, reader.tokenizer, client, with_text=True
-        )
+        client = connect(self.config.store, url)
+        reader.texts, reader.source = self._look_up_of(client, self.config.store, self.config.references)
         self._client, self._url = client, url
         self._nearest = self._wide_reader(client)
 
     def _wide_reader(self, client: Client) -> Reader:
         """The same look-up for more texts than the student reads."""
         assert self._manifest is not None
-        config = self.config.model_copy(
-            update={
-                "references": self.config.references.model_copy(update={"count": NEAREST}),
-                "store": self.config.store.model_copy(update={"cache_bytes": NEAREST_CACHE_BYTES}),
-            }
-        )
-        reader = self.reader
-        look_up = open_look_up(config, self.folder, self._manifest, reader.tokenizer, client, with_text=True)
+        references = self.config.references.model_copy(update={"count": NEAREST})
+        store = self.config.store.model_copy(update={"cache_bytes": NEAREST_CACHE_BYTES})
+        reader, look_up = self.reader, self._look_up_of(client, store, references)
         return Reader(reader.model, reader.tokenizer, reader.max_tokens, *look_up)
+
+    def _look_up_of(self, client: Client, store: StoreConfig, references: ReferenceConfig) -> Any:
+        assert self._manifest is not None
+        tokenizer = self.reader.tokenizer
+        return open_look_up(self.folder, self._manifest, tokenizer, client, store, references, with_text=True)
 
     def _memory_is(self, state: MemoryState, reason: str | None) -> None:
         if state != self.state:
@@ -262,8 +262,9 @@ class ServedStudent:
     def answer(self, forward: Forward) -> list[Row]:
         """Run the student over one forward's texts."""
         started_s = time.perf_counter()
-        inputs = self.reader.inputs(forward.tokens, forward.found).student_inputs()
-        output = self.reader.model(**inputs, output_projected_states=False, output_attentions=forward.explain)
+        output = self.reader.forward(
+            forward.tokens, forward.found, output_projected_states=False, output_attentions=forward.explain
+        )
         vectors = F.normalize(output.sentence_embedding, dim=-1).float().cpu().numpy()
         logits = output.get("logits")
         scores = None if logits is None else answer(logits.float()).cpu().numpy()

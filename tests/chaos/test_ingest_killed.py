@@ -18,8 +18,8 @@ import yaml
 from numpy.typing import NDArray
 
 from jobs.config import RunConfig
-from jobs.memory import reference_id
-from jobs.prepared import prepare
+from jobs.corpus.prepared import prepare
+from refbert.memory.texts import reference_id
 from refbert.teacher import load_teacher
 from tests.chaos.faults import kill_server, kill_session, scrolled_ids, wait_until
 from tests.chaos.load import REPOSITORY

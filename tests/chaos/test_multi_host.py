@@ -20,7 +20,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from cluster.session import NODE_ENVIRONMENT
+from jobs.run.session import NODE_ENVIRONMENT
 from tests.chaos.network import INTERFACE, Network, network
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]

@@ -96,3 +96,9 @@ def write_json(path: Path, content: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(draft, path)
+
+
+def import_path() -> str:
+    """PYTHONPATH of a process that is to run this package."""
+    package_parent = str(Path(__file__).resolve().parents[2])
+    return os.pathsep.join([package_parent, *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -24,8 +24,7 @@ from qdrant_client import grpc as api
 from qdrant_edge import EdgeShard
 
 from vector_store.server.catalogue import Catalogue, Collection
-from vector_store.server.files import MARGIN_BYTES, folder_bytes, require_room
-from vector_store.server.process import import_path
+from vector_store.server.files import MARGIN_BYTES, folder_bytes, import_path, require_room
 from vector_store.server.refusal import Refusal
 from vector_store.server.translate import engine_config
 

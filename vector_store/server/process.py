@@ -34,6 +34,7 @@ import grpc
 
 from vector_store.config import MESSAGE_BYTES
 from vector_store.errors import StoreError, StoreUnavailable
+from vector_store.server.files import import_path
 
 log = logging.getLogger(__name__)
 
@@ -248,12 +249,6 @@ def _start(root: Path, host: str, api_key: str | None, message_bytes: int, deadl
     raise StoreUnavailable(
         f"the server of {root} did not answer within {START_S:g} s:\n{_last_lines(root / 'server.log')}"
     )
-
-
-def import_path() -> str:
-    """PYTHONPATH of a process that is to run this package."""
-    package_parent = str(Path(__file__).resolve().parents[2])
-    return os.pathsep.join([package_parent, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def _last_lines(path: Path, num_lines: int = 10) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from jobs import distill
 from jobs.config import RunConfig
-from jobs.memory import running_store
+from jobs.memory.store import running_store
 
 
 @pytest.fixture(scope="session")

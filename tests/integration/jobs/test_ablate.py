@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from jobs import ablate
-from jobs.memory import connect_store, reference_id, running_store
-from jobs.neighbour_plan import NeighbourPlan
-from jobs.task_corpus import NEAR_DUPLICATE, augmented, example_text, prepare_task
-from jobs.task_student import RESULT
-from jobs.task_teacher import task_teacher
+from jobs.memory.neighbour_plan import NeighbourPlan
+from jobs.memory.store import running_store
+from jobs.tasks.corpus import NEAR_DUPLICATE, augmented, example_text, prepare_task
+from jobs.tasks.student import RESULT
+from jobs.tasks.teacher import task_teacher
 from refbert.errors import InputError
+from refbert.memory.texts import reference_id
 from refbert.teacher import load_teacher
+from vector_store.client import connect
 from vector_store.store import Store
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster")]
@@ -105,7 +107,7 @@ def test_copies_are_learned_from_and_never_read_nor_do_they_read_their_own_row(d
             update={"collection": f"{more.prepared.directory.name}-{teacher.fingerprint[:12]}"}
         )
         config = done.model_copy(update={"store": collection})
-        with connect_store(config, url) as client:
+        with connect(config.store, url) as client:
             assert Store(client, config.store).count() == len(set(more.texts("train")))
     (path,) = (more.prepared.directory / "plans").glob("*.npy")
     rows = [example_text(example) for example in more.data.split("train")]

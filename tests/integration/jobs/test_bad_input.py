@@ -7,7 +7,8 @@ import yaml
 
 from jobs import distill, evaluate, ingest, serve
 from jobs.launch import BAD_INPUT, OK, UNAVAILABLE, run_job
-from jobs.memory import connect_store, running_store
+from jobs.memory.store import running_store
+from vector_store.client import connect
 from vector_store.store import Store
 
 pytestmark = pytest.mark.usefixtures("ray_cluster", "home", "running_ray")
@@ -15,9 +16,9 @@ pytestmark = pytest.mark.usefixtures("ray_cluster", "home", "running_ray")
 
 @pytest.fixture
 def running_ray(monkeypatch):
-    import cluster.session
+    import jobs.run.session
 
-    monkeypatch.setattr(cluster.session, "ray_session", nullcontext)
+    monkeypatch.setattr(jobs.run.session, "ray_session", nullcontext)
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_a_memory_of_another_teacher_is_refused_and_keeps_every_reference(run_fi
         assert run_job(job, [run_file, "teacher.model=pypi:all-MiniLM-L6-v2", "name=other"]) == BAD_INPUT
         assert "was written by " in capsys.readouterr().err.splitlines()[-1]
     config = tiny_run()
-    with running_store(config) as url, connect_store(config, url) as client:
+    with running_store(config) as url, connect(config.store, url) as client:
         assert Store(client, config.store).count() > 300
 
 

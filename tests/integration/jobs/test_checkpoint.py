@@ -5,7 +5,7 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from jobs.checkpoint import FILE
+from jobs.training.checkpoint import FILE
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster")]
 
@@ -27,10 +27,11 @@ def on_ranks(tmp_path, tiny_run):
 
             import torch.distributed
 
-            from jobs.checkpoint import Checkpoint, training_tensors, write_checkpoint
-            from jobs.engine import build_engine
-            from jobs.worker import set_up_worker
-            from refbert.distillation import DistillBatch, Distiller, Targets, new_student
+            from jobs.run.worker import set_up_worker
+            from jobs.training.checkpoint import Checkpoint, training_tensors, write_checkpoint
+            from jobs.training.engine import build_engine
+            from refbert.batch import Batch
+            from refbert.distillation import Distiller, Targets, new_student
             from refbert.teacher import load_teacher
 
             os.environ["LOCAL_RANK"] = str(rank)
@@ -53,7 +54,7 @@ def on_ranks(tmp_path, tiny_run):
                     torch.manual_seed(step)
                     ids, mask = torch.randint(5, 900, (8, 6)), torch.ones(8, 6, dtype=torch.long)
                     read = mask * (torch.arange(8) > 0)[:, None]  # the first row reads the null reference
-                    batch = DistillBatch(ids, mask, ids, torch.randn(8, 6, teacher.dim), read)
+                    batch = Batch(ids, mask, ids, torch.randn(8, 6, teacher.dim), read)
                     loss, _ = engine(batch, Targets((torch.randn(8, 6, teacher.dim),), mask))
                     engine.backward(loss)
                     engine.step()

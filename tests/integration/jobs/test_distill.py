@@ -8,15 +8,17 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from jobs import distill, evaluate, export
-from jobs.launch import known_cause
-from jobs.memory import connect_store, running_store
-from jobs.neighbour_plan import NeighbourPlan
-from jobs.prepared import prepare
-from jobs.run_directory import sole_training
-from jobs.stream import Order
+from jobs.corpus.prepared import prepare
+from jobs.memory.neighbour_plan import NeighbourPlan
+from jobs.memory.store import running_store
+from jobs.run.directory import sole_training
+from jobs.run.failures import known_cause
+from jobs.training import loop
 from refbert.errors import InputError
 from refbert.export import read_export
+from refbert.sampler import ShuffleSampler
 from refbert.teacher import load_teacher, tokenize
+from vector_store.client import connect
 from vector_store.store import Store
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster")]
@@ -62,7 +64,7 @@ def test_a_run_fills_the_memory_trains_and_leaves_a_complete_directory(one_worke
     directory = one_worker.run_directory
     found = {path.name for path in directory.iterdir()}
     assert {"config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "student", "manifest.json"} <= found
-    with connect_store(one_worker, one_store) as client:
+    with connect(one_worker.store, one_store) as client:
         assert Store(client, one_worker.store).count() == prepare(one_worker).counts.train
     training = json.loads((directory / "manifest.json").read_text())["training"]
     assert training["steps"] == 8
@@ -138,7 +140,7 @@ def test_a_killed_training_goes_on_with_other_workers_and_stages_in_the_same_ord
     corpus = prepare(one_worker)
     rows, train = corpus.table("train"), one_worker.train
     order, tokenizer = (
-        Order(rows.num_rows, train.micro_batch, one_worker.seed),
+        ShuffleSampler(rows.num_rows, train.micro_batch, one_worker.seed),
         load_teacher(one_worker.teacher).tokenizer,
     )
     assert 3 * train.global_batch < rows.num_rows < 6 * train.global_batch
@@ -154,16 +156,16 @@ def test_a_worker_that_is_killed_and_a_damaged_checkpoint_cost_steps_and_nothing
 ):
     """Killed with -9 after step 8 of 8 of one start: checkpoints are after 3 and 6, and the newer one is damaged."""
     config = tiny_run(name="survivor", train__num_workers=2, train__min_workers=1, train__activation_checkpointing=True)
-    folder, train_worker = config.run_directory, distill.train_worker
+    folder, train_worker = config.run_directory, loop.train_worker
 
     def dies_once(loop_config):
         import os
         import signal
 
-        from jobs import distill
-        from jobs.checkpoint import FILE
+        from jobs.training import loop
+        from jobs.training.checkpoint import FILE
 
-        finish = distill.Meter.finish_step
+        finish = loop.Meter.finish_step
 
         def finish_or_die(meter, engine):
             finish(meter, engine)
@@ -172,10 +174,10 @@ def test_a_worker_that_is_killed_and_a_damaged_checkpoint_cost_steps_and_nothing
                 (folder / "checkpoints" / "step-00000006" / FILE).write_bytes(b"damaged")
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        distill.Meter.finish_step = finish_or_die
+        loop.Meter.finish_step = finish_or_die
         return train_worker(loop_config)
 
-    monkeypatch.setattr(distill, "train_worker", dies_once)
+    monkeypatch.setattr(loop, "train_worker", dies_once)
     distill.run(config)
     assert losses(config) == pytest.approx(losses(one_worker), rel=TOLERANCE)
     training = json.loads((folder / "manifest.json").read_text())["training"]
@@ -196,7 +198,7 @@ def test_a_mistake_is_not_tried_again(tiny_run, monkeypatch):
             file.write("once\n")
         raise InputError("the memory is of another teacher")
 
-    monkeypatch.setattr(distill, "train_worker", fails)
+    monkeypatch.setattr(loop, "train_worker", fails)
     with pytest.raises(Exception, match="Training failed") as raised:
         distill.run(config)
     assert str(known_cause(raised.value)) == "the memory is of another teacher"
@@ -219,12 +221,12 @@ def test_workers_that_do_not_divide_a_step_and_compiled_layers_give_the_loss_cur
 
 def watch_workers(patch, served: Path, killed_at: int | None) -> None:
     """Have every worker write down the micro-batches that it trains on, and die once it has made `killed_at` steps."""
-    train_worker = distill.train_worker
+    train_worker = loop.train_worker
 
     def watched(loop_config):
-        from jobs import distill
+        from jobs.training import loop
 
-        finish, take = distill.Meter.finish_step, distill.DistillStream.__next__
+        finish, take = loop.Meter.finish_step, loop.DistillStream.__next__
 
         def finish_or_die(meter, engine):
             finish(meter, engine)
@@ -232,15 +234,15 @@ def watch_workers(patch, served: Path, killed_at: int | None) -> None:
                 raise RuntimeError("killed by the test")
 
         def noted(stream):
-            number, batch = stream.number, take(stream)
+            number, (batch, targets) = stream.number, take(stream)
             with (served / f"{stream.rank}.jsonl").open("a") as file:
                 file.write(json.dumps([number, batch.input_ids.tolist()]) + "\n")
-            return batch
+            return batch, targets
 
-        distill.Meter.finish_step, distill.DistillStream.__next__ = finish_or_die, noted
+        loop.Meter.finish_step, loop.DistillStream.__next__ = finish_or_die, noted
         return train_worker(loop_config)
 
-    patch.setattr(distill, "train_worker", watched)
+    patch.setattr(loop, "train_worker", watched)
 
 
 def test_bf16_with_every_loss_and_a_dense_memory_that_needs_no_teacher_to_be_asked_train_too(tiny_run):

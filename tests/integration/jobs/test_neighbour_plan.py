@@ -9,12 +9,17 @@ import pytest
 import torch
 from qdrant_client import grpc as api
 
-from jobs import neighbour_plan as plans
-from jobs.memory import MemoryAddress, connect_store, manifest_of, open_retriever, reference_texts
-from jobs.neighbour_plan import NeighbourPlan, neighbour_plan
-from jobs.prepared import PASSAGE_SCHEMA, CorpusCounts, PreparedCorpus
-from jobs.stream import DistillStream, Order
+from jobs.corpus.prepared import PASSAGE_SCHEMA, CorpusCounts, PreparedCorpus
+from jobs.memory import neighbour_plan as plans
+from jobs.memory.neighbour_plan import NeighbourPlan, neighbour_plan
+from jobs.memory.store import MemoryAddress
+from jobs.training.stream import DistillStream
+from refbert.memory.manifest import manifest_of
+from refbert.memory.retrieval import open_retriever
+from refbert.memory.texts import reference_texts
+from refbert.sampler import ShuffleSampler
 from refbert.teacher import load_teacher
+from vector_store.client import connect
 from vector_store.server.process import embedded_server
 from vector_store.store import Store
 
@@ -62,7 +67,7 @@ class Memory:
         ]
         with pa.OSFile(str(directory / "train.arrow"), "wb") as file, pa.ipc.new_file(file, PASSAGE_SCHEMA) as writer:
             writer.write_table(pa.Table.from_pylist(self.rows, PASSAGE_SCHEMA))
-        self.client = connect_store(config, url)
+        self.client = connect(config.store, url)
         self.store = Store(self.client, config.store)
         self.store.ensure(self.address.manifest)
         self.add(self.rows)
@@ -82,7 +87,7 @@ class Memory:
     def stream(self, plan, targets=True) -> DistillStream:
         source = open_retriever(self.client, self.config.store, self.texts, self.config.references.criterion)
         return DistillStream(
-            self.corpus.table("train"), Order(100, MICRO_BATCH, seed=3), self.texts, source,
+            self.corpus.table("train"), ShuffleSampler(100, MICRO_BATCH, seed=3), self.texts, source,
             self.store if targets else None, plan, rank=0, world_size=1, prefetch=3, dropout=0.1,
         )  # fmt: skip
 
@@ -117,11 +122,14 @@ def test_every_batch_of_an_epoch_equals_the_live_one(make_memory, criterion, tar
     assert len(plan) == 100
     live, planned = memory.stream(None, targets), memory.stream(plan, targets)
     for _ in range(100 // MICRO_BATCH + 1):  # over the epoch's end
-        one, other = next(live), next(planned)
+        (one, one_targets), (other, other_targets) = next(live), next(planned)
         assert one.reference_mask.any()
         assert (one.reference_spans is not None) == (count > 1)
-        assert (one.target_states is not None) == targets
-        for ours, theirs in zip(tensors(one), tensors(other), strict=True):
+        assert (one_targets is not None) == targets
+        pairs = [*zip(tensors(one), tensors(other), strict=True)]
+        if targets:
+            pairs += [(one_targets.layers[0], other_targets.layers[0]), (one_targets.mask, other_targets.mask)]
+        for ours, theirs in pairs:
             assert (ours is None and theirs is None) or torch.equal(ours, theirs)
     for stream in (live, planned):
         stream.close()

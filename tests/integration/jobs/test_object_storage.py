@@ -6,7 +6,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
-from jobs.prepared import prepare
+from jobs.corpus.prepared import prepare
 from refbert.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("ray_cluster", "home")

@@ -8,10 +8,15 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from jobs import distill, evaluate
-from jobs.memory import connect_store, manifest_of, open_retriever, reference_id, reference_texts, running_store
-from jobs.prepared import prepare, texts_in
-from jobs.stream import DistillStream, Order
+from jobs.corpus.prepared import prepare, texts_in
+from jobs.memory.store import running_store
+from jobs.training.stream import DistillStream
+from refbert.memory.manifest import manifest_of
+from refbert.memory.retrieval import open_retriever
+from refbert.memory.texts import reference_id, reference_texts
 from refbert.packaged import local_path
+from refbert.sampler import ShuffleSampler
+from vector_store.client import connect
 from vector_store.store import Store
 from vector_store.verification import verify
 
@@ -39,7 +44,7 @@ def run(ray_cluster, tmp_path_factory, tiny_run):
             },
             teacher={"tokens": 32}, train__steps=4,
         )  # fmt: skip
-        with running_store(config) as url, connect_store(config, url) as client:
+        with running_store(config) as url, connect(config.store, url) as client:
             distill.run(config)
             yield config, client
 
@@ -93,16 +98,16 @@ def test_training_reads_segments_beside_the_targets_that_the_memory_holds(run, t
     passages = prepare(config).table("train")
     source = open_retriever(client, config.store, texts, "keywords")
     stream = DistillStream(
-        passages, Order(len(passages), 8, seed=0), texts, source, Store(client, config.store),
+        passages, ShuffleSampler(len(passages), 8, seed=0), texts, source, Store(client, config.store),
         rank=0, world_size=1, prefetch=1, dropout=0,
     )  # fmt: skip
-    batch = stream.make(0)
+    batch, targets = stream.make(0)
     stream.close()
     assert batch.reference_mask.bool().any(1).all()
     assert batch.student_inputs()["token_type_ids"].any(1).all()
     states = teacher.encode(batch.input_ids, batch.mask, token_type_ids=batch.token_type_ids).states
     seen = batch.mask.bool()
-    torch.testing.assert_close(batch.target_states[seen], states[seen], atol=5e-3, rtol=0)
+    torch.testing.assert_close(targets.layers[-1][seen], states[seen], atol=5e-3, rtol=0)
 
 
 def test_a_student_of_pairs_is_trained_and_measured(run):

@@ -5,10 +5,11 @@ import re
 import pytest
 from qdrant_client import grpc as api
 
-from jobs.ingest import fill_memory
-from jobs.memory import connect_store, running_store
+from jobs.corpus.prepared import prepare
+from jobs.memory.fill import fill_memory
+from jobs.memory.store import running_store
 from jobs.plan import plan
-from jobs.prepared import prepare
+from vector_store.client import connect
 from vector_store.store import Store, payload_fields, state_fields
 
 pytestmark = pytest.mark.usefixtures("ray_cluster", "home")
@@ -30,7 +31,7 @@ def test_the_plan_promises_what_an_ingest_makes(tiny_run):
     assert references == pytest.approx(counted, rel=0.1)
     kilobytes, references, known_by = promised(config)
     assert (references, known_by) == (counted, "counted")
-    with running_store(config) as url, connect_store(config, url) as client:
+    with running_store(config) as url, connect(config.store, url) as client:
         fill_memory(config, url)
         store = Store(client, config.store)
         assert store.bytes_estimate() / store.count() / 1000 == pytest.approx(kilobytes, rel=0.05)

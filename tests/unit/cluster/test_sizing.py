@@ -6,7 +6,7 @@ import pytest
 
 from cluster import sizing
 from cluster.sizing import ReferenceSize, size, table
-from jobs.shard_plan import HELD_BYTES
+from jobs.memory.shard_plan import HELD_BYTES
 from tests.conftest import REPOSITORY
 
 EACH = ReferenceSize(stored_bytes=10_000, ram_bytes=HELD_BYTES)

@@ -5,7 +5,8 @@ import types
 import pytest
 import ray
 
-from jobs.launch import BAD_INPUT, UNAVAILABLE, known_cause, run_job
+from jobs.launch import run_job
+from jobs.run.failures import BAD_INPUT, UNAVAILABLE, known_cause
 from refbert.errors import InputError, UnavailableError
 from vector_store.errors import CollectionMismatch, StoreUnavailable
 
@@ -21,9 +22,9 @@ def job_that(raises: Exception) -> types.SimpleNamespace:
 def no_ray(monkeypatch):
     from contextlib import nullcontext
 
-    import cluster.session
+    import jobs.run.session
 
-    monkeypatch.setattr(cluster.session, "ray_session", nullcontext)
+    monkeypatch.setattr(jobs.run.session, "ray_session", nullcontext)
 
 
 @pytest.mark.parametrize(

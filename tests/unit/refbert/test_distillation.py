@@ -1,11 +1,14 @@
 """One distillation step: which parts the loss has, and that a student learns from every kind of target."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from refbert.attention import QKV
+from refbert.batch import Batch
 from refbert.config import LossConfig, StudentConfig, TeacherConfig
-from refbert.distillation import DistillBatch, Distiller, Targets, check_losses, new_student
+from refbert.distillation import Distiller, Targets, check_losses, new_student
 from refbert.errors import InputError
 from refbert.losses import attention_loss, hidden_loss, relation_loss
 from refbert.student import RefBertForSequenceClassification
@@ -20,12 +23,12 @@ def tiny(tiny_teacher_path):
     return load_teacher(TeacherConfig(model=tiny_teacher_path, tokens=16, head="classification"))
 
 
-def batch_and_targets(tiny, score_layers=(2,)) -> tuple[DistillBatch, Targets]:
+def batch_and_targets(tiny, score_layers=(2,)) -> tuple[Batch, Targets]:
     ids, mask, _ = tokenize(tiny.tokenizer, TEXTS, 16)
     encoding = tiny.encode(ids, mask, every_layer=True, score_layers=score_layers, qkv_layer=tiny.num_layers)
     reference = torch.roll(encoding.states, 1, 0).clone(), torch.roll(mask, 1, 0), torch.roll(ids, 1, 0)
     states, reference_mask, reference_ids = reference
-    batch = DistillBatch(ids, mask, reference_ids, states, reference_mask)
+    batch = Batch(ids, mask, reference_ids, states, reference_mask)
     targets = Targets(
         tuple(layer.clone() for layer in encoding.layers),
         mask,
@@ -120,9 +123,10 @@ def test_padding_changes_no_attention_loss_and_its_gradient_stays_with_the_stude
     ids, mask = torch.cat([batch.input_ids, longer], 1), torch.cat([batch.mask, longer], 1)
     encoding = tiny.encode(ids, mask, score_layers=(2,), qkv_layer=2)
     padded = Targets(encoding.layers, mask, None, encoding.attention_scores, encoding.qkv)
-    batch.input_ids, batch.mask = ids, mask
     with torch.no_grad():
-        assert distiller(batch, padded)[0].item() == pytest.approx(loss.item(), rel=1e-4)
+        assert distiller(replace(batch, input_ids=ids, mask=mask), padded)[0].item() == pytest.approx(
+            loss.item(), rel=1e-4
+        )
 
 
 def test_what_needs_a_live_teacher_is_told_from_what_the_memory_has():
@@ -172,7 +176,7 @@ def test_each_of_several_references_is_a_negative_of_its_own(tiny):
     batch, targets = batch_and_targets(tiny)
     one = batch.reference_vectors()
     tokens = batch.reference_mask.shape[1]
-    twice = DistillBatch(
+    twice = Batch(
         batch.input_ids,
         batch.mask,
         batch.reference_ids.repeat(1, 2),
@@ -223,8 +227,7 @@ def test_rows_without_a_label_count_for_nothing_in_its_loss_and_each_labelled_on
     labels = torch.tensor([0.0, float("nan"), 1.0, float("nan")])
 
     def label_part(labels: torch.Tensor) -> float:
-        batch.labels = labels
-        loss, parts = distiller(batch, targets)
+        loss, parts = distiller(batch, replace(targets, labels=labels))
         assert loss.isfinite()
         return parts["label"].item()
 

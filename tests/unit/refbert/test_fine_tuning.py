@@ -6,19 +6,20 @@ import torch
 from torch import nn
 
 from refbert.config import FineTuneConfig
-from refbert.fine_tuning import BucketedOrder, train_epochs
+from refbert.fine_tuning import train_epochs
+from refbert.sampler import BucketSampler
 
 LENGTHS = np.random.default_rng(0).integers(3, 200, 70)
 
 
 def test_every_epoch_has_every_row_once_in_an_order_of_its_own():
-    order = BucketedOrder(LENGTHS, batch=4, seed=1)
+    order = BucketSampler(LENGTHS, batch=4, seed=1)
     epochs = [[order.rows(epoch * order.per_epoch + n) for n in range(order.per_epoch)] for epoch in range(2)]
     for epoch in epochs:
         assert sorted(np.concatenate(epoch).tolist()) == list(range(70))
         assert [len(rows) for rows in epoch] == [4] * 17 + [2]
     assert np.concatenate(epochs[0]).tolist() != np.concatenate(epochs[1]).tolist()
-    again = BucketedOrder(LENGTHS, batch=4, seed=1)
+    again = BucketSampler(LENGTHS, batch=4, seed=1)
     assert np.array_equal(again.rows(20), order.rows(20))
 
 
@@ -26,7 +27,7 @@ def test_rows_of_one_batch_are_of_like_length():
     def spread(batch: np.ndarray) -> int:
         return int(np.ptp(LENGTHS[batch]))
 
-    order = BucketedOrder(LENGTHS, batch=4, seed=1)
+    order = BucketSampler(LENGTHS, batch=4, seed=1)
     ours = np.mean([spread(order.rows(n)) for n in range(17)])
     assert ours < np.mean([spread(np.arange(n, n + 4)) for n in range(0, 68, 4)]) / 3
 

@@ -17,8 +17,8 @@ from starlette.testclient import TestClient
 
 from jobs.config import RunConfig
 from jobs.service.api import http_api
-from jobs.service.desk import Desk
-from jobs.service.gate import Gate
+from jobs.service.inference import Desk
+from jobs.service.middleware import Gate
 
 
 @pytest.fixture(autouse=True)

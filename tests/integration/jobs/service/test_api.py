@@ -10,8 +10,7 @@ import openai
 import pytest
 
 import refbert
-from jobs.memory import references_at
-from jobs.prepared import prepare
+from jobs.corpus.prepared import prepare
 from jobs.service.student import cut, padded
 from refbert.teacher import load_tokenizer
 
@@ -40,8 +39,8 @@ def test_batch_results_equal_single_results_whoever_shares_the_batch(client):
 
 
 def test_the_three_line_api_says_what_the_service_says(client, trained):
-    with references_at(trained.run_directory / "student") as references:
-        wanted = refbert.load(trained.run_directory / "student", references).encode(TEXTS)
+    with refbert.load(trained.run_directory / "student", trained.store_directory) as student:
+        wanted = student.encode(TEXTS)
     np.testing.assert_allclose(vectors(embed(client, TEXTS)), wanted, atol=1e-5)
 
 
@@ -118,8 +117,8 @@ def test_a_student_with_a_head_labels_and_one_without_says_so(client, connect, s
         answer = labelling.post("/v1/classify", json={"input": TEXTS, "explain": True}).json()
         assert labelling.get("/v1/models").json()["data"][0]["labels"] == ["bad", "good"]
         explained = labelling.post("/v1/explain", json={"input": TEXTS[0]}).json()
-    with references_at(classifier, str(trained.store_directory), trained) as references:
-        wanted = refbert.load(classifier, references).predict(TEXTS)
+    with refbert.load(classifier, trained.store_directory) as student:
+        wanted = student.predict(TEXTS)
     for item, prediction in zip(answer["data"], wanted, strict=True):
         assert item["label"] == prediction.label
         assert item["score"] == pytest.approx(prediction.score, abs=1e-5)

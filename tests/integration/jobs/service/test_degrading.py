@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jobs.reader import RefBertConfig
 from transformers import AutoModel
 
-from jobs.memory import connect_store, running_store, trained_manifest
-from jobs.reader import RefBertConfig
+from jobs.memory.store import running_store
+from refbert.memory.manifest import trained_manifest
 from refbert.teacher import load_tokenizer
 from vector_store.store import Store
 from vector_store.versions import promote, rollback
@@ -118,7 +119,7 @@ def test_a_memory_of_another_teacher_is_not_read_and_its_versions_switch_under_l
     shape = RefBertConfig.from_pretrained(trained.run_directory / "student")
     manifest = trained_manifest(shape.memory, trained.run_directory)
     other = manifest.model_copy(update={"fingerprint": "0" * 32})
-    with running_store(trained) as url, connect_store(trained, url) as store:
+    with running_store(trained) as url, connect(trained.store, url) as store:
         for name, written in (("second", manifest), ("strange", other)):
             Store(store, trained.store.model_copy(update={"collection": name})).ensure(written)
         promote(store, trained.store, "live", trained.store.collection)

@@ -1,0 +1,1 @@
+"""A corpus on disk: read by parts, then prepared as random-access files."""

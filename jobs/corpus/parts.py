@@ -1,0 +1,166 @@
+"""The parts of a corpus that is being read: so many passages of one file each, written completely or not at all.
+
+    <corpora>/<key>.parts/<thousand>/<file>-<first row>-<next row>[-end].arrow     numbers in digits
+
+A reading that was killed goes on after the last part of each file: finished files are not opened again, finished rows of the
+others not parsed again. Parts travel by the shared home, so Ray carries counts only, and what a reader holds is one block.
+"""
+
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
+
+from jobs.run.telemetry import StageMetrics
+from refbert.config import CorpusConfig
+from refbert.corpus import (
+    Rejected,
+    Row,
+    falls_in,
+    halves,
+    read_rows,
+    split_of,
+    split_passages,
+    text_length,
+    text_of,
+)
+from refbert.teacher import load_tokenizer, word_spans
+
+SCHEMA = pa.schema(
+    [
+        ("text", pa.string()),
+        ("text_pair", pa.string()),
+        ("label", pa.string()),
+        ("document", pa.string()),
+        ("source", pa.string()),
+        ("split", pa.string()),
+        ("rejected", pa.string()),
+    ]
+)
+BLOCK_ROWS = 2048
+PART_PASSAGES = 16_384
+"""What a killed reading repeats at most, of each file that was being read."""
+
+
+class Part(NamedTuple):
+    """A finished part, told by its name."""
+
+    path: Path
+    file: int
+    next_row: int
+    is_last: bool
+
+    @classmethod
+    def named(cls, path: Path) -> Self:
+        """Read a part's name."""
+        file, _, next_row, *end = path.stem.split("-")
+        return cls(path, int(file), int(next_row), bool(end))
+
+    def table(self) -> pa.Table:
+        """Memory-map its passages, with the columns of SCHEMA."""
+        with pa.memory_map(str(self.path)) as file:
+            return pa.ipc.open_file(file).read_all()
+
+
+class Reading:
+    """Ray Data stage: files in, one row per part out, finished ones first. Bad rows are in their part, with their reason."""
+
+    def __init__(self, folder: Path, corpus: CorpusConfig, teacher: str, tokens: int) -> None:
+        self.folder, self.corpus, self.teacher, self.tokens = folder, corpus, teacher, tokens
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
+        """Yield the path and the number of good passages of each part of these files, in order."""
+        tokenizer: PreTrainedTokenizerBase | None = None
+        metrics = StageMetrics("read")
+        for number, file in zip(batch["number"].tolist(), batch["file"].tolist(), strict=True):
+            parts = finished_parts(self.folder, number)
+            passages = 0
+            for part in parts:
+                good = part.table()["rejected"].null_count
+                passages += good
+                yield {"path": [str(part.path)], "passages": [good]}
+            if parts and parts[-1].is_last:
+                continue
+            tokenizer = tokenizer or load_tokenizer(self.teacher)
+            first_row = parts[-1].next_row if parts else 0
+            for path, good in self._written(number, file, first_row, passages, tokenizer, metrics):
+                yield {"path": [str(path)], "passages": [good]}
+
+    def _written(
+        self,
+        number: int,
+        file: str,
+        first_row: int,
+        passages: int,
+        tokenizer: PreTrainedTokenizerBase,
+        metrics: StageMetrics,
+    ) -> Iterator[tuple[Path, int]]:
+        """Write the parts of one file from a row on; yields path and good passages of each."""
+        most = self.corpus.max_texts
+        rows = read_rows(file, self.corpus, first_row)
+        is_last = False
+        while not is_last:
+            draft = self.folder / f"{uuid.uuid4()}.draft"
+            good, next_row, started_s = 0, first_row, time.monotonic()
+            with pa.OSFile(str(draft), "wb") as output, pa.ipc.new_file(output, SCHEMA) as writer:
+                while good < PART_PASSAGES and not is_last:
+                    some = list(islice(rows, BLOCK_ROWS))
+                    made = [made for row in some for made in row_passages(row, self.corpus, tokenizer, self.tokens)]
+                    next_row += len(some)
+                    good += sum("rejected" not in passage for passage in made)
+                    is_last = len(some) < BLOCK_ROWS or (most is not None and passages + good >= most)
+                    writer.write_table(pa.Table.from_pylist(made, schema=SCHEMA))
+                    characters = sum(text_length(text_of(passage)) for passage in made if "rejected" not in passage)
+                    metrics.count(rows=len(some), bytes=characters)
+            name = f"{number:08d}-{first_row:012d}-{next_row:012d}{'-end' if is_last else ''}.arrow"
+            path = subfolder(self.folder, number) / name
+            path.parent.mkdir(exist_ok=True)
+            os.rename(draft, path)
+            metrics.count(busy_s=time.monotonic() - started_s)
+            yield path, good
+            first_row, passages = next_row, passages + good
+
+
+def subfolder(folder: Path, number: int) -> Path:
+    """Where the parts of a file lie: a thousand files share one, so that listing it stays cheap."""
+    return folder / f"{number // 1000:05d}"
+
+
+def finished_parts(folder: Path, number: int) -> list[Part]:
+    """List the parts of one file that follow on one another from its first row, in order."""
+    parts: list[Part] = []
+    for path in sorted(subfolder(folder, number).glob(f"{number:08d}-*.arrow")):
+        if int(path.stem.split("-")[1]) == (parts[-1].next_row if parts else 0):
+            parts.append(Part.named(path))
+    return parts
+
+
+def row_passages(
+    row: Row | Rejected, corpus: CorpusConfig, tokenizer: PreTrainedTokenizerBase, tokens: int
+) -> Iterator[dict[str, Any]]:
+    """Yield a row's passages, each with the columns of SCHEMA that it has; a bad row is one, with its reason."""
+    if isinstance(row, Rejected):
+        yield {"source": row.source, "rejected": f"{row.source} row {row.row}: {row.reason}"}
+        return
+    texts = [row.text]
+    if corpus.long_texts == "split":
+        budget = tokens - tokenizer.num_special_tokens_to_add(pair=corpus.pair_share > 0)
+        texts = split_passages(row.text, budget, lambda text: word_spans(tokenizer, text))
+    for passage in texts:
+        pair = halves(passage) if falls_in(passage, corpus.pair_share, salt=1) else None
+        text, text_pair = pair or (passage, row.text_pair)
+        yield {
+            "text": text,
+            "text_pair": text_pair,
+            "label": row.label,
+            "document": row.document,
+            "source": row.source,
+            # Passages of one row stay on one side, and so do rows of one document.
+            "split": split_of(row.document if row.in_document else text_of(row._asdict()), corpus.heldout_fraction),
+        }

@@ -1,0 +1,308 @@
+"""The prepared corpus: passages in random-access files, read and split once per corpus, teacher and token budget.
+
+Ray Data streams the files into parts, which survive a kill (see `corpus_parts`); the driver makes of them two Arrow files,
+`train` and `heldout`, which training rows are the first of their text, the rows that could not be read (with their reasons),
+and the counts. Ingest, training and evaluation all read them by memory map, so the order of a run depends on its seed and on
+nothing else. No step holds more than a part and a bucket of digests, however large the corpus.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.data
+from filelock import FileLock
+from numpy.typing import NDArray
+from refbert.atomic import checksum
+
+from jobs.config import RunConfig
+from jobs.corpus.parts import BLOCK_ROWS, SCHEMA, Part, Reading
+from jobs.run.progress import progress
+from refbert.corpus import Text, corpus_files, remote_states, text_digest, text_of
+from refbert.errors import InputError
+from refbert.packaged import PREFIX
+
+log = logging.getLogger(__name__)
+
+PASSAGE_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("rejected"))
+FORMAT_VERSION = 3
+"""Changes when a preparation of before cannot be read any more."""
+
+REJECTED = "rejected.jsonl"
+DISTINCT = "distinct.npy"
+BUCKET_ROWS = 1 << 22
+"""Texts whose digests are compared at once: 100 MB of them."""
+
+SHOWN_REASONS = 3
+MOST_BLOCKS = 2000
+"""Tasks that read files: with more files than that, a task reads several, one after another."""
+
+
+@dataclass(frozen=True)
+class CorpusCounts:
+    """What became of a corpus: rows rejected, and passages made of the rest, by split; `distinct` training texts."""
+
+    rejected: int
+    train: int
+    distinct: int
+    heldout: int
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PreparedCorpus:
+    """A finished preparation on disk."""
+
+    directory: Path
+    counts: CorpusCounts
+    content: str
+    """Tells what the training rows and their order are, wherever and whenever their files were put there."""
+
+    def table(self, split: str) -> pa.Table:
+        """Memory-map one split: columns text, text_pair, label, document, source, split."""
+        with pa.memory_map(str(self._file(f"{split}.arrow"))) as file:
+            return pa.ipc.open_file(file).read_all()
+
+    def distinct_rows(self) -> NDArray[np.int64]:
+        """Memory-map the training rows (distinct,) that are the first of their text, ascending."""
+        return np.load(self._file(DISTINCT), mmap_mode="r")
+
+    def rejected(self) -> Path:
+        """Path of the rows that could not be read: one JSON object each, with source and reason."""
+        return self._file(REJECTED)
+
+    def _file(self, name: str) -> Path:
+        path = self.directory / name
+        if not path.exists():
+            raise InputError(f"{path} is not on this machine; set REFBERT_HOME to storage that every node shares")
+        return path
+
+
+class PassageRows:
+    """Random access to the passages of a table in many chunks, as a large corpus has.
+
+    `pa.Table.take` puts all chunks of a column together first: 1.5 s for one micro-batch of 2 million texts, and an error past
+    2 GiB of text. Here each row is taken from its own chunk.
+    """
+
+    def __init__(self, passages: pa.Table) -> None:
+        self._batches = passages.to_batches()
+        self._ends = np.cumsum([batch.num_rows for batch in self._batches])
+
+    def at(self, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
+        """Return the passages at these row numbers, in their order."""
+        found: list[Any] = [None] * len(rows)
+        chunks = np.searchsorted(self._ends, rows, side="right")
+        for chunk in np.unique(chunks):
+            places = np.flatnonzero(chunks == chunk)
+            batch = self._batches[chunk]
+            within = rows[places] - (self._ends[chunk] - batch.num_rows)
+            for place, passage in zip(places, batch.take(pa.array(within)).to_pylist(), strict=True):
+                found[place] = passage
+        return found
+
+
+def texts_in(passages: pa.Table, rows: NDArray[np.int64] | None = None) -> Iterator[Text]:
+    """Yield the text of each passage, or of these rows, some in Python at a time."""
+    columns = passages.select(["text", "text_pair"])
+    if rows is None:
+        return (text_of(row) for batch in columns.to_batches(BLOCK_ROWS) for row in batch.to_pylist())
+    reader = PassageRows(columns)
+    starts = range(0, len(rows), BLOCK_ROWS)
+    return (text_of(row) for start in starts for row in reader.at(rows[start : start + BLOCK_ROWS]))
+
+
+def chunked(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Cut an iterable into lists of at most `size`."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def prepare(config: RunConfig) -> PreparedCorpus:
+    """Read the corpus, or what is left of it to read. Raises InputError where nothing usable is in it."""
+    files = corpus_files(config.corpus)
+    directory = _directory(config, files)
+    if not (directory / "manifest.json").exists():
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{directory}.lock")
+        with lock:  # a second job waits for the first one's
+            if not (directory / "manifest.json").exists():
+                try:
+                    _write(config, files, directory)
+                finally:
+                    Path(lock.lock_file).unlink(missing_ok=True)
+    return opened(directory)
+
+
+def already_prepared(config: RunConfig) -> PreparedCorpus | None:
+    """Return the corpus where it has been read before, and read nothing."""
+    directory = _directory(config, corpus_files(config.corpus))
+    return opened(directory) if (directory / "manifest.json").exists() else None
+
+
+def opened(directory: Path) -> PreparedCorpus:
+    """Open a finished preparation."""
+    manifest = json.loads((directory / "manifest.json").read_text())
+    counts = CorpusCounts(**{**manifest["counts"], "labels": tuple(manifest["counts"]["labels"])})
+    return PreparedCorpus(directory, counts, manifest.get("content", directory.name))
+
+
+def _directory(config: RunConfig, files: list[str]) -> Path:
+    return config.home / "corpora" / corpus_key(config, files)
+
+
+def first_rows(passages: pa.Table) -> NDArray[np.int64]:
+    """Return the row numbers of each text's (or pair's) first occurrence, ascending: digests stand for texts, 16 bytes each.
+
+    Digests are dealt out to files by their first bytes, so that one file of them at a time is in memory.
+    """
+    num_buckets = 1 + passages.num_rows // BUCKET_ROWS
+    entry = np.dtype([("digest", "S16"), ("row", np.int64)])
+    is_first = np.zeros(passages.num_rows, np.bool_)
+    with ExitStack() as stack:
+        buckets = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(num_buckets)]
+        first = 0
+        for texts in chunked(texts_in(passages), BLOCK_ROWS):
+            entries = np.zeros(len(texts), entry)
+            entries["digest"] = digests = np.array([text_digest(text)[:16] for text in texts], "S16")
+            entries["row"] = np.arange(first, first + len(texts))
+            bucket_of = digests.view(">u8")[::2] % num_buckets
+            for bucket in np.unique(bucket_of):
+                buckets[bucket].write(entries[bucket_of == bucket].tobytes())
+            first += len(texts)
+        for file in buckets:
+            file.seek(0)
+            entries = np.frombuffer(file.read(), entry)
+            is_first[entries["row"][np.unique(entries["digest"], return_index=True)[1]]] = True
+    return np.flatnonzero(is_first)
+
+
+def corpus_key(config: RunConfig, files: list[str]) -> str:
+    """Return 16 hex digits that change with the options and with each file's size and time, wherever it lies."""
+    packaged = config.corpus.path.startswith(PREFIX)  # told by its checksum, wherever and whenever it was unpacked
+    states = [()] * len(files) if packaged else _file_states(config, files)
+    named = [[Path(file).name if packaged else file, *state] for file, state in zip(files, states, strict=True)]
+    options = [FORMAT_VERSION, config.digest("corpus"), config.teacher.model, config.teacher.tokens, named]
+    return hashlib.sha256(json.dumps(options).encode()).hexdigest()[:16]
+
+
+def _file_states(config: RunConfig, files: list[str]) -> Sequence[tuple[float, ...]]:
+    if "://" in config.corpus.path:
+        return remote_states(config.corpus, files)
+    return [(os.path.getsize(file), os.path.getmtime(file)) if os.path.exists(file) else () for file in files]
+
+
+def _write(config: RunConfig, files: list[str], directory: Path) -> None:
+    parts = Path(f"{directory}.parts")
+    parts.mkdir(exist_ok=True)
+    for leftover in directory.parent.glob(f"{directory.name}.*.partial"):  # of a merging that was killed
+        shutil.rmtree(leftover)
+    try:
+        with whole_directory(directory) as scratch:
+            found = _merged(config, _read_parts(config, files, parts), scratch)
+            manifest = {"files": files, "counts": asdict(found), "content": checksum(scratch / "train.arrow")[:16]}
+            (scratch / "manifest.json").write_text(json.dumps(manifest, indent=2))
+    except InputError:
+        shutil.rmtree(parts)  # what is wrong is in the files: nothing to go on from
+        raise
+    shutil.rmtree(parts)
+
+
+def _read_parts(config: RunConfig, files: list[str], folder: Path) -> list[Part]:
+    """Read the files that have no finished parts yet; the parts that make up the corpus, in the order of files."""
+    for draft in folder.glob("*.draft"):
+        draft.unlink()
+    source = ray.data.from_items(
+        [{"number": number, "file": file} for number, file in enumerate(files)],
+        override_num_blocks=min(len(files), MOST_BLOCKS),
+    )
+    stage = source.map_batches(
+        Reading(folder, config.corpus, config.teacher.model, config.teacher.tokens), batch_size=1, num_cpus=0.5
+    )
+    stage.context.execution_options.preserve_order = True  # the same files give the same order, always
+    stage.context.target_max_block_size = 1  # a row is handed over as soon as its part is there
+    found: list[Part] = []
+    passages, most = 0, config.corpus.max_texts
+    with progress("read", unit="passage") as update:
+        for block in stage.iter_batches(batch_size=None):
+            for path, num in zip(block["path"].tolist(), block["passages"].tolist(), strict=True):
+                found.append(Part.named(Path(path)))
+                passages += num
+                update(num)
+            if most and passages >= most:
+                break
+    return found
+
+
+def _merged(config: RunConfig, parts: list[Part], scratch: Path) -> CorpusCounts:
+    """Write the files of a prepared corpus from its parts, one part in memory at a time."""
+    counts: Counter[str] = Counter()
+    labels: set[str] = set()
+    reasons: list[str] = []
+    limit = config.corpus.max_texts
+    with (
+        open(scratch / REJECTED, "w", encoding="utf-8") as rejected,
+        pa.OSFile(str(scratch / "train.arrow"), "wb") as train_file,
+        pa.OSFile(str(scratch / "heldout.arrow"), "wb") as heldout_file,
+        pa.ipc.new_file(train_file, PASSAGE_SCHEMA) as train,
+        pa.ipc.new_file(heldout_file, PASSAGE_SCHEMA) as heldout,
+    ):
+        for read in parts:
+            block = read.table().combine_chunks()
+            bad = block.filter(pc.is_valid(block["rejected"]))
+            good = block.filter(pc.is_null(block["rejected"]))
+            if limit:
+                good = good.slice(0, limit - counts["train"] - counts["heldout"])
+            for split, writer in (("train", train), ("heldout", heldout)):
+                part = good.filter(pc.equal(good["split"], split)).drop_columns("rejected")
+                writer.write_table(part)
+                counts[split] += part.num_rows
+            counts["rejected"] += bad.num_rows
+            labels |= set(pc.unique(good["label"].drop_null()).to_pylist())
+            for row in bad.select(["source", "rejected"]).to_pylist():
+                print(json.dumps({"source": row["source"], "reason": row["rejected"]}), file=rejected)
+            reasons += bad["rejected"].to_pylist()[: SHOWN_REASONS - len(reasons)]
+    with pa.memory_map(str(scratch / "train.arrow")) as file:
+        distinct = first_rows(pa.ipc.open_file(file).read_all())
+    np.save(scratch / DISTINCT, distinct)
+    found = CorpusCounts(counts["rejected"], counts["train"], len(distinct), counts["heldout"], tuple(sorted(labels)))
+    if found.rejected:
+        log.warning("%d rows skipped, such as: %s; all of them are in %s", found.rejected, "; ".join(reasons), REJECTED)
+    if not found.train or not found.heldout:
+        raise InputError(
+            f"corpus.path={config.corpus.path} gave {found.train} training and {found.heldout} held-out passages "
+            f"({found.rejected} rows rejected{', such as ' + reasons[0] if reasons else ''}); wanted at least one of "
+            "each: give more texts, or another corpus.heldout_fraction"
+        )
+    return found
+
+
+@contextmanager
+def whole_directory(directory: Path) -> Iterator[Path]:
+    """Yield a scratch folder that becomes `directory` in the end, unless another job was faster; it is gone after a failure."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", suffix=".partial", dir=directory.parent))
+    scratch.chmod(0o755)  # mkdtemp's is for its owner alone, and the home may be shared
+    try:
+        yield scratch
+        if directory.exists():
+            shutil.rmtree(scratch)
+        else:
+            scratch.rename(directory)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise

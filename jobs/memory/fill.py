@@ -1,0 +1,265 @@
+"""Fill a memory: stream a prepared corpus through the teacher, and store each text's states where it is not yet stored.
+
+A row is done only when the store has acknowledged it; what the memory already holds is never encoded again, and what a killed
+job had finished is not even read again. Every row is accounted for: read = skipped + duplicate + written + rejected.
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import ray
+import ray.data
+from numpy.typing import NDArray
+
+from jobs.config import RunConfig
+from jobs.corpus.prepared import REJECTED, PassageRows, PreparedCorpus, chunked, prepare, texts_in
+from jobs.memory.load_progress import LOAD, is_filled, load_progress
+from jobs.memory.store import MemoryAddress
+from jobs.run.progress import progress
+from jobs.run.telemetry import INGEST, RunGauges, StageMetrics
+from jobs.run.worker import per_node, set_up_worker
+from refbert.corpus import text_of
+from refbert.memory.manifest import manifest_of
+from refbert.memory.texts import reference_id, reference_texts
+from refbert.projection import Projection, fit_projection
+from refbert.teacher import Teacher, load_teacher
+from vector_store.client import connect
+from vector_store.schema import Manifest
+from vector_store.store import Store
+from vector_store.term_statistics import publish_term_statistics
+from vector_store.writer import Rejection
+
+log = logging.getLogger(__name__)
+
+OUTCOMES = tuple(INGEST)
+"""What becomes of rows: read is the sum of the others."""
+
+FIGURES = ("tokens", "bytes", "look_up_s", "encode_s", "store_wait_s")
+"""What a chunk took: tokens encoded, bytes sent, seconds of asking what is stored, of encoding, of waiting for the store."""
+
+PROJECTION = "projection_matrix"
+"""Name under which a collection keeps the projection of its states."""
+
+CHUNKS_PER_BLOCK = 4
+MOST_BLOCKS = 20_000
+"""Tasks of a load: beyond 80,000 chunks a task has more of them."""
+
+PROJECTION_SAMPLE = 4096
+"""Texts whose states the projection is fitted on."""
+
+
+class EncodeAndStore:
+    """Ray Data stage: chunks in, counts out. Looks up, encodes and stores in one call, so that states never travel."""
+
+    def __init__(
+        self, config: RunConfig, address: MemoryAddress, corpus: PreparedCorpus, todo: NDArray[np.int64]
+    ) -> None:
+        device = set_up_worker(per_node(config.ingest.most_encoders), config.ingest.gpus_per_encoder)
+        self.teacher = load_teacher(config.teacher, device)
+        self.texts = reference_texts(self.teacher, address.manifest, config.references)
+        self.store = Store(connect(config.store, address.url), config.store)
+        self.writer = self.store.writer()  # for the actor's life: each new thread would take a malloc arena of its own
+        self.projection = stored_projection(self.store, self.teacher)
+        self.passages = PassageRows(corpus.table("train"))
+        self.distinct = corpus.distinct_rows()
+        self.todo, self.chunk_texts = todo, config.ingest.batch
+        self.encoding, self.storing = StageMetrics("encode"), StageMetrics("store")
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Store the chunk whose place among those to do is in the batch; return its number, outcomes and figures.
+
+        `rejections` holds its rejected rows as JSON lines.
+        """
+        (chunk,) = self.todo[batch["id"]]
+        places = self.distinct[chunk * self.chunk_texts : (chunk + 1) * self.chunk_texts]
+        rows = self.passages.at(np.asarray(places))
+        by_id = {self.texts.identifier(text_of(row)): row for row in rows}
+        started_s, waited_s, sent_bytes = time.monotonic(), self.writer.wait_s, self.writer.sent_bytes
+        stored = self.store.existing(list(by_id))
+        looked_up_s = time.monotonic() - started_s
+        new = [(identifier, row) for identifier, row in by_id.items() if identifier not in stored]
+        tokens = 0
+        # Upserts go out while the next texts are encoded.
+        for index, token_ids, states in self.teacher.encode_one_by_one([text_of(row) for _, row in new]):
+            identifier, row = new[index]
+            kept = states if self.projection is None else self.projection.apply(states)
+            self.writer.submit([self.texts.point(row, identifier, token_ids, kept)])
+            tokens += len(token_ids)
+        written, rejected = self.writer.finish()
+        wait_s = self.writer.wait_s - waited_s
+        took = {
+            "tokens": tokens,
+            "bytes": self.writer.sent_bytes - sent_bytes,
+            "look_up_s": looked_up_s,
+            "encode_s": time.monotonic() - started_s - looked_up_s - wait_s,
+            "store_wait_s": wait_s,
+        }
+        self.encoding.count(rows=len(new), tokens=tokens, busy_s=took["encode_s"], wait_s=looked_up_s)
+        self.storing.count(rows=written, bytes=took["bytes"], wait_s=wait_s)
+        counts = {"read": len(rows), "skipped": len(stored), "written": written, "rejected": len(rejected)}
+        return {
+            "chunk": np.array([chunk]),
+            **{name: np.array([counts.get(name, 0)]) for name in OUTCOMES},
+            **{name: np.array([took[name]]) for name in FIGURES},
+            "rejections": np.array(["".join(map(_as_line, rejected))], dtype=object),
+        }
+
+
+def _as_line(rejection: Rejection) -> str:
+    point = rejection.point
+    return json.dumps({"source": point.source, "text": point.text, "reason": rejection.reason}) + "\n"
+
+
+def fill_memory(
+    config: RunConfig, url: str, corpus: PreparedCorpus | None = None, teacher: Teacher | None = None
+) -> dict[str, int]:
+    """Store every training passage that the memory lacks; return the count of each outcome, which add up.
+
+    read = skipped + duplicate + written + rejected, unreadable rows included. Raises CollectionMismatch where another
+    teacher wrote the collection.
+    """
+    corpus = corpus or prepare(config)
+    teacher = teacher or load_teacher(config.teacher)
+    unread = corpus.counts.rejected
+    duplicates = corpus.counts.train - corpus.counts.distinct
+    counts = Counter(dict.fromkeys(OUTCOMES, 0))
+    counts.update(read=unread + duplicates, rejected=unread, duplicate=duplicates)
+    took: dict[str, float] = dict.fromkeys(FIGURES, 0)
+    with connect(config.store, url) as client:
+        store = Store(client, config.store)
+        address = MemoryAddress(url, open_collection(config, store, corpus, teacher))
+        made = load_progress(store, corpus, config.ingest.batch)
+        counts.update(read=made.done_texts, skipped=made.done_texts)
+        store.attach(LOAD, made.state("loading", store.count(), counts))
+        rejections = config.run_directory / REJECTED
+        rejections.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(corpus.rejected(), rejections)
+        with (
+            store.bulk_load() if config.store.bulk_load else nullcontext(),
+            open(rejections, "a", encoding="utf-8") as dead_letters,
+            RunGauges(INGEST, config.name, counts),
+            progress("ingest", corpus.counts.distinct, "text") as update,
+        ):
+            update(made.done_texts)
+            for done in stored_chunks(config, address, corpus, made.todo):
+                counts.update(done.counts)
+                took = {name: took[name] + done.took[name] for name in FIGURES}
+                dead_letters.write(done.rejections)
+                if not done.counts["rejected"]:  # else its rows are to be in the next job's dead letters too
+                    made.finish(done.chunk, done.counts["written"])
+                shown = ("written", "skipped", "rejected")
+                update(done.counts["read"], **{name: counts[name] for name in shown}, store_wait_s=took["store_wait_s"])
+        publish_term_statistics(client, config.store)
+        held = store.count()
+        store.attach(LOAD, made.state("complete", held, counts))
+        made.forget()
+    log.info("memory holds %d references (%s)", held, ", ".join(f"{name} {counts[name]}" for name in OUTCOMES))
+    log.info(
+        "encoders: %d tokens in %.1f s, %.1f s of asking what is stored; store: %.1f MB, waited for %.1f s",
+        took["tokens"], took["encode_s"], took["look_up_s"], took["bytes"] / 1e6, took["store_wait_s"],
+    )  # fmt: skip
+    if counts["rejected"]:
+        log.warning("%d rows rejected, with their reasons in %s", counts["rejected"], rejections)
+    return dict(counts)
+
+
+def open_collection(config: RunConfig, store: Store, corpus: PreparedCorpus, teacher: Teacher) -> Manifest:
+    """Create the run's collection, or see that it is this run's; returns its manifest.
+
+    Where states are to be projected, the first ingest fits the projection and stores it with the collection.
+    """
+    wanted = manifest_of(teacher, config.references)
+    if wanted.dim == wanted.encoder_dim or store.exists():
+        return store.ensure(wanted)
+    projection = sampled_projection(config, corpus, teacher, wanted.dim)
+    return store.ensure(
+        manifest_of(teacher, config.references, projection.fingerprint), {PROJECTION: projection.to_bytes()}
+    )
+
+
+def sampled_projection(config: RunConfig, corpus: PreparedCorpus, teacher: Teacher, dim: int) -> Projection:
+    """Fit a projection to the states of some training texts, drawn by the run's seed."""
+    rows = corpus.distinct_rows()
+    drawn = np.random.default_rng(config.seed).permutation(rows)[:PROJECTION_SAMPLE]
+    texts = list(texts_in(corpus.table("train"), np.sort(drawn)))
+    with progress("sample", len(texts), "text") as update:
+        states = []
+        for _, _, of_text in teacher.encode_one_by_one(texts):
+            states.append(of_text)
+            update(1)
+    return fit_projection(np.concatenate(states), dim)
+
+
+def stored_projection(store: Store, teacher: Teacher) -> Projection | None:
+    """Read the projection that a collection's states went through, None where they are the teacher's own."""
+    content = store.attachment(PROJECTION)
+    return None if content is None else Projection.from_bytes(content, teacher.dim)
+
+
+class StoredChunk(NamedTuple):
+    """What became of one chunk: its number, outcomes, figures, and rejected rows as JSON lines."""
+
+    chunk: int
+    counts: dict[str, int]
+    took: dict[str, float]
+    rejections: str
+
+
+def stored_chunks(
+    config: RunConfig, address: MemoryAddress, corpus: PreparedCorpus, todo: NDArray[np.int64]
+) -> Iterator[StoredChunk]:
+    """Stream the chunks to do through the encoders; yields each once the store has acknowledged it."""
+    if not len(todo):
+        return
+    ingest = config.ingest
+    stage = ray.data.range(
+        len(todo), override_num_blocks=max(1, min(len(todo) // CHUNKS_PER_BLOCK, MOST_BLOCKS))
+    ).map_batches(
+        EncodeAndStore,
+        fn_constructor_args=(config, address, corpus, todo),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(min_size=ingest.num_encoders, max_size=ingest.most_encoders),
+        num_cpus=0 if ingest.gpus_per_encoder else 1,
+        num_gpus=ingest.gpus_per_encoder,
+    )
+    for block in stage.iter_batches(batch_size=None):
+        for row, chunk in enumerate(block["chunk"].tolist()):
+            counts = {name: int(block[name][row]) for name in OUTCOMES}
+            took = {name: float(block[name][row]) for name in FIGURES}
+            yield StoredChunk(chunk, counts, took, block["rejections"][row])
+
+
+IDS_PER_CHECK = 1024
+
+
+def filled_memory(config: RunConfig, url: str, corpus: PreparedCorpus, teacher: Teacher) -> Manifest:
+    """Ingest where the memory lacks any passage of the corpus; returns the memory's manifest.
+
+    Another teacher's memory is refused.
+    """
+    wanted = manifest_of(teacher, config.references)
+    with connect(config.store, url) as client:
+        store = Store(client, config.store)
+        if lacks_any(store, wanted, corpus):
+            log.info("the memory lacks some of the corpus: filling it first")
+            fill_memory(config, url, corpus, teacher)
+        return store.require(wanted)
+
+
+def lacks_any(store: Store, wanted: Manifest, corpus: PreparedCorpus) -> bool:
+    """Whether the memory lacks any passage of the corpus."""
+    if not store.exists():
+        return True
+    store.require(wanted)
+    if is_filled(store, corpus):
+        return False
+    texts = texts_in(corpus.table("train"), corpus.distinct_rows())
+    ids = (reference_id(wanted.fingerprint, text) for text in texts)
+    return any(len(store.existing(some)) < len(some) for some in chunked(ids, IDS_PER_CHECK))

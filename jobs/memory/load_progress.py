@@ -1,0 +1,109 @@
+"""How far a load came: one number per chunk of the corpus, in a file that a killed job leaves behind.
+
+A chunk is so many distinct training texts, the ones of one encoder call. Its number is what it wrote, plus one; 0 while it is
+not done. A chunk counts as done only when the store has acknowledged all of it, and is then neither read nor asked for again.
+"""
+
+import json
+import logging
+import uuid
+from typing import Any
+
+import numpy as np
+
+from jobs.corpus.prepared import PreparedCorpus
+from vector_store.store import Store
+
+log = logging.getLogger(__name__)
+
+LOAD = "load"
+"""Name under which a collection keeps which load it had last, and how that ended."""
+
+
+class LoadProgress:
+    """The chunks of one load. Of the driver only."""
+
+    def __init__(self, corpus: PreparedCorpus, chunk_texts: int, load: str, points_before: int) -> None:
+        self.corpus, self.chunk_texts = corpus, chunk_texts
+        self.load, self.points_before = load, points_before
+        self.path = corpus.directory / "loads" / f"{load}-{chunk_texts}.npy"
+        self._chunks = self._open()
+
+    @property
+    def todo(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The numbers of the chunks that are not done."""
+        return np.flatnonzero(self._chunks == 0)
+
+    @property
+    def done_texts(self) -> int:
+        """Texts of the chunks that are done."""
+        done = np.flatnonzero(self._chunks)
+        last = len(self._chunks) - 1
+        missing = len(self._chunks) * self.chunk_texts - self.corpus.counts.distinct
+        return len(done) * self.chunk_texts - (missing if last in done else 0)
+
+    @property
+    def written(self) -> int:
+        """Points that the done chunks have written."""
+        return int((self._chunks[self._chunks > 0] - 1).sum())
+
+    def finish(self, chunk: int, written: int) -> None:
+        """Note that a chunk is stored whole. It need not be on disk before a machine's power fails: it is then asked again."""
+        self._chunks[chunk] = written + 1
+
+    def forget(self) -> None:
+        """Remove the load's files, those of other chunk sizes too: it is complete."""
+        for path in self.path.parent.glob(f"{self.load}-*.npy"):
+            path.unlink()
+
+    def state(self, state: str, points: int, counts: dict[str, int]) -> bytes:
+        """Return what the collection is to say of its load."""
+        return json.dumps(
+            {
+                "corpus": self.corpus.directory.name,
+                "state": state,
+                "points": points,
+                "load": self.load,
+                "points_before": self.points_before,
+                **counts,
+            }
+        ).encode()
+
+    def _open(self) -> np.memmap[Any, np.dtype[np.uint32]]:
+        if not self.path.exists():
+            self.path.parent.mkdir(exist_ok=True)
+            num_chunks = -(-self.corpus.counts.distinct // self.chunk_texts)
+            draft = self.path.with_suffix(".draft")
+            np.lib.format.open_memmap(draft, mode="w+", dtype=np.uint32, shape=(num_chunks,))
+            draft.rename(self.path)
+        return np.lib.format.open_memmap(self.path, mode="r+")
+
+
+def load_progress(store: Store, corpus: PreparedCorpus, chunk_texts: int) -> LoadProgress:
+    """Go on with the collection's last load where it was of this corpus and did not end, else begin a new one.
+
+    A load from which points have been deleted since begins anew: every text is then asked for again.
+    """
+    found = load_state(store)
+    points = store.count()
+    if (found.get("corpus"), found.get("state")) == (corpus.directory.name, "loading") and "load" in found:
+        progress = LoadProgress(corpus, chunk_texts, found["load"], found["points_before"])
+        if points >= progress.points_before + progress.written:
+            return progress
+        log.warning("points were deleted since the load was cut off: every text is looked up again")
+        progress.forget()
+    return LoadProgress(corpus, chunk_texts, uuid.uuid4().hex, points)
+
+
+def load_state(store: Store) -> dict[str, Any]:
+    """Read what a collection says of its last load; nothing where there was none."""
+    content = store.attachment(LOAD)
+    return json.loads(content) if content else {}
+
+
+def is_filled(store: Store, corpus: PreparedCorpus) -> bool:
+    """Whether the collection's last load was of this corpus, came to its end, and nothing was added or deleted since."""
+    state = load_state(store)
+    return (state.get("corpus"), state.get("state"), state.get("points")) == (
+        corpus.directory.name, "complete", store.count(),
+    )  # fmt: skip

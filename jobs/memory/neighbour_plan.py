@@ -1,0 +1,155 @@
+"""The neighbour plan: which stored points are each training passage's neighbours, looked up once and read ever after.
+
+A plan is one array under the prepared corpus, aligned with its training passages, named by a digest of everything that
+decides neighbours: the memory and its state, the criterion, what is excluded, how many are wanted. Epochs, resumed runs, and
+other runs over the same corpus and memory read it; a memory that has grown since gets a plan of its own. Building one is a
+search per passage, which pays where training sees a passage more than once, or waits for searches.
+"""
+
+import hashlib
+import io
+import json
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from jobs.config import RunConfig
+from jobs.corpus.prepared import PreparedCorpus
+from jobs.memory.store import MemoryAddress
+from jobs.run.progress import progress
+from refbert.corpus import text_of
+from refbert.memory.retrieval import open_retriever
+from refbert.memory.texts import ReferenceTexts
+from vector_store import term_statistics
+from vector_store.client import Client, connect
+from vector_store.pipeline import pipelined
+from vector_store.schema import Choice
+from vector_store.store import Store
+
+CHOICE = np.dtype([("id", np.uint8, (16,)), ("score", "<f4")])
+"""A neighbour's UUID in bytes, all zero for none, and its score. A plan holds (passages, references.count) of them."""
+
+BATCH = 32
+BATCHES_PER_CHUNK = 64
+"""What a killed build loses at most."""
+
+FORMAT = 2
+
+
+class NeighbourPlan:
+    """A finished plan, memory-mapped: `choices(rows)` are the neighbours of those training passages."""
+
+    def __init__(self, path: Path) -> None:
+        self._rows = np.load(path, mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def choices(self, rows: NDArray[np.int64]) -> list[list[Choice]]:
+        """Return the planned neighbours of each of these rows, the best first."""
+        return [_unpack(row) for row in self._rows[rows]]
+
+
+def neighbour_plan(config: RunConfig, address: MemoryAddress, corpus: PreparedCorpus, texts: ReferenceTexts) -> Path:
+    """Return the path of the corpus's plan under this config, building or completing it where it is not there.
+
+    The memory must not change meanwhile, and a dense one should have its index built: an approximate search may choose others.
+    """
+    with connect(config.store, address.url) as client:
+        path = corpus.directory / "plans" / f"{_digest(config, address, client)}.npy"
+        path.parent.mkdir(exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                _build(config, client, corpus, texts, path)
+    return path
+
+
+def _digest(config: RunConfig, address: MemoryAddress, client: Client) -> str:
+    """16 hex digits of what decides the neighbours of a prepared corpus.
+
+    The memory's state is its number of points and its published term statistics, read in a moment: points deleted and as many
+    others added go unnoticed, and rows whose point is gone then read the null reference.
+    """
+    references, statistics = config.references, term_statistics.read(client, config.store)
+    decides = [
+        FORMAT,
+        ",".join(sorted(config.store.nodes)),
+        config.store.collection,
+        Store(client, config.store).count(),
+        hashlib.sha256(statistics.frequent.tobytes()).hexdigest(),
+        address.manifest.model_dump(mode="json", exclude={"encoder"}),
+        references.criterion,
+        references.count,
+        references.exclude_same_document,
+        sorted(references.exclude_splits),
+    ]
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+
+
+def _build(config: RunConfig, client: Client, corpus: PreparedCorpus, texts: ReferenceTexts, path: Path) -> None:
+    """Append chunk by chunk to a draft, going on where a killed build ended; rename it when it is whole."""
+    retriever = open_retriever(client, config.store, texts, config.references.criterion)
+    passages = corpus.table("train")
+    draft = path.with_suffix(".draft")
+    shape = passages.num_rows, config.references.count
+    with draft.open("ab") as file, progress("plan", passages.num_rows, "text") as update:
+        done = _resume(file, shape)
+        update(done)
+
+        def choose(start: int) -> list[list[Choice]]:
+            rows = passages.slice(start, BATCH).to_pylist()
+            asking = [text_of(row) for row in rows]
+            ids, mask, _ = texts.tokenize(asking)
+            queries = texts.queries(asking, ids, mask, [row["document"] for row in rows])
+            return retriever.choices(queries)
+
+        starts = range(done, passages.num_rows, BATCH)
+        for number, choices in enumerate(pipelined(choose, starts), start=1):
+            file.write(_pack(choices, config.references.count))
+            if number % BATCHES_PER_CHUNK == 0:
+                _sync(file)
+            update(len(choices))
+        _sync(file)
+    draft.rename(path)
+
+
+def _resume(file: BinaryIO, shape: tuple[int, int]) -> int:
+    """Leave the file with a header and whole rows only; return how many."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": np.lib.format.dtype_to_descr(CHOICE), "fortran_order": False, "shape": shape}
+    )
+    size = file.seek(0, os.SEEK_END)
+    if size < header.tell():
+        file.truncate(0)
+        file.write(header.getvalue())
+        return 0
+    row_bytes = shape[1] * CHOICE.itemsize
+    done = (size - header.tell()) // row_bytes
+    file.truncate(header.tell() + done * row_bytes)
+    return done
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _pack(rows: Sequence[Sequence[Choice]], count: int) -> bytes:
+    packed = np.zeros((len(rows), count), CHOICE)
+    for row, choices in enumerate(rows):
+        for rank, choice in enumerate(choices):
+            packed[row, rank] = np.frombuffer(uuid.UUID(choice.id).bytes, np.uint8), choice.score
+    return packed.tobytes()
+
+
+def _unpack(row: NDArray[np.void]) -> list[Choice]:
+    return [
+        Choice(str(uuid.UUID(bytes=entry["id"].tobytes())), float(entry["score"])) for entry in row if entry["id"].any()
+    ]

@@ -1,0 +1,101 @@
+"""A run's student beside the run's memory: what serving, explaining and offline scoring open.
+
+A store that is away costs quality, never an answer: its texts then read the null reference. Another memory than the student's
+is refused. A student that reads nothing needs no store.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jobs.config import RunConfig, load_config
+from jobs.memory.store import running_store
+from refbert.errors import InputError
+from refbert.folder import load_model
+from refbert.memory.manifest import trained_manifest
+from refbert.memory.reader import Reader, open_look_up
+from refbert.student_config import RefBertConfig
+from refbert.teacher import load_tokenizer
+from vector_store.client import connect
+from vector_store.errors import StoreUnavailable
+from vector_store.schema import Manifest
+from vector_store.store import Store
+
+log = logging.getLogger(__name__)
+
+
+def student_memory_options(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
+    """Return what a student's folder says of its memory: manifest, collection, and how it looks up."""
+    return {
+        "memory": manifest.model_dump(mode="json"),
+        "collection": config.store.collection,
+        "references": config.references.model_dump(mode="json"),
+    }
+
+
+def open_reader(
+    config: RunConfig, folder: Path, url: str | None, device: torch.device, *, with_text: bool = False, batch: int = 32
+) -> Reader:
+    """Open a student's folder and, where `url` is its memory's, its look-up; each process opens its own."""
+    model, tokenizer = load_model(folder).fuse().to(device), load_tokenizer(str(folder))
+    manifest = trained_manifest(model.config.memory, folder)
+    max_tokens = manifest.text_tokens if manifest else config.teacher.tokens
+    if not (url and manifest):
+        return Reader(model, tokenizer, max_tokens, batch=batch)
+    client = connect(config.store, url)
+    look_up = open_look_up(folder, manifest, tokenizer, client, config.store, config.references, with_text=with_text)
+    return Reader(model, tokenizer, max_tokens, *look_up, batch=batch)
+
+
+def student_run(config: RunConfig, student: str | None) -> tuple[RunConfig, Path]:
+    """Return a student's folder, the run's own where none is given, and the run with the memory that this student reads.
+
+    Where a config.yaml lies beside a given folder, what it says of teacher, references and collection goes.
+    """
+    folder = Path(student).expanduser().absolute() if student else config.run_directory / "student"
+    if not (folder / "config.json").exists():
+        raise InputError(f"{folder} holds no student; train one first: `python jobs/distill.py`")
+    trained = folder.parent / "config.yaml"
+    if student and trained.exists():
+        own = load_config(trained)
+        store = config.store.model_copy(update={"collection": own.store.collection})
+        config = config.model_copy(update={"teacher": own.teacher, "references": own.references, "store": store})
+    return config, folder
+
+
+def reads_memory(config: RunConfig, folder: Path) -> bool:
+    """Whether a student reads references where there are any."""
+    shape = RefBertConfig.from_pretrained(folder)
+    return bool(shape.memory) and shape.reads_any and config.references.criterion != "none"
+
+
+@contextmanager
+def memory_of(config: RunConfig, folder: Path) -> Iterator[str | None]:
+    """Yield the URL of the memory that a student reads; None where it reads none, or an embedded store does not start."""
+    with ExitStack() as stack:
+        url = None
+        if reads_memory(config, folder):
+            try:
+                url = stack.enter_context(running_store(config))
+            except StoreUnavailable as error:
+                log.warning("going on without references: %s", error)
+        check_memory(config, folder, url)
+        yield url
+
+
+def check_memory(config: RunConfig, folder: Path, url: str | None) -> None:
+    """Refuse a memory that is not the one the student was trained with. A store that is away is no reason not to start."""
+    manifest = trained_manifest(json.loads((folder / "config.json").read_text()).get("memory"), folder)
+    if not url or not manifest:
+        return
+    impatient = config.store.model_copy(update={"write_deadline_s": 5.0})
+    with connect(config.store, url) as client:
+        try:
+            Store(client, impatient).require(manifest)
+        except StoreUnavailable as error:
+            log.warning("starting without references: %s", error)

@@ -1,0 +1,84 @@
+"""A Ray session for one job: the running cluster that RAY_ADDRESS names, or a Ray of its own on this machine.
+
+`ray job submit` sets RAY_ADDRESS for the job it starts. Without it a job never joins a cluster by accident: it starts a
+local Ray that ends with it. Where it says so, logs of Ray itself are quieted: a job prints its own progress.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+ENVIRONMENT = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints once, not twice
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # asks a dashboard that a local Ray does not run
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # an end or a failure is seen at the next check; the default is 2 s
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # a worker that does not answer counts as dead; the default is 600
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # then it looks again how many there is room for; the default is 60
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # a replica's own code never blocks: a quarter more single texts
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "jobs.service.proxy.middlewares",  # a lost replica is 503, not 500
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",  # workers fork; their threads are counted elsewhere
+}
+
+NODE_ENVIRONMENT = {
+    **ENVIRONMENT,
+    # A node whose link is cut counts as dead after 5 x (3 + 5) s; with Ray's own 10 s it takes more than a minute.
+    "RAY_health_check_period_ms": "3000",
+    "RAY_health_check_timeout_ms": "5000",
+    "RAY_health_check_failure_threshold": "5",
+}
+"""What `ray start` is to see: the above, and how soon a head notices that a node has gone silent."""
+
+PASSED_ON = ("REFBERT_HOME", "REFBERT_STORE_URL", "REFBERT_CACHE", "REFBERT_COMMIT", "HF_HOME", "HF_HUB_OFFLINE")
+"""What workers must see as the driver does. Secrets are not among them: export those where `ray start` runs."""
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Connect, or start a local Ray with one logical CPU per core and at least two; leave or stop it in the end."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray  # after its environment is set: it is read at import
+    from ray.data import DataContext
+
+    # RAY_ADDRESS too: on a machine with several Rays, the actors of Ray Train would not know which one is theirs.
+    passed_on = {name: os.environ[name] for name in (*PASSED_ON, "RAY_ADDRESS") if name in os.environ}
+    # What the submission has set already reaches the workers, and Ray refuses to have it set twice.
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {}).get("env_vars", {})
+    variables = {name: value for name, value in {**ENVIRONMENT, **passed_on}.items() if name not in job}
+    options: dict[str, Any] = {
+        "logging_level": logging.ERROR,
+        "runtime_env": {"env_vars": variables, "worker_process_setup_hook": "jobs.run.session.quiet_ray"},
+    }
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**options)
+        log.info("joined the Ray cluster at %s", os.environ["RAY_ADDRESS"])
+    else:
+        num_cpus = max(2, os.cpu_count() or 2)
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
+        log.info("started a local Ray with %d CPUs", num_cpus)
+    quiet_ray()
+    data = DataContext.get_current()
+    data.enable_progress_bars = False
+    data.print_on_execution_start = False
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def quiet_ray() -> None:
+    """Silence what Ray says in this process about its own workings; run in every worker."""
+    for name in (
+        "ray.data",
+        "ray.serve",
+        "ray.train",
+        "ray.train.v2._internal.execution.controller.placement_group_cleaner",  # needs a dashboard, complains each second
+    ):
+        logging.getLogger(name).setLevel(logging.ERROR)

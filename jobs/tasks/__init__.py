@@ -1,0 +1,1 @@
+"""Labelled tasks: corpus, teacher, students and their comparison."""

@@ -1,0 +1,168 @@
+"""The arms of an ablation on one task: what each student reads and learns from, its training, and the task's report.
+
+Teacher, memory and plans of a task are made once and shared by its arms.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from jobs.config import Arm, PhaseConfig, RunConfig
+from jobs.memory.fill import filled_memory
+from jobs.memory.neighbour_plan import neighbour_plan
+from jobs.memory.store import MemoryAddress
+from jobs.run.directory import claim_directory
+from jobs.run.progress import progress
+from jobs.tasks.corpus import AUGMENTED, NEAR_DUPLICATE, TaskCorpus, augmented, prepare_task
+from jobs.tasks.student import RESULT, TaskStudentJob, train_and_score
+from jobs.tasks.teacher import TaskTeacher, task_teacher, with_answers_to_copies
+from refbert.config import LossConfig, TaskConfig
+from refbert.memory.texts import reference_texts
+from refbert.teacher import load_teacher
+
+log = logging.getLogger(__name__)
+
+VANILLA: tuple[Arm, ...] = ("vanilla", "vanilla_without_distillation")
+
+
+def task_name(task: TaskConfig) -> str:
+    """Name of a task in the report; a folder's where it is the user's own."""
+    return Path(task.path or task.train or "custom").stem if task.name == "custom" else task.name
+
+
+def ablated_task(config: RunConfig, url: str, starts: dict[str, Path]) -> dict[str, Any]:
+    """Make the task's teacher and memory, train and score every arm; returns what the report says of it."""
+    assert config.task is not None
+    name = task_name(config.task)
+    log.info("task %s", name)
+    corpus = prepare_task(config)
+    teacher = task_teacher(config, corpus)
+    loaded, references = load_teacher(teacher.config), config.references
+    memory, stored = name, corpus.prepared
+    if config.task_stage.augment.copies:
+        corpus = augmented(config, corpus, loaded)
+        teacher = with_answers_to_copies(config, corpus, teacher)
+        if config.task_stage.needs_states:  # then copies are stored, and nobody reads them; else answers are enough
+            memory, stored = corpus.prepared.directory.name, corpus.prepared
+            references = references.model_copy(update={"exclude_splits": (*references.exclude_splits, AUGMENTED)})
+    config = config.model_copy(
+        update={
+            "references": references,
+            "teacher": teacher.config,
+            "store": config.store.model_copy(update={"collection": f"{memory}-{loaded.fingerprint[:12]}"}),
+        }
+    )
+    manifest = filled_memory(config, url, stored, loaded)
+    address = MemoryAddress(url, manifest)
+    texts = reference_texts(loaded, manifest, config.references)
+    jobs = []
+    for arm in config.ablate.arms:
+        armed = armed_config(config, arm)
+        plan = neighbour_plan(armed, address, corpus.prepared, texts) if armed.reads_references else None
+        for seed in range(config.ablate.seeds_of.get(name, config.ablate.seeds)):
+            jobs.append(
+                TaskStudentJob(
+                    armed.model_copy(update={"seed": config.seed + seed}),
+                    address,
+                    corpus,
+                    teacher,
+                    plan,
+                    starts.get("vanilla" if arm in VANILLA else "references"),
+                    config.run_directory / "tasks" / name / f"{arm}-{config.seed + seed}",
+                    evaluations(config, arm),
+                )
+            )
+    train_students(jobs, name)
+    return task_report(config, corpus, teacher, jobs)
+
+
+def armed_config(config: RunConfig, arm: Arm) -> RunConfig:
+    """Return the run of one arm: what its student reads, and what it learns from."""
+    references = config.references.model_copy(
+        update={"plan": True, "exclude_splits": (*config.references.exclude_splits, NEAR_DUPLICATE)}
+    )
+    update: dict[str, Any] = {"references": references}
+    if arm == "random":
+        update["references"] = references.model_copy(update={"criterion": "random"})
+    elif arm == "null":
+        update["references"] = references.model_copy(update={"criterion": "none"})
+    elif arm in VANILLA:
+        update["student"] = config.student.model_copy(update={"reference_mode": "none"})
+    if arm == "vanilla_without_distillation":
+        update["task_stage"] = config.task_stage.model_copy(
+            update={"phases": tuple(map(_by_labels, config.task_stage.phases))}
+        )
+    return config.model_copy(update=update)
+
+
+def evaluations(config: RunConfig, arm: Arm) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Name the ways in which an arm's student is asked: its own first; the nearest's also with its reference swapped."""
+    nearest, excluded = config.references.criterion, config.references.exclude_splits
+    guarded = (*excluded, NEAR_DUPLICATE)
+    if arm != "nearest":
+        return {arm: ("random" if arm == "random" else "none", guarded)}
+    return {
+        "nearest": (nearest, guarded),
+        "random": ("random", guarded),
+        "null": ("none", guarded),
+        "nearest_unguarded": (nearest, excluded),
+    }
+
+
+def train_students(jobs: list[TaskStudentJob], name: str) -> None:
+    """Train and score the students that have no result yet, as many at once as the cluster has room for.
+
+    Raises InputError where another config has trained in a student's directory.
+    """
+    for job in jobs:
+        claim_directory(job.config, job.directory)
+    gpus = jobs[0].config.train.gpus_per_worker
+    work: Any = ray.remote(num_cpus=1, num_gpus=gpus)(train_and_score)
+    missing = [job for job in jobs if not (job.directory / RESULT).exists()]
+    running = [work.remote(job) for job in missing]
+    with progress(name, len(jobs), "student") as update:
+        update(len(jobs) - len(missing))
+        for done in _as_finished(running):
+            ray.get(done)
+            update(1)
+
+
+def task_report(
+    config: RunConfig, corpus: TaskCorpus, teacher: TaskTeacher, jobs: list[TaskStudentJob]
+) -> dict[str, Any]:
+    """Gather the scores of one task by arm and seed, of its teacher, and what the leak guard found."""
+    arms: dict[str, dict[int, Any]] = {}
+    for job in jobs:
+        arm = job.directory.name.rpartition("-")[0]
+        arms.setdefault(arm, {})[job.config.seed] = json.loads((job.directory / RESULT).read_text())
+    data = corpus.data
+    return {
+        "metrics": data.task.metrics,
+        "official": data.official,
+        "note": data.note,
+        "train": corpus.num_labelled,
+        "copies": len(data.split("train")) - corpus.num_labelled,
+        "dev": {split: len(data.split(split)) for split in data.dev_splits},
+        "near_duplicates": {
+            "train": int(corpus.leaked.sum()),
+            "dev": {split: int(rows.sum()) for split, rows in corpus.repeated.items()},
+        },
+        "teacher": {"scores": teacher.scores, "seconds": teacher.seconds},
+        "arms": arms,
+    }
+
+
+def _by_labels(phase: PhaseConfig) -> PhaseConfig:
+    """Take the same epochs at the same rate, but learn the labels only."""
+    nothing = dict.fromkeys(("hidden", "embedding", "relation", "contrastive", "prediction"), 0.0)
+    return phase.model_copy(update={"loss": LossConfig(label=1.0, **nothing)})
+
+
+def _as_finished(running: list[Any]) -> Iterator[Any]:
+    while running:
+        done, running = ray.wait(running, num_returns=1)
+        yield from done

@@ -1,0 +1,287 @@
+"""Turn an ablation's scores into tables, paired tests, goals and a plot. Trains nothing and knows no model.
+
+Scores are GLUE's, of development splits, in percent. Spread is the standard deviation over seeds.
+"""
+
+import json
+import math
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from refbert.atomic import write_whole
+from scipy import stats
+
+from refbert.scores import glue_average, main_score
+
+TEACHER = "teacher"
+ALL, GUARDED = "all", "no_near_duplicate"
+COLOURS = {
+    TEACHER: "#444444", "nearest": "#2f6f9f", "random": "#d9a441", "null": "#b0b0b0", "vanilla": "#8a5a9e",
+    "vanilla_without_distillation": "#c9b3d4",
+}  # fmt: skip
+
+Rows = list[tuple[str, ...]]
+
+
+def write_ablation(report: dict[str, Any], directory: Path, results: str | None) -> None:
+    """Write ablation.md, ablation.png and ablation.json into `directory`; dated copies into `results` where given."""
+    report["goals"] = goals(report)
+    text = markdown(report)
+    (directory / "ablation.md").write_text(text)
+    plot(report, directory / "ablation.png")
+    write_whole(directory / "ablation.json", json.dumps(report, indent=2))
+    if results:
+        stem = Path(results) / f"ablation_{report['config']['name']}_{date.today()}"
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        stem.with_suffix(".json").write_text(json.dumps(report, indent=2))
+        stem.with_suffix(".md").write_text(text.replace("](ablation.png)", f"]({stem.name}.png)"))
+        plot(report, stem.with_suffix(".png"))
+
+
+def seed_scores(task: dict[str, Any], arm: str, way: str | None = None, rows: str = ALL) -> dict[int, float]:
+    """Return the task's one figure of an arm by seed, asked in its own way or another."""
+    return {
+        seed: 100 * main_score({split: of_split[rows] for split, of_split in result["scores"][way or arm].items()})
+        for seed, result in task["arms"].get(arm, {}).items()
+    }
+
+
+def teacher_score(task: dict[str, Any]) -> float:
+    """Return the one figure of the task's teacher."""
+    return 100 * main_score(task["teacher"]["scores"])
+
+
+def mean_score(task: dict[str, Any], arm: str) -> float:
+    """Return the mean over seeds."""
+    return float(np.mean(list(seed_scores(task, arm).values())))
+
+
+def score_rows(report: dict[str, Any]) -> Rows:
+    """Return a row for each arm: mean and spread on each task, the average, and its share of the teacher's."""
+    tasks = report["tasks"]
+    average = glue_average({name: teacher_score(task) for name, task in tasks.items()})
+    rows: Rows = [(TEACHER, *(f"{teacher_score(task):.1f}" for task in tasks.values()), f"{average:.2f}", "100 %")]
+    for arm in arms_of(report):
+        own = glue_average({name: mean_score(task, arm) for name, task in tasks.items()})
+        cells = [_with_spread(list(seed_scores(task, arm).values())) for task in tasks.values()]
+        rows.append((arm, *cells, f"{own:.2f}", f"{100 * own / average:.1f} %"))
+    return rows
+
+
+def swap_rows(report: dict[str, Any]) -> Rows:
+    """Return how the students trained with the nearest reference do with another, or with near-duplicates let in."""
+    tasks = report["tasks"].values()
+    ways = {way: None for task in tasks for result in task["arms"]["nearest"].values() for way in result["scores"]}
+    rows: Rows = []
+    for way in ways:
+        of_task = [list(seed_scores(task, "nearest", way).values()) for task in tasks]
+        average = float(np.mean([np.mean(values) for values in of_task]))
+        rows.append((way, *map(_with_spread, of_task), f"{average:.2f}"))
+    return rows
+
+
+def comparison_rows(report: dict[str, Any]) -> Rows:
+    """Compare `nearest` with every other arm: differences of the same task and seed, and a paired t-test over all of them."""
+    rows: Rows = []
+    for arm in arms_of(report):
+        if arm == "nearest":
+            continue
+        found = compared(report, arm)
+        differences = [f"{value:+.2f}" for value in found["by_task"].values()]
+        rows.append(
+            (
+                f"nearest - {arm}",
+                *differences,
+                f"{found['mean']:+.2f}",
+                f"{found['relative']:+.1f} %",
+                f"{found['better_on']} of {len(differences)}",
+                f"{found['p']:.3f}",
+            )
+        )
+    return rows
+
+
+def compared(report: dict[str, Any], arm: str) -> dict[str, Any]:
+    """Return differences `nearest` minus `arm`: by task, their mean, relative to the arm's average, tasks won, and p."""
+    by_task, pairs = {}, []
+    for name, task in report["tasks"].items():
+        ours, theirs = seed_scores(task, "nearest"), seed_scores(task, arm)
+        differences = [ours[seed] - theirs[seed] for seed in sorted(set(ours) & set(theirs))]
+        by_task[name] = float(np.mean(differences))
+        pairs += differences
+    mean = float(np.mean(list(by_task.values())))
+    average = glue_average({name: mean_score(task, arm) for name, task in report["tasks"].items()})
+    return {
+        "by_task": by_task,
+        "mean": mean,
+        "relative": 100 * mean / average if average else math.nan,
+        "better_on": sum(value > 0 for value in by_task.values()),
+        "p": float(stats.ttest_1samp(pairs, 0).pvalue) if len(pairs) > 1 and np.ptp(pairs) else math.nan,
+    }
+
+
+def leak_rows(report: dict[str, Any]) -> Rows:
+    """Return near-duplicates found, and the nearest arm's score with and without the rows that have one in training."""
+    return [
+        (
+            name,
+            str(task["near_duplicates"]["train"]),
+            str(sum(task["near_duplicates"]["dev"].values())),
+            *(
+                _with_spread(list(seed_scores(task, "nearest", way, rows).values()))
+                for way, rows in (("nearest", ALL), ("nearest", GUARDED), ("nearest_unguarded", ALL))
+            ),
+        )
+        for name, task in report["tasks"].items()
+    ]
+
+
+def goals(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the ablation's goals with the values reached, for the arms that it has."""
+    arms, tasks = arms_of(report), report["tasks"]
+    if "nearest" not in arms:
+        return []
+    average = glue_average({name: teacher_score(task) for name, task in tasks.items()})
+    own = glue_average({name: mean_score(task, "nearest") for name, task in tasks.items()})
+    kept = report["config"]["ablate"]["kept_goal"]
+    wanted = [("nearest / teacher, average", own / average, kept)]
+    if "vanilla" in arms:
+        against = compared(report, "vanilla")
+        wanted += [
+            ("nearest - vanilla, average, points", against["mean"], 0.01),
+            ("tasks on which nearest is above vanilla", against["better_on"], max(1, len(tasks) - 1)),
+        ]
+    if "vanilla_without_distillation" in arms:
+        relative = compared(report, "vanilla_without_distillation")["relative"]
+        wanted.append(("nearest over vanilla without task distillation, percent", relative, 8.1))
+    return [
+        {"name": name, "value": round(value, 4), "goal": goal, "direction": ">=", "met": value >= goal}
+        for name, value, goal in wanted
+    ]
+
+
+def arms_of(report: dict[str, Any]) -> list[str]:
+    """Return the arms that every task has."""
+    return [
+        arm
+        for arm in report["config"]["ablate"]["arms"]
+        if all(arm in task["arms"] for task in report["tasks"].values())
+    ]
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Return the report as Markdown."""
+    names, config = list(report["tasks"]), report["config"]
+    seeds = {name: len(next(iter(task["arms"].values()))) for name, task in report["tasks"].items()}
+    lines = [
+        f"# Ablation `{config['name']}`",
+        "",
+        f"Teacher `{config['teacher']['model']}` fine-tuned on each task, at most {config['teacher']['tokens']} tokens; "
+        f"references `{config['references']['criterion']}`, {config['references']['count']} per text, from the task's own "
+        "training split. Development splits; mean and standard deviation over seeds "
+        f"({', '.join(f'{name} {count}' for name, count in seeds.items())}).",
+        "",
+        "![scores](ablation.png)",
+        "",
+    ]
+
+    def table(title: str, columns: tuple[str, ...], rows: Rows, note: str) -> None:
+        lines.extend([f"## {title}", "", *map(_row, (columns, ("---",) * len(columns), *rows)), "", note, ""])
+
+    table(
+        "Scores",
+        ("arm", *names, "average", "of teacher"),
+        score_rows(report),
+        "Each arm trained and asked in its own way.",
+    )
+    if "nearest" in arms_of(report):
+        table(
+            "Paired differences",
+            ("", *names, "average", "relative", "tasks won", "p"),
+            comparison_rows(report),
+            "Points; the same task and seed on both sides. p: two-sided t-test over all pairs.",
+        )
+        table(
+            "The reference swapped",
+            ("asked with", *names, "average"),
+            swap_rows(report),
+            "The students of arm `nearest`, not trained again. `nearest_unguarded` may also read near-duplicates of the text.",
+        )
+        table(
+            "Leak guard",
+            (
+                "task",
+                "near-duplicates in training",
+                "development rows with one",
+                "all rows",
+                "rows without one",
+                "guard off",
+            ),
+            leak_rows(report),
+            "Near-duplicates: Jaccard similarity of character 5-grams of at least 0.7, for pairs of both sides. They are "
+            "trained on, and not read.",
+        )
+    lines += ["## Goals", "", _row(("goal", "value", "wanted", "met")), _row(("---",) * 4)]
+    lines += [
+        _row(
+            (
+                goal["name"],
+                f"{goal['value']:.3f}",
+                f"{goal['direction']} {goal['goal']}",
+                "yes" if goal["met"] else "no",
+            )
+        )
+        for goal in report["goals"]
+    ]
+    lines += ["", "## Tasks", ""]
+    for name, task in report["tasks"].items():
+        note = f"; {task['note']}" if task["note"] else ""
+        copies = f" and {task['copies']} copies of them" if task["copies"] else ""
+        lines.append(
+            f"- {name}: {' and '.join(task['metrics'])}; {task['train']} training{copies}, "
+            f"{' + '.join(str(rows) for rows in task['dev'].values())} development rows{note}"
+        )
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    lines += ["", f"{report['hardware']}; commit {report['commit']}; {versions}.", ""]
+    return "\n".join(lines)
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Draw the scores by task and arm, with their spread."""
+    names, arms = list(report["tasks"]), arms_of(report)
+    figure, axis = plt.subplots(figsize=(1.2 + 1.8 * len(names), 3.6), layout="constrained")
+    width = 0.8 / (len(arms) + 1)
+    for place, arm in enumerate([TEACHER, *arms]):
+        values = [
+            [teacher_score(task)] if arm == TEACHER else list(seed_scores(task, arm).values())
+            for task in report["tasks"].values()
+        ]
+        axis.bar(
+            np.arange(len(names)) + (place - len(arms) / 2) * width,
+            [np.mean(of_task) for of_task in values],
+            width,
+            yerr=[np.std(of_task, ddof=1) if len(of_task) > 1 else 0 for of_task in values],
+            label=arm.replace("_", " "),
+            color=COLOURS[arm],
+            error_kw={"linewidth": 0.8},
+        )
+    axis.set_xticks(range(len(names)), names)
+    axis.set_ylabel("development score, percent")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=7, ncols=3, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08))
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _with_spread(values: list[float]) -> str:
+    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    return f"| {' | '.join(cells)} |"

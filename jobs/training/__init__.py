@@ -1,0 +1,1 @@
+"""Distillation on Ray Train and DeepSpeed."""

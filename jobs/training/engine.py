@@ -1,0 +1,70 @@
+"""The DeepSpeed engine of a training, as the config has it: what is sharded, in which precision, computed again or compiled."""
+
+import logging
+import os
+import shutil
+from typing import Any
+
+import torch
+
+from jobs.config import RunConfig, TrainConfig
+from jobs.training.checkpoint import make_moments
+from refbert.distillation import Distiller
+from refbert.errors import UnavailableError
+from refbert.optimisation import adamw, warmup_decay
+from refbert.student import RefBertModel
+
+
+def build_engine(distiller: Distiller, config: RunConfig, step: int = 0) -> Any:
+    """Wrap the model in DeepSpeed: AdamW, linear warm-up and linear decay, ZeRO stage and precision of the config.
+
+    `step` steps have been made already.
+    """
+    if not config.train.gpus_per_worker:
+        os.environ["DS_ACCELERATOR"] = "cpu"  # read at DeepSpeed's import
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    # Its start-up would compile a shared-memory all-reduce for CPUs; gloo needs none, and no C++ compiler is asked for.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    train = config.train
+    fit_layers(distiller, train)
+    optimizer = adamw(distiller, train.learning_rate, train.weight_decay)
+    engine, *_ = deepspeed.initialize(
+        model=distiller,
+        optimizer=optimizer,
+        lr_scheduler=torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda later: warmup_decay(step + later, train.steps, train.warmup_fraction)
+        ),
+        config={
+            "train_micro_batch_size_per_gpu": train.micro_batch,
+            "gradient_accumulation_steps": train.accumulation(torch.distributed.get_world_size()),
+            "gradient_clipping": train.clip,
+            "zero_optimization": {"stage": train.zero_stage},
+            "zero_allow_untested_optimizer": True,
+            "bf16": {"enabled": train.precision == "bf16"},
+            "steps_per_print": 10**9,
+        },
+    )
+    make_moments(engine, step)
+    engine.train()
+    return engine
+
+
+def fit_layers(distiller: Distiller, train: TrainConfig) -> None:
+    """Have the student's layers compute their activations again in the backward, and compile each, where the config says so.
+
+    Losses stay the same, and the names of parameters too. Layers are alike, so that one compilation serves all of them.
+    """
+    encoder = distiller.student if isinstance(distiller.student, RefBertModel) else distiller.student.encoder
+    if train.activation_checkpointing:
+        encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if train.compile:
+        compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
+        if not any(map(shutil.which, compilers)):
+            raise UnavailableError(
+                f"train.compile=true needs a C++ compiler where workers run, and {' or '.join(compilers)} is not there; "
+                "install g++ (Debian: apt-get install g++), or set train.compile=false"
+            )
+        for layer in encoder.layers:
+            layer.compile(dynamic=True)  # lengths of texts and references differ from batch to batch

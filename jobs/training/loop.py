@@ -1,0 +1,253 @@
+"""The training: workers of Ray Train, each with the student under DeepSpeed, its stream of micro-batches, and the loop.
+
+`distil` runs in the driver, `train_worker` in each worker. Every rank takes part in what gathers or saves weights.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import LoggingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from jobs.config import RunConfig
+from jobs.corpus.prepared import PreparedCorpus
+from jobs.memory.neighbour_plan import NeighbourPlan
+from jobs.memory.store import MemoryAddress, patient_store
+from jobs.memory.student_memory import student_memory_options
+from jobs.run.directory import claim_directory, sole_training, write_manifest
+from jobs.run.worker import set_up_worker
+from jobs.training.checkpoint import Checkpoint, Checkpoints, consolidated
+from jobs.training.engine import build_engine
+from jobs.training.metrics import METRICS, Meter, Progress, followed_metrics
+from jobs.training.recovery import Recovery, failure_config, scaling_config
+from jobs.training.stream import DistillStream
+from refbert.attention import QKV
+from refbert.batch import Batch, moved
+from refbert.distillation import Distiller, Targets, new_student
+from refbert.errors import InputError
+from refbert.folder import save_student
+from refbert.memory.manifest import manifest_of
+from refbert.memory.retrieval import open_retriever
+from refbert.memory.texts import ReferenceTexts, reference_texts
+from refbert.precision import autocasts, has_fast_bf16
+from refbert.sampler import ShuffleSampler
+from refbert.teacher import Teacher, load_teacher
+from vector_store.client import connect
+from vector_store.store import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DistillJob:
+    """What every worker of one training needs."""
+
+    config: RunConfig
+    address: MemoryAddress | None
+    corpus: PreparedCorpus
+    plan: Path | None
+    run_directory: Path
+
+    def memory_options(self) -> dict[str, Any]:
+        """Return what the student's folder says of its memory; nothing where it has none."""
+        return student_memory_options(self.config, self.address.manifest) if self.address else {}
+
+
+def distil(config: RunConfig, corpus: PreparedCorpus, address: MemoryAddress | None, plan: Path | None) -> None:
+    """Train on Ray, from the newest checkpoint if there is one, and leave a complete run directory."""
+    directory = config.run_directory
+    claim_directory(config)
+    train = config.train
+    # Apart, because mypy sees Train V1, which does not know them. Recovery says in one line what Ray's log would in fifty.
+    options: dict[str, Any] = {"logging_config": LoggingConfig(log_level="CRITICAL"), "callbacks": [Recovery()]}
+    train_loop: Any = train_worker
+    storage = ray.train.RunConfig(
+        name="checkpoints",
+        storage_path=str(directory),
+        failure_config=failure_config(train),
+        **options,
+    )
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"job": DistillJob(config, address, corpus, plan, directory)},
+        scaling_config=scaling_config(train),
+        torch_config=TorchConfig(
+            backend="nccl" if train.gpus_per_worker else "gloo", timeout_s=train.collective_timeout_s
+        ),
+        run_config=storage,
+    )
+    have, fewest = ray.cluster_resources(), train.min_workers or train.num_workers
+    if have.get("CPU", 0) < fewest or have.get("GPU", 0) < fewest * train.gpus_per_worker:
+        log.warning(
+            "training waits: %d workers x (1 CPU or %g GPU) wanted, the cluster has %g CPU and %g GPU",
+            fewest, train.gpus_per_worker, have.get("CPU", 0), have.get("GPU", 0),
+        )  # fmt: skip
+    with sole_training(directory), followed_metrics(directory / METRICS, train.steps):
+        result: Any = trainer.fit()
+    assert result.return_value is not None  # rank 0's
+    write_manifest(config, result.return_value)
+
+
+def train_worker(loop_config: dict[str, Any]) -> dict[str, float]:
+    """Run one worker of the training: its share of every step, until the last. Returns the training's figures."""
+    job: DistillJob = loop_config["job"]
+    config, train = job.config, job.config.train
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    device = set_up_worker(context.get_local_world_size(), train.gpus_per_worker, train.threads_per_worker)
+    accumulation = train.accumulation(world_size)
+    share = accumulation * world_size / train.micro_batches  # 1 where workers divide a step's micro-batches
+
+    with ExitStack() as stack:
+        teacher: Teacher | None = load_teacher(config.teacher, device)
+        assert teacher is not None
+        reference_dim = job.address.manifest.dim if job.address else None
+        student = new_student(config.student, teacher, config.seed, reference_dim)
+        if train.precision == "bf16" and not has_fast_bf16(device) and rank == 0:
+            log.warning("train.precision=bf16: this CPU emulates it, a hundred times slower than fp32; set fp32")
+        distiller = Distiller(student, config.loss, autocast=autocasts(train.precision, device))
+        stream = stack.enter_context(opened_stream(job, teacher, rank, world_size))
+        if train.targets == "memory":
+            teacher = None  # its weights are no longer needed
+        checkpoints = stack.enter_context(
+            closing(Checkpoints(job.run_directory / "checkpoints", train.keep_checkpoints))
+        )
+        engine, made = restore(distiller, stream, job, agreed_checkpoint(checkpoints, rank))
+        meter = stack.enter_context(Meter(train, job.run_directory, made, rank, device))
+
+        while meter.step < train.steps:
+            for index in range(accumulation):
+                is_counted = index * world_size + rank < train.micro_batches
+                if is_counted:
+                    number = stream.number
+                    batch, stored = next(stream)
+                    batch = moved(batch, device)
+                    targets = moved(stored, device) if stored else teacher_targets(teacher, batch, config)
+                    torch.manual_seed(config.seed * 1_000_003 + number)  # dropout is the same on any number of workers
+                loss, parts = engine(batch, targets)
+                engine.backward(loss * (share if is_counted else 0.0))
+                engine.step()  # updates weights at the accumulation boundary
+                if is_counted:
+                    meter.add(loss, parts, stream)
+            meter.finish_step(engine)
+            if meter.step % train.save_every == 0 and meter.step < train.steps:
+                save(checkpoints, engine, stream, meter.snapshot(stream), job.corpus)
+        made = meter.snapshot(stream)
+        write_student(engine, stream.texts, job, rank)
+        save(checkpoints, engine, stream, made, job.corpus)
+        checkpoints.wait()
+        return meter.summary(made)
+
+
+@contextmanager
+def opened_stream(job: DistillJob, teacher: Teacher, rank: int, world_size: int) -> Iterator[DistillStream]:
+    """Open this worker's stream, with its own client of the store."""
+    config = job.config
+    with ExitStack() as stack:
+        manifest = job.address.manifest if job.address else manifest_of(teacher, config.references)
+        texts = reference_texts(teacher, manifest, config.references)
+        source = targets = None
+        if job.address:
+            client = stack.enter_context(connect(config.store, job.address.url, rank=rank))
+            criterion = config.references.criterion if config.reads_references else "none"
+            source = open_retriever(
+                client, patient_store(config), texts, criterion, patience_s=config.train.store_patience_s
+            )
+            targets = Store(client, config.store) if config.train.targets == "memory" else None
+        passages = job.corpus.table("train")
+        stream = DistillStream(
+            passages,
+            ShuffleSampler(passages.num_rows, config.train.micro_batch, config.seed),
+            texts,
+            source,
+            targets,
+            NeighbourPlan(job.plan) if job.plan else None,
+            rank=rank,
+            world_size=world_size,
+            per_step=config.train.micro_batches,
+            prefetch=config.train.prefetch,
+            dropout=config.references.dropout,
+        )
+        stack.callback(stream.close)
+        yield stream
+
+
+def teacher_targets(teacher: Teacher | None, batch: Batch, config: RunConfig) -> Targets:
+    """Ask the teacher for what the losses compare."""
+    assert teacher is not None
+    loss = config.loss
+    encoding = teacher.encode(
+        batch.input_ids,
+        batch.mask,
+        loss.needs_every_layer,
+        batch.token_type_ids,
+        score_layers=loss.teacher_layers(config.student.layers, teacher.num_layers) if loss.attention else (),
+        qkv_layer=(loss.relation_layer or teacher.num_layers) if loss.relates_qkv else None,
+    )
+    # inference_mode tensors cannot be saved for backward; a clone is an ordinary one
+    return Targets(
+        layers=tuple(layer.clone() for layer in encoding.layers),
+        mask=batch.mask,
+        logits=None if encoding.logits is None else encoding.logits.clone(),
+        attention_scores=encoding.attention_scores and tuple(scores.clone() for scores in encoding.attention_scores),
+        qkv=encoding.qkv and QKV(*(x.clone() for x in encoding.qkv)),
+    )
+
+
+def agreed_checkpoint(checkpoints: Checkpoints, rank: int) -> Path | None:
+    """Let rank 0 find the newest intact checkpoint, and tell the others; every rank raises what it raises."""
+    found: list[Any] = [None]
+    if rank == 0:
+        try:
+            found[0] = checkpoints.newest_intact()
+        except InputError as error:
+            found[0] = error
+    torch.distributed.broadcast_object_list(found)
+    if isinstance(found[0], InputError):
+        raise found[0]
+    return found[0]
+
+
+def restore(distiller: Distiller, stream: DistillStream, job: DistillJob, newest: Path | None) -> tuple[Any, Progress]:
+    """Build the engine, and bring it and the stream to a checkpoint if there is one.
+
+    However many workers wrote that. Refuses one of a corpus that has changed since.
+    """
+    if newest is None:
+        return build_engine(distiller, job.config), Progress()
+    checkpoint = Checkpoint(newest)
+    state = checkpoint.state()
+    if state["corpus"] != job.corpus.content:
+        raise InputError(
+            "the corpus has changed since the checkpoint was written, so its position means nothing any more; give "
+            "another name=... to train anew, or put the old files back"
+        )
+    made = Progress(**state["progress"])
+    checkpoint.load_weights(distiller)
+    engine = build_engine(distiller, job.config, made.step)
+    checkpoint.load_optimizer(engine)
+    stream.load_state_dict(state["stream"])
+    return engine, made
+
+
+def save(checkpoints: Checkpoints, engine: Any, stream: DistillStream, made: Progress, corpus: PreparedCorpus) -> None:
+    """Begin to write a checkpoint; every rank takes part."""
+    state = {"stream": stream.state_dict(), "progress": vars(made), "corpus": corpus.content}
+    checkpoints.save(engine, made.step, state)
+
+
+def write_student(engine: Any, texts: ReferenceTexts, job: DistillJob, rank: int) -> None:
+    """Write student/ with consolidated float32 weights."""
+    weights = dict(consolidated(engine))  # every rank takes part
+    if rank:
+        return
+    student = type(engine.module.student)(engine.module.student.config)
+    student.load_state_dict({name: weights[f"student.{name}"] for name, _ in student.named_parameters()})
+    save_student(job.run_directory / "student", student, texts.tokenizer, texts.table, **job.memory_options())

@@ -1,0 +1,184 @@
+"""What a training measures of itself: losses, rates and waiting, written to metrics.jsonl and TensorBoard, shown as a bar."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from jobs.config import TrainConfig
+from jobs.run.progress import progress
+from jobs.run.telemetry import TRAINING, RunGauges, StageMetrics
+from jobs.training.stream import DistillStream
+
+METRICS = "metrics.jsonl"
+STARTS = "starts.jsonl"
+"""One line per start of the workers: at which step, on how many of them, and how many steps are made again for it."""
+
+RUNGS = ("live", "cached", "null")
+"""Of the degrade ladder, by which every look-up is answered."""
+
+
+@dataclass
+class Progress:
+    """What a checkpoint carries beside weights: the step, the time it took, and look-ups of all workers by rung."""
+
+    step: int = 0
+    seconds: float = 0.0
+    wait_s: float = 0.0
+    lookups: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RUNGS, 0))
+
+
+class Meter:
+    """Counts steps and writes them down: metrics.jsonl and TensorBoard.
+
+    Losses are means over the micro-batches of all workers; waiting and look-ups are the writer's own, rank 0's, since its
+    start.
+    """
+
+    def __init__(self, train: TrainConfig, directory: Path, made: Progress, rank: int, device: torch.device) -> None:
+        self.train, self.directory, self.device = train, directory, device
+        self.is_writer = rank == 0
+        self.step = made.step
+        self.before = made
+        self.started_s = time.monotonic()
+        self.sums: dict[str, Tensor] = {}
+        self.micro_batches = 0
+        self.stream: DistillStream | None = None
+        self.window_s, self.window_wait_s, self.window_step = self.started_s, 0.0, made.step
+        self.window_counts: dict[str, int] = {}
+        self.metrics = StageMetrics("train")
+
+    def __enter__(self) -> Self:
+        if self.is_writer:
+            from torch.utils.tensorboard import SummaryWriter
+
+            metrics = self.directory / METRICS
+            lines = metrics.read_text().splitlines() if metrics.exists() else []
+            steps = {line: json.loads(line)["step"] for line in lines if line.endswith("}")}
+            kept = [line for line, step in steps.items() if step <= self.step]
+            metrics.write_text("".join(f"{line}\n" for line in kept))  # what lies beyond the checkpoint is done again
+            self._note_start(max(steps.values(), default=0))
+            self.file = metrics.open("a", buffering=1)
+            self.board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=self.step + 1)
+            self.latest: dict[str, float] = {"steps": self.train.steps}
+            self.gauges = RunGauges(TRAINING, self.directory.name, self.latest)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.is_writer:
+            self.gauges.close()
+            self.file.close()
+            self.board.close()
+
+    def add(self, loss: Tensor, parts: dict[str, Tensor], stream: DistillStream) -> None:
+        """Count one micro-batch."""
+        self.stream = stream
+        for name, value in {"loss": loss.detach(), **parts}.items():
+            self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + value.float()
+        self.micro_batches += 1
+
+    def finish_step(self, engine: Any) -> None:
+        """Count one optimizer step; every `log_every` steps, average over workers and write."""
+        self.step += 1
+        train = self.train
+        if self.step % train.log_every and self.step != train.steps:
+            return
+        assert self.stream is not None
+        counted = torch.tensor(float(self.micro_batches), device=self.device)
+        sums = torch.stack([*self.sums.values(), counted])
+        torch.distributed.all_reduce(sums)
+        means = sums[:-1] / sums[-1]
+        now_s = time.monotonic()
+        window_s = max(now_s - self.window_s, 1e-9)
+        line: dict[str, float] = {"step": self.step}
+        line |= {f"train/{name}": float(mean) for name, mean in zip(self.sums, means, strict=True)}
+        line["train/learning_rate"] = engine.get_lr()[0]
+        line["train/examples_per_s"] = (self.step - self.window_step) * train.global_batch / window_s
+        wait_s = self.stream.wait_s - self.window_wait_s
+        line["data/wait_fraction"] = wait_s / window_s
+        if self.stream.source is not None:
+            line |= {f"store/{step}": count for step, count in self.stream.source.counts.items()}
+            line["store/query_ms"] = self.stream.source.lookup_ms
+        given = {name: count - self.window_counts.get(name, 0) for name, count in self.stream.counts.items()}
+        self.metrics.count(**given, wait_s=wait_s, busy_s=window_s - wait_s)
+        self.sums, self.micro_batches = {}, 0
+        self.window_counts = dict(self.stream.counts)
+        self.window_s, self.window_wait_s, self.window_step = now_s, self.stream.wait_s, self.step
+        if self.is_writer:
+            self.file.write(json.dumps(line) + "\n")
+            for name, value in line.items():
+                if name != "step":
+                    self.board.add_scalar(name, value, self.step)
+            self.latest.update(line)
+
+    def snapshot(self, stream: DistillStream) -> Progress:
+        """Return what a checkpoint must know, earlier submissions included; every rank takes part."""
+        counts = stream.source.counts if stream.source else {}
+        ours = torch.tensor([float(counts.get(rung, 0)) for rung in RUNGS], device=self.device)
+        torch.distributed.all_reduce(ours)
+        before = self.before
+        return Progress(
+            self.step,
+            before.seconds + time.monotonic() - self.started_s,
+            before.wait_s + stream.wait_s,
+            {rung: before.lookups[rung] + int(now) for rung, now in zip(RUNGS, ours, strict=True)},
+        )
+
+    def summary(self, made: Progress) -> dict[str, float]:
+        """Return the report's figures of the whole training so far, in all submissions and after all failures."""
+        train, lines = self.train, (self.directory / STARTS).read_text().splitlines()
+        return {
+            "steps": made.step,
+            "seconds": round(made.seconds, 1),
+            "examples_per_s": round(made.step * train.global_batch / max(made.seconds, 1e-9), 2),
+            "data_wait_fraction": round(made.wait_s / max(made.seconds, 1e-9), 4),
+            "world_size": torch.distributed.get_world_size(),
+            "zero_stage": train.zero_stage,
+            "starts": len(lines),
+            "steps_repeated": sum(json.loads(line)["steps_repeated"] for line in lines),
+            **{f"lookups_{rung}": number for rung, number in made.lookups.items()},
+        }
+
+    def _note_start(self, reached: int) -> None:
+        line = {
+            "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "step": self.step,
+            "steps_repeated": max(0, reached - self.step),
+            "workers": torch.distributed.get_world_size(),
+        }
+        with (self.directory / STARTS).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+@contextmanager
+def followed_metrics(metrics: Path, steps: int) -> Iterator[None]:
+    """Show a bar that follows metrics.jsonl, which lies where the driver sees it, wherever the workers run."""
+    done = threading.Event()
+
+    def follow() -> None:
+        shown = 0
+        with progress("distil", steps, "step") as update:
+            while True:
+                last = done.wait(1.0)
+                lines = metrics.read_text().splitlines() if metrics.exists() else []
+                line = next((json.loads(line) for line in reversed(lines) if line.endswith("}")), None)
+                if line and line["step"] > shown:
+                    update(line["step"] - shown, loss=line["train/loss"], wait=line["data/wait_fraction"])
+                    shown = line["step"]
+                if last:
+                    return
+
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        done.set()
+        follower.join()

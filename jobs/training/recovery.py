@@ -1,0 +1,52 @@
+"""How a training survives what happens to its workers: what is tried again and how often, and on how many of them.
+
+A worker that is killed, preempted or cut off ends all of them; Ray Train starts them anew, on as many as there is room for,
+and they go on from the newest intact checkpoint. What would fail again (a mistake in the config, another teacher's memory)
+ends the job at once.
+"""
+
+import logging
+from textwrap import shorten
+from typing import Any
+
+from ray.train import FailureConfig, ScalingConfig, UserCallback
+
+from jobs.config import TrainConfig
+from jobs.run.failures import known_cause
+from vector_store.errors import StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+MESSAGE_CHARACTERS = 200
+"""Of a failure, on screen; Ray explains at length what may have killed a process, and its logs have all of it."""
+
+
+class Recovery(UserCallback):
+    """Runs beside Ray Train's controller: says what failed, and lets no mistake be tried again."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Raise a known mistake, which ends the training; say of anything else that it is tried again."""
+        for error in worker_exceptions.values():
+            known = known_cause(error)
+            if known is not None and not isinstance(known, StoreUnavailable):
+                raise known
+        for rank, error in sorted(worker_exceptions.items()):
+            last = (str(error).strip().splitlines() or ["no message"])[-1]
+            log.warning("worker %d failed: %s", rank, shorten(f"{type(error).__name__}: {last}", MESSAGE_CHARACTERS))
+
+
+def failure_config(train: TrainConfig) -> FailureConfig:
+    """How often failing workers are started anew; preempted ones always are."""
+    return FailureConfig(max_failures=train.max_failures)
+
+
+def scaling_config(train: TrainConfig) -> ScalingConfig:
+    """How many workers, and what each reserves."""
+    fewest, most = train.min_workers or train.num_workers, train.num_workers
+    # Any: mypy sees the ScalingConfig of Train V1, which does not know ranges.
+    num_workers: Any = most if fewest == most else (fewest, most)
+    return ScalingConfig(
+        num_workers=num_workers,
+        use_gpu=train.gpus_per_worker > 0,
+        resources_per_worker={"GPU": train.gpus_per_worker} if train.gpus_per_worker else {"CPU": 1},
+    )

@@ -1,0 +1,64 @@
+"""What a student reads of a batch of texts: their tokens and their references.
+
+Shapes: batch, tokens, ref_tokens, references (the most that a row has), dim (the width of a stored state).
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from refbert.student import masked_mean
+
+Moved = TypeVar("Moved")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts with their references.
+
+    `input_ids`, `mask` and, where texts are pairs, `token_type_ids` (batch, tokens); `reference_ids`, `reference_mask`
+    (batch, ref_tokens); `reference_states` (batch, ref_tokens, dim), zero where the mask is; `reference_spans`
+    (batch, references, ref_tokens), true where a token is of that reference, or None where each row has one at most.
+    """
+
+    input_ids: Tensor
+    mask: Tensor
+    reference_ids: Tensor
+    reference_states: Tensor
+    reference_mask: Tensor
+    reference_spans: Tensor | None = None
+    token_type_ids: Tensor | None = None
+
+    def student_inputs(self) -> dict[str, Tensor]:
+        """Return what the student's `forward` takes, by its names."""
+        segments = {} if self.token_type_ids is None else {"token_type_ids": self.token_type_ids}
+        return {
+            **segments,
+            "input_ids": self.input_ids,
+            "attention_mask": self.mask,
+            "reference_ids": self.reference_ids,
+            "reference_states": self.reference_states,
+            "reference_mask": self.reference_mask,
+        }
+
+    def reference_vectors(self) -> tuple[Tensor, Tensor]:
+        """Return each reference's mean state, (batch x references, dim), and which of them there are."""
+        if self.reference_spans is None:
+            return masked_mean(self.reference_states, self.reference_mask), self.reference_mask.bool().any(1)
+        weights = self.reference_spans.to(self.reference_states.dtype)
+        means = weights @ self.reference_states / weights.sum(-1, keepdim=True).clamp_min(1)
+        return means.flatten(0, 1), self.reference_spans.any(-1).flatten()
+
+
+def moved(of: Moved, device: torch.device) -> Moved:
+    """Return a dataclass of tensors, such as a `Batch`, on a device. Tuples of tensors are moved, None stays."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, tuple):
+            parts = [move(part) for part in value]
+            return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+        return None if value is None else value.to(device, non_blocking=True)
+
+    return type(of)(**{field.name: move(getattr(of, field.name)) for field in fields(of)})  # type: ignore[arg-type]

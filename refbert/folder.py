@@ -1,0 +1,67 @@
+"""A student's folder: weights, tokenizer, and what it needs to read its memory.
+
+Written completely or not at all. `from_pretrained` reads it too.
+"""
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from refbert.errors import InputError
+from refbert.student import RefBertForSequenceClassification, RefBertModel
+from refbert.student_config import RefBertConfig
+
+SENTENCE_TABLE = "sentence_table.safetensors"
+"""With it a student asks a dense memory without its teacher."""
+
+
+def load_model(folder: str | Path) -> Any:
+    """Load the encoder or the classifier that a `student/` folder holds, for inference."""
+    path = Path(folder)
+    if not (path / "config.json").exists():
+        raise InputError(f"{path} holds no student; train one first, or give a run's student/ folder")
+    config = AutoConfig.from_pretrained(path)
+    if not isinstance(config, RefBertConfig):
+        raise InputError(f"{path} holds a {config.model_type}, wanted a refbert student; give a run's student/ folder")
+    return (RefBertForSequenceClassification if has_head(config) else RefBertModel).from_pretrained(path).eval()
+
+
+def has_head(config: RefBertConfig) -> bool:
+    """Whether the student that was saved with this config classifies."""
+    return RefBertForSequenceClassification.__name__ in (config.architectures or ())
+
+
+def fingerprint(folder: Path) -> str:
+    """12 hex digits of the weights in a `student/` folder: which student answered."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as weights:
+            digest.update(hashlib.file_digest(weights, "sha256").digest())
+    return digest.hexdigest()[:12]
+
+
+def save_student(
+    folder: Path,
+    student: RefBertModel | RefBertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    table: NDArray[Any] | None = None,
+    **memory: Any,
+) -> None:
+    """Write a student's folder: weights, tokenizer, the sentence `table` of a dense memory.
+
+    `memory`, `collection` and `references` go into its config (see `RefBertConfig`): with them the folder is complete.
+    """
+    student.config.update(memory)
+    scratch = folder.with_name("student.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    student.save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
+    if table is not None:
+        save_file({"table": table}, scratch / SENTENCE_TABLE)
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.rename(folder)

@@ -1,0 +1,43 @@
+"""Tokens and found neighbours become the batch that a student reads."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from refbert.batch import Batch
+from vector_store.schema import Neighbours
+
+
+def student_batch(
+    ids: Tensor,
+    mask: Tensor,
+    found: Neighbours | None,
+    dim: int,
+    reading: NDArray[np.bool_] | None = None,
+    token_type_ids: Tensor | None = None,
+) -> Batch:
+    """Put inputs and found references into tensors; rows that are not `reading` get the null reference.
+
+    The references of a row lie one after another along the token axis, padded to the longest row.
+    """
+    batch = len(ids)
+    if found is None:
+        null = ids.new_zeros(batch, 1), torch.zeros(batch, 1, dim), ids.new_zeros(batch, 1)
+        return Batch(ids, mask, *null, token_type_ids=token_type_ids)
+    seen = found.mask if reading is None else found.mask & reading[:, None]
+    longest = max(1, int(seen.sum(1).max(initial=0)))
+    return Batch(
+        ids,
+        mask,
+        torch.from_numpy(found.token_ids[:, :longest].astype(np.int64)),
+        torch.from_numpy(found.states[:, :longest].astype(np.float32)),
+        torch.from_numpy(seen[:, :longest]),
+        reference_spans=_spans(found, seen)[:, :, :longest] if found.count > 1 else None,
+        token_type_ids=token_type_ids,
+    )
+
+
+def _spans(found: Neighbours, seen: NDArray[np.bool_]) -> Tensor:
+    """(batch, count, tokens): whether a token that is seen is of the first, the second, ... reference."""
+    return torch.from_numpy((found.ranks[:, None] == np.arange(found.count)[:, None]) & seen[:, None])

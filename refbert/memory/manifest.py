@@ -1,0 +1,54 @@
+"""The manifest of a memory: which teacher wrote it and in which shape, as a teacher or a trained student wants it."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from refbert.config import ReferenceConfig
+from refbert.errors import InputError
+from refbert.teacher import Teacher, tokenizer_hash
+from vector_store.schema import ANY_PROJECTION, FORMAT_VERSION, UNPROJECTED, Manifest
+
+
+def manifest_of(teacher: Teacher, references: ReferenceConfig, projection: str | None = None) -> Manifest:
+    """Describe what this teacher writes under these options: with this projection, or any, where they ask for one.
+
+    Raises InputError where they ask for more tokens or a greater width than the teacher has.
+    """
+    for key, wanted, most in (
+        ("tokens", references.tokens, teacher.config.tokens),
+        ("dim", references.dim, teacher.dim),
+    ):
+        if wanted is not None and wanted > most:
+            raise InputError(f"references.{key}={wanted} exceeds the teacher's {most}; leave it out, or give less")
+    is_projected = references.dim not in (None, teacher.dim)
+    return Manifest(
+        encoder=teacher.config.model,
+        fingerprint=teacher.fingerprint,
+        tokenizer=tokenizer_hash(teacher.tokenizer),
+        layer=teacher.num_layers,
+        text_tokens=teacher.config.tokens,
+        tokens=references.tokens or teacher.config.tokens,
+        encoder_dim=teacher.dim,
+        dim=references.dim or teacher.dim,
+        datatype=references.datatype,
+        projection=(projection or ANY_PROJECTION) if is_projected else UNPROJECTED,
+        dense_index=references.dense_index,
+        bm25_k1=references.bm25_k1,
+        bm25_b=references.bm25_b,
+        bm25_average_tokens=references.bm25_average_tokens,
+    )
+
+
+def trained_manifest(saved: dict[str, Any] | None, student: str | Path) -> Manifest | None:
+    """Read the manifest of the memory that a student was distilled with, from its config; None where it read none."""
+    if saved is None:
+        return None
+    try:
+        return Manifest.model_validate(saved)
+    except ValidationError:
+        raise InputError(
+            f"{student} was distilled with a memory of format {saved.get('format_version')}, this release reads "
+            f"{FORMAT_VERSION}; distil it again under another name=..."
+        ) from None

@@ -1,0 +1,279 @@
+"""A trained student beside the memory it reads: texts in, vectors or labels out.
+
+    with refbert.load("runs/x/student", "http://qdrant:6334") as student:  # or a store's directory, or nothing
+        vectors = student.encode(texts)
+        labels = student.predict(texts)
+
+`Reader.forwards` is the one way from texts to what the student says of them: evaluation, task scoring and offline scoring use
+it too. Without references every text reads the null reference, and neither gRPC nor a database is imported.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel
+from safetensors.numpy import load_file
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from refbert.batch import Batch, moved
+from refbert.config import ReferenceConfig
+from refbert.corpus import Text, by_length, normalise
+from refbert.errors import InputError, UnavailableError
+from refbert.folder import SENTENCE_TABLE, load_model
+from refbert.memory.batch import student_batch
+from refbert.memory.manifest import trained_manifest
+from refbert.memory.retrieval import NeighbourSource, open_retriever
+from refbert.memory.texts import ReferenceTexts
+from refbert.student import RefBertForSequenceClassification
+from refbert.teacher import Tokens, load_tokenizer, tokenize
+from vector_store.config import StoreConfig
+from vector_store.errors import StoreError
+from vector_store.pipeline import pipelined
+from vector_store.schema import Manifest, Neighbours
+
+if TYPE_CHECKING:  # needs gRPC, which a student without references does not
+    from vector_store.client import Client
+
+log = logging.getLogger(__name__)
+
+LookUp: TypeAlias = Callable[[Sequence[Text]], tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]
+"""Texts to their references: token ids (texts, ref_tokens), states (texts, ref_tokens, reference_dim), mask
+(texts, ref_tokens), where a row of zeros is a text without a reference."""
+
+
+class ReferenceRead(BaseModel):
+    """Which reference a text read, and which rung of the degrade ladder brought it."""
+
+    step: Literal["live", "cached", "null"]
+    id: str | None
+    text: Text | None
+    score: float
+
+
+def references_read(found: Neighbours | None, row: int) -> list[ReferenceRead]:
+    """Say what a text read, the best first; the null reference where there was nothing to read."""
+    if found is None or not found.ids[row]:
+        step = "null" if found is None else found.steps[row]
+        return [ReferenceRead(step=step, id=None, text=None, score=0.0)]
+    read = zip(found.ids[row], found.texts[row], found.scores[row].tolist(), strict=False)  # scores are padded
+    return [ReferenceRead(step=found.steps[row], id=id_, text=text, score=score) for id_, text, score in read]
+
+
+class Prediction(NamedTuple):
+    """The best label and its probability; for a student that answers with a number, its one label and that number."""
+
+    label: str
+    score: float
+
+
+class Forward(NamedTuple):
+    """One forward: which rows of the texts it holds, their tokens, their references, and what the model says of them."""
+
+    rows: list[int]
+    tokens: Tokens
+    found: Neighbours | None
+    output: Any
+
+
+class Reader:
+    """A student, its tokenizer and its look-up.
+
+    `source` is a neighbour source, which `texts` make queries for, or a `LookUp` of one's own; None where the null reference is
+    read. A store that is broken costs quality, never an answer, unless the reader is `strict`. Threads may share everything but
+    the model.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        max_tokens: int,
+        texts: ReferenceTexts | None = None,
+        source: NeighbourSource | LookUp | None = None,
+        *,
+        batch: int = 32,
+        strict: bool = False,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.texts = texts
+        self.source: Any = source
+        self.batch = batch
+        self.strict = strict
+        self._tokenizing = threading.Lock()
+        self._opened = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the memory go, where this reader opened one."""
+        self._opened.close()
+
+    def encode(self, texts: Sequence[Text]) -> NDArray[np.float32]:
+        """Return the (texts, dim) sentence vectors in the teacher's space, L2-normalised."""
+        vectors = np.empty((len(texts), self.model.config.dim), np.float32)
+        for forward in self.forwards(texts):
+            vectors[forward.rows] = F.normalize(forward.output.sentence_embedding, dim=-1).cpu().numpy()
+        return vectors
+
+    def predict(self, texts: Sequence[Text]) -> list[Prediction]:
+        """Return each text's label and score. Raises InputError for a student without a head."""
+        if not isinstance(self.model, RefBertForSequenceClassification):
+            raise InputError("this student has no head, so it predicts nothing; use encode, or distil one on a task")
+        names: Any = self.model.config.id2label
+        is_number = self.model.config.num_labels == 1
+        predictions = [Prediction("", 0.0)] * len(texts)
+        for rows, _, _, output in self.forwards(texts):
+            scores, best = (output.logits if is_number else output.logits.softmax(-1)).max(-1)
+            for row, score, label in zip(rows, scores.tolist(), best.tolist(), strict=True):
+                predictions[row] = Prediction(names[label], score)
+        return predictions
+
+    def forwards(
+        self,
+        texts: Sequence[Text],
+        documents: Sequence[str | None] | None = None,
+        *,
+        in_order: bool = False,
+        output_projected_states: bool = False,
+    ) -> Iterator[Forward]:
+        """Yield the forwards of some texts, each of like length, the shortest first, or `in_order` of the texts.
+
+        `documents` name each text's document, which it does not read. The next batch is tokenized and looked up meanwhile.
+        """
+        if isinstance(texts, str):
+            raise InputError("got one text, wanted a list of them; write [text]")
+        clean: list[Text] = [normalise(text) for text in texts]
+        every = range(len(clean))
+        ordered = (list(every[start : start + self.batch]) for start in every[:: self.batch])
+        batches = list(ordered if in_order else by_length(clean, self.batch))
+
+        def look_up(rows: list[int]) -> tuple[Tokens, Neighbours | None]:
+            some = [clean[row] for row in rows]
+            tokens = self.tokenize(some)
+            return tokens, self.look_up(some, tokens, documents and [documents[row] for row in rows])
+
+        for rows, (tokens, found) in zip(batches, pipelined(look_up, batches), strict=True):
+            output = self.forward(tokens, found, output_projected_states=output_projected_states)
+            yield Forward(rows, tokens, found, output)
+
+    def tokenize(self, texts: Sequence[Text]) -> Tokens:
+        """Return what the student reads of the texts themselves."""
+        with self._tokenizing:
+            return tokenize(self.tokenizer, texts, self.max_tokens)
+
+    def look_up(
+        self, texts: Sequence[Text], tokens: Tokens, documents: Sequence[str | None] | None = None
+    ) -> Neighbours | None:
+        """Find the texts' references; None where there is no memory, or a broken one."""
+        if self.source is None:
+            return None
+        if self.texts is None:
+            return neighbours_from(self.source(texts), len(texts))
+        try:
+            return self.source.neighbours(self.texts.queries(texts, tokens.input_ids, tokens.mask, documents))
+        except StoreError as error:  # not only away, but broken: readers still get their answer
+            if self.strict:
+                raise
+            log.warning("answering without references: %s", error)
+            return None
+
+    def inputs(self, tokens: Tokens, found: Neighbours | None) -> Batch:
+        """Put tokens and references where the student is."""
+        ids, mask, segments = tokens
+        batch = student_batch(ids, mask, found, self.model.config.reference_dim, token_type_ids=segments)
+        return moved(batch, self.model.device)
+
+    @torch.inference_mode()
+    def forward(self, tokens: Tokens, found: Neighbours | None, **options: bool) -> Any:
+        """Run the student over one batch; `options` are those of its `forward`."""
+        return self.model(**self.inputs(tokens, found).student_inputs(), **options)
+
+
+def load(
+    folder: str | Path,
+    references: str | Path | LookUp | None = None,
+    device: str | torch.device = "cpu",
+    tokens: int | None = None,
+    batch: int = 32,
+) -> Reader:
+    """Open a `student/` folder for inference. `tokens` cuts texts; by default as those of the memory it was trained with.
+
+    `references` says where its memory is: the URL of a Qdrant server, or a store's directory; or it is a `LookUp`. Another
+    memory than the student's is refused; one that goes away later costs quality, not an error. Close the reader to let it go.
+    """
+    path = Path(folder)
+    model = load_model(path).fuse().to(device)
+    tokenizer = load_tokenizer(str(path))
+    most = tokens or (model.config.memory or {}).get("text_tokens") or model.config.max_position_embeddings
+    if not isinstance(references, str | Path):
+        return Reader(model, tokenizer, most, source=references, batch=batch)
+    if (manifest := trained_manifest(model.config.memory, path)) is None:
+        raise InputError(f"{path} was trained without a memory; load it without references")
+    if model.config.references is None:
+        raise InputError(f"{path} does not say how it looks up references: an earlier release wrote it; distil again")
+    try:
+        from vector_store.place import open_place
+        from vector_store.store import Store
+    except ModuleNotFoundError as error:
+        raise UnavailableError(
+            f"reading a memory needs {error.name}, which is not installed: pip install 'refbert[memory]', or load the student "
+            "without references"
+        ) from None
+    store = StoreConfig(collection=model.config.collection)
+    with ExitStack() as stack:
+        client = stack.enter_context(open_place(str(references), store))
+        Store(client, store).require(manifest)
+        look_up = open_look_up(path, manifest, tokenizer, client, store, ReferenceConfig(**model.config.references))
+        reader = Reader(model, tokenizer, most, *look_up, batch=batch)
+        reader._opened = stack.pop_all()
+    return reader
+
+
+def open_look_up(
+    folder: Path,
+    manifest: Manifest,
+    tokenizer: PreTrainedTokenizerBase,
+    client: "Client",
+    store: StoreConfig,
+    references: ReferenceConfig,
+    *,
+    with_text: bool = False,
+) -> tuple[ReferenceTexts, NeighbourSource]:
+    """Open the query builder and the neighbour source of a student."""
+    table = load_file(folder / SENTENCE_TABLE)["table"] if manifest.dense_index else None
+    texts = ReferenceTexts(manifest, references, tokenizer, table)
+    return texts, open_retriever(client, store, texts, references.criterion, with_text=with_text)
+
+
+def neighbours_from(looked_up: tuple[NDArray[Any], NDArray[Any], NDArray[Any]], num_texts: int) -> Neighbours:
+    """Take the arrays of a `LookUp` for neighbours, one at most for each text. Raises InputError for other rows."""
+    ids, states, mask = (np.asarray(array) for array in looked_up)
+    if not len(ids) == len(states) == len(mask) == num_texts:
+        raise InputError(
+            f"the look-up answered {num_texts} texts with {len(ids)} ids, {len(states)} states and {len(mask)} masks; it must "
+            "return a row for each"
+        )
+    counts = [int(row.any()) for row in mask]
+    return Neighbours(
+        ids=[[""] * count for count in counts],
+        texts=[[None] * count for count in counts],
+        scores=np.zeros((num_texts, 1), np.float32),
+        states=states,
+        token_ids=ids,
+        ranks=np.where(mask, 0, -1).astype(np.int16),
+        steps=["live"] * num_texts,
+    )

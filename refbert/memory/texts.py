@@ -1,0 +1,104 @@
+"""The text side of a memory: what a text needs to be stored, and to ask for its references.
+
+`refbert` speaks of references, `vector_store` of points and queries; here a text becomes either. Ingest, training, evaluation
+and serving all use `ReferenceTexts`. Knows no store: nothing here connects to one.
+"""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from refbert.config import ReferenceConfig
+from refbert.corpus import Text, normalise, text_of
+from refbert.references import Keywords, document_keywords, query_keywords, sentence_table, sentence_vector
+from refbert.teacher import Teacher, Tokens, tokenize
+from vector_store.schema import Manifest, Point, Query, SparseVector, parts, point_id
+
+
+def reference_id(fingerprint: str, text: Text) -> str:
+    """Id of a text's point, or of a pair's, whoever stores it: of its teacher and its normalised form."""
+    return point_id(fingerprint, parts(normalise(text)))
+
+
+class ReferenceTexts:
+    """What a text needs to be stored or to ask: its id, its keyword weights and, where the memory is dense, its vector."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        references: ReferenceConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        table: NDArray[np.float16] | None,
+    ) -> None:
+        self.manifest = manifest
+        self.references = references
+        self.tokenizer = tokenizer
+        self.special_ids = sorted(tokenizer.all_special_ids)
+        self.table = table
+        self._tokenizing = threading.Lock()
+
+    def tokenize(self, texts: Sequence[Text]) -> Tokens:
+        """Return what an encoder reads. Threads may share it: a fast tokenizer alone fails as `Already borrowed`."""
+        with self._tokenizing:
+            return tokenize(self.tokenizer, texts, self.manifest.text_tokens)
+
+    def identifier(self, text: Text) -> str:
+        """Return the id that a text is stored under, and asks under."""
+        return reference_id(self.manifest.fingerprint, text)
+
+    def point(
+        self, row: dict[str, Any], identifier: str, token_ids: NDArray[np.int32], states: NDArray[np.float16]
+    ) -> Point:
+        """Build the point of a prepared passage from all of its token ids (text_tokens,), and states (text_tokens, dim).
+
+        The manifest's token budget cuts what is stored; keywords and sentence vector are the whole passage's.
+        """
+        budget = self.manifest.tokens
+        return Point(
+            id=identifier,
+            states=states[:budget],
+            token_ids=token_ids[:budget],
+            keywords=_sparse(document_keywords(token_ids, self.special_ids, self.references)),
+            sentence=self._sentence(token_ids),
+            text=text_of(row),
+            source=row["source"],
+            document=row["document"],
+            split=row["split"],
+        )
+
+    def query(self, text: Text, token_ids: NDArray[np.int32], document: str | None) -> Query:
+        """Build the look-up of a text; its own point never comes back, nor does its document's."""
+        return Query(
+            id=self.identifier(text),
+            keywords=_sparse(query_keywords(token_ids, self.special_ids)),
+            sentence=self._sentence(token_ids),
+            document=document if self.references.exclude_same_document else None,
+        )
+
+    def queries(
+        self, texts: Sequence[Text], ids: Tensor, mask: Tensor, documents: Sequence[str | None] | None = None
+    ) -> list[Query]:
+        """Build the look-ups of a tokenized batch; `ids` and `mask` (batch, tokens) are padded on the right."""
+        lengths = mask.sum(1).tolist()
+        return [
+            self.query(text, ids[row, : lengths[row]].numpy(), documents[row] if documents else None)
+            for row, text in enumerate(texts)
+        ]
+
+    def _sentence(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32] | None:
+        return None if self.table is None else sentence_vector(token_ids, self.special_ids, self.table)
+
+
+def reference_texts(teacher: Teacher, manifest: Manifest, references: ReferenceConfig) -> ReferenceTexts:
+    """Make the text side of a memory from its teacher."""
+    table = sentence_table(teacher.static_vectors()) if manifest.dense_index else None
+    return ReferenceTexts(manifest, references, teacher.tokenizer, table)
+
+
+def _sparse(keywords: Keywords) -> SparseVector:
+    return SparseVector(keywords.token_ids, keywords.weights)

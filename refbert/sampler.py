@@ -1,0 +1,83 @@
+"""Which rows of a corpus make up each batch, over all epochs: functions of a seed and a batch's number alone.
+
+Any number of workers that share the numbers out sees the same batches, and one number is the whole state to resume from.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+SORTED_BATCHES = 16
+"""Batches whose texts are sorted by length together: enough for little padding, too few to order an epoch by length."""
+
+
+class Sampler(Protocol):
+    """An endless order of batches."""
+
+    seed: int
+
+    def rows(self, number: int) -> NDArray[np.int64]:
+        """Return the row numbers of the batch with this number, which counts from 0 over all epochs."""
+
+
+class ShuffleSampler:
+    """Batches of `batch` rows from a new permutation in each epoch; a batch may cross an epoch's end.
+
+    Keeps the permutations of two epochs.
+    """
+
+    def __init__(self, num_rows: int, batch: int, seed: int) -> None:
+        self.num_rows, self.batch, self.seed = num_rows, batch, seed
+        self._permutation = lru_cache(maxsize=2)(self._permute)
+
+    def rows(self, number: int) -> NDArray[np.int64]:
+        """Return the (batch,) row numbers of one batch."""
+        places = range(number * self.batch, (number + 1) * self.batch)
+        return np.array([self._permutation(place // self.num_rows)[place % self.num_rows] for place in places])
+
+    def _permute(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
+
+
+class BucketSampler:
+    """Which rows of a labelled data set make up each batch, over all epochs: texts of like length share one.
+
+    The last batch of an epoch may be smaller. `lengths` (rows,) are in any unit that grows with tokens.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
+        self.lengths = np.asarray(lengths)
+        self.batch = batch
+        self.seed = seed
+        self._epoch = lru_cache(maxsize=2)(self._shuffled)  # threads that look ahead ask for two epochs at once
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches of one epoch."""
+        return -(-len(self.lengths) // self.batch)
+
+    def rows(self, number: int) -> NDArray[np.int64]:
+        """Return the row numbers of one batch, numbered from 0 over all epochs."""
+        epoch, place = divmod(number, self.per_epoch)
+        return self._epoch(epoch)[place]
+
+    def _shuffled(self, epoch: int) -> list[NDArray[np.int64]]:
+        rng = np.random.default_rng([self.seed, epoch])
+        shuffled = rng.permutation(len(self.lengths))
+        window = self.batch * SORTED_BATCHES
+        batches = [
+            chunk[start : start + self.batch]
+            for first in range(0, len(shuffled), window)
+            for chunk in [_by_length(shuffled[first : first + window], self.lengths)]
+            for start in range(0, len(chunk), self.batch)
+        ]
+        # The smaller batch stays last, so that every epoch has the same number of steps of the same size.
+        full, rest = [b for b in batches if len(b) == self.batch], [b for b in batches if len(b) < self.batch]
+        return [full[place] for place in rng.permutation(len(full))] + rest
+
+
+def _by_length(rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    return rows[np.argsort(lengths[rows], kind="stable")]

@@ -1,0 +1,61 @@
+"""How rows become passages: what stays on one side of the held-out split, and what becomes a pair."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from jobs.corpus import prepared
+from jobs.corpus.parts import row_passages
+from jobs.corpus.prepared import PassageRows, first_rows, texts_in
+from refbert.config import CorpusConfig
+from refbert.corpus import Row
+
+CORPUS = CorpusConfig(path="x", long_texts="truncate", heldout_fraction=0.5)
+
+
+def splits(documents: list[str], named: bool) -> list[str]:
+    rows = [Row(f"text {n}", None, document, "file", n, None, named) for n, document in enumerate(documents)]
+    return [passage["split"] for row in rows for passage in row_passages(row, CORPUS, None, 16)]
+
+
+def test_a_named_document_is_held_out_whole():
+    of_documents = {document: set(splits([document] * 20, named=True)) for document in "abcdefgh"}
+    assert all(len(found) == 1 for found in of_documents.values())
+    assert set.union(*of_documents.values()) == {"train", "heldout"}
+
+
+def test_rows_that_are_their_own_documents_are_held_out_one_by_one():
+    assert set(splits([f"file#{n}" for n in range(20)], named=False)) == {"train", "heldout"}
+
+
+def test_about_the_share_asked_for_becomes_pairs_that_hold_the_whole_passage():
+    corpus = CORPUS.model_copy(update={"pair_share": 0.25})
+    texts = [f"sentence {n} begins. And ends here {n}" for n in range(400)]
+    found = [next(row_passages(Row(text, None, "d", "file", 0), corpus, None, 16)) for text in texts]
+    pairs = [passage for passage in found if passage["text_pair"] is not None]
+    assert 60 < len(pairs) < 140
+    joined = [" ".join(filter(None, (passage["text"], passage["text_pair"]))) for passage in found]
+    assert joined == texts
+
+
+def chunked_table(sizes: list[int]) -> pa.Table:
+    texts = iter(f"text {number % 37}" for number in range(sum(sizes)))
+    chunks = [pa.table({"text": [next(texts) for _ in range(size)], "text_pair": [None] * size}) for size in sizes]
+    return pa.concat_tables(
+        [chunk.cast(pa.schema({"text": pa.string(), "text_pair": pa.string()})) for chunk in chunks]
+    )
+
+
+def test_rows_are_taken_from_many_chunks_in_the_order_asked_for():
+    table = chunked_table([5, 0, 1, 17, 30])
+    rows = np.random.default_rng(0).integers(0, len(table), 40)
+    assert PassageRows(table).at(rows) == table.take(pa.array(rows)).to_pylist()
+    assert list(texts_in(table, rows)) == [table["text"][row].as_py() for row in rows.tolist()]
+
+
+@pytest.mark.parametrize("bucket_rows", [10, 1000])
+def test_the_first_row_of_each_text_is_found_whatever_fits_into_memory(monkeypatch, bucket_rows):
+    monkeypatch.setattr(prepared, "BUCKET_ROWS", bucket_rows)
+    table = chunked_table([50, 60])
+    texts = table["text"].to_pylist()
+    assert first_rows(table).tolist() == sorted({texts.index(text) for text in texts})

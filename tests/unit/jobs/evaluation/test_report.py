@@ -1,0 +1,99 @@
+"""The report's files: complete, readable, and with the figures that were measured."""
+
+import json
+
+import pytest
+import yaml
+
+from jobs.evaluation.model_card import model_card
+from jobs.evaluation.report import markdown, print_tables, write_report
+from refbert.export import Export
+
+
+@pytest.fixture
+def report() -> dict:
+    speed = {"batch": 32, "latency_ms_p50": 10.0, "latency_ms_p99": 20.0, "examples_per_s": 100.0}
+    fidelity = {
+        "state_mse": 0.1, "sentence_cosine": 0.5, "mutual_information_nats": 3.0, "retrieval_top1": 0.4,
+    }  # fmt: skip
+    return {
+        "teacher": {"name": "t", "params": 22_000_000, "layers": 6, "dim": 384},
+        "student": {"params": 11_000_000, "layers": 4, "dim": 312, "compression": 2.0},
+        "memory": {
+            "points": 5, "bytes": 10**6, "criterion": "keywords", "tokens": 32, "dim": 384, "datatype": "float16",
+            "url_kind": "embedded", "references_per_text": 1,
+        },
+        "distill": {
+            "steps": 3, "seconds": 2.0, "examples_per_s": 48.0, "data_wait_fraction": 0.01, "world_size": 1, "zero_stage": 0,
+        },
+        "fidelity": {
+            "nearest": fidelity, "null": {**fidelity, "sentence_cosine": 0.4321}, "random": fidelity, "texts": 100,
+            "mutual_information": {"pool": 100, "temperature": 0.05},
+        },
+        "speed": {
+            "teacher": speed, "student": {**speed, "examples_per_s": 300.0}, "student_with_lookup": speed,
+        },
+        "run": {"commit": "abc", "versions": {"torch": "2"}, "hardware": "2 x CPU", "seconds": 3.0},
+    }  # fmt: skip
+
+
+def test_report_files_are_written_with_their_figures(tmp_path, report):
+    steps = [
+        {"step": step, "train/loss": 3.0 / step, "train/hidden": 1.0, "train/learning_rate": 0.1} for step in (1, 2)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    write_report(report, tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    text = (tmp_path / "report.md").read_text()
+    for picture in ("loss.png", "fidelity.png", "size_latency.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+        assert f"]({picture})" in text
+    assert "2.00x smaller" in text
+    assert "0.4321" in text
+    assert "3.00x" in text
+
+
+def test_labelled_table_is_there_only_where_there_are_labels(report, capsys):
+    assert "Linear classifier" not in markdown(report, "x")
+    names = ("teacher", "nearest", "null", "random", "majority")
+    report["labelled"] = {name: {"accuracy": 0.7 + index / 100} for index, name in enumerate(names)}
+    assert "| student with references | 0.7100 |" in markdown(report, "x")
+    print_tables(report)
+    assert "0.7100" in capsys.readouterr().out
+
+
+def test_the_explained_text_is_in_the_report_but_not_in_a_card_that_others_read(report):
+    report["explanation"] = {
+        "text": "a private text", "reference": "its like", "step": "live", "score": 2.5, "layer": 3, "mass": 0.25,
+        "cosine_distance": 0.0123, "picture": "example.png",
+    }  # fmt: skip
+    text = markdown(report, "x")
+    for fact in ("> a private text", "> its like", "live, score 2.50", "Layer 3", "25.0 %", "0.0123", "](example.png)"):
+        assert fact in text
+    export = Export(inputs=(), outputs=(), opset=20, tolerance=1e-4, difference=0.0, bytes=1)
+    assert "private" not in model_card(report, "mine", None, export, None)
+
+
+def test_model_card_has_the_reports_figures_and_no_license_of_its_own(report):
+    export = Export(
+        inputs=("input_ids",), outputs=("logits",), opset=20, tolerance=1e-4, difference=3e-6, bytes=5_000_000,
+        int8_difference=0.02, int8_cosine=0.9987, int8_bytes=1_000_000,
+    )  # fmt: skip
+    card = model_card(report, "mine", {"fingerprint": "abcdef"}, export, None)
+    front = yaml.safe_load(card.split("---")[1])
+    assert "license" not in front
+    assert front["base_model"] == "t"
+    for fact in (
+        "0.4321",
+        "2.00x smaller",
+        "`abcdef`",
+        "3.0e-06",
+        "0.9987",
+        "http://host:6334",
+        "student.predict",
+        "# mine",
+    ):
+        assert fact in card
+    assert "](" not in card  # no picture that does not travel with it
+    assert "license: mit\n" in model_card(report, "mine", None, export, "mit")
+    assert "http://host:6334" not in model_card(report, "mine", None, export, "mit")

@@ -1,0 +1,37 @@
+"""Who may go on in a run's directory: the same student in the making, on whatever it is made."""
+
+import pytest
+import yaml
+
+from jobs.run.directory import claim_directory
+from refbert.errors import InputError
+
+
+def test_workers_shards_and_pace_may_change_between_submissions(home, tiny_run):
+    claim_directory(tiny_run())
+    config = tiny_run(
+        train__num_workers=2, train__zero_stage=3, train__gpus_per_worker=1, train__threads_per_worker=4, train__prefetch=9,
+        train__log_every=7, train__save_every=1, train__keep_checkpoints=5, references__plan=True,
+    )  # fmt: skip
+    claim_directory(config)
+    assert yaml.safe_load((config.run_directory / "config.yaml").read_text())["train"]["num_workers"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"loss__contrastive_temperature": 2.0}, "loss"),
+        ({"train__micro_batch": 8}, "train.micro_batch"),
+        ({"train__global_batch": 32}, "train.global_batch"),
+        ({"train__precision": "autocast"}, "train.precision"),
+        ({"train__targets": "teacher", "train__clip": 0.5}, "train.clip, train.targets"),
+    ],
+)
+def test_what_changes_the_student_is_refused_in_one_line_that_names_it(home, tiny_run, change, named):
+    claim_directory(tiny_run())
+    with pytest.raises(
+        InputError, match=f"holds a run with another {named}; give another name=..., or delete it"
+    ) as error:
+        claim_directory(tiny_run(**change))
+    assert "\n" not in str(error.value)

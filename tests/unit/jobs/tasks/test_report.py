@@ -1,0 +1,83 @@
+"""An ablation's arithmetic: averages, paired differences, goals; on scores made up here."""
+
+import json
+
+import pytest
+
+from jobs.config import AblateConfig, RunConfig
+from jobs.tasks.report import compared, goals, markdown, mean_score, score_rows, swap_rows, write_ablation
+
+
+def result(value: float, *ways: str) -> dict:
+    scores = {"dev": {"all": {"accuracy": value}, "no_near_duplicate": {"accuracy": value - 0.01}}}
+    return {"scores": dict.fromkeys(ways, scores), "losses": [], "seconds": 1.0}
+
+
+def task(nearest: list[float], vanilla: list[float], teacher: float) -> dict:
+    return {
+        "metrics": ["accuracy"],
+        "official": True,
+        "note": "",
+        "train": 10,
+        "copies": 30,
+        "dev": {"dev": 5},
+        "near_duplicates": {"train": 1, "dev": {"dev": 2}},
+        "teacher": {"scores": {"dev": {"accuracy": teacher}}, "seconds": 3.0},
+        "arms": {
+            "nearest": {
+                seed: result(value, "nearest", "random", "null", "nearest_unguarded")
+                for seed, value in enumerate(nearest)
+            },
+            "vanilla": {seed: result(value, "vanilla") for seed, value in enumerate(vanilla)},
+        },
+    }
+
+
+@pytest.fixture
+def report() -> dict:
+    config = RunConfig(name="made-up", corpus={"path": "x"}, ablate=AblateConfig(arms=("nearest", "vanilla")))
+    return {
+        "config": config.model_dump(mode="json"),
+        "hardware": "a machine",
+        "commit": "abc",
+        "versions": {},
+        "tasks": {"A": task([0.8, 0.9], [0.7, 0.7], 0.95), "B": task([0.5, 0.6], [0.6, 0.6], 0.65)},
+    }
+
+
+def test_means_are_over_seeds_and_averages_over_tasks(report):
+    assert mean_score(report["tasks"]["A"], "nearest") == pytest.approx(85)
+    teacher, nearest, vanilla = score_rows(report)
+    assert teacher[-2:] == ("80.00", "100 %")
+    assert nearest == ("nearest", "85.0 ± 7.1", "55.0 ± 7.1", "70.00", "87.5 %")
+    assert vanilla[-2:] == ("65.00", "81.2 %")
+
+
+def test_differences_are_paired_by_seed(report):
+    found = compared(report, "vanilla")
+    assert found["by_task"] == pytest.approx({"A": 15.0, "B": -5.0})
+    assert (found["mean"], found["relative"], found["better_on"]) == (pytest.approx(5.0), pytest.approx(100 / 13), 1)
+    assert 0 < found["p"] < 1
+
+
+def test_goals_hold_what_was_reached(report):
+    by_name = {goal["name"]: goal for goal in goals(report)}
+    assert by_name["nearest / teacher, average"]["value"] == pytest.approx(0.875)
+    assert not by_name["nearest / teacher, average"]["met"]
+    assert by_name["nearest - vanilla, average, points"]["met"]
+    assert by_name["tasks on which nearest is above vanilla"] == {
+        "name": "tasks on which nearest is above vanilla", "value": 1, "goal": 1, "direction": ">=", "met": True,
+    }  # fmt: skip
+
+
+def test_the_swap_table_asks_one_students_in_every_way(report):
+    assert [row[0] for row in swap_rows(report)] == ["nearest", "random", "null", "nearest_unguarded"]
+
+
+def test_the_report_is_written_whole_with_a_dated_copy(report, tmp_path):
+    write_ablation(report, tmp_path, str(tmp_path / "results"))
+    assert json.loads((tmp_path / "ablation.json").read_text())["goals"]
+    assert "10 training and 30 copies of them, 5 development rows" in markdown(report)
+    assert "| nearest - vanilla | +15.00 | -5.00 | +5.00 | +7.7 % | 1 of 2 |" in markdown(report)
+    assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".json", ".md", ".png"}
+    assert (tmp_path / "ablation.png").stat().st_size > 1000

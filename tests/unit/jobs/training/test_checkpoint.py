@@ -1,0 +1,133 @@
+"""A run's checkpoints: whole or not there, checked by their bytes, the newest few kept, and a damaged one passed over."""
+
+import types
+
+import pytest
+import torch
+from torch import nn
+
+from jobs.training.checkpoint import FILE, MANIFEST, Checkpoint, Checkpoints, damage, write_checkpoint
+from refbert.errors import InputError
+
+
+def engine_with(value: float) -> types.SimpleNamespace:
+    """As much of an engine as a checkpoint reads: one parameter, its moments, no sharding."""
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(module.weight, value)
+    moments = {"exp_avg": torch.zeros(1, 1), "exp_avg_sq": torch.zeros(1, 1)}
+    optimizer = types.SimpleNamespace(state={module.weight: moments})
+    return types.SimpleNamespace(
+        module=module, optimizer=optimizer, global_rank=0, zero_optimization_stage=lambda: 0
+    )  # fmt: skip
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    made = Checkpoints(tmp_path / "checkpoints", keep=2)
+    yield made
+    made.close()
+
+
+def save(checkpoints: Checkpoints, *steps: int) -> None:
+    for step in steps:
+        checkpoints.save(engine_with(step), step, {"step": step})
+    checkpoints.wait()
+
+
+def flip_a_bit(file) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def test_the_newest_few_are_kept_and_the_newest_is_found(checkpoints):
+    assert checkpoints.newest_intact() is None
+    save(checkpoints, 3, 6, 9)
+    assert checkpoints.steps() == [9, 6]
+    assert Checkpoint(checkpoints.newest_intact()).state() == {"step": 9}
+
+
+def test_what_is_written_is_a_copy_of_the_moment_of_saving(checkpoints, monkeypatch):
+    from jobs.training import checkpoint
+
+    engine, write = engine_with(1.0), checkpoint.write_checkpoint
+
+    def change_then_write(*arguments):
+        nn.init.constant_(engine.module.weight, 2.0)  # the next step, while the thread has not written yet
+        write(*arguments)
+
+    monkeypatch.setattr(checkpoint, "write_checkpoint", change_then_write)
+    checkpoints.save(engine, 1, {})
+    checkpoints.wait()
+    restored = nn.Linear(1, 1, bias=False)
+    Checkpoint(checkpoints.newest_intact()).load_weights(restored)
+    assert restored.weight.item() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("hurt", "message"),
+    [
+        (lambda folder: flip_a_bit(folder / FILE), "another checksum"),
+        (lambda folder: (folder / FILE).write_bytes(b"short"), "has 5 bytes"),
+        (lambda folder: (folder / FILE).unlink(), f"has no {FILE}"),
+        (lambda folder: (folder / MANIFEST).unlink(), f"has no {MANIFEST}"),
+        (lambda folder: (folder / MANIFEST).write_text("{"), "cannot be read"),
+        (lambda folder: (folder / MANIFEST).write_text("[]"), "cannot be read"),
+    ],
+)
+def test_a_damaged_newest_is_passed_over_with_a_warning_and_written_anew(checkpoints, caplog, hurt, message):
+    save(checkpoints, 3, 6)
+    hurt(checkpoints.at(6))
+    assert checkpoints.newest_intact() == checkpoints.at(3)
+    assert message in caplog.text
+    assert "going on from the one before" in caplog.text
+    save(checkpoints, 4)
+    assert checkpoints.steps() == [4, 3]  # the damaged one is of a course that was given up
+    save(checkpoints, 6)
+    assert damage(checkpoints.at(6)) is None
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over_by_itself(checkpoints):
+    save(checkpoints, 3, 6)
+    for step in (3, 6):
+        flip_a_bit(checkpoints.at(step) / FILE)
+    with pytest.raises(InputError, match=r"none of the 2 checkpoints in .* is intact; put a whole one back"):
+        checkpoints.newest_intact()
+
+
+def test_checkpoints_of_a_version_before_are_refused(checkpoints):
+    (checkpoints.folder / "checkpoint_2026-11-22_10-00-00").mkdir(parents=True)
+    with pytest.raises(InputError, match="is no checkpoint of this version"):
+        checkpoints.newest_intact()
+
+
+def test_what_a_kill_left_half_written_counts_for_nothing(checkpoints):
+    save(checkpoints, 3)
+    half = checkpoints.at(6).with_name("step-00000006.partial")
+    half.mkdir()
+    (half / FILE).write_bytes(b"half")
+    assert checkpoints.newest_intact() == checkpoints.at(3)
+    save(checkpoints, 6)
+    assert not half.exists()
+
+
+def test_what_goes_wrong_in_writing_is_raised_at_the_next_save(checkpoints):
+    checkpoints.folder.write_text("a file is in the way")
+    checkpoints.save(engine_with(1), 1, {})
+    with pytest.raises(OSError, match="checkpoints"):
+        checkpoints.save(engine_with(2), 2, {})
+
+
+def test_a_checkpoint_replaces_what_was_there_only_when_it_is_whole(tmp_path, monkeypatch):
+    from jobs.training import checkpoint
+
+    write_checkpoint(tmp_path / "step-1", {"a": torch.zeros(1)}, {"step": 1})
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "sync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_checkpoint(tmp_path / "step-1", {"a": torch.ones(1)}, {"step": 2})
+    assert damage(tmp_path / "step-1") is None
+    assert Checkpoint(tmp_path / "step-1").state() == {"step": 1}
