@@ -102,7 +102,7 @@ def sparse_message(vector: SparseVector) -> api.SparseVector:
 
 
 def empty_neighbours(batch: int, manifest: Manifest, count: int = 1) -> Neighbours:
-    """`batch` rows with room for `count` neighbours and without any, each on the ladder's null step."""
+    """`batch` rows with room for `count` neighbours and without any, each on the null rung of the ladder."""
     tokens = count * manifest.tokens
     return Neighbours(
         ids=[[] for _ in range(batch)],
@@ -111,7 +111,7 @@ def empty_neighbours(batch: int, manifest: Manifest, count: int = 1) -> Neighbou
         states=np.zeros((batch, tokens, manifest.dim), np.float16),
         token_ids=np.zeros((batch, tokens), np.int32),
         ranks=np.full((batch, tokens), -1, np.int16),
-        steps=["null"] * batch,
+        rungs=["null"] * batch,
     )
 
 

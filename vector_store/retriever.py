@@ -51,7 +51,7 @@ class Retriever:
 
     A store that is away is waited for, up to `patience_s` from the first look-up that failed, before look-ups degrade.
     `exact` leaves out every shortcut (HNSW, the cut of frequent tokens), to measure what they cost in quality.
-    `counts` says how many queries each step of the ladder has answered (`live`, `cached`, `null`), how many points were not
+    `counts` says how many queries each rung of the ladder has answered (`live`, `cached`, `null`), how many points were not
     fetched again because they were kept (`cache_hits`), and how many chosen points the store did not have any more
     (`missing`). `lookup_ms` is how long the last look-up took.
     """
@@ -106,7 +106,7 @@ class Retriever:
     def neighbours_and_points(self, queries: Sequence[Query]) -> tuple[Neighbours, Neighbours]:
         """The neighbours, and the points stored under the queries' own ids, in the same two round trips.
 
-        Where the store is away, the step of own points is null: they are asked once an epoch, so keeping them is no use.
+        Where the store is away, the rung of own points is null: they are asked once an epoch, so keeping them is no use.
         """
         return self._search_and_read(queries, [query.id for query in queries])
 
@@ -161,8 +161,8 @@ class Retriever:
             if live:
                 chosen, points, hits = live
                 if self._criterion != "none":
-                    found.steps[:] = ["live"] * batch
-                own.steps[:] = ["live"] * len(own_ids)
+                    found.rungs[:] = ["live"] * batch
+                own.rungs[:] = ["live"] * len(own_ids)
                 missing = sum(choice.id not in points for choices in chosen for choice in choices)
                 for row, own_id in enumerate(own_ids):
                     if own_id in points:
@@ -173,10 +173,10 @@ class Retriever:
             for row, choices in enumerate(chosen):
                 if there := [choice for choice in choices if choice.id in points]:
                     fill_row(row, found, [points[choice.id] for choice in there], [choice.score for choice in there])
-                    found.steps[row] = "live" if live else "cached"
+                    found.rungs[row] = "live" if live else "cached"
         with self._lock:
-            for step in found.steps:
-                self.counts[step] += 1
+            for rung in found.rungs:
+                self.counts[rung] += 1
             self.counts["cache_hits"] += hits
             self.counts["missing"] += missing
             self.lookup_ms = (time.monotonic() - started) * 1000

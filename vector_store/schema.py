@@ -24,7 +24,7 @@ KEYWORDS = "keywords"
 SENTENCE = "sentence"
 
 Criterion = Literal["keywords", "dense", "hybrid", "random", "none"]
-LadderStep = Literal["live", "cached", "null"]
+Rung = Literal["live", "cached", "null"]
 
 Text: TypeAlias = str | tuple[str, str]
 """A text, or a pair of texts that its encoder read together: one point either way."""
@@ -92,7 +92,7 @@ class Neighbours:
     A row's neighbours lie one after another, the best first, without gaps: `states` (batch, count x tokens, dim) float16
     and `token_ids` (batch, count x tokens) int32, zero past the last; `ranks` (batch, count x tokens) int16 says which
     neighbour a token is of, 0 the best, and is -1 past the last. `ids` and `texts` have an entry for each neighbour of a row
-    (a text is None where texts were not asked for), `scores` (batch, count) is 0 past them. `steps` says which rung of the
+    (a text is None where texts were not asked for), `scores` (batch, count) is 0 past them. `rungs` says which rung of the
     degrade ladder answered each query: a live answer without any neighbour is still `live`, and a kept one may have lost some.
     """
 
@@ -102,7 +102,7 @@ class Neighbours:
     states: NDArray[np.float16]
     token_ids: NDArray[np.int32]
     ranks: NDArray[np.int16]
-    steps: list[LadderStep]
+    rungs: list[Rung]
 
     @property
     def count(self) -> int:

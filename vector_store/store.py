@@ -179,7 +179,7 @@ class Store:
         found = empty_neighbours(len(ids), manifest)
         points = {point.id.uuid: point for point in self._get(ids, state_fields(with_text))}
         for row, point_id in enumerate(ids):
-            found.steps[row] = "live"
+            found.rungs[row] = "live"
             if point_id in points:
                 decode_into(row, found, points[point_id], manifest.datatype)
         return found

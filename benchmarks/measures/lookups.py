@@ -171,7 +171,7 @@ def decode_row(found: Neighbours, row: int, identifier: str, score: float, paylo
     states = unpack_states(as_bytes(payload[STATES]), found.states.shape[2], datatype)
     token_ids = np.frombuffer(as_bytes(payload[TOKEN_IDS]), "<i4")
     fill_row(row, found, [StoredPoint(identifier, states, token_ids, None)], [score])
-    found.steps[row] = "live"
+    found.rungs[row] = "live"
 
 
 def require_same(one: Neighbours, other: Neighbours) -> None:

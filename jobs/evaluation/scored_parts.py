@@ -269,7 +269,7 @@ def label_columns(logits: np.ndarray, names: dict[int, str]) -> dict[str, Any]:
 
 def rung(found: Neighbours | None, row: int) -> Literal["live", "cached", "null"]:
     """Which rung of the ladder a row's reference came from; null where there was none to read."""
-    return "null" if found is None or not found.mask[row].any() else found.steps[row]
+    return "null" if found is None or not found.mask[row].any() else found.rungs[row]
 
 
 def finish(place: Place, files: list[str], identity: dict[str, Any]) -> dict[str, int]:

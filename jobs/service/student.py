@@ -245,7 +245,7 @@ class ServedStudent:
             return None
         hits = source.counts.get("cache_hits", 0)
         found = self.reader.look_up(texts, tokens)
-        steps = Counter(found.steps if found else ["null"] * len(texts))
+        steps = Counter(found.rungs if found else ["null"] * len(texts))
         for step, count in steps.items():
             self.metrics.references.labels(step).inc(count)
         self.metrics.cache_hits.inc(max(0, source.counts.get("cache_hits", 0) - hits))

@@ -61,10 +61,10 @@ class ReferenceRead(BaseModel):
 def references_read(found: Neighbours | None, row: int) -> list[ReferenceRead]:
     """Say what a text read, the best first; the null reference where there was nothing to read."""
     if found is None or not found.ids[row]:
-        step = "null" if found is None else found.steps[row]
+        step = "null" if found is None else found.rungs[row]
         return [ReferenceRead(step=step, id=None, text=None, score=0.0)]
     read = zip(found.ids[row], found.texts[row], found.scores[row].tolist(), strict=False)  # scores are padded
-    return [ReferenceRead(step=found.steps[row], id=id_, text=text, score=score) for id_, text, score in read]
+    return [ReferenceRead(step=found.rungs[row], id=id_, text=text, score=score) for id_, text, score in read]
 
 
 class Prediction(NamedTuple):
@@ -275,5 +275,5 @@ def neighbours_from(looked_up: tuple[NDArray[Any], NDArray[Any], NDArray[Any]], 
         states=states,
         token_ids=ids,
         ranks=np.where(mask, 0, -1).astype(np.int16),
-        steps=["live"] * num_texts,
+        rungs=["live"] * num_texts,
     )

@@ -102,7 +102,7 @@ def test_writers_wait_for_a_server_that_stands_still_and_readers_degrade_and_rec
         retriever = Retriever(client, config, described, "dense")
 
         def are_live() -> bool:
-            return retriever.neighbours(queries).steps == ["live"] * num_known
+            return retriever.neighbours(queries).rungs == ["live"] * num_known
 
         pid = server_pid(tmp_path / "store")
         held.callback(lambda: os.kill(pid, signal.SIGCONT))
@@ -122,13 +122,13 @@ def test_writers_wait_for_a_server_that_stands_still_and_readers_degrade_and_rec
                 f"{moment} of {share} are acknowledged",
             )
             live = retriever.neighbours(queries)
-            assert live.steps == ["live"] * num_known
+            assert live.rungs == ["live"] * num_known
             assert any(writer.poll() is None for writer in writers), "the load ended before the server stood still"
             os.kill(pid, signal.SIGSTOP)
             resume_at, before = time.monotonic() + STOP_S, None
             while time.monotonic() < resume_at:
                 found = retriever.neighbours([*queries, *never_asked])
-                assert found.steps == ["cached"] * num_known + ["null"] * 2
+                assert found.rungs == ["cached"] * num_known + ["null"] * 2
                 assert found.ids == [*live.ids, [], []]
                 assert np.array_equal(found.states[:num_known], live.states)
                 assert not found.mask[num_known:].any()

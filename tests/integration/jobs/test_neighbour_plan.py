@@ -189,7 +189,7 @@ def test_a_neighbour_deleted_since_is_a_null_reference_and_counted(make_memory):
     stream = memory.stream(plan, targets=False)
     found, _ = stream.source.planned(plan.choices(np.arange(100)))
     assert not found.ids[0]
-    assert found.steps[0] == "live"
+    assert found.rungs[0] == "live"
     assert stream.source.counts["missing"] == sum(choice.id == gone for (choice,) in plan.choices(np.arange(100)))
     stream.close()
 

@@ -414,5 +414,5 @@ def test_after_all_of_the_table_a_killed_server_starts_again_and_takes_good_poin
         retriever = Retriever(memory.client, memory.config, memory.manifest, "keywords")
         asking = memory.others[0]
         found = retriever.neighbours([Query(str(uuid.uuid4()), asking.keywords)])
-        assert found.steps == ["live"]
+        assert found.rungs == ["live"]
         assert found.ids[0]

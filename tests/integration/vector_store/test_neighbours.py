@@ -37,7 +37,7 @@ def ask(point, document=True):
 def test_the_query_itself_its_document_and_excluded_splits_never_come_back(points, make_retriever, criterion):
     by_id = {point.id: point for point in points}
     found = make_retriever(criterion, exclude_splits=["test"]).neighbours([ask(point) for point in points])
-    assert found.steps == ["live"] * len(points)
+    assert found.rungs == ["live"] * len(points)
     for query, (neighbour,) in zip(points, found.ids, strict=True):
         assert neighbour != query.id
         assert by_id[neighbour].document != query.document
@@ -188,7 +188,7 @@ def test_one_query_alone_answers_as_in_a_batch(points, make_retriever):
 def test_an_empty_query_has_no_neighbour_and_is_live(points, make_retriever):
     empty = SparseVector(np.zeros(0, np.uint32), np.zeros(0, np.float32))
     found = make_retriever().neighbours([Query(points[0].id, empty), ask(points[1])])
-    assert found.steps == ["live", "live"]
+    assert found.rungs == ["live", "live"]
     assert not found.ids[0]
     assert not found.mask[0].any()
     assert found.ids[1]
@@ -199,14 +199,14 @@ def test_own_points_come_with_the_neighbours(points, make_retriever, make_points
     queries = [ask(points[0]), ask(stranger), ask(points[2])]
     found, own = make_retriever().neighbours_and_points(queries)
     assert own.ids == [[points[0].id], [], [points[2].id]]
-    assert own.steps == ["live"] * 3
+    assert own.rungs == ["live"] * 3
     assert np.array_equal(own.states[0][own.mask[0]], points[0].states)
     assert found.ids == make_retriever().neighbours(queries).ids
 
 
 def test_own_points_come_without_any_criterion(points, make_retriever):
     found, own = make_retriever("none").neighbours_and_points([ask(points[0])])
-    assert found.steps == ["null"]
+    assert found.rungs == ["null"]
     assert found.ids == [[]]
     assert own.ids == [[points[0].id]]
 
@@ -237,7 +237,7 @@ def test_a_store_with_only_the_query_has_no_neighbour(store, manifest, make_poin
     for criterion in CRITERIA:
         found = make_retriever(criterion).neighbours([ask(point)])
         assert found.ids == [[]]
-        assert found.steps == ["live"]
+        assert found.rungs == ["live"]
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -269,7 +269,7 @@ def same(one, other):
     """Whether two answers are equal in everything, down to the last bit."""
     return all(
         np.array_equal(getattr(one, name), getattr(other, name)) for name in ("states", "token_ids", "ranks", "scores")
-    ) and (one.ids, one.texts, one.steps) == (other.ids, other.texts, other.steps)
+    ) and (one.ids, one.texts, one.rungs) == (other.ids, other.texts, other.rungs)
 
 
 def test_a_kept_point_is_the_whole_point_and_is_not_fetched_again(points, client, make_retriever):
@@ -289,7 +289,7 @@ def test_equal_queries_of_a_batch_are_asked_once(points, client, make_retriever)
     )
     assert len(searches[0].query_points) == 3
     assert found.ids[0] == found.ids[2]
-    assert found.steps == ["live"] * 4
+    assert found.rungs == ["live"] * 4
 
 
 def counted(client, method):
@@ -335,7 +335,7 @@ def test_a_planned_point_that_was_deleted_is_a_null_reference_and_counted(points
     gone = Choice(str(uuid.UUID(int=5)), 1.0)
     found, _ = retriever.planned([[gone], [Choice(points[0].id, 0.5)], []])
     assert found.ids == [[], [points[0].id], []]
-    assert found.steps == ["live"] * 3
+    assert found.rungs == ["live"] * 3
     assert found.scores.tolist() == [[0.0], [0.5], [0.0]]
     assert retriever.counts["missing"] == 1
 
@@ -354,7 +354,7 @@ def test_several_neighbours_are_kept_for_when_the_store_is_slow(points, make_ret
     live = retriever.neighbours([ask(point) for point in points[:5]])
     retriever._deadline_s = 1e-6
     away = retriever.neighbours([ask(point) for point in points[:6]])
-    assert away.steps == ["cached"] * 5 + ["null"]
+    assert away.rungs == ["cached"] * 5 + ["null"]
     assert away.ids[:5] == live.ids
     assert np.array_equal(away.states[:5], live.states)
 

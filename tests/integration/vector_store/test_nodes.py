@@ -45,7 +45,7 @@ def test_look_ups_go_on_at_the_next_node_when_one_dies_or_hangs(copies, manifest
         try:
             started_s = time.monotonic()
             found = retriever.neighbours(queries)
-            assert found.steps == ["live"] * 20
+            assert found.rungs == ["live"] * 20
             assert found.ids == wanted
             assert time.monotonic() - started_s < 2.5
             started_s = time.monotonic()

@@ -297,7 +297,7 @@ def test_readers_of_an_alias_lose_no_look_up_while_it_is_switched(
         queries = [Query(point.id, point.keywords) for point in points]
         try:
             while not stop.is_set():
-                steps.extend(retriever.neighbours(queries).steps)
+                steps.extend(retriever.neighbours(queries).rungs)
         except Exception as error:
             errors.append(error)
 

@@ -28,7 +28,7 @@ def test_a_dead_store_gives_null_references_and_no_error(dead, manifest, criteri
     found, own = retriever.neighbours_and_points(queries(3))
     for side in (found, own):
         assert side.ids == [[]] * 3
-        assert side.steps == ["null"] * 3
+        assert side.rungs == ["null"] * 3
         assert side.states.shape == (3, manifest.tokens, manifest.dim)
         assert not side.mask.any()
     assert retriever.counts == {"live": 0, "cached": 0, "null": 3, "cache_hits": 0, "missing": 0}
@@ -49,7 +49,7 @@ def test_no_criterion_asks_nobody(manifest):
         pass
 
     retriever = Retriever(Untouchable(), StoreConfig(), manifest, "none")
-    assert retriever.neighbours(queries(2)).steps == ["null", "null"]
+    assert retriever.neighbours(queries(2)).rungs == ["null", "null"]
     assert retriever.neighbours([]).ids == []
 
 
@@ -67,8 +67,8 @@ def test_dense_criteria_need_a_sentence_vector(dead, manifest):
 def test_planned_choices_of_a_dead_store_are_null_references_and_no_error(dead, manifest):
     retriever = Retriever(dead, StoreConfig(), manifest, "keywords")
     found, own = retriever.planned([[Choice(queries(1)[0].id, 1.0)], []], [queries(1)[0].id])
-    assert found.steps == ["null", "null"]
-    assert own.steps == ["null"]
+    assert found.rungs == ["null", "null"]
+    assert own.rungs == ["null"]
     assert found.ids == [[], []]
 
 

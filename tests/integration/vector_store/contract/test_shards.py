@@ -35,7 +35,7 @@ def test_reads_with_a_consistency_find_the_same(config, manifest, make_points, c
         assert sum(len(page) for page in store.pages()) == 10
         retriever = Retriever(client, config, manifest, "keywords")
         queries = [Query(point.id, point.keywords, point.sentence, point.document) for point in points]
-        assert retriever.neighbours(queries).steps == ["live"] * 10
+        assert retriever.neighbours(queries).rungs == ["live"] * 10
         store.delete_collection()
 
 

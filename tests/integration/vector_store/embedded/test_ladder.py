@@ -23,11 +23,11 @@ def test_the_ladder_goes_live_cached_null_and_back(tmp_path, manifest, make_poin
     with filled_store(tmp_path, manifest, make_points(20)) as (url, client, config, queries):
         retriever = Retriever(client, config, manifest, "keywords", with_text=True)
         live = retriever.neighbours(queries[:3])
-        assert live.steps == ["live"] * 3
+        assert live.rungs == ["live"] * 3
 
         kill_server(tmp_path)
         gone = retriever.neighbours(queries[:4])
-        assert gone.steps == ["cached"] * 3 + ["null"]
+        assert gone.rungs == ["cached"] * 3 + ["null"]
         assert gone.ids == [*live.ids, []]
         assert gone.texts == [*live.texts, []]
         assert (gone.scores[:3] == live.scores).all()
@@ -36,7 +36,7 @@ def test_the_ladder_goes_live_cached_null_and_back(tmp_path, manifest, make_poin
 
         with embedded_server(tmp_path) as again:
             assert again == url
-            wait_until(lambda: retriever.neighbours(queries[:4]).steps == ["live"] * 4, "every look-up is live", 15)
+            wait_until(lambda: retriever.neighbours(queries[:4]).rungs == ["live"] * 4, "every look-up is live", 15)
         assert retriever.counts["cached"] >= 3
 
 
@@ -68,7 +68,7 @@ def test_a_store_that_hangs_costs_one_deadline_and_then_rests(manifest, make_poi
             point = make_points(1)[0]
             started = time.monotonic()
             for _ in range(5):
-                assert retriever.neighbours([Query(point.id, point.keywords)]).steps == ["null"]
+                assert retriever.neighbours([Query(point.id, point.keywords)]).rungs == ["null"]
             assert 0.2 < time.monotonic() - started < 0.9
 
 
@@ -81,10 +81,10 @@ def test_a_patient_look_up_waits_for_a_store_that_comes_back_and_not_for_one_tha
         wanted = waits.neighbours(queries)
         kill_server(tmp_path)
         started = time.monotonic()
-        assert gives_up.neighbours(queries).steps == ["null"] * 20
+        assert gives_up.neighbours(queries).rungs == ["null"] * 20
         assert 1.5 < time.monotonic() - started < 30
         started = time.monotonic()
-        assert gives_up.neighbours(queries).steps == ["null"] * 20
+        assert gives_up.neighbours(queries).rungs == ["null"] * 20
         assert time.monotonic() - started < 3, "the wait is for the store's absence, not for each look-up"
         with ThreadPoolExecutor() as pool:
             asked = pool.submit(waits.neighbours, queries)

@@ -90,7 +90,7 @@ def found_with(ranks: list[list[int]], count: int) -> Neighbours:
     return Neighbours(
         ids=[["a"], ["b"]], texts=[[None], [None]], scores=np.ones((2, count), np.float32),
         states=np.ones((*shape, 4), np.float16), token_ids=np.ones(shape, np.int32), ranks=np.array(ranks, np.int16),
-        steps=["live", "live"],
+        rungs=["live", "live"],
     )  # fmt: skip
 
 
