@@ -50,7 +50,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    from vector_store.place import config_of
+    from vector_store.location import config_of
     from vector_store.store import Store, collection_names
 
     with _client(arguments) as client:
@@ -94,7 +94,7 @@ def _delete(arguments: argparse.Namespace) -> int:
 
 
 def _snapshot(arguments: argparse.Namespace) -> int:
-    from vector_store.place import is_url
+    from vector_store.location import is_url
     from vector_store.snapshots import create_snapshot, delete_snapshot, list_snapshots
 
     with _client(arguments) as client:
@@ -115,7 +115,7 @@ def _snapshot(arguments: argparse.Namespace) -> int:
 
 
 def _restore(arguments: argparse.Namespace) -> int:
-    from vector_store.place import config_of, is_url
+    from vector_store.location import config_of, is_url
     from vector_store.snapshots import restore_directory, restore_server
 
     config_of(arguments.api_key_env, arguments.collection)
@@ -179,7 +179,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _versions(arguments: argparse.Namespace) -> int:
-    from vector_store.place import config_of
+    from vector_store.location import config_of
     from vector_store.versions import promote, rollback, versions
 
     config = config_of(arguments.api_key_env)
@@ -213,15 +213,15 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 @contextmanager
 def _client(arguments: argparse.Namespace, create: bool = False) -> Iterator["Client"]:
-    from vector_store.place import config_of, open_place
+    from vector_store.location import config_of, connect_to
 
-    with open_place(arguments.place, config_of(arguments.api_key_env), create) as client:
+    with connect_to(arguments.place, config_of(arguments.api_key_env), create) as client:
         yield client
 
 
 @contextmanager
 def _store(arguments: argparse.Namespace, create: bool = False) -> Iterator["Store"]:
-    from vector_store.place import config_of
+    from vector_store.location import config_of
     from vector_store.store import Store
 
     config = config_of(arguments.api_key_env, arguments.collection)

@@ -26,11 +26,11 @@ import pyarrow.compute as pc
 import ray.data
 from filelock import FileLock
 from numpy.typing import NDArray
-from refbert.atomic import checksum
 
 from jobs.config import RunConfig
 from jobs.corpus.parts import BLOCK_ROWS, SCHEMA, Part, Reading
 from jobs.run.progress import progress
+from refbert.atomic import checksum
 from refbert.corpus import Text, corpus_files, remote_states, text_digest, text_of
 from refbert.errors import InputError
 from refbert.packaged import PREFIX

@@ -226,7 +226,7 @@ def load(
     if model.config.references is None:
         raise InputError(f"{path} does not say how it looks up references: an earlier release wrote it; distil again")
     try:
-        from vector_store.place import open_place
+        from vector_store.location import connect_to
         from vector_store.store import Store
     except ModuleNotFoundError as error:
         raise UnavailableError(
@@ -235,7 +235,7 @@ def load(
         ) from None
     store = StoreConfig(collection=model.config.collection)
     with ExitStack() as stack:
-        client = stack.enter_context(open_place(str(references), store))
+        client = stack.enter_context(connect_to(str(references), store))
         Store(client, store).require(manifest)
         look_up = open_look_up(path, manifest, tokenizer, client, store, ReferenceConfig(**model.config.references))
         reader = Reader(model, tokenizer, most, *look_up, batch=batch)

@@ -1,4 +1,4 @@
-"""The embedded server: Qdrant's gRPC API over the real Qdrant engine, for one machine and many processes.
+"""The embedded server: Qdrant's gRPC API over the real Qdrant engine, for many processes of one machine.
 
-Nothing outside this folder imports the engine; users reach it through the same client as a Qdrant cluster.
+Only this folder imports the engine; users connect with the same client as to a Qdrant cluster.
 """

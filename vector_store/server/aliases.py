@@ -1,9 +1,9 @@
-"""Names that stand for collections: a reader follows an alias while the collection behind it is exchanged.
+"""Aliases: further names of collections. Readers use an alias, and the collection behind it can be replaced.
 
     <root>/aliases.json    {alias: collection}
 
-Written whole at every change, so that a list of changes takes effect together or not at all. Knows only names; the
-catalogue says which of them are collections.
+The file is replaced as a whole, so a list of changes takes effect completely or not at all. Knows only names; the catalogue
+knows which of them are collections.
 """
 
 import json
@@ -13,12 +13,12 @@ from pathlib import Path
 import grpc
 from qdrant_client import grpc as api
 
-from vector_store.server.files import write_json
-from vector_store.server.refusal import MissingCollection, Refusal, already_exists, invalid
+from vector_store.atomic import write_whole
+from vector_store.server.status import CollectionNotFoundError, StatusError, already_exists, invalid
 
 
 class Aliases:
-    """The aliases of one root. Reading needs no lock; the caller lets one change come at a time."""
+    """The aliases of one root. Reading needs no lock; the caller serializes changes."""
 
     def __init__(self, root: Path) -> None:
         self._path = root / "aliases.json"
@@ -30,7 +30,7 @@ class Aliases:
         return name in self._targets
 
     def resolve(self, name: str) -> str:
-        """The collection that an alias stands for; any other name is its own."""
+        """The collection behind an alias; any other name unchanged."""
         return self._targets.get(name, name)
 
     def pairs(self) -> list[tuple[str, str]]:
@@ -38,35 +38,35 @@ class Aliases:
         return sorted(self._targets.items())
 
     def change(self, actions: Iterable[api.AliasOperations], is_collection: Callable[[str], bool]) -> None:
-        """Apply all actions in their order, or none where one of them is refused."""
+        """Apply all actions in order, or none: StatusError where one of them is invalid."""
         targets = dict(self._targets)
         for action in actions:
             match action.WhichOneof("action"):
                 case "create_alias":
                     collection, alias = action.create_alias.collection_name, action.create_alias.alias_name
                     if not is_collection(collection):
-                        raise MissingCollection(collection)
+                        raise CollectionNotFoundError(collection)
                     _require_free(alias, is_collection)
                     targets[alias] = collection
                 case "rename_alias":
                     old, new = action.rename_alias.old_alias_name, action.rename_alias.new_alias_name
                     if old not in targets:
-                        raise Refusal(grpc.StatusCode.NOT_FOUND, f"Not found: Alias {old} does not exists!")
+                        raise StatusError(grpc.StatusCode.NOT_FOUND, f"Not found: Alias {old} does not exists!")
                     _require_free(new, is_collection)
                     targets[new] = targets.pop(old)
                 case "delete_alias":
                     targets.pop(action.delete_alias.alias_name, None)
                 case _:
-                    raise invalid("an alias operation without an action")
+                    raise invalid("an alias operation has no action")
         self._replace(targets)
 
     def forget(self, collection: str) -> None:
-        """Drop every alias of a collection."""
+        """Delete every alias of a collection."""
         self._replace({alias: target for alias, target in self._targets.items() if target != collection})
 
     def _replace(self, targets: dict[str, str]) -> None:
         if targets != self._targets:
-            write_json(self._path, targets)
+            write_whole(self._path, json.dumps(targets, indent=2))
             self._targets = targets
 
 

@@ -1,11 +1,11 @@
 """Collections on disk: each a directory with its settings (JSON) and one engine shard.
 
     <root>/collections/<name>/settings.json    the CreateCollection message with its metadata, and which shard is live
-    <root>/collections/<name>/shard-N/         segments and write-ahead log, the engine's own
-    <root>/aliases.json                        other names of collections
+    <root>/collections/<name>/shard-N/         the engine's segments and write-ahead log
+    <root>/aliases.json                        aliases of collections
 
-A collection is built beside its place and renamed into it, so it exists completely or not at all. The engine has no
-catalogue, metadata or settings of its own. Knows nothing of the network; who may open the root is the caller's concern.
+A collection is built under a draft's name and renamed, so it exists completely or not at all. The engine itself keeps no
+catalogue, metadata or settings. Knows nothing of the network; the caller ensures that one process opens the root.
 """
 
 import contextlib
@@ -27,6 +27,7 @@ from google.protobuf.message import Message
 from qdrant_client import grpc as api
 from qdrant_edge import EdgeShard, UpdateOperation
 
+from vector_store.atomic import write_whole
 from vector_store.server.aliases import Aliases
 from vector_store.server.files import (
     DELETING_BYTES,
@@ -36,10 +37,9 @@ from vector_store.server.files import (
     folder_bytes,
     free_bytes,
     require_room,
-    write_json,
 )
-from vector_store.server.index_wish import IndexWish
-from vector_store.server.refusal import MissingCollection, Refusal, already_exists, invalid
+from vector_store.server.index_schedule import IndexSchedule
+from vector_store.server.status import CollectionNotFoundError, StatusError, already_exists, invalid
 from vector_store.server.translate import (
     VectorKinds,
     check_shards,
@@ -54,26 +54,26 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 KEPT_BYTES = 256 * 2**20
-"""Writes that are kept for a copy of the shard while it is being indexed."""
+"""Most bytes of writes that are kept for the copy of the shard that is being indexed."""
 
 LAST_WRITES = 16
-"""So few writes are left for the moment of the swap, when other writes wait."""
+"""Most writes that are left to repeat during the swap, while other writes wait."""
 
 INDEX_GROWTH = 0.2
-"""An index is built again once this share of what it holds has come on top: each build copies the whole shard."""
+"""An index is rebuilt once the points without it are this share of those in it: each build copies the whole shard."""
 
 ROOMY_BYTES = 2**32
-"""With this much space left nobody counts what a write takes: counting costs a tenth of writing."""
+"""With this much free space the size of a write is not counted: counting takes a tenth of the time of writing."""
 
 WRITTEN_COPIES = 3
-"""A write goes to the log, to a segment and, while an index is built, to its copy."""
+"""Copies of a write on the disk: in the log, in a segment and, during an index build, in the copy of the shard."""
 
 
 class Collection:
     """One open shard and its settings. Every call into the engine goes through `read` or `write`.
 
-    The engine never releases the GIL (measured), so calls do not overlap anyway; the lock keeps a close from coming
-    between them and stays right should the engine release the GIL one day.
+    The engine never releases the GIL (measured), so calls do not overlap anyway. The lock prevents a close between them, and
+    stays correct if the engine releases the GIL one day.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -82,15 +82,15 @@ class Collection:
         self.settings = json_format.ParseDict(stored["collection"], api.CreateCollection())
         self.kinds: VectorKinds = vector_kinds(self.settings)
         self.indexed_points: int = stored["indexed_points"]
-        self.index_wish = IndexWish()
+        self.index_schedule = IndexSchedule()
         self.shard_directory = directory / stored["shard"]
         self.num_writes = 0
         self.wrote_at = time.monotonic()
         self.dropped = threading.Event()
-        self.copying = threading.Lock()  # held while anything but the shard lives in the directory
-        self._flushed_writes = -1  # what the start replays wants a flush, too
-        self._unflushed_bytes = OPENING_BYTES  # not counted while the disk is roomy; assume the worst once it is not
-        self._kept: list[UpdateOperation] | None = None  # written since the copy was taken
+        self.copying = threading.Lock()  # held while the directory has anything but the shard
+        self._flushed_writes = -1  # what the start replays needs a flush, too
+        self._unflushed_bytes = OPENING_BYTES  # not counted with ROOMY_BYTES free; assume the worst once there is less
+        self._kept: list[UpdateOperation] | None = None  # written since the copy was made
         self._kept_bytes = 0
         self._is_open = True
         self._writing = threading.Lock()  # held to change the shard's files, or to copy them; taken before _lock
@@ -103,19 +103,19 @@ class Collection:
 
     @property
     def name(self) -> str:
-        """What the collection was created as."""
+        """The name that the collection was created with."""
         return self.settings.collection_name
 
     def read(self, ask: Callable[[EdgeShard], T]) -> T:
-        """`ask` the shard; the engine's complaints become refusals."""
+        """Call `ask` with the shard; the engine's errors become StatusError."""
         with self._lock:
             self._require_open()
             return _in_engine(lambda: ask(self._shard))
 
     def write(self, operation: UpdateOperation, request: Message) -> int:
-        """Apply and log one operation; returns its number. It survives a kill of this process from here on.
+        """Apply and log one operation, and return its number. From then on it survives a kill of this process.
 
-        `request` is what asked for it: refused where the disk has no room for it.
+        `request` is the call's message, of the operation's size; StatusError where the disk has no room for it.
         """
         with self._writing:
             self._make_room(request)
@@ -129,7 +129,7 @@ class Collection:
                 return self.num_writes
 
     def update(self, request: api.UpdateCollection) -> None:
-        """Merge metadata, and the options of the index: what they now ask for is built at once."""
+        """Merge metadata and options of the index; an index that is wanted now is built at once."""
         with self._lock:
             self._require_open()
             changed = api.CreateCollection()
@@ -138,17 +138,17 @@ class Collection:
                 changed.metadata[key].CopyFrom(value)
             changed.optimizers_config.MergeFrom(request.optimizers_config)
             changed.hnsw_config.MergeFrom(request.hnsw_config)
-            engine_config(changed)  # refuses what it cannot hold
-            # The index was built by other options: all of it is due again.
+            engine_config(changed)  # raises for what the engine does not support
+            # With other HNSW options the whole index is rebuilt.
             indexed_points = self.indexed_points if changed.hnsw_config == self.settings.hnsw_config else 0
             is_wanted = indexing_kb(changed) != indexing_kb(self.settings) or indexed_points != self.indexed_points
             write_settings(self.directory, changed, self.shard_directory.name, indexed_points)
             self.settings, self.indexed_points = changed, indexed_points
         if is_wanted:
-            self.index_wish.hurry()
+            self.index_schedule.hurry()
 
     def wants_index(self) -> bool:
-        """Whether the vectors without an index take more than indexing_threshold, and a fifth of the indexed ones."""
+        """Whether the vectors without an index take more than indexing_threshold and than INDEX_GROWTH of the indexed ones."""
         point_bytes, threshold_kb = indexed_point_bytes(self.settings), indexing_kb(self.settings)
         if not point_bytes or not threshold_kb:
             return False
@@ -156,9 +156,9 @@ class Collection:
         return unindexed * point_bytes > threshold_kb * 1024 and unindexed > INDEX_GROWTH * self.indexed_points
 
     def copy_shard(self, copy: Path, keep_writes: bool = False) -> int:
-        """Copy the shard's files; returns the number of the last write they have. Reads go on, writes wait.
+        """Copy the shard's files, and return the number of the last write in them. Reads go on, writes wait.
 
-        `keep_writes` remembers what is written from here on for `swap_shard`.
+        With `keep_writes`, the writes from then on are kept for `swap_shard`.
         """
         with self._writing:
             self._require_open()
@@ -171,16 +171,16 @@ class Collection:
 
     @property
     def keeps_writes(self) -> bool:
-        """Whether a copy can still catch up: not after too many writes for it."""
+        """Whether a copy can still catch up: False after more than KEPT_BYTES of writes."""
         return self._kept is not None
 
     def forget_writes(self) -> None:
-        """There is no copy any more that would catch up."""
+        """Drop the kept writes: no copy needs them any more."""
         with self._lock:
             self._kept = None
 
     def swap_shard(self, copy: Path) -> bool:
-        """Repeat on the copy what was written since, and serve it instead; False, and no change, where it cannot."""
+        """Repeat the kept writes on the copy and serve it; False, with no change, where it cannot catch up."""
         fresh = EdgeShard.load(str(copy))
         try:
             while self._catch_up(fresh) > LAST_WRITES:
@@ -203,7 +203,7 @@ class Collection:
         return True
 
     def flush(self) -> None:
-        """Move what was written since the last flush from the log into the segments, unless a write or copy is busy."""
+        """Move the writes since the last flush from the log into the segments; skipped while a write or copy is running."""
         if self.num_writes == self._flushed_writes or not self._writing.acquire(blocking=False):
             return
         try:
@@ -213,18 +213,18 @@ class Collection:
             self._writing.release()
 
     def close(self) -> None:
-        """Flush and let go of the files; later calls are refused."""
+        """Flush and close the files; later calls fail."""
         with self._writing, self._lock:
             self._is_open = False
             try:
                 require_room(self.directory, OPENING_BYTES, "a flush")
                 _in_engine(self._shard.flush)
-            except Refusal as error:  # the log has it all
+            except StatusError as error:  # nothing is lost: the log has every write
                 log.warning("%s closed without a flush: %s", self.name, error)
             self._shard.close()
 
     def drop(self) -> None:
-        """Let go of the files, which are about to be removed."""
+        """Close the files without a flush; they are about to be deleted."""
         self.dropped.set()
         with self.copying, self._writing, self._lock:
             self._is_open = False
@@ -234,12 +234,12 @@ class Collection:
         if free_bytes(self.directory) >= ROOMY_BYTES:
             return
         num_bytes = request.ByteSize()
-        # Room for the next start, which writes what is in the logs once more, deletions apart.
+        # Space for the next start, which writes again what is in the logs, except deletions.
         margin = MARGIN_BYTES + log_bytes(self.directory.parent.glob("*/*/wal"))
         if isinstance(request, api.DeletePoints | api.DeleteFieldIndexCollection):
             margin = DELETING_BYTES
         require_room(self.directory, margin + WRITTEN_COPIES * num_bytes, "this write")
-        # A flush lets the engine drop what it has moved out of the log.
+        # After a flush the engine drops the log's files that it has moved into segments.
         if self._unflushed_bytes + num_bytes > OPENING_BYTES:
             self._flush()
         self._unflushed_bytes += num_bytes
@@ -253,7 +253,7 @@ class Collection:
 
     def _require_open(self) -> None:
         if not self._is_open:
-            raise MissingCollection(self.name)
+            raise CollectionNotFoundError(self.name)
 
     def _keep(self, operation: UpdateOperation, num_bytes: int) -> None:
         assert self._kept is not None
@@ -263,7 +263,7 @@ class Collection:
             self._kept = None
 
     def _catch_up(self, copy: EdgeShard) -> int:
-        """Repeat the kept writes on the copy; returns how many there were."""
+        """Repeat the kept writes on the copy, and return their number."""
         with self._lock:
             kept = self._kept or []
             if kept:
@@ -274,7 +274,7 @@ class Collection:
 
 
 class Catalogue:
-    """All collections under one root directory. One process per root: the caller holds the lock on it."""
+    """All collections under one root directory. One process per root: the caller holds a lock on it."""
 
     def __init__(self, root: Path) -> None:
         self.aliases = Aliases(root)
@@ -282,8 +282,8 @@ class Catalogue:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._collections: dict[str, Collection] = {}
-        for draft in self._folder.glob(".*"):  # half made or half deleted when the process ended
-            shutil.rmtree(draft)
+        for unfinished in self._folder.glob(".*"):  # the last process ended while it created or deleted these
+            shutil.rmtree(unfinished)
         for directory in sorted(self._folder.iterdir()):
             self._collections[unquote(directory.name[1:])] = Collection(directory)
 
@@ -296,14 +296,14 @@ class Catalogue:
         return self.aliases.resolve(name) in self._collections
 
     def find(self, name: str) -> Collection:
-        """The collection of this name or alias."""
+        """Collection with this name or alias; CollectionNotFoundError where there is none."""
         try:
             return self._collections[self.aliases.resolve(name)]
         except KeyError:
-            raise MissingCollection(name) from None
+            raise CollectionNotFoundError(name) from None
 
     def create(self, settings: api.CreateCollection) -> None:
-        """Make an empty collection; the name must be free."""
+        """Create an empty collection; StatusError where the name is taken or the settings are not supported."""
         name = settings.collection_name
         check_shards(settings)
         config = engine_config(settings)
@@ -321,7 +321,7 @@ class Catalogue:
             try:
                 _in_engine(lambda: EdgeShard.create(str(draft / "shard-0"), config).close())
                 write_settings(draft, settings, "shard-0", indexed_points=0)
-            except Refusal:
+            except StatusError:
                 shutil.rmtree(draft, ignore_errors=True)
                 raise
             place = self._folder / folder_name(name)
@@ -329,27 +329,27 @@ class Catalogue:
             self._collections[name] = Collection(place)
 
     def delete(self, name: str) -> bool:
-        """Close and remove a collection and its aliases; False where there is none."""
+        """Delete a collection and its aliases; False where there is none."""
         with self._lock:
             if name not in self._collections:
                 return False
             self.aliases.forget(name)
             collection = self._collections.pop(name)
             collection.drop()
-            grave = self._folder / f".gone-{folder_name(name)}"
-            os.rename(collection.directory, grave)
-            shutil.rmtree(grave, ignore_errors=True)  # the next start tries again
+            deleted = self._folder / f".gone-{folder_name(name)}"
+            os.rename(collection.directory, deleted)
+            shutil.rmtree(deleted, ignore_errors=True)  # the next start tries again
             return True
 
     def change_aliases(self, actions: Iterable[api.AliasOperations]) -> None:
-        """Apply a list of alias changes, all or none. Calls under way finish on the collection they have found."""
+        """Apply a list of alias changes, all or none. Calls in progress finish on the collection that they have found."""
         with self._lock:
             self.aliases.change(actions, self._collections.__contains__)
 
     def flush(self) -> None:
         """Flush every collection."""
         for name in self.names():
-            with contextlib.suppress(KeyError):  # deleted meanwhile
+            with contextlib.suppress(KeyError):  # deleted since
                 self._collections[name].flush()
 
     def close(self) -> None:
@@ -361,20 +361,20 @@ class Catalogue:
 
 
 def log_bytes(logs: Iterable[Path]) -> int:
-    """What these write-ahead logs take; the engine drops a log's files of 32 MiB whole, so a flush leaves up to two."""
+    """Bytes of these write-ahead logs. The engine drops whole files of 32 MiB, so up to two per log remain after a flush."""
     return sum(folder_bytes(log) for log in logs)
 
 
 def folder_name(name: str) -> str:
-    """A collection's folder under `collections`."""
-    # The leading letter keeps names like `.` and `..` apart from the file system's own and from drafts.
+    """Name of a collection's folder under `collections`."""
+    # The leading letter keeps names such as `.` and `..` apart from the file system's own, and from drafts.
     return "c" + quote(name, safe="")
 
 
 def write_settings(directory: Path, settings: api.CreateCollection, shard: str, indexed_points: int) -> None:
-    """Write what `Collection` reads."""
+    """Write the settings.json that `Collection` reads."""
     stored = {"collection": json_format.MessageToDict(settings), "shard": shard, "indexed_points": indexed_points}
-    write_json(directory / "settings.json", stored)
+    write_whole(directory / "settings.json", json.dumps(stored, indent=2))
 
 
 def _in_engine(call: Callable[[], T]) -> T:
@@ -385,5 +385,5 @@ def _in_engine(call: Callable[[], T]) -> T:
         raise invalid(str(error)) from error
     except Exception as error:
         if str(error).startswith("Service "):
-            raise Refusal(grpc.StatusCode.INTERNAL, str(error)) from error
+            raise StatusError(grpc.StatusCode.INTERNAL, str(error)) from error
         raise invalid(str(error)) from error

@@ -1,54 +1,53 @@
-"""Files that are written completely or not at all, and the room on the disk that writing needs.
+"""Free space on the disk, and copies of sparse files.
 
-The engine maps its files into memory: a page that no longer fits on the disk ends the process with a bus error, in the
-middle of a write and again at every start (tried on a full tmpfs). So the server stops writing while there is room
-left. Its files are also mostly holes while a shard is small (33 MB for each log and page), so copies keep the holes.
+The engine maps its files into memory. A page that no longer fits on the disk ends the process with a bus error, in the
+middle of a write and again at every start (seen on a full tmpfs). So the server refuses writes while there is still space.
+The files of a small shard are mostly holes (33 MB for each log and page), and copies keep the holes.
 Knows no collection.
 """
 
 import contextlib
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import grpc
 
-from vector_store.server.refusal import Refusal
+from vector_store.server.status import StatusError
 
 _ZEROS = bytes(2**16)
 
 MARGIN_BYTES = 64 * 2**20
-"""A write needs this much free space beside its own and the logs'."""
+"""Free space that a write needs, in addition to its own size and the logs'."""
 
 DELETING_BYTES = MARGIN_BYTES // 2
-"""A deletion, which may be the way out of a full disk, needs only this much."""
+"""Free space that a deletion needs: less than a write, because it may be the way out of a full disk."""
 
 OPENING_BYTES = MARGIN_BYTES // 4
-"""Opening and flushing a shard need this much."""
+"""Free space that opening or flushing a shard needs."""
 
 
 def free_bytes(folder: Path) -> int:
-    """What is left on the folder's disk."""
+    """Free bytes on the folder's disk."""
     disk = os.statvfs(folder)
     return disk.f_bavail * disk.f_frsize
 
 
 def require_room(folder: Path, num_bytes: int, to_do: str) -> None:
-    """Refuse what needs `num_bytes` of free space on the folder's disk where there is less."""
+    """StatusError where the folder's disk has less than `num_bytes` free; `to_do` names what needs them."""
     free = free_bytes(folder)
     if free < num_bytes:
-        # Not RESOURCE_EXHAUSTED, which clients take for a rate limit and try again. Qdrant answers INTERNAL, too.
-        raise Refusal(
+        # Not RESOURCE_EXHAUSTED: clients take that for a rate limit and retry. Qdrant answers INTERNAL, too.
+        raise StatusError(
             grpc.StatusCode.INTERNAL,
-            f"Service internal error: No space left on device: {folder} has {free >> 20} MiB free, {to_do} wants "
+            f"Service internal error: No space left on device: {folder} has {free >> 20} MiB free, {to_do} needs "
             f"{-(-num_bytes >> 20)} MiB; free some space and try again, nothing acknowledged is lost",
         )
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes on the disk of all files under the folder; holes of sparse files do not count."""
+    """Bytes that all files under the folder take on the disk, without the holes of sparse files."""
     num_bytes = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # the engine removes what it no longer needs
@@ -57,30 +56,30 @@ def folder_bytes(folder: Path) -> int:
 
 
 def copy_file(source: str | Path, target: str | Path) -> None:
-    """Copy a file with its holes, as `shutil.copytree` wants it."""
+    """Copy a file with its holes; a `copy_function` for `shutil.copytree`."""
     with open(source, "rb") as file:
         copy_bytes(file, Path(target))
 
 
 def copy_bytes(source: IO[bytes], target: Path, see: Callable[[bytes], object] = bool) -> None:
-    """Copy what can be read into a new file, zeros as holes; `see` gets every chunk."""
+    """Copy everything that can be read into a new file, zeros as holes; `see` is called with every chunk."""
     with open(target, "xb") as file:
-        writer = HoleWriter(file)
+        writer = SparseFileWriter(file)
         while chunk := source.read(len(_ZEROS)):
             see(chunk)
             writer.write(chunk)
         file.truncate()
 
 
-class HoleWriter:
-    """A file's `write` that leaves chunks of zeros out. Truncate the file at its end, in case it ends in a hole."""
+class SparseFileWriter:
+    """Writes to a file, with holes for chunks of zeros. Truncate the file afterwards, in case it ends in a hole."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.tell = file.tell
         self._file = file
 
     def write(self, chunk: bytes) -> int:
-        """Write the chunk, or step over it."""
+        """Write the chunk, or skip over it where it is all zeros."""
         if chunk == _ZEROS[: len(chunk)]:
             self._file.seek(len(chunk), os.SEEK_CUR)
         else:
@@ -88,17 +87,7 @@ class HoleWriter:
         return len(chunk)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a draft, see it on the disk, and put it in the file's place."""
-    draft = path.with_name(path.name + ".new")
-    with open(draft, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
-
-
 def import_path() -> str:
-    """PYTHONPATH of a process that is to run this package."""
+    """PYTHONPATH for a child process that runs this package."""
     package_parent = str(Path(__file__).resolve().parents[2])
     return os.pathsep.join([package_parent, *filter(None, [os.environ.get("PYTHONPATH")])])

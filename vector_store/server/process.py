@@ -1,14 +1,14 @@
-"""The life of the embedded server: start or attach, serve, end when unused.
+"""Lifecycle of the embedded server: start it or attach to it, serve, stop it when it is unused.
 
-One directory has one server, whoever starts it; three files in it arrange that:
+A directory has at most one server, whoever starts it. Three files in the directory ensure that:
 
-    serve.lock     held exclusively by the serving process
-    lease.lock     held shared by every user, for as long as it uses the store; the kernel lets go when a user dies
-    address.json   where the last server listens (or listened: its port is tried first again)
+    serve.lock     locked exclusively by the serving process
+    lease.lock     locked shared by every user while it uses the store; the kernel unlocks it when a user dies
+    address.json   where the last server listens or listened (the next one tries the same port first)
 
-The server looks about once a second whether it can hold the lease alone; once that has held for a while nobody uses
-the store, and it flushes and ends, keeping the lease until it is gone so that nobody attaches to a server that is
-leaving. A killed user therefore needs no clean-up, and neither does a killed server: the next start replays its log.
+About once a second the server tries to lock the lease exclusively. Where that succeeds for UNUSED_S, nobody uses the store:
+the server flushes and ends. It keeps the lease locked until then, so that nobody attaches to a server that is stopping.
+A killed user therefore needs no clean-up, and neither does a killed server: the next start replays its log.
 Knows nothing of points.
 """
 
@@ -32,6 +32,7 @@ from typing import Any
 
 import grpc
 
+from vector_store.atomic import write_whole
 from vector_store.config import MESSAGE_BYTES
 from vector_store.errors import StoreError, StoreUnavailable
 from vector_store.server.files import import_path
@@ -39,10 +40,10 @@ from vector_store.server.files import import_path
 log = logging.getLogger(__name__)
 
 ALREADY_SERVED = 75
-"""Exit code of a server that found its directory served; its starter attaches to the other one."""
+"""Exit code where another server serves the directory; the process that started this one attaches to the other."""
 
 START_S = 60.0
-"""Replaying the log of a killed server under load is the slow case."""
+"""Longest wait for a server to start or to stop; replaying the log of a server that was killed under load takes longest."""
 
 POLL_S = 1.0
 UNUSED_S = 2.0
@@ -59,9 +60,10 @@ def serve(
     message_bytes: int = MESSAGE_BYTES,
     until_unused: bool = False,
 ) -> None:
-    """Serve the directory until SIGTERM or SIGINT, or, `until_unused`, until nobody holds its lease.
+    """Serve the directory until SIGTERM or SIGINT or, with `until_unused`, until nobody holds its lease.
 
-    Port 0 takes the previous port where it is free, else any. Blocks; call it in the main thread.
+    Port 0 is the previous port where that is free, else any. Blocks; call it in the main thread. AlreadyServed where another
+    process serves the directory, StoreError where it cannot listen, or would listen off loopback without a key.
     """
     _require_key(host, api_key)
     root = Path(path)
@@ -76,15 +78,15 @@ def serve(
 
 @contextlib.contextmanager
 def offline(path: str | Path) -> Iterator[Path]:
-    """Hold the directory while no server runs on it, and yield it; StoreError where one does.
+    """Lock the directory against servers and yield its path; StoreError where a server runs.
 
-    Made if missing. A server that is started meanwhile refuses to serve it.
+    The directory is created if missing. A server that is started inside the block refuses to serve it.
     """
     root = Path(path).absolute()
     root.mkdir(parents=True, exist_ok=True)
     with _lock(root / "serve.lock", fcntl.LOCK_EX) as alone:
         if not alone:
-            raise StoreError(f"{root} is being served, see {root / 'address.json'}; end what uses it and try again")
+            raise StoreError(f"{root} is being served, see {root / 'address.json'}; stop its users and try again")
         yield root
 
 
@@ -93,15 +95,15 @@ class AlreadyServed(StoreError):  # noqa: N818
 
 
 def _serve_alone(root: Path, host: str, port: int, api_key: str | None, message_bytes: int, until_unused: bool) -> None:
-    # Imported here: the engine belongs to the serving process only, its users never load it.
+    # Imported here, so that only the serving process loads the engine.
     from qdrant_client import grpc as api
 
-    from vector_store.server import gate
     from vector_store.server.catalogue import Catalogue
     from vector_store.server.index_build import keep_indexed
-    from vector_store.server.refusal import Refusal
+    from vector_store.server.interceptor import CallInterceptor, methods
     from vector_store.server.servicers import Collections, Health, Points, SnapshotsService
     from vector_store.server.snapshots import Snapshots
+    from vector_store.server.status import StatusError
 
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -109,22 +111,22 @@ def _serve_alone(root: Path, host: str, port: int, api_key: str | None, message_
 
     try:
         catalogue = Catalogue(root)
-    except Refusal as error:
+    except StatusError as error:
         raise StoreError(f"cannot open {root}: {error}") from error
     instance = secrets.token_hex(8)
     health, collections, points = Health(instance), Collections(catalogue), Points(catalogue)
     snapshots = SnapshotsService(catalogue, Snapshots(root))
     implemented = (
-        gate.methods("qdrant.Qdrant", health, api.QdrantServicer)
-        | gate.methods("qdrant.Collections", collections, api.CollectionsServicer)
-        | gate.methods("qdrant.Points", points, api.PointsServicer)
-        | gate.methods("qdrant.Snapshots", snapshots, api.SnapshotsServicer)
+        methods("qdrant.Qdrant", health, api.QdrantServicer)
+        | methods("qdrant.Collections", collections, api.CollectionsServicer)
+        | methods("qdrant.Points", points, api.PointsServicer)
+        | methods("qdrant.Snapshots", snapshots, api.SnapshotsServicer)
     )
     server = grpc.server(
         ThreadPoolExecutor(NUM_THREADS),
-        interceptors=[gate.Gate(frozenset(implemented), api_key)],
+        interceptors=[CallInterceptor(frozenset(implemented), api_key)],
         options=[
-            ("grpc.so_reuseport", 0),  # two servers on one port would share its callers
+            ("grpc.so_reuseport", 0),  # two servers on one port would each get some of the calls
             ("grpc.max_receive_message_length", message_bytes),
             ("grpc.max_send_message_length", message_bytes),
         ],
@@ -137,7 +139,8 @@ def _serve_alone(root: Path, host: str, port: int, api_key: str | None, message_
     indexing = threading.Thread(target=keep_indexed, args=(catalogue, stopping), daemon=True)
     indexing.start()
     server.start()
-    _write_address(root, {"url": f"http://{host}:{bound}", "pid": os.getpid(), "instance": instance})
+    address = {"url": f"http://{host}:{bound}", "pid": os.getpid(), "instance": instance}
+    write_whole(root / "address.json", json.dumps(address), mode=0o600, sync=False)
     log.info("serving %s on %s:%d", root, host, bound)
 
     with contextlib.ExitStack() as held:
@@ -150,7 +153,7 @@ def _serve_alone(root: Path, host: str, port: int, api_key: str | None, message_
                 flushed = now
                 try:
                     catalogue.flush()
-                except Refusal as error:  # a full disk, say: what is there can still be read
+                except StatusError as error:  # such as a full disk: what is stored can still be read
                     log.error("cannot flush %s, trying again: %s", root, error)
             if not until_unused:
                 continue
@@ -159,7 +162,7 @@ def _serve_alone(root: Path, host: str, port: int, api_key: str | None, message_
                 continue
             unused_since = unused_since or now
             if now - unused_since > UNUSED_S:
-                break  # the lease stays locked until this process is gone
+                break  # the lease stays locked until this process has ended
             fcntl.flock(lease, fcntl.LOCK_UN)
         stopping.set()
         server.stop(grace=5.0).wait()
@@ -173,7 +176,7 @@ def _bind(server: grpc.Server, host: str, port: int, previous: dict[str, Any]) -
     for candidate in [*wanted, *([] if port else [0])]:
         with contextlib.suppress(RuntimeError):
             return server.add_insecure_port(f"{host}:{candidate}")
-    raise StoreError(f"cannot listen on {host}:{port}; is the address this machine's, and the port free?")
+    raise StoreError(f"cannot listen on {host}:{port}; give an address of this machine and a free port")
 
 
 def _require_key(host: str, api_key: str | None) -> None:
@@ -195,17 +198,18 @@ def embedded_server(
     api_key: str | None = None,
     message_bytes: int = MESSAGE_BYTES,
 ) -> Iterator[str]:
-    """Hold a lease on the directory's server, started if none serves it, and yield its `http://host:port`.
+    """Hold a lease on the directory's server and yield its `http://host:port`; the server is started if none runs.
 
-    The server is a process of its own: it outlives whoever started it while another user holds a lease, and ends
-    a few seconds after the last one is gone, cleanly or not.
+    The server is a separate process. It outlives the process that started it while another user holds a lease, and ends a few
+    seconds after the last user has ended, cleanly or not. StoreUnavailable where it does not start, StoreError where it
+    runs on another host.
     """
     _require_key(host, api_key)
     root = Path(path).absolute()
     root.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + START_S
     with open(root / "lease.lock", "a") as lease:
-        while not _try_lock(lease, fcntl.LOCK_SH):  # the server holds it while it leaves
+        while not _try_lock(lease, fcntl.LOCK_SH):  # a server that is stopping holds it
             if time.monotonic() > deadline:
                 raise StoreUnavailable(
                     f"the server of {root} has been stopping for {START_S:g} s; see {root}/server.log"
@@ -216,7 +220,7 @@ def embedded_server(
         if served_host != host:
             raise StoreError(
                 f"{root} is already served on {served_host}, this run wants {host}; "
-                "end the runs that use it, or use the same host"
+                "stop the runs that use it, or use the same host"
             )
         yield url
 
@@ -256,13 +260,13 @@ def _last_lines(path: Path, num_lines: int = 10) -> str:
 
 
 def _answering_url(root: Path) -> str | None:
-    """The URL of the live server of this directory, None where there is none or a stranger has its old port."""
+    """URL of the directory's running server; None where there is none, or another server has its old port."""
     address = _read_address(root)
     if not address:
         return None
     host, port = address["url"].removeprefix("http://").rsplit(":", 1)
     try:
-        socket.create_connection((host, int(port)), timeout=1.0).close()  # far faster than gRPC to see nobody there
+        socket.create_connection((host, int(port)), timeout=1.0).close()  # fails far sooner than gRPC
     except OSError:
         return None
     from qdrant_client import grpc as api
@@ -282,13 +286,6 @@ def _read_address(root: Path) -> dict[str, Any]:
         return {}
 
 
-def _write_address(root: Path, address: dict[str, Any]) -> None:
-    draft = root / "address.json.new"
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-        json.dump(address, file)
-    os.replace(draft, root / "address.json")
-
-
 def _try_lock(file: Any, kind: int) -> bool:
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
@@ -299,6 +296,6 @@ def _try_lock(file: Any, kind: int) -> bool:
 
 @contextlib.contextmanager
 def _lock(path: Path, kind: int) -> Iterator[bool]:
-    """Hold a lock on `path`; yields False where another process has it."""
+    """Lock `path` and yield True, or False where another process holds the lock."""
     with open(path, "a") as file:
         yield _try_lock(file, kind)

@@ -1,7 +1,7 @@
 """Qdrant's Collections, Points, Snapshots and health services over the catalogue.
 
-Only the calls that are here exist; the gate answers every other one UNIMPLEMENTED, by name. Methods answer or raise
-Refusal. Nothing here knows of ports, keys or processes.
+The interceptor answers UNIMPLEMENTED for every call that is not defined here. Methods return a response or raise StatusError.
+Knows nothing of ports, keys and processes.
 """
 # ruff: noqa: N802  (gRPC names the methods)
 
@@ -24,59 +24,59 @@ from qdrant_edge import (
 
 from vector_store.server import translate
 from vector_store.server.catalogue import Catalogue, Collection
-from vector_store.server.refusal import invalid
 from vector_store.server.snapshots import Snapshots
+from vector_store.server.status import invalid
 from vector_store.server.wire import Packed, batch_results, retrieved_points, scored_points
 
 TITLE = "vector_store embedded server"
 API_VERSION = "1.20.0"
-"""The Qdrant release whose API this follows; clients compare it with their own."""
+"""Qdrant release whose API this server follows; clients compare it with their own."""
 
 Context: TypeAlias = grpc.ServicerContext
 
 
 class Health(api.QdrantServicer):
-    """Says who answers. `commit` carries this server's instance id, so that a reused port is not mistaken for it."""
+    """Identifies the server. `commit` is its instance id, so that another server on its old port is not mistaken for it."""
 
     def __init__(self, instance: str) -> None:
         self._instance = instance
 
     def HealthCheck(self, request: api.HealthCheckRequest, context: Context) -> api.HealthCheckReply:
-        """Answer; needs no key, as in Qdrant."""
+        """Title, version and instance id; needs no key, as in Qdrant."""
         return api.HealthCheckReply(title=TITLE, version=API_VERSION, commit=self._instance)
 
 
 class Collections(api.CollectionsServicer):
-    """Make, describe, rename and drop collections."""
+    """Creates, describes, updates and deletes collections and their aliases."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
 
     def Create(self, request: api.CreateCollection, context: Context) -> api.CollectionOperationResponse:
-        """A new, empty collection."""
+        """Create an empty collection."""
         self._catalogue.create(request)
         return api.CollectionOperationResponse(result=True)
 
     def Update(self, request: api.UpdateCollection, context: Context) -> api.CollectionOperationResponse:
-        """Merge metadata, optimizer and HNSW options; anything else is fixed at the start."""
+        """Merge metadata, optimizer and HNSW options; everything else is fixed when a collection is created."""
         translate.check_update(request)
         self._catalogue.find(request.collection_name).update(request)
         return api.CollectionOperationResponse(result=True)
 
     def Delete(self, request: api.DeleteCollection, context: Context) -> api.CollectionOperationResponse:
-        """Drop a collection and its files; False where there is none."""
+        """Delete a collection and its files; False where there is none."""
         return api.CollectionOperationResponse(result=self._catalogue.delete(request.collection_name))
 
     def Get(self, request: api.GetCollectionInfoRequest, context: Context) -> api.GetCollectionInfoResponse:
-        """Counts and settings, metadata included."""
+        """Status, counts and settings of a collection, with its metadata."""
         collection = self._catalogue.find(request.collection_name)
-        wish = collection.index_wish
+        schedule = collection.index_schedule
         return api.GetCollectionInfoResponse(
             result=translate.collection_info(
                 collection.settings,
                 collection.read(EdgeShard.info),
-                indexes=wish.is_building or collection.wants_index(),
-                error=wish.error,
+                indexes=schedule.is_building or collection.wants_index(),
+                error=schedule.error,
             )
         )
 
@@ -87,7 +87,7 @@ class Collections(api.CollectionsServicer):
         )
 
     def CollectionExists(self, request: api.CollectionExistsRequest, context: Context) -> api.CollectionExistsResponse:
-        """Whether a collection answers to the name."""
+        """Whether a collection has the name, or an alias of this name."""
         return api.CollectionExistsResponse(
             result=api.CollectionExists(exists=request.collection_name in self._catalogue)
         )
@@ -104,7 +104,7 @@ class Collections(api.CollectionsServicer):
     def ListCollectionAliases(
         self, request: api.ListCollectionAliasesRequest, context: Context
     ) -> api.ListAliasesResponse:
-        """The aliases of one collection; none where it has none or is not there."""
+        """The aliases of one collection; an empty list where it does not exist."""
         return self._aliases(lambda collection: collection == request.collection_name)
 
     def _aliases(self, wanted: Callable[[str], bool]) -> api.ListAliasesResponse:
@@ -118,7 +118,7 @@ class Collections(api.CollectionsServicer):
 
 
 class SnapshotsService(api.SnapshotsServicer):
-    """Archive single collections; they are restored while no server runs."""
+    """Creates, lists and deletes snapshots of single collections; they are restored while no server runs."""
 
     def __init__(self, catalogue: Catalogue, snapshots: Snapshots) -> None:
         self._catalogue = catalogue
@@ -135,19 +135,19 @@ class SnapshotsService(api.SnapshotsServicer):
         return api.ListSnapshotsResponse(snapshot_descriptions=self._snapshots.of(collection))
 
     def Delete(self, request: api.DeleteSnapshotRequest, context: Context) -> api.DeleteSnapshotResponse:
-        """Remove one snapshot."""
+        """Delete one snapshot."""
         self._snapshots.delete(self._catalogue.find(request.collection_name), request.snapshot_name)
         return api.DeleteSnapshotResponse()
 
 
 class Points(api.PointsServicer):
-    """Write, read and search points. Every write is in the log before it is answered, whatever `wait` says."""
+    """Writes, reads and searches points. Every write is in the log before it is answered, whatever `wait` says."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
 
     def Upsert(self, request: api.UpsertPoints, context: Context) -> api.PointsOperationResponse:
-        """Insert or replace whole points: all of them, or none where one is bad."""
+        """Insert or replace whole points: all of them, or none where one is invalid."""
         collection = self._find(request)
         points = translate.points(request.points, collection.kinds)
         mode = getattr(UpdateMode, api.UpdateMode.Name(request.update_mode))
@@ -155,7 +155,7 @@ class Points(api.PointsServicer):
         return _written(collection, UpdateOperation.upsert_points(points, condition, mode), request)
 
     def Delete(self, request: api.DeletePoints, context: Context) -> api.PointsOperationResponse:
-        """Remove points by id or filter."""
+        """Delete points by id or filter."""
         selected = _selected(request.points)
         operation = (
             UpdateOperation.delete_points(selected)
@@ -185,11 +185,11 @@ class Points(api.PointsServicer):
     def DeleteFieldIndex(
         self, request: api.DeleteFieldIndexCollection, context: Context
     ) -> api.PointsOperationResponse:
-        """Drop the index of a payload field."""
+        """Delete the index of a payload field."""
         return _written(self._find(request), UpdateOperation.delete_field_index(request.field_name), request)
 
     def Get(self, request: api.GetPoints, context: Context) -> Packed:
-        """Points by id; ids that are not there are left out."""
+        """Points by id; ids that do not exist are left out."""
         ids = [translate.point_id(i) for i in request.ids]
         payload = translate.payload_selector(request, default=False)
         vectors = translate.vector_selector(request)
@@ -198,12 +198,10 @@ class Points(api.PointsServicer):
 
     def Count(self, request: api.CountPoints, context: Context) -> api.CountResponse:
         """Number of points that match."""
-        count = CountRequest(
-            exact=request.exact if request.HasField("exact") else True, filter=translate.point_filter(request)
-        )
-        return api.CountResponse(
-            result=api.CountResult(count=self._find(request).read(lambda shard: shard.count(count)))
-        )
+        exact = request.exact if request.HasField("exact") else True
+        count = CountRequest(exact=exact, filter=translate.point_filter(request))
+        found = self._find(request).read(lambda shard: shard.count(count))
+        return api.CountResponse(result=api.CountResult(count=found))
 
     def Scroll(self, request: api.ScrollPoints, context: Context) -> Packed:
         """A page of points by id, or by an indexed payload field."""
@@ -222,14 +220,14 @@ class Points(api.PointsServicer):
         return Packed(retrieved_points(api.ScrollResponse.RESULT_FIELD_NUMBER, records), response)
 
     def Query(self, request: api.QueryPoints, context: Context) -> Packed:
-        """The nearest points, fused or filtered; without a query, points by id."""
+        """The nearest points, optionally fused or filtered; without a query, points in the order of ids."""
         collection = self._find(request)
         query = translate.query_request(request, collection.kinds)
         found = collection.read(lambda shard: shard.query(query))
         return Packed(scored_points(api.QueryResponse.RESULT_FIELD_NUMBER, found), api.QueryResponse())
 
     def QueryBatch(self, request: api.QueryBatchPoints, context: Context) -> Packed:
-        """Several queries planned by the engine as one."""
+        """Several queries in one call of the engine."""
         collection = self._find(request)
         queries: list[QueryRequest] = []
         for query in request.query_points:

@@ -1,10 +1,10 @@
-"""Snapshots: one archive per state of a collection, made while the server runs, restored while none does.
+"""Snapshots: archives of a collection, created while the server runs, restored while no server runs.
 
     <root>/snapshots/<collection>/<collection>-<time>.snapshot             a tar file
     <root>/snapshots/<collection>/<collection>-<time>.snapshot.checksum    its SHA-256
 
-An archive holds the collection's settings, its shard's files and, as the last member, a table of their sizes and
-SHA-256 sums: an archive without that table was cut off. These are not a Qdrant server's snapshots, nor it theirs.
+An archive holds the collection's settings, its shard's files and, as the last member, a table of their SHA-256 checksums:
+an archive without that table is truncated. The format is not that of a Qdrant server, and neither can read the other's.
 """
 
 import hashlib
@@ -21,11 +21,12 @@ import grpc
 from google.protobuf import json_format
 from qdrant_client import grpc as api
 
+from vector_store.atomic import checksum, publish
 from vector_store.errors import StoreError
 from vector_store.server.aliases import Aliases
 from vector_store.server.catalogue import Collection, folder_name, write_settings
-from vector_store.server.files import MARGIN_BYTES, HoleWriter, copy_bytes, folder_bytes, require_room
-from vector_store.server.refusal import Refusal
+from vector_store.server.files import MARGIN_BYTES, SparseFileWriter, copy_bytes, folder_bytes, require_room
+from vector_store.server.status import StatusError
 
 _SHARD = "shard-0"
 _SETTINGS = "settings.json"
@@ -34,15 +35,15 @@ _FORMAT = 1
 
 
 def snapshot_path(root: Path, collection: str, snapshot: str) -> Path:
-    """Where a snapshot of this name lies, or would."""
+    """Path of the snapshot of this name, existing or not."""
     return _folder(root, collection) / snapshot
 
 
 def restore_snapshot(root: Path, collection: str, archive: Path) -> None:
-    """Unpack an archive as a new collection of a store that is not being served, completely or not at all.
+    """Unpack an archive as a new collection, completely or not at all.
 
-    StoreError where the name is taken or the archive is truncated, damaged or something else. The caller sees to it
-    that no server runs: `process.offline`.
+    StoreError where the name is taken, or the archive is truncated, damaged or no archive. The caller ensures that no server
+    runs (`process.offline`).
     """
     collections = root / "collections"
     place = collections / folder_name(collection)
@@ -59,7 +60,7 @@ def restore_snapshot(root: Path, collection: str, archive: Path) -> None:
         write_settings(draft, settings, _SHARD, stored["indexed_points"])
         os.sync()
         os.rename(draft, place)
-    except Refusal as error:
+    except StatusError as error:
         raise StoreError(f"cannot restore {archive}: {error}") from error
     except OSError as error:
         raise StoreError(f"cannot restore {archive} into {root}: {error}") from error
@@ -68,7 +69,7 @@ def restore_snapshot(root: Path, collection: str, archive: Path) -> None:
 
 
 class Snapshots:
-    """The snapshots of a running server's collections; what an earlier server left half made goes away."""
+    """The snapshots of a running server's collections; removes the unfinished ones of an earlier server."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -79,7 +80,7 @@ class Snapshots:
                 draft.unlink()
 
     def create(self, collection: Collection) -> api.SnapshotDescription:
-        """Archive what is written so far. Reads go on, writes wait while the files are copied."""
+        """Archive a collection as it is now. Reads go on, writes wait while the files are copied."""
         folder = _folder(self._root, collection.name)
         folder.mkdir(parents=True, exist_ok=True)
         wanted_bytes = MARGIN_BYTES + 2 * folder_bytes(collection.shard_directory)
@@ -92,31 +93,28 @@ class Snapshots:
             collection.copy_shard(copy / _SHARD)
             write_settings(copy, collection.settings, _SHARD, collection.indexed_points)
             _pack(copy, draft)
-            with open(draft, "rb") as file:
-                checksum = hashlib.file_digest(file, "sha256").hexdigest()
-                os.fsync(file.fileno())
-            _checksum_path(path).write_text(checksum, encoding="ascii")
-            os.rename(draft, path)
+            _checksum_path(path).write_text(checksum(draft), encoding="ascii")
+            publish(draft, path)
         finally:
             shutil.rmtree(copy, ignore_errors=True)
             draft.unlink(missing_ok=True)
         return _describe(path)
 
     def of(self, collection: Collection) -> list[api.SnapshotDescription]:
-        """Those of one collection, the oldest first."""
+        """The snapshots of a collection, the oldest first."""
         return [_describe(path) for path in sorted(_folder(self._root, collection.name).glob("*.snapshot"))]
 
     def delete(self, collection: Collection, name: str) -> None:
-        """Remove one."""
+        """Delete a snapshot; StatusError where there is none of this name."""
         if name not in {description.name for description in self.of(collection)}:
-            raise Refusal(grpc.StatusCode.NOT_FOUND, f"Not found: Snapshot {name} not found")
+            raise StatusError(grpc.StatusCode.NOT_FOUND, f"Not found: Snapshot {name} not found")
         path = snapshot_path(self._root, collection.name, name)
         path.unlink()
         _checksum_path(path).unlink(missing_ok=True)
 
 
 def _folder(root: Path, collection: str) -> Path:
-    # `.` and `..` are collection names too; no other name quotes to these.
+    # `.` and `..` are valid collection names; no other name is quoted to the result.
     name = quote(collection, safe="")
     return root / "snapshots" / (name if name.strip(".") else name.replace(".", "%2E"))
 
@@ -138,12 +136,11 @@ def _pack(folder: Path, archive: Path) -> None:
     table: dict[str, Any] = {"format": _FORMAT, "files": {}}
     with (
         open(archive, "xb") as output,
-        tarfile.open(fileobj=cast(IO[bytes], HoleWriter(output)), mode="w", format=tarfile.PAX_FORMAT) as tar,
+        tarfile.open(fileobj=cast(IO[bytes], SparseFileWriter(output)), mode="w", format=tarfile.PAX_FORMAT) as tar,
     ):
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             name = path.relative_to(folder).as_posix()
-            with open(path, "rb") as file:
-                table["files"][name] = hashlib.file_digest(file, "sha256").hexdigest()
+            table["files"][name] = checksum(path)
             tar.add(path, name)
         (folder / _TABLE).write_text(json.dumps(table), encoding="utf-8")
         tar.add(folder / _TABLE, _TABLE)
@@ -152,11 +149,11 @@ def _pack(folder: Path, archive: Path) -> None:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Write the archive's files under the folder and compare them with the archive's own table."""
+    """Extract the archive's files into the folder, and compare their checksums with the archive's table."""
 
     def refuse(found: str) -> StoreError:
         return StoreError(
-            f"{archive} {found}; wanted a whole snapshot made by this package's server: copy it again, or make another"
+            f"{archive} {found}; wanted a complete snapshot of this package's server: copy it again, or create a new one"
         )
 
     sums: dict[str, str] = {}
@@ -167,7 +164,7 @@ def _unpack(archive: Path, folder: Path) -> None:
                 parts = PurePosixPath(member.name).parts
                 content = tar.extractfile(member) if member.isreg() else None
                 if content is None or parts[0] not in (_SETTINGS, _SHARD, _TABLE) or ".." in parts:
-                    raise refuse(f"has a member {member.name!r} that no snapshot has")
+                    raise refuse(f"has an unexpected member {member.name!r}")
                 if member.name == _TABLE:
                     table = json.load(content)
                     continue
@@ -178,8 +175,8 @@ def _unpack(archive: Path, folder: Path) -> None:
                 copy_bytes(content, path, digest.update)
                 sums[member.name] = digest.hexdigest()
     except (tarfile.TarError, json.JSONDecodeError, EOFError) as error:
-        raise refuse(f"is cut off or no snapshot ({error})") from error
+        raise refuse(f"is truncated or not a snapshot ({error})") from error
     if not isinstance(table, dict) or table.get("format") != _FORMAT:
-        raise refuse("is cut off or no snapshot (its table of files is missing)")
+        raise refuse("is truncated or not a snapshot (its table of files is missing)")
     if sums != table["files"] or _SETTINGS not in sums:
         raise refuse("is damaged (its files are not those of its table)")

@@ -1,7 +1,7 @@
-"""Between Qdrant's protobuf messages and the engine's objects, both ways, with the checks the engine lacks.
+"""Convert between Qdrant's protobuf messages and the engine's objects, with the checks that the engine lacks.
 
-The engine stores NaN without a word, takes repeated sparse indices, and a ragged multivector makes it panic on every
-later start, since the write is in its log by then. So nothing reaches it unchecked. Pure functions; no shard, no network.
+The engine accepts NaN and repeated sparse indices, and after a ragged multivector it panics at every start, because the write
+is in its log by then. So every input is checked first. Pure functions: no shard, no network.
 """
 
 import math
@@ -14,9 +14,9 @@ import qdrant_edge as engine
 from google.protobuf.message import Message
 from qdrant_client import grpc as api
 
-from vector_store.server.refusal import invalid, unimplemented
+from vector_store.server.status import invalid, unimplemented
 
-if TYPE_CHECKING:  # declared by the engine's stubs, not exported by the engine
+if TYPE_CHECKING:  # only the engine's type stubs have it
     from qdrant_edge import ShardInfo
 
 PointId: TypeAlias = int | str | uuid.UUID
@@ -27,29 +27,27 @@ MULTIVECTOR_ELEMENTS = 1_048_576
 """Qdrant's own limit for one multivector."""
 
 HNSW_M, HNSW_EF_CONSTRUCT, FULL_SCAN_KB, INDEXING_KB = 16, 100, 10_000, 10_000
-"""Qdrant's defaults where a collection leaves its index open."""
-
+"""Qdrant's defaults for the options of an index that a collection does not set."""
 
 OPTIMIZER_OPTIONS = (
     "deleted_threshold", "vacuum_min_vector_number", "default_segment_number", "max_segment_size", "indexing_threshold",
 )  # fmt: skip
-"""Those of OptimizersConfigDiff that the engine knows."""
+"""The fields of OptimizersConfigDiff that the engine supports."""
 
 HNSW_OPTIONS = ("m", "ef_construct", "full_scan_threshold", "on_disk", "payload_m")
-
 
 _CANONICAL_UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class DenseKind(NamedTuple):
-    """What a dense vector of a collection must look like."""
+    """Size of a collection's dense vector, and whether it is a multivector (`many`)."""
 
     size: int
     many: bool
 
 
 class VectorKinds(NamedTuple):
-    """The named vectors of a collection; the unnamed one is called ``."""
+    """The vectors of a collection by name; the unnamed vector has the empty name."""
 
     dense: dict[str, DenseKind]
     sparse: frozenset[str]
@@ -68,25 +66,24 @@ def vector_kinds(settings: api.CreateCollection) -> VectorKinds:
 
 
 def indexed_point_bytes(settings: api.CreateCollection) -> int:
-    """Bytes of a point's largest vector that wants an HNSW index; m = 0 wants none. A multivector counts as one row."""
+    """Bytes of a point's largest vector with an HNSW index (none where m = 0). A multivector counts as one row."""
     return max(
         (
             4 * params.size
             for params in _vector_params(settings).values()
-            if next((diff.m for diff in (params.hnsw_config, settings.hnsw_config) if diff.HasField("m")), HNSW_M) > 0
+            if _optional(params.hnsw_config, "m", _optional(settings.hnsw_config, "m", HNSW_M)) > 0
         ),
         default=0,
     )
 
 
 def indexing_kb(settings: api.CreateCollection) -> int:
-    """Kilobytes of vectors that may go without an HNSW index; 0 builds none."""
-    given = _optional(settings.optimizers_config, "indexing_threshold")
-    return INDEXING_KB if given is None else given
+    """Most kilobytes of vectors without an HNSW index; 0 means that no index is built."""
+    return _optional(settings.optimizers_config, "indexing_threshold", INDEXING_KB)
 
 
 def engine_config(settings: api.CreateCollection) -> engine.EdgeConfig:
-    """The engine's view of CreateCollection. Shards, copies (see `check_shards`) and strict mode mean nothing here."""
+    """CreateCollection as the engine's config. Shards, copies (see `check_shards`) and strict mode have no effect."""
     refuse(settings, "quantization_config", "sharding_method")
     vectors = {}
     for name, params in _vector_params(settings).items():
@@ -127,7 +124,7 @@ def engine_config(settings: api.CreateCollection) -> engine.EdgeConfig:
 
 
 def check_shards(settings: api.CreateCollection) -> None:
-    """Refuse to pretend: a collection here has one shard, and that is its only copy."""
+    """StatusError where more than one shard or copy is asked for: the embedded server has one of each."""
     for name in ("shard_number", "replication_factor", "write_consistency_factor"):
         if (wanted := _optional(settings, name)) not in (None, 1):
             raise invalid(
@@ -136,7 +133,7 @@ def check_shards(settings: api.CreateCollection) -> None:
 
 
 def check_update(request: api.UpdateCollection) -> None:
-    """Refuse, by name, what cannot be changed or would have no effect."""
+    """UNIMPLEMENTED for a field that cannot be changed or would have no effect."""
     refuse_others(request, "collection_name", "timeout", "metadata", "optimizers_config", "hnsw_config")
     refuse_others(request.optimizers_config, *OPTIMIZER_OPTIONS)
     refuse_others(request.hnsw_config, *HNSW_OPTIONS)
@@ -145,9 +142,9 @@ def check_update(request: api.UpdateCollection) -> None:
 def collection_info(
     settings: api.CreateCollection, shard: "ShardInfo", indexes: bool, error: str
 ) -> api.CollectionInfo:
-    """What Qdrant answers about a collection: state, counts and the settings as they were given.
+    """Status, counts and settings of a collection, as Qdrant describes it.
 
-    `indexes` says that an index is being built or due, `error` why the last build failed.
+    `indexes`: an index is being built or is due; `error`: why the last build failed, empty where it did not.
     """
     config = api.CollectionConfig(
         params=api.CollectionParams(
@@ -159,7 +156,7 @@ def collection_info(
             sparse_vectors_config=settings.sparse_vectors_config if settings.sparse_vectors_config.map else None,
         ),
         hnsw_config=api.HnswConfigDiff(m=HNSW_M, ef_construct=HNSW_EF_CONSTRUCT, full_scan_threshold=FULL_SCAN_KB),
-        # Qdrant's defaults: its clients insist on these fields, the engine has no use for them.
+        # Qdrant's defaults: its clients require these fields, the engine does not use them.
         optimizer_config=api.OptimizersConfigDiff(
             deleted_threshold=0.2,
             vacuum_min_vector_number=1000,
@@ -196,7 +193,7 @@ def collection_info(
 
 
 def index_type(request: api.CreateFieldIndexCollection) -> engine.PayloadSchemaType:
-    """The payload index wanted; parameters beyond its type are left out."""
+    """Type of the payload index that is asked for; its other parameters have no effect."""
     if request.field_index_params.WhichOneof("index_params") and not request.HasField("field_type"):
         return _named(
             engine.PayloadSchemaType,
@@ -219,9 +216,9 @@ def _hnsw(message: Message) -> engine.HnswIndexConfig | None:
         return None
     diff: api.HnswConfigDiff = message.hnsw_config
     return engine.HnswIndexConfig(
-        m=diff.m if diff.HasField("m") else HNSW_M,
-        ef_construct=diff.ef_construct if diff.HasField("ef_construct") else HNSW_EF_CONSTRUCT,
-        full_scan_threshold=diff.full_scan_threshold if diff.HasField("full_scan_threshold") else FULL_SCAN_KB,
+        m=_optional(diff, "m", HNSW_M),
+        ef_construct=_optional(diff, "ef_construct", HNSW_EF_CONSTRUCT),
+        full_scan_threshold=_optional(diff, "full_scan_threshold", FULL_SCAN_KB),
         on_disk=_optional(diff, "on_disk"),
         payload_m=_optional(diff, "payload_m"),
     )
@@ -236,22 +233,22 @@ def _named(enum: Any, name: str) -> Any:
     try:
         return getattr(enum, name)
     except AttributeError:
-        raise invalid(f"{name!r} is no {enum.__name__} of the embedded engine") from None
+        raise invalid(f"the embedded engine has no {enum.__name__} {name!r}") from None
 
 
-def _optional(message: Message, field: str) -> Any:
-    return getattr(message, field) if message.HasField(field) else None
+def _optional(message: Message, field: str, default: Any = None) -> Any:
+    return getattr(message, field) if message.HasField(field) else default
 
 
 def refuse(message: Message, *fields: str) -> None:
-    """UNIMPLEMENTED for an optional field that is set and would otherwise be dropped in silence."""
+    """UNIMPLEMENTED where one of these optional fields is set, instead of ignoring it silently."""
     for field in fields:
         if message.HasField(field):
             raise unimplemented(f"{type(message).__name__}.{field}")
 
 
 def refuse_others(message: Message, *known: str) -> None:
-    """UNIMPLEMENTED for any field that is set and not known."""
+    """UNIMPLEMENTED where any other field is set than the `known` ones."""
     for field, _ in message.ListFields():
         if field.name not in known:
             raise unimplemented(f"{type(message).__name__}.{field.name}")
@@ -261,7 +258,7 @@ def refuse_others(message: Message, *known: str) -> None:
 
 
 def point_id(message: api.PointId) -> PointId:
-    """An unsigned integer or a UUID string."""
+    """A point's id as the engine takes it: an unsigned integer or a UUID string in canonical form."""
     kind = message.WhichOneof("point_id_options")
     if kind == "num":
         return message.num
@@ -274,7 +271,7 @@ def point_id(message: api.PointId) -> PointId:
 
 
 def point_id_message(point: PointId) -> api.PointId:
-    """The protobuf form of an engine's id."""
+    """The engine's id of a point as a message."""
     return api.PointId(num=point) if isinstance(point, int) else api.PointId(uuid=str(point))
 
 
@@ -298,7 +295,7 @@ def _value(value: api.Value) -> Any:
 
 
 def fill_value(message: api.Value, value: Any) -> None:
-    """Write a Python value."""
+    """Write a Python value into a message."""
     match value:
         case str():
             message.string_value = value
@@ -343,7 +340,7 @@ def _vectors(message: api.Vectors, kinds: VectorKinds) -> Any:
 
 
 def _vector(message: Any) -> Vector:
-    """The vector of a `Vector` or a `VectorInput`, in the current or the older flat form."""
+    """The vector in a `Vector` or `VectorInput`, in the current or in the older flat form."""
     match message.WhichOneof("vector" if isinstance(message, api.Vector) else "variant"):
         case "dense":
             return list(message.dense.data)
@@ -367,8 +364,8 @@ def _flat_vector(message: api.Vector) -> Vector:
     return values
 
 
-def _checked(name: str, vector: Vector, kinds: VectorKinds, asking: bool = False) -> Vector:
-    """The vector if the collection can hold it (or, `asking`, be searched by it)."""
+def _checked(name: str, vector: Vector, kinds: VectorKinds, is_query: bool = False) -> Vector:
+    """The vector, where the collection can store it (or, with `is_query`, be searched by it)."""
     if isinstance(vector, engine.SparseVector):
         _check_sparse(name, vector, kinds)
         return vector
@@ -379,7 +376,7 @@ def _checked(name: str, vector: Vector, kinds: VectorKinds, asking: bool = False
     size, many = kinds.dense[name]
     rows: Any = vector if vector and isinstance(vector[0], list) else [vector]
     is_flat = rows is not vector
-    if many and is_flat and not asking:
+    if many and is_flat and not is_query:
         raise invalid(f"vector {name!r} is a multivector, found a single vector")
     if not many and not is_flat:
         raise invalid(f"vector {name!r} is a single vector, found a multivector")
@@ -423,7 +420,7 @@ def _fill_vector(message: api.VectorOutput, vector: Any) -> None:
 
 
 def fill_point(message: Any, point: engine.Record | engine.ScoredPoint) -> None:
-    """Write what Qdrant's RetrievedPoint and ScoredPoint share of an engine's point, except the payload."""
+    """Write the fields that RetrievedPoint and ScoredPoint share, except the payload, from the engine's point."""
     identity = point.id  # the engine makes its attributes anew each time
     if isinstance(identity, int):
         message.id.num = identity
@@ -442,7 +439,7 @@ def fill_point(message: Any, point: engine.Record | engine.ScoredPoint) -> None:
 
 
 def payload_selector(request: Message, default: bool) -> Selector:
-    """Which payload fields to answer with."""
+    """Payload fields to return; `default` where the request does not say."""
     selector: api.WithPayloadSelector = request.with_payload
     match selector.WhichOneof("selector_options"):
         case "enable":
@@ -456,7 +453,7 @@ def payload_selector(request: Message, default: bool) -> Selector:
 
 
 def vector_selector(request: Message) -> bool | list[str]:
-    """Which vectors to answer with; none unless asked."""
+    """Vectors to return; none where the request does not say."""
     selector: api.WithVectorsSelector = request.with_vectors
     if selector.WhichOneof("selector_options") == "include":
         return list(selector.include.names)
@@ -467,21 +464,17 @@ def vector_selector(request: Message) -> bool | list[str]:
 
 
 def point_filter(request: Message, field: str = "filter") -> engine.Filter | None:
-    """The request's filter, None where it has none."""
+    """The request's filter; None where it has none."""
     return engine_filter(getattr(request, field)) if request.HasField(field) else None
 
 
 def engine_filter(message: api.Filter) -> engine.Filter:
-    """A filter with all its nested conditions."""
+    """The engine's form of a filter with all its nested conditions."""
+    conditions = {kind: [*map(_condition, getattr(message, kind))] or None for kind in ("must", "should", "must_not")}
+    minimum = _optional(message, "min_should")
     return engine.Filter(
-        must=[_condition(c) for c in message.must] or None,
-        should=[_condition(c) for c in message.should] or None,
-        must_not=[_condition(c) for c in message.must_not] or None,
-        min_should=(
-            engine.MinShould([_condition(c) for c in message.min_should.conditions], message.min_should.min_count)
-            if message.HasField("min_should")
-            else None
-        ),
+        **conditions,
+        min_should=minimum and engine.MinShould([*map(_condition, minimum.conditions)], minimum.min_count),
     )
 
 
@@ -552,31 +545,27 @@ def _match(message: api.Match) -> Any:
 
 
 def query_request(request: api.QueryPoints, kinds: VectorKinds) -> engine.QueryRequest:
-    """One Query call for the engine."""
-    refuse(request, "lookup_from", "shard_key_selector")
+    """The engine's form of a query."""
+    refuse(request, "shard_key_selector")
     return engine.QueryRequest(
-        limit=request.limit if request.HasField("limit") else 10,
+        **_search(request, kinds),
         offset=request.offset,
-        query=_query(request, kinds),
-        prefetches=[_prefetch(prefetch, kinds) for prefetch in request.prefetch],
         with_vector=vector_selector(request),
         with_payload=payload_selector(request, default=False),
-        filter=point_filter(request),
-        score_threshold=_optional(request, "score_threshold"),
-        params=_search_params(request),
     )
 
 
-def _prefetch(request: api.PrefetchQuery, kinds: VectorKinds) -> engine.Prefetch:
+def _search(request: api.QueryPoints | api.PrefetchQuery, kinds: VectorKinds) -> dict[str, Any]:
+    """What a query and a prefetch have in common."""
     refuse(request, "lookup_from")
-    return engine.Prefetch(
-        limit=request.limit if request.HasField("limit") else 10,
-        query=_query(request, kinds),
-        prefetches=[_prefetch(prefetch, kinds) for prefetch in request.prefetch],
-        params=_search_params(request),
-        filter=point_filter(request),
-        score_threshold=_optional(request, "score_threshold"),
-    )
+    return {
+        "limit": _optional(request, "limit", 10),
+        "query": _query(request, kinds),
+        "prefetches": [engine.Prefetch(**_search(prefetch, kinds)) for prefetch in request.prefetch],
+        "params": _search_params(request),
+        "filter": point_filter(request),
+        "score_threshold": _optional(request, "score_threshold"),
+    }
 
 
 def _query(request: api.QueryPoints | api.PrefetchQuery, kinds: VectorKinds) -> Any:
@@ -585,14 +574,12 @@ def _query(request: api.QueryPoints | api.PrefetchQuery, kinds: VectorKinds) -> 
         case None:
             return None
         case "nearest":
-            vector = _checked(request.using, _vector(query.nearest), kinds, asking=True)
+            vector = _checked(request.using, _vector(query.nearest), kinds, is_query=True)
             return engine.Query.Nearest(vector, using=request.using or None)
         case "fusion":
             return engine.Fusion.Rrf(k=2) if query.fusion == api.Fusion.RRF else engine.Fusion.Dbsf()
         case "rrf":
-            return engine.Fusion.Rrf(
-                k=query.rrf.k if query.rrf.HasField("k") else 2, weights=list(query.rrf.weights) or None
-            )
+            return engine.Fusion.Rrf(k=_optional(query.rrf, "k", 2), weights=list(query.rrf.weights) or None)
         case "order_by":
             return order_by(query.order_by)
         case "sample":
@@ -602,7 +589,7 @@ def _query(request: api.QueryPoints | api.PrefetchQuery, kinds: VectorKinds) -> 
 
 
 def order_by(message: api.OrderBy) -> engine.OrderBy:
-    """Order by a payload field that has a range index."""
+    """The engine's form of an order by a payload field with a range index."""
     start = message.start_from.WhichOneof("value")
     if start == "timestamp":
         raise unimplemented("OrderBy.start_from.timestamp")

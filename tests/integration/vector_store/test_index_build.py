@@ -149,7 +149,7 @@ def test_too_many_writes_drop_the_copy_and_the_shard_goes_on(catalogue, vectors,
     assert built == [False]
     assert shards(collection) == ["shard-0"]
     assert count(collection) == NUM_POINTS + 1
-    assert not collection.index_wish.is_time(True, wrote_at=time.monotonic()), "it waits for a pause now"
+    assert not collection.index_schedule.is_due(True, wrote_at=time.monotonic()), "it waits for a pause now"
     monkeypatch.undo()
     assert build_index(collection, threading.Event())
 
@@ -177,7 +177,7 @@ def test_a_threshold_of_zero_never_builds_and_raising_it_builds_at_once(catalogu
     assert not collection.wants_index()
     set_threshold(collection, 10_000)
     assert collection.wants_index()
-    assert collection.index_wish.is_time(True, wrote_at=time.monotonic()), "no pause of writes is waited for"
+    assert collection.index_schedule.is_due(True, wrote_at=time.monotonic()), "no pause of writes is waited for"
 
 
 def test_other_hnsw_options_build_the_index_again(catalogue):

@@ -124,15 +124,15 @@ def _of_a_link(archive, to):
 @pytest.mark.parametrize(
     ("spoil", "complaint"),
     [
-        (_cut, "is cut off or no snapshot"),
+        (_cut, "is truncated or not a snapshot"),
         (_without_end, "its table of files is missing"),
         (_with_a_changed_byte, "is damaged"),
-        (_of_one_file("../evil"), "that no snapshot has"),
-        (_of_one_file("shard-0/../../evil"), "that no snapshot has"),
-        (_of_one_file("/tmp/evil"), "that no snapshot has"),
-        (_of_a_link, "that no snapshot has"),
+        (_of_one_file("../evil"), "has an unexpected member"),
+        (_of_one_file("shard-0/../../evil"), "has an unexpected member"),
+        (_of_one_file("/tmp/evil"), "has an unexpected member"),
+        (_of_a_link, "has an unexpected member"),
         (_of_one_file("snapshot.json", b'{"format": 1, "files": {}}'), "is damaged"),
-        (lambda archive, to: to.write_text("not a tar file at all"), "is cut off or no snapshot"),
+        (lambda archive, to: to.write_text("not a tar file at all"), "is truncated or not a snapshot"),
         (lambda archive, to: None, "No such file"),
     ],
 )

@@ -2,7 +2,7 @@ import pytest
 from qdrant_client import grpc as api
 
 from vector_store.server import translate
-from vector_store.server.refusal import Refusal
+from vector_store.server.status import StatusError
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_payload_values_keep_their_types_both_ways():
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_payload_numbers_must_be_finite(number):
-    with pytest.raises(Refusal, match="finite"):
+    with pytest.raises(StatusError, match="finite"):
         translate.payload({"a": api.Value(double_value=number)})
 
 
@@ -87,14 +87,14 @@ def test_good_vectors_pass_in_both_wire_forms(kinds, name, vector):
     ],
 )
 def test_a_vector_that_would_damage_the_engine_is_refused(kinds, name, vector, complaint):
-    with pytest.raises(Refusal, match=complaint):
+    with pytest.raises(StatusError, match=complaint):
         translate.points([point(name, vector)], kinds)
 
 
 def test_a_multivector_over_qdrants_limit_is_refused(kinds, monkeypatch):
     monkeypatch.setattr(translate, "MULTIVECTOR_ELEMENTS", 4)
     translate.points([point("many", multi([1, 2], [3, 4]))], kinds)
-    with pytest.raises(Refusal, match="has 6 elements, at most 4"):
+    with pytest.raises(StatusError, match="has 6 elements, at most 4"):
         translate.points([point("many", multi([1, 2], [3, 4], [5, 6]))], kinds)
 
 
@@ -107,7 +107,7 @@ def test_a_query_may_be_a_single_vector_on_a_multivector(kinds):
 
 @pytest.mark.parametrize("text", ["abc", "", "1"])
 def test_point_ids_are_integers_or_uuids(text):
-    with pytest.raises(Refusal, match="neither an unsigned integer nor a UUID"):
+    with pytest.raises(StatusError, match="neither an unsigned integer nor a UUID"):
         translate.point_id(api.PointId(uuid=text))
 
 
@@ -124,7 +124,7 @@ def test_point_ids_are_integers_or_uuids(text):
     ],
 )
 def test_parts_that_are_left_out_are_refused_by_name_and_not_dropped(kinds, request_, name):
-    with pytest.raises(Refusal, match=name):
+    with pytest.raises(StatusError, match=name):
         translate.query_request(request_, kinds)
 
 

@@ -1,4 +1,4 @@
-"""Every call passes here: the key is checked, missing methods are named, refusals become statuses, time is taken.
+"""Handles every call before and after its servicer: API key, unimplemented methods, status of an error, time taken.
 
 Knows nothing of collections.
 """
@@ -12,28 +12,30 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from vector_store.server.refusal import MissingCollection, Refusal, unimplemented
+from vector_store.server.status import CollectionNotFoundError, StatusError, unimplemented
 from vector_store.server.wire import Packed
 
 log = logging.getLogger(__name__)
 
 HEALTH_CHECK = "/qdrant.Qdrant/HealthCheck"
-"""Answers without a key, as in Qdrant."""
+"""Needs no key, as in Qdrant."""
 
 
-class Gate(grpc.ServerInterceptor):
-    """Stands before the servicers; `implemented` are the full names of the methods they define."""
+class CallInterceptor(grpc.ServerInterceptor):
+    """Checks a call and wraps its handler; `implemented` are the full names of the methods that the servicers define."""
 
     def __init__(self, implemented: frozenset[str], api_key: str | None) -> None:
         self._implemented = implemented
         self._api_key = api_key.encode() if api_key else None
 
     def intercept_service(self, continuation: Callable[..., Any], details: Any) -> grpc.RpcMethodHandler:
-        """Pick what answers a call."""
+        """Return the handler of a call."""
         if details.method != HEALTH_CHECK and not self._has_key(details.invocation_metadata):
-            return _refused(Refusal(grpc.StatusCode.UNAUTHENTICATED, "Must provide an API key in `api-key` metadata"))
+            return _refusing(
+                StatusError(grpc.StatusCode.UNAUTHENTICATED, "Must provide an API key in `api-key` metadata")
+            )
         if details.method not in self._implemented:
-            return _refused(unimplemented(details.method.strip("/")))
+            return _refusing(unimplemented(details.method.strip("/")))
         handler = continuation(details)
         return grpc.unary_unary_rpc_method_handler(
             _answering(handler.unary_unary), handler.request_deserializer, _encode
@@ -55,11 +57,8 @@ def methods(service: str, servicer: object, declared: type) -> set[str]:
     }
 
 
-def _refused(refusal: Refusal) -> grpc.RpcMethodHandler:
-    def refuse(request: bytes, context: grpc.ServicerContext) -> None:
-        context.abort(refusal.code, str(refusal))
-
-    return grpc.unary_unary_rpc_method_handler(refuse)
+def _refusing(error: StatusError) -> grpc.RpcMethodHandler:
+    return grpc.unary_unary_rpc_method_handler(lambda request, context: context.abort(error.code, str(error)))
 
 
 def _encode(response: Message | Packed) -> bytes:
@@ -72,18 +71,18 @@ def _answering(behaviour: Callable[[Any, grpc.ServicerContext], Any]) -> Callabl
         try:
             try:
                 response = behaviour(request, context)
-            except MissingCollection:  # raised before anything is done
+            except CollectionNotFoundError:  # raised before anything is done
                 response = behaviour(request, context)
-        except Refusal as error:
-            refusal = error
+        except StatusError as error:
+            status = error
         except BaseException as error:  # the edge of the process; the engine's panics are not Exceptions
             log.exception("%s failed", type(request).__name__)
-            refusal = Refusal(grpc.StatusCode.INTERNAL, f"Service internal error: {error}; see the server's log")
+            status = StatusError(grpc.StatusCode.INTERNAL, f"Service internal error: {error}; see the server's log")
         else:
             fields = response.rest if isinstance(response, Packed) else response
             if "time" in fields.DESCRIPTOR.fields_by_name:
                 fields.time = time.perf_counter() - started
             return response
-        return context.abort(refusal.code, str(refusal))
+        return context.abort(status.code, str(status))
 
     return answer

@@ -1,0 +1,68 @@
+import pytest
+
+from vector_store.server import index_schedule
+from vector_store.server.index_schedule import PATIENCE_S, QUIET_S, IndexSchedule
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass only when told to."""
+
+    class Clock:
+        now = 1000.0
+
+        def monotonic(self):
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr(index_schedule, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def schedule(clock):
+    schedule = IndexSchedule()
+    assert not schedule.is_due(True, wrote_at=clock.now)
+    return schedule
+
+
+def test_a_build_starts_once_writes_pause(schedule, clock):
+    wrote_at = clock.now
+    clock.now += QUIET_S - 1
+    assert not schedule.is_due(True, wrote_at)
+    clock.now += 2
+    assert schedule.is_due(True, wrote_at)
+    assert not schedule.is_due(False, wrote_at)
+
+
+def test_constant_writes_put_it_off_only_so_long(schedule, clock):
+    clock.now += PATIENCE_S - 1
+    assert not schedule.is_due(True, wrote_at=clock.now)
+    clock.now += 2
+    assert schedule.is_due(True, wrote_at=clock.now)
+
+
+def test_somebody_who_waits_gets_it_at_once(schedule, clock):
+    schedule.hurry()
+    assert schedule.is_due(True, wrote_at=clock.now)
+    schedule.succeeded()
+    assert not schedule.is_due(True, wrote_at=clock.now)
+
+
+def test_after_too_many_writes_only_a_pause_will_do(schedule, clock):
+    schedule.failed()
+    clock.now += 10 * PATIENCE_S
+    assert not schedule.is_due(True, wrote_at=clock.now)
+    assert schedule.is_due(True, wrote_at=clock.now - QUIET_S - 1)
+
+
+def test_after_an_error_it_rests_and_says_why_until_nothing_is_wanted(schedule, clock):
+    schedule.failed("no room")
+    wrote_at = clock.now
+    clock.now += PATIENCE_S - 1
+    assert not schedule.is_due(True, wrote_at)
+    assert schedule.error == "no room"
+    clock.now += 2
+    assert schedule.is_due(True, wrote_at)
+    schedule.is_due(False, wrote_at)
+    assert schedule.error == ""

@@ -1,0 +1,41 @@
+"""Exceptions that end a call with a gRPC status: a code, and a message for the user in Qdrant's wording.
+
+Knows no collection and no engine; the interceptor turns the exception into the call's status.
+"""
+
+import grpc
+
+
+class StatusError(Exception):
+    """Ends a call with the status `code`; the message is for the user."""
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def invalid(message: str) -> StatusError:
+    """INVALID_ARGUMENT: the user's input is wrong."""
+    return StatusError(grpc.StatusCode.INVALID_ARGUMENT, f"Wrong input: {message}")
+
+
+def unimplemented(what: str) -> StatusError:
+    """UNIMPLEMENTED: `what` names a part of Qdrant's API that the embedded server lacks."""
+    return StatusError(
+        grpc.StatusCode.UNIMPLEMENTED, f"{what} is not implemented by the embedded server; use a Qdrant server"
+    )
+
+
+def already_exists(name: str) -> StatusError:
+    """ALREADY_EXISTS: a collection has this name."""
+    return StatusError(grpc.StatusCode.ALREADY_EXISTS, f"Wrong input: Collection `{name}` already exists!")
+
+
+class CollectionNotFoundError(StatusError):
+    """NOT_FOUND: no collection has this name.
+
+    The collection may have been dropped just after the alias was switched to another one, so the interceptor retries once.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(grpc.StatusCode.NOT_FOUND, f"Not found: Collection `{name}` doesn't exist!")
