@@ -1,7 +1,7 @@
 """The student that a replica serves: tokens, look-up, forward, and one result for each text.
 
-Two threads use it: one prepares batches (tokens and references), the other runs the model. `MemoryWatch` keeps the connection to
-its memory.
+Two threads use it: one prepares batches (tokens and references), the other runs the model. Its `MemoryWatch` keeps the
+connection to the memory.
 """
 
 import time
@@ -173,7 +173,10 @@ class ServedStudent:
     # ------------------------------------------------------------ one text, closely
 
     def explain(self, text: Text) -> dict[str, Any]:
-        """Explain one text. `nearest` are stored texts by the memory's criterion, `vector_without` (dim,) reads no reference."""
+        """Explain one text, with the `nearest` stored texts by the memory's criterion.
+
+        `vector_without` is its vector (dim,) without a reference.
+        """
         text = normalise(text)
         explanation = explained(self.memory.reader, text)
         nearest: list[dict[str, Any]] = []
