@@ -65,7 +65,7 @@ def show_answer(text: Text, answer: dict[str, Any]) -> None:
     vector = embedding["embedding"]
     print(
         f"asked:      {text}\n"
-        f"read:       {reference['text']} ({reference['step']}, score {reference['score']:.2f})\n"
+        f"read:       {reference['text']} ({reference['rung']}, score {reference['score']:.2f})\n"
         f"answered:   [{', '.join(f'{x:.3f}' for x in vector[:4])}, ...] of {len(vector)}; "
         f"look-up {timing['lookup']:.1f} ms, student {timing['student']:.1f} ms"
     )

@@ -119,7 +119,6 @@ def running(config: RunConfig) -> Iterator[tuple[str, float, Callable[[list[Text
             http_load(address, ["a first text"], 1, 1, 0.01)
             start_s = time.monotonic() - started_s
 
-            @torch.inference_mode()
             def bare_loop(texts: list[Text], seconds: float, threads: int) -> float:
                 torch.set_num_threads(threads)
                 count, began_s = 0, time.perf_counter()
@@ -127,8 +126,7 @@ def running(config: RunConfig) -> Iterator[tuple[str, float, Callable[[list[Text
                     start = count % (len(texts) - BATCH + 1)
                     batch: list[Text] = [normalise(text) for text in texts[start : start + BATCH]]
                     tokens = reader.tokenize(batch)
-                    inputs = reader.inputs(tokens, reader.look_up(batch, tokens)).student_inputs()
-                    output = reader.model(**inputs, output_projected_states=False)
+                    output = reader.forward(tokens, reader.look_up(batch, tokens), output_projected_states=False)
                     torch.nn.functional.normalize(output.sentence_embedding, dim=-1).numpy()
                     count += BATCH
                 return count / (time.perf_counter() - began_s)

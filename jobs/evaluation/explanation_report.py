@@ -35,21 +35,22 @@ def write_explanation(explanation: dict[str, Any], directory: Path, name: str) -
     picture.unlink(missing_ok=True)
     if explanation["heat"]:
         plot_explanation(explanation, picture)
-    write_whole(directory / f"{name}.json", json.dumps(explanation))
+    read = [{**one, "step": one["rung"]} for one in explanation["references"]]  # the old name, kept for one release
+    write_whole(directory / f"{name}.json", json.dumps({**explanation, "references": read}))
     best = explanation["references"][0]
     strongest = explanation["strongest_layer"]
     divided = {layer["layer"]: layer for layer in explanation["layers"]}.get(
         strongest, {"references": 0.0, "null": 0.0}
     )
     # A layer's null slot is what it reads in the place of a reference; a read-out's is the student's own state.
-    read = divided["references"] + (0.0 if strongest == READ_OUT else divided["null"])
+    mass = divided["references"] + (0.0 if strongest == READ_OUT else divided["null"])
     return {
         "text": quoted(explanation["text"]),
         "reference": quoted(best["text"]) if best["text"] else best["id"],
-        "step": best["step"],
+        "rung": best["rung"],
         "score": best["score"],
         "layer": strongest,
-        "mass": read,
+        "mass": mass,
         "cosine_distance": explanation["without_references"]["cosine_distance"],
         "picture": picture.name,
     }
@@ -79,7 +80,7 @@ def tables(explanation: dict[str, Any]) -> list[tuple[str, tuple[str, ...], Rows
     read = [one for one in explanation["references"] if one["id"]]
     strongest, changed = explanation["strongest_layer"], explanation["without_references"]
     references = [
-        (str(rank), quoted(one["text"] or one["id"]), f"{one['score']:.2f}", one["step"], *_moved(one["without"]))
+        (str(rank), quoted(one["text"] or one["id"]), f"{one['score']:.2f}", one["rung"], *_moved(one["without"]))
         for rank, one in enumerate(read)
     ]
     found: list[tuple[str, tuple[str, ...], Rows]] = [

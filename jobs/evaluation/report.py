@@ -201,7 +201,7 @@ def plot_size_and_latency(report: dict[str, Any], picture: Path) -> None:
 
 def _explanation(one: dict[str, Any]) -> list[str]:
     """What the report says of the one text that it explains."""
-    found = f"{one['step']}, score {one['score']:.2f}" if one["reference"] else "nothing was found"
+    found = f"{one['rung']}, score {one['score']:.2f}" if one["reference"] else "nothing was found"
     where = f"Layer {one['layer']}" if isinstance(one["layer"], int) else f"The {one['layer']}"
     return [
         "## One held-out text",

@@ -1,139 +1,147 @@
-"""The HTTP API of one desk, with its OpenAPI page.
+"""The HTTP API of an inference service, with its OpenAPI page.
 
-Answers are serialised here, by orjson straight from the student's arrays: the models of `schema` only describe them.
+Responses are serialised here, by orjson straight from the student's arrays: the models of `schema` only describe them.
 """
 
 import base64
 import copy
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, JSONResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from jobs.service import errors, schema
-from jobs.service.inference import Answered, Desk
+from jobs.service.inference import InferenceResult, InferenceService
 from jobs.service.metrics import CONTENT_TYPE
-from jobs.service.student import Row
+from jobs.service.student import TextResult
 
-PAGE = Path(__file__).parent / "playground"
-"""The page's files, and the only ones that are sent: by name, not by path."""
+PLAYGROUND = Path(__file__).parent / "playground"
+"""Folder of the page's files. They are sent by name, so no other file can be asked for."""
 
-PAGE_HEADERS = {
+PLAYGROUND_HEADERS = {
     "content-security-policy": "default-src 'self'; img-src data:; style-src 'self' 'unsafe-inline'",
     "cache-control": "no-cache",
 }
 
-TYPES = {404: "not_found_error", 405: "invalid_request_error"}
-
 MetricsText = Callable[[], Awaitable[str]]
 
 
-def http_api(desk: Desk, metrics_text: MetricsText | None = None) -> FastAPI:
-    """The API of a desk. `metrics_text` says what /metrics shows where that is more than this desk's own."""
+def http_api(service: InferenceService, metrics_text: MetricsText | None = None) -> FastAPI:
+    """Return the API of a service. `metrics_text` replaces the text of /metrics, which is otherwise this service's own."""
     api = FastAPIOffline(
         title="RefBERT",
         version="1",
         description="Embeddings and labels by a small student that reads references. Times in milliseconds.",
         redoc_url=None,
     )
-    _answer_errors(api)
+    _add_error_handlers(api)
     refused = _refusals(400, 401, 408, 413, 422, 429, 503, 504)
 
     @api.post("/v1/embeddings", response_model=schema.EmbeddingResponse, responses=refused)
-    async def embeddings(request: Request, asked: schema.EmbeddingRequest) -> Response:
+    async def embeddings(request: Request, body: schema.EmbeddingRequest) -> Response:
         """Embed one text or several, as OpenAI's API does; a text may be a pair."""
-        answered = await desk.ask(asked.input, request.state.deadline, asked.explain, asked.dimensions)
-        encode = _as_base64 if asked.encoding_format == "base64" else _as_it_is
-        data = [
-            {"object": "embedding", "index": index, "embedding": encode(row), **_read(row)}
-            for index, row in enumerate(answered.rows)
-        ]
-        return _response(request, answered, data)
+        result = await service.infer(body.input, request.state.deadline, body.explain, body.dimensions)
+
+        def embedding(text: TextResult) -> dict[str, Any]:
+            vector: Any = text.vector
+            if body.encoding_format == "base64":
+                vector = base64.b64encode(vector.astype("<f4", copy=False).tobytes()).decode()
+            return {"object": "embedding", "embedding": vector}
+
+        return _response(request, result, result.texts, embedding)
 
     @api.post("/v1/classify", response_model=schema.ClassifyResponse, responses=refused)
-    async def classify(request: Request, asked: schema.ClassifyRequest) -> Response:
+    async def classify(request: Request, body: schema.ClassifyRequest) -> Response:
         """Label one text or several; 422 where the student has no head."""
-        answered = await desk.classify(asked.input, request.state.deadline, asked.explain)
-        data = [
-            {"index": index, **labelled(row, answered.labels or []), **_read(row)}
-            for index, row in enumerate(answered.rows)
-        ]
-        return _response(request, answered, data)
+        result = await service.classify(body.input, request.state.deadline, body.explain)
+        return _response(request, result, result.texts, lambda text: best_label(text, result.labels or []))
 
     @api.post("/v1/similarity", response_model=schema.SimilarityResponse, responses=refused)
-    async def similarity(request: Request, asked: schema.SimilarityRequest) -> Response:
+    async def similarity(request: Request, body: schema.SimilarityRequest) -> Response:
         """Compare one text with others: cosines of their vectors."""
-        if not asked.input:
+        if not body.input:
             raise errors.InvalidInput("input: got 0 texts to compare the source with, wanted at least 1")
-        answered = await desk.ask([asked.source, *asked.input], request.state.deadline, asked.explain)
-        source, *others = answered.rows
-        data = [
-            {"index": index, "similarity": float(source.vector @ row.vector), **_read(row)}
-            for index, row in enumerate(others)
-        ]
-        return _response(request, answered, data)
+        result = await service.infer([body.source, *body.input], request.state.deadline, body.explain)
+        source, *others = result.texts
+        return _response(request, result, others, lambda text: {"similarity": float(source.vector @ text.vector)})
 
     @api.post("/v1/explain", response_model=schema.Explanation, responses=refused)
-    async def explain(request: Request, asked: schema.ExplainRequest) -> Response:
-        """Explain one text: what it read, attention by layer and token, and what it would have said without."""
-        return _json(await desk.explain(asked.input, request.state.deadline))
+    async def explain(request: Request, body: schema.ExplainRequest) -> Response:
+        """Explain one text: what it read, attention by layer and token, and the answer without references."""
+        explanation = await service.explain(body.input, request.state.deadline)
+        for read in (*explanation["references"], *explanation["nearest"]):
+            read["step"] = read["rung"]  # the old name, kept for one release
+        return _json(explanation)
 
     @api.get("/v1/models", responses=_refusals(401, 503))
     async def models() -> schema.ModelList:
-        """The student that answers."""
-        return schema.ModelList(data=desk.models())
+        """Describe the student of this service."""
+        return schema.ModelList(data=[service.model()])
 
     @api.get("/healthz")
     async def healthz() -> schema.Health:
-        """Say that this replica answers."""
-        return schema.Health(model=desk.config.name)
+        """Tell that this replica's process answers."""
+        return schema.Health(model=service.config.name)
 
     @api.get("/readyz", responses=_refusals(503))
     async def readyz() -> schema.Readiness:
-        """Say whether requests are taken, and whether they read the memory: `degraded` is still ready."""
-        return desk.readiness()
+        """Tell whether requests are taken, and whether they read the memory: `degraded` is still ready."""
+        return service.readiness()
 
     @api.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
-        """Count, for Prometheus."""
-        text = await metrics_text() if metrics_text else desk.metrics.text()
+        """Return the metrics in Prometheus' text format."""
+        text = await metrics_text() if metrics_text else service.metrics.text()
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
     @api.get("/", include_in_schema=False)
     @api.get("/playground.css", include_in_schema=False)
     @api.get("/playground.js", include_in_schema=False)
     async def playground(request: Request) -> FileResponse:
-        """Show the page that tries the student out."""
-        return FileResponse(PAGE / (request.url.path.rpartition("/")[2] or "index.html"), headers=PAGE_HEADERS)
+        """Show the page to try the student."""
+        return FileResponse(
+            PLAYGROUND / (request.url.path.rpartition("/")[2] or "index.html"), headers=PLAYGROUND_HEADERS
+        )
 
     plain_openapi = api.openapi
-    api.openapi = lambda: _as_served(plain_openapi(), desk)  # type: ignore[method-assign]
+    api.openapi = lambda: _with_limits(plain_openapi(), service)  # type: ignore[method-assign]
     return api
 
 
-# ---------------------------------------------------------------- answers
+# ---------------------------------------------------------------- responses
 
 
-def labelled(row: Row, labels: list[str]) -> dict[str, Any]:
-    """A row's best label with its score, and every label's."""
-    assert row.scores is not None
-    scores = dict(zip(labels, row.scores.tolist(), strict=True))
+def best_label(text: TextResult, labels: list[str]) -> dict[str, Any]:
+    """Return a text's best label with its score, and the scores of all labels."""
+    assert text.scores is not None
+    scores = dict(zip(labels, text.scores.tolist(), strict=True))
     best = max(scores, key=lambda label: scores[label])
     return {"label": best, "score": scores[best], "scores": scores}
 
 
-def _response(request: Request, answered: Answered, data: list[dict[str, Any]]) -> Response:
-    request.state.answered = {"texts": len(answered.rows), "tokens": answered.tokens, "stages_ms": answered.timing_ms}
-    usage = {"prompt_tokens": answered.tokens, "total_tokens": answered.tokens}
-    return _json(
-        {"object": "list", "data": data, "model": answered.model, "usage": usage, "timing_ms": answered.timing_ms}
-    )
+def _response(
+    request: Request,
+    result: InferenceResult,
+    texts: Sequence[TextResult],
+    fields: Callable[[TextResult], dict[str, Any]],
+) -> Response:
+    """Return the response with an item for each of `texts`, and tell the request log about it."""
+    tokens, timing_ms = result.tokens, result.timing_ms
+    request.state.log = {"texts": len(result.texts), "tokens": tokens, "stages_ms": timing_ms}
+    data = [{"index": index, **fields(text), **_references(text)} for index, text in enumerate(texts)]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return _json({"object": "list", "data": data, "model": result.model, "usage": usage, "timing_ms": timing_ms})
+
+
+def _references(text: TextResult) -> dict[str, Any]:
+    best, *others = [None] if text.references is None else [read.model_dump() for read in text.references]
+    return {"reference": best, "further_references": None if best is None else others}
 
 
 def _json(body: Any) -> Response:
@@ -142,63 +150,31 @@ def _json(body: Any) -> Response:
     )
 
 
-def _as_it_is(row: Row) -> Any:
-    return row.vector
-
-
-def _as_base64(row: Row) -> str:
-    return base64.b64encode(row.vector.astype("<f4", copy=False).tobytes()).decode()
-
-
-def _read(row: Row) -> dict[str, Any]:
-    if row.references is None:
-        return {"reference": None, "further_references": None}
-    best, *others = (read.model_dump() for read in row.references)
-    return {"reference": best, "further_references": others}
-
-
 # ---------------------------------------------------------------- errors
 
 
-def _answer_errors(api: FastAPI) -> None:
-    """Answer what the API itself refuses as everything else is refused; bugs are the gate's."""
+def _add_error_handlers(api: FastAPI) -> None:
+    """Answer every error in the form of `errors.error_response`. The middleware gets a bug as well, and logs it."""
 
-    async def known(request: Request, error: Exception) -> Response:
-        request.state.error = type(error).__name__
-        return _refusal(
-            request, errors.kind_of(error).status, errors.kind_of(error).type, str(error), errors.headers_of(error)
-        )
+    async def refuse(request: Request, error: Exception) -> Response:
+        if isinstance(error, RequestValidationError):
+            error = errors.InvalidInput("; ".join(_mistakes(error)[:5]))
+        request.state.error = errors.name_of(error)
+        return errors.error_response(error, request.state.request_id)
 
-    async def invalid(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        request.state.error = "InvalidInput"
-        return _refusal(request, 422, "invalid_request_error", "; ".join(_mistakes(error)[:5]), {})
-
-    async def of_http(request: Request, error: Exception) -> Response:
+    async def refuse_route(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        kind = TYPES.get(error.status_code, "invalid_request_error")
-        return _refusal(request, error.status_code, kind, str(error.detail), dict(error.headers or {}))
+        kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
+        body = errors.error_body(str(error.detail), kind, request.state.request_id)
+        return JSONResponse(body, error.status_code, error.headers)
 
-    async def bug(request: Request, error: Exception) -> Response:
-        request.state.error = "bug"  # the gate, which gets the error too, logs it
-        return _refusal(
-            request, errors.BUG.status, errors.BUG.type, errors.line_of(error, request.state.request_id), {}
-        )
-
-    for kind in errors.KINDS:
-        api.add_exception_handler(kind, known)
-    api.add_exception_handler(Exception, bug)
-    api.add_exception_handler(RequestValidationError, invalid)
-    api.add_exception_handler(HTTPException, of_http)
-
-
-def _refusal(request: Request, status: int, kind: str, message: str, headers: dict[str, str]) -> Response:
-    body = errors.error_body(" ".join(message.split()), kind, request.state.request_id)
-    return Response(orjson.dumps(body), status, headers, "application/json")
+    for kind in (*errors.KINDS, RequestValidationError, Exception):
+        api.add_exception_handler(kind, refuse)
+    api.add_exception_handler(HTTPException, refuse_route)
 
 
 def _mistakes(error: RequestValidationError) -> list[str]:
-    """One line per mistake: where, and what was wanted; never what was sent."""
+    """Return one line per mistake: where, and what was wanted; never what was sent."""
     lines = []
     for detail in error.errors():
         where = ".".join(str(part) for part in detail["loc"][1:])
@@ -213,28 +189,20 @@ def _mistakes(error: RequestValidationError) -> list[str]:
     return [line.encode("utf-8", "replace").decode() for line in lines]
 
 
-# ---------------------------------------------------------------- the page
+# ---------------------------------------------------------------- the OpenAPI page
 
 
 def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What an operation may answer instead."""
-    what = {
-        400: "The body is not JSON in UTF-8.",
-        401: "No key, or one that is not accepted.",
-        408: "The body did not arrive in time.",
-        413: "The body is too large.",
-        422: "The request cannot be answered as it stands.",
-        429: "Too many texts wait; `Retry-After` says when to come back.",
-        503: "Not ready; try again.",
-        504: "The request's time was over.",
-    }
-    return {status: {"model": schema.ErrorResponse, "description": what[status]} for status in statuses}
+    """Describe the error responses of an operation."""
+    described = {kind.status: (error.__doc__ or "").partition("\n")[0] for error, kind in errors.KINDS.items()}
+    described |= {400: "The body is not JSON in UTF-8.", 422: errors.InvalidInput.__doc__ or ""}
+    return {status: {"model": schema.ErrorResponse, "description": described[status]} for status in statuses}
 
 
-def _as_served(page: dict[str, Any], desk: Desk) -> dict[str, Any]:
-    """Say in the page what this service's limits are and what its student can, and how a key is sent."""
+def _with_limits(page: dict[str, Any], service: InferenceService) -> dict[str, Any]:
+    """Add to the page the service's limits, what its student can do, and how a key is sent."""
     page = copy.deepcopy(page)  # FastAPI keeps its own, and the student may change
-    models, limits, student = page["components"]["schemas"], desk.limits, desk.student
+    models, limits, student = page["components"]["schemas"], service.limits, service.student
     for name in ("EmbeddingRequest", "ClassifyRequest", "SimilarityRequest"):
         one, many, ids = models[name]["properties"]["input"]["anyOf"]
         string, pair, one_of_ids = many["items"]["anyOf"]

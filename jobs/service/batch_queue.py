@@ -1,8 +1,8 @@
-"""Texts that wait for the student, and how they share its forwards.
+"""The queue of texts that wait for the student, and how they are batched.
 
-Whatever arrived while the student was busy is its next batch: nobody waits for a timer. A batch is cut into forwards of like
-length within a budget of tokens. Two threads work at once: while the student computes one batch, the next one's references are
-looked up. The queue is bounded and refuses what would not fit; who gave up waiting is not computed for.
+Whatever arrived while the student was busy is its next batch: no timer delays a text. Two threads work at once: while the
+student computes one batch, references of the next are looked up. The queue is bounded and refuses what would not fit. A text
+whose request has been cancelled or has timed out is not computed.
 """
 
 import asyncio
@@ -10,14 +10,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, TypeVar
 
 from jobs.config import ServeConfig
 from jobs.service.errors import DeadlineExceeded, NotReady, Overloaded
 from jobs.service.metrics import Metrics
-from jobs.service.schema import Asked
-from jobs.service.student import Row, ServedStudent
+from jobs.service.schema import TextInput
+from jobs.service.student import ServedStudent, TextResult
 
 Result = TypeVar("Result")
 
@@ -25,45 +25,39 @@ IN_FLIGHT = 2
 """Batches: one with the student, one whose references are being looked up."""
 
 STUCK_S = 60.0
-"""A batch that takes longer never ends: no look-up and no forward takes a fraction of it."""
+"""A batch that takes longer never ends: a look-up and a forward take a fraction of it."""
 
 SMOOTHING = 0.1
-"""Weight of the newest batch in the rate that a refused caller's wait is estimated from."""
+"""Weight of the newest batch in the rate that `Retry-After` is estimated from."""
 
 
 @dataclass
-class Ticket:
-    """One request's texts, and where its rows are put as batches bring them."""
+class PendingRequest:
+    """One request's texts, and their results as batches bring them."""
 
-    asked: Sequence[Asked]
+    inputs: Sequence[TextInput]
     explain: bool
-    done: asyncio.Future[list[Row]]
+    done: asyncio.Future[list[TextResult]]
     arrived_s: float
-    rows: dict[int, Row] = field(default_factory=dict)
+    results: dict[int, TextResult] = field(default_factory=dict)
 
-    def put(self, place: int, row: Row) -> None:
-        """Take one text's row; the last one answers the request."""
-        self.rows[place] = row
-        if len(self.rows) == len(self.asked) and not self.done.done():
-            self.done.set_result([self.rows[index] for index in range(len(self.asked))])
+    def put(self, position: int, result: TextResult) -> None:
+        """Take the result of one text; the last one completes the request."""
+        self.results[position] = result
+        if len(self.results) == len(self.inputs) and not self.done.done():
+            self.done.set_result([self.results[position] for position in range(len(self.inputs))])
 
     def fail(self, error: Exception) -> None:
-        """Answer the request with an error."""
+        """Complete the request with an error."""
         if not self.done.done():
             self.done.set_exception(error)
 
 
-Waiting = tuple[Ticket, int]
-"""A text: whose, and which of theirs."""
+class QueuedText(NamedTuple):
+    """One text of a request, by its position there."""
 
-
-async def _in_time(result: asyncio.Future[Result], deadline: float) -> Result:
-    """Wait for a result until the event loop's time is `deadline`; who waits longer gets DeadlineExceeded."""
-    try:
-        async with asyncio.timeout_at(deadline):
-            return await result
-    except TimeoutError:
-        raise DeadlineExceeded("the request's time was over before the student came to it; try again later") from None
+    request: PendingRequest
+    position: int
 
 
 class BatchQueue:
@@ -76,7 +70,7 @@ class BatchQueue:
         self._student = student
         self._config = config
         self._metrics = metrics
-        self._waiting: deque[Waiting] = deque()
+        self._queued: deque[QueuedText] = deque()
         self._arrived = asyncio.Event()
         self._texts_per_s = 100.0
         self._lookup_thread = ThreadPoolExecutor(1, "look-up")
@@ -85,40 +79,40 @@ class BatchQueue:
         self._batches: dict[asyncio.Task[None], float] = {}  # since when
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start computing batches, on the running event loop."""
         self._loop_task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
-        """Refuse who still waits, and end."""
+        """Refuse the requests that still wait, and end."""
         if self._loop_task:
             self._loop_task.cancel()
-        for ticket, _ in self._waiting:
-            ticket.fail(NotReady("this replica is going; send the request again"))
+        for request, _ in self._queued:
+            request.fail(NotReady("this replica is shutting down; send the request again"))
         await asyncio.gather(*self._batches, return_exceptions=True)
         for thread in (self._lookup_thread, self._student_thread):
             thread.shutdown(wait=False)
 
-    async def ask(self, asked: Sequence[Asked], explain: bool, deadline: float) -> list[Row]:
-        """Answer texts in their order. `deadline` is the event loop's time.
+    async def submit(self, inputs: Sequence[TextInput], explain: bool, deadline: float) -> list[TextResult]:
+        """Return the texts' results in their order. `deadline` is in the event loop's time.
 
-        Raises Overloaded where they would not fit, DeadlineExceeded where their time is over first.
+        Raises Overloaded where the texts would not fit, DeadlineExceeded where the deadline passes first.
         """
-        waiting = len(self._waiting)
-        if waiting + len(asked) > self._config.max_queued_texts:
+        waiting = len(self._queued)
+        if waiting + len(inputs) > self._config.max_queued_texts:
             raise Overloaded(
-                f"{waiting} texts wait, {len(asked)} more would exceed {self._config.max_queued_texts}; try again later",
+                f"{waiting} texts wait, {len(inputs)} more would exceed {self._config.max_queued_texts}; try again later",
                 retry_after_s=waiting / self._texts_per_s,
             )
-        ticket = Ticket(asked, explain, asyncio.get_running_loop().create_future(), time.perf_counter())
-        self._waiting.extend((ticket, place) for place in range(len(asked)))
-        self._metrics.queued_texts.set(len(self._waiting))
+        request = PendingRequest(inputs, explain, asyncio.get_running_loop().create_future(), time.perf_counter())
+        self._queued.extend(QueuedText(request, position) for position in range(len(inputs)))
+        self._metrics.queued_texts.set(len(self._queued))
         self._arrived.set()
-        return await _in_time(ticket.done, deadline)  # cancelled with its request: the texts are then left out
+        return await _before(deadline, request.done)  # a cancelled request's future is done: its texts are left out
 
     async def call_student(self, call: Callable[[ServedStudent], object], deadline: float) -> object:
-        """Call something that needs the student to itself, between two batches."""
+        """Call a function that needs the student to itself, between two batches."""
         student = self._student()
-        return await _in_time(asyncio.get_running_loop().run_in_executor(self._student_thread, call, student), deadline)
+        return await _before(deadline, asyncio.get_running_loop().run_in_executor(self._student_thread, call, student))
 
     def check(self) -> None:
         """Raise RuntimeError where no text will be answered any more: this replica should be replaced."""
@@ -132,59 +126,62 @@ class BatchQueue:
         while True:
             await free.acquire()
             batch = await self._take()
-            task = asyncio.get_running_loop().create_task(self._answer(batch, free))
+            task = asyncio.get_running_loop().create_task(self._complete(batch, free))
             self._batches[task] = time.monotonic()  # held: a task that nobody holds may be collected
             task.add_done_callback(self._batches.pop)
 
-    async def _take(self) -> list[Waiting]:
-        """Wait for texts, and take as many of those that somebody still wants as fit into a batch."""
-        batch: list[Waiting] = []
+    async def _take(self) -> list[QueuedText]:
+        """Wait for texts, and take as many as fit into a batch of those whose requests still wait."""
+        batch: list[QueuedText] = []
         while not batch:
-            while not self._waiting:
+            while not self._queued:
                 self._arrived.clear()
                 await self._arrived.wait()
-            if self._config.batch_wait_ms and len(self._waiting) < self._config.max_batch:
+            if self._config.batch_wait_ms and len(self._queued) < self._config.max_batch:
                 await asyncio.sleep(self._config.batch_wait_ms / 1000)
-            while self._waiting and len(batch) < self._config.max_batch:
-                ticket, place = self._waiting.popleft()
-                if not ticket.done.done():
-                    batch.append((ticket, place))
-            self._metrics.queued_texts.set(len(self._waiting))
+            while self._queued and len(batch) < self._config.max_batch:
+                text = self._queued.popleft()
+                if not text.request.done.done():
+                    batch.append(text)
+            self._metrics.queued_texts.set(len(self._queued))
         return batch
 
-    async def _answer(self, batch: list[Waiting], free: asyncio.Semaphore) -> None:
+    async def _complete(self, batch: list[QueuedText], free: asyncio.Semaphore) -> None:
         try:
             await self._compute(batch)
         except Exception as error:  # an edge: whatever it is, each request gets an answer and the queue goes on
-            tickets = {id(ticket): ticket for ticket, _ in batch}
-            for ticket in tickets.values():
-                if len(tickets) == 1:
-                    ticket.fail(error)
+            requests = {id(request): request for request, _ in batch}
+            for request in requests.values():
+                if len(requests) == 1:
+                    request.fail(error)
                     continue
                 # One request's text that cannot be computed must not cost the others their answer.
                 try:
-                    await self._compute([waiting for waiting in batch if waiting[0] is ticket])
+                    await self._compute([text for text in batch if text.request is request])
                 except Exception as own:
-                    ticket.fail(own)
+                    request.fail(own)
         finally:
             free.release()
 
-    async def _compute(self, batch: list[Waiting]) -> None:
+    async def _compute(self, batch: list[QueuedText]) -> None:
         loop, student = asyncio.get_running_loop(), self._student()
         started_s = time.perf_counter()
-        oldest_s = min(ticket.arrived_s for ticket, _ in batch)
-        self._metrics.queue_s.observe(started_s - oldest_s)
-        forwards = await loop.run_in_executor(
-            self._lookup_thread,
-            student.prepare,
-            [ticket.asked[place] for ticket, place in batch],
-            [ticket.explain for ticket, _ in batch],
-        )
-        for forward in forwards:
-            rows = await loop.run_in_executor(self._student_thread, student.answer, forward)
-            for index, row in zip(forward.places, rows, strict=True):
-                ticket, place = batch[index]
-                row.queue_ms = 1000 * (started_s - ticket.arrived_s)
-                ticket.put(place, row)
+        self._metrics.queue_s.observe(started_s - min(request.arrived_s for request, _ in batch))
+        inputs = [request.inputs[position] for request, position in batch]
+        explain = [request.explain for request, _ in batch]
+        for prepared in await loop.run_in_executor(self._lookup_thread, student.prepare, inputs, explain):
+            results = await loop.run_in_executor(self._student_thread, student.forward, prepared)
+            for row, result in zip(prepared.rows, results, strict=True):
+                request, position = batch[row]
+                request.put(position, replace(result, queue_ms=1000 * (started_s - request.arrived_s)))
         rate = len(batch) / max(time.perf_counter() - started_s, 1e-6)
         self._texts_per_s += SMOOTHING * (rate - self._texts_per_s)
+
+
+async def _before(deadline: float, result: asyncio.Future[Result]) -> Result:
+    """Wait for a result until the event loop's time is `deadline`. Raises DeadlineExceeded after that."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await result
+    except TimeoutError:
+        raise DeadlineExceeded("the request's deadline passed before the student came to it; try again later") from None

@@ -1,4 +1,4 @@
-"""What can go wrong with a request, and the one table from it to an HTTP status and a gRPC code.
+"""Errors of a request, and the one table from them to HTTP status and gRPC code.
 
 Every message is for the caller: one line, no traceback, none of its texts.
 """
@@ -8,20 +8,21 @@ import math
 from typing import NamedTuple
 
 import grpc
+from starlette.responses import JSONResponse
 
 from refbert.errors import InputError
 
 
 class InvalidInput(InputError):
-    """A request that cannot be answered as it stands."""
+    """The request cannot be answered as it stands."""
 
 
 class TooLarge(Exception):
-    """A body of more bytes than are taken."""
+    """The body is too large."""
 
 
 class SlowRequest(Exception):
-    """A body that did not arrive in time."""
+    """The body did not arrive in time."""
 
 
 class Unauthorised(Exception):
@@ -29,15 +30,15 @@ class Unauthorised(Exception):
 
 
 class NotReady(Exception):
-    """The student is not loaded yet, or the replica is going."""
+    """The student is not loaded yet, or the replica is shutting down."""
 
 
 class DeadlineExceeded(Exception):
-    """The request's time ran out before the student came to it."""
+    """The request's deadline passed before the student came to it."""
 
 
 class Overloaded(Exception):
-    """More texts wait than may; `retry_after_s` says when there is likely room."""
+    """Too many texts wait; `retry_after_s` says when there is likely room."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
@@ -45,7 +46,7 @@ class Overloaded(Exception):
 
 
 class Kind(NamedTuple):
-    """How an error reads to callers: HTTP status, gRPC code, and OpenAI's name for its type."""
+    """How callers see an error: HTTP status, gRPC code, and OpenAI's name for its type."""
 
     status: int
     code: grpc.StatusCode
@@ -66,26 +67,39 @@ BUG = Kind(500, grpc.StatusCode.INTERNAL, "internal_error")
 
 
 def kind_of(error: Exception) -> Kind:
-    """How an error reads; BUG for one that nobody expected."""
+    """Return the kind of an error; BUG for an unexpected one."""
     return next((kind for known, kind in KINDS.items() if isinstance(error, known)), BUG)
 
 
+def name_of(error: Exception) -> str:
+    """Return the name that an error is counted by."""
+    return "bug" if kind_of(error) is BUG else type(error).__name__
+
+
 def error_body(message: str, kind: str, request_id: str) -> dict[str, dict[str, str]]:
-    """The body of an answer that is none, as OpenAI's clients read it."""
+    """Return the body of an error response, as OpenAI's clients read it."""
     return {"error": {"message": message, "type": kind, "request_id": request_id}}
 
 
-def line_of(error: Exception, request_id: str) -> str:
-    """What the caller is told: the error's own line, of a bug only where to find it."""
+def message_of(error: Exception, request_id: str) -> str:
+    """Return what the caller is told: the error's own line; of a bug only where to look it up."""
     if kind_of(error) is BUG:
-        return f"this is a bug of the service; its log says more about request {request_id}"
+        return f"this is a bug of the service; its log has the details under request {request_id}"
     return " ".join(str(error).split())
 
 
 def headers_of(error: Exception) -> dict[str, str]:
-    """Headers that go with an error."""
+    """Return the headers that go with an error."""
     if isinstance(error, Overloaded):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
     if isinstance(error, NotReady):
         return {"Retry-After": "1"}
     return {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorised) else {}
+
+
+def error_response(error: Exception, request_id: str) -> JSONResponse:
+    """Return the HTTP response for an error."""
+    kind = kind_of(error)
+    return JSONResponse(
+        error_body(message_of(error, request_id), kind.type, request_id), kind.status, headers_of(error)
+    )

@@ -1,6 +1,6 @@
-"""The gRPC calls of one desk: messages to questions, rows to messages, errors to status codes.
+"""The gRPC API of an inference service: messages to inputs, results to messages, errors to status codes.
 
-`proto/refbert_pb2*` are generated from `proto/refbert.proto`, and again after a change of it, by
+`proto/refbert_pb2*` are generated from `proto/refbert.proto`. After a change of it, generate them again:
 
     pip install grpcio-tools==1.85.1
     python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. jobs/service/proto/refbert.proto
@@ -8,154 +8,161 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
 import numpy as np
 
 from jobs.service import tracing
-from jobs.service.api import labelled
-from jobs.service.errors import BUG, InvalidInput, TooLarge, Unauthorised, kind_of, line_of
-from jobs.service.inference import Answered, Desk
-from jobs.service.middleware import bug_report, request_id, sent_key
+from jobs.service.api import best_label
+from jobs.service.errors import BUG, InvalidInput, TooLarge, Unauthorised, kind_of, message_of, name_of
+from jobs.service.inference import InferenceResult, InferenceService
+from jobs.service.middleware import api_key, request_id, traceback_without_message
 from jobs.service.proto import refbert_pb2 as messages
-from jobs.service.schema import Asked, AttendedReference
+from jobs.service.schema import AttendedReference, TextInput
 from vector_store.schema import parts
 
 log = logging.getLogger(__name__)
 
-Message = TypeVar("Message")
+Request = TypeVar("Request")
+Response = TypeVar("Response")
 
 ADD_SERVICER = "jobs.service.proto.refbert_pb2_grpc.add_RefBertServicer_to_server"
 """What Ray Serve's gRPC proxy is told to serve."""
 
 
+def _call(
+    empty: type[Response],
+) -> Callable[
+    [Callable[["GrpcCalls", Request, float], Awaitable[Response]]],
+    Callable[["GrpcCalls", Request, Any], Awaitable[Response]],
+]:
+    """Make a call of a method that takes a message and a deadline: key, limits, metrics, and errors as status codes.
+
+    An error becomes the status of the call and an `empty` message. `grpc_context` is Ray Serve's name for the call's context.
+    """
+
+    def decorate(
+        method: Callable[["GrpcCalls", Request, float], Awaitable[Response]],
+    ) -> Callable[["GrpcCalls", Request, Any], Awaitable[Response]]:
+        route = f"grpc/{method.__name__.title()}"
+
+        async def call(self: "GrpcCalls", request: Request, grpc_context: Any) -> Response:
+            service, started_s = self.service, time.perf_counter()
+            metadata = {str(key).lower(): str(value) for key, value in grpc_context.invocation_metadata() or ()}
+            named, code, error_name = request_id(metadata), "OK", None
+            try:
+                with tracing.request_span(route, metadata):
+                    self.check(request, metadata)
+                    return await method(self, request, service.deadline(metadata.get("x-timeout-ms")))
+            except Exception as error:  # an edge: the caller gets a status, whatever it is
+                kind, error_name = kind_of(error), name_of(error)
+                if kind is BUG:
+                    log.error("request %s: %s", named, traceback_without_message(error))
+                code = kind.code.name
+                grpc_context.set_code(kind.code)
+                grpc_context.set_details(message_of(error, named))
+                return empty()
+            finally:
+                grpc_context.set_trailing_metadata([("x-request-id", named)])
+                service.metrics.count_request(route, code, time.perf_counter() - started_s, error_name)
+
+        return call
+
+    return decorate
+
+
 class GrpcCalls:
-    """The calls of one desk. Each takes a message and Ray Serve's context of the call."""
+    """The calls of `proto/refbert.proto` on one service. Each takes a message and Ray Serve's context of the call."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
+    def __init__(self, service: InferenceService) -> None:
+        self.service = service
 
-    async def embed(self, request: messages.EmbedRequest, context: Any) -> messages.EmbedResponse:
-        """Answer with vectors."""
+    def check(self, request: Any, metadata: dict[str, str]) -> None:
+        """Raise Unauthorised for a key that is not accepted, TooLarge for a message over the limit."""
+        most, size = self.service.limits.max_request_bytes, request.ByteSize()
+        if not self.service.keys.accept(api_key(metadata)):
+            raise Unauthorised("no accepted key: send the metadata `authorization: Bearer KEY`")
+        if size > most:
+            raise TooLarge(f"the message has {size} bytes, wanted {most} at most")
 
-        async def answer(deadline: float) -> messages.EmbedResponse:
-            answered = await self.desk.ask(_asked(request.texts), deadline, request.explain)
-            return messages.EmbedResponse(
-                model=answered.model,
-                dimensions=len(answered.rows[0].vector),
-                embeddings=[
-                    messages.Embedding(
-                        vector=row.vector.astype("<f4", copy=False).tobytes(),
-                        tokens=row.tokens,
-                        references=_references(row.references),
-                    )
-                    for row in answered.rows
-                ],
-                timing=_timing(answered),
-            )
+    @_call(messages.EmbedResponse)
+    async def embed(self, request: messages.EmbedRequest, deadline: float) -> messages.EmbedResponse:
+        """Return vectors."""
+        result = await self.service.infer(_inputs(request.texts), deadline, request.explain)
+        return messages.EmbedResponse(
+            model=result.model,
+            dimensions=len(result.texts[0].vector),
+            embeddings=[
+                messages.Embedding(
+                    vector=text.vector.astype("<f4", copy=False).tobytes(),
+                    tokens=text.tokens,
+                    references=_references(text.references),
+                )
+                for text in result.texts
+            ],
+            timing=_timing(result),
+        )
 
-        return await self._call("Embed", request, context, answer, messages.EmbedResponse())
+    @_call(messages.ClassifyResponse)
+    async def classify(self, request: messages.ClassifyRequest, deadline: float) -> messages.ClassifyResponse:
+        """Return labels."""
+        result = await self.service.classify(_inputs(request.texts), deadline, request.explain)
+        return messages.ClassifyResponse(
+            model=result.model,
+            classifications=[
+                messages.Classification(
+                    tokens=text.tokens,
+                    references=_references(text.references),
+                    **best_label(text, result.labels or []),
+                )
+                for text in result.texts
+            ],
+            timing=_timing(result),
+        )
 
-    async def classify(self, request: messages.ClassifyRequest, context: Any) -> messages.ClassifyResponse:
-        """Answer with labels."""
+    @_call(messages.SimilarityResponse)
+    async def similarity(self, request: messages.SimilarityRequest, deadline: float) -> messages.SimilarityResponse:
+        """Return cosines."""
+        result = await self.service.infer(_inputs([request.source, *request.texts]), deadline)
+        source, *others = (text.vector for text in result.texts)
+        return messages.SimilarityResponse(
+            model=result.model,
+            similarities=np.array([source @ other for other in others], np.float32),
+            timing=_timing(result),
+        )
 
-        async def answer(deadline: float) -> messages.ClassifyResponse:
-            answered = await self.desk.classify(_asked(request.texts), deadline, request.explain)
-            return messages.ClassifyResponse(
-                model=answered.model,
-                classifications=[
-                    messages.Classification(
-                        tokens=row.tokens,
-                        references=_references(row.references),
-                        **labelled(row, answered.labels or []),
-                    )
-                    for row in answered.rows
-                ],
-                timing=_timing(answered),
-            )
-
-        return await self._call("Classify", request, context, answer, messages.ClassifyResponse())
-
-    async def similarity(self, request: messages.SimilarityRequest, context: Any) -> messages.SimilarityResponse:
-        """Answer with cosines."""
-
-        async def answer(deadline: float) -> messages.SimilarityResponse:
-            answered = await self.desk.ask(_asked([request.source, *request.texts]), deadline)
-            source, *others = (row.vector for row in answered.rows)
-            return messages.SimilarityResponse(
-                model=answered.model,
-                similarities=np.array([source @ other for other in others], np.float32),
-                timing=_timing(answered),
-            )
-
-        return await self._call("Similarity", request, context, answer, messages.SimilarityResponse())
-
-    async def status(self, request: messages.StatusRequest, context: Any) -> messages.StatusResponse:
-        """Say which student answers, and whether it reads its memory."""
-
-        async def answer(deadline: float) -> messages.StatusResponse:
-            (model,), readiness = self.desk.models(), self.desk.readiness()
-            return messages.StatusResponse(
-                model=model.id,
-                dimensions=model.dimensions,
-                max_tokens=model.max_tokens,
-                labels=model.labels or [],
-                status=readiness.status,
-                memory=readiness.memory,
-                reason=readiness.reason or "",
-            )
-
-        return await self._call("Status", request, context, answer, messages.StatusResponse())
-
-    async def _call(
-        self, name: str, request: Any, context: Any, answer: Callable[[float], Awaitable[Message]], nothing: Message
-    ) -> Message:
-        """Check the key, answer, count; an error becomes the call's status and an empty message."""
-        sent = {str(key).lower(): str(value) for key, value in context.invocation_metadata() or ()}
-        named = request_id(sent)
-        route, started_s, metrics = f"grpc/{name}", time.perf_counter(), self.desk.metrics
-        code = "OK"
-        try:
-            with tracing.request_span(route, sent):
-                self._admit(sent)
-                if (size := request.ByteSize()) > self.desk.limits.max_request_bytes:
-                    raise TooLarge(f"the message has {size} bytes, wanted {self.desk.limits.max_request_bytes} at most")
-                return await answer(self.desk.deadline(sent.get("x-timeout-ms")))
-        except Exception as error:  # an edge: the caller gets a status, whatever it is
-            kind = kind_of(error)
-            if kind is BUG:
-                log.error("request %s: %s", named, bug_report(error))
-            code = kind.code.name
-            metrics.errors.labels("bug" if kind is BUG else type(error).__name__).inc()
-            context.set_code(kind.code)
-            context.set_details(line_of(error, named))
-            return nothing
-        finally:
-            context.set_trailing_metadata([("x-request-id", named)])
-            metrics.requests.labels(route, code).inc()
-            metrics.request_s.labels(route).observe(time.perf_counter() - started_s)
-
-    def _admit(self, sent: Mapping[str, str]) -> None:
-        if not self.desk.keys.accept(sent_key(sent)):
-            raise Unauthorised("no key that is accepted: send the metadata `authorization: Bearer KEY`")
+    @_call(messages.StatusResponse)
+    async def status(self, request: messages.StatusRequest, deadline: float) -> messages.StatusResponse:
+        """Return which student answers, and whether it reads its memory."""
+        model, readiness = self.service.model(), self.service.readiness()
+        return messages.StatusResponse(
+            model=model.id,
+            dimensions=model.dimensions,
+            max_tokens=model.max_tokens,
+            labels=model.labels or [],
+            status=readiness.status,
+            memory=readiness.memory,
+            reason=readiness.reason or "",
+        )
 
 
-def _asked(texts: Iterable[messages.Text]) -> list[Asked]:
-    found: list[Asked] = []
+def _inputs(texts: Iterable[messages.Text]) -> list[TextInput]:
+    inputs: list[TextInput] = []
     for text in texts:
         if text.token_ids:
             if text.text or text.HasField("second"):
                 raise InvalidInput("a text has both token_ids and text; send one of them")
-            found.append(tuple(text.token_ids))
+            inputs.append(tuple(text.token_ids))
         else:
-            found.append((text.text, text.second) if text.HasField("second") else text.text)
-    return found
+            inputs.append((text.text, text.second) if text.HasField("second") else text.text)
+    return inputs
 
 
 def _references(read: list[AttendedReference] | None) -> list[messages.Reference]:
     return [
         messages.Reference(
+            rung=one.rung,
             step=one.step,
             id=one.id or "",
             text=() if one.text is None else parts(one.text),
@@ -166,5 +173,5 @@ def _references(read: list[AttendedReference] | None) -> list[messages.Reference
     ]
 
 
-def _timing(answered: Answered) -> messages.Timing:
-    return messages.Timing(**{f"{stage}_ms": took for stage, took in answered.timing_ms.items()})
+def _timing(result: InferenceResult) -> messages.Timing:
+    return messages.Timing(**{f"{stage}_ms": took for stage, took in result.timing_ms.items()})

@@ -1,4 +1,4 @@
-"""Where requests are answered, whatever protocol brought them: limits, the queue, the student, and its replacement.
+"""The inference service of one replica: limits, the queue, the student, and its replacement, for every protocol.
 
 Knows neither HTTP nor gRPC nor Ray.
 """
@@ -18,39 +18,39 @@ from jobs.service import tracing
 from jobs.service.batch_queue import BatchQueue
 from jobs.service.errors import InvalidInput, NotReady
 from jobs.service.keys import Keys
-from jobs.service.metrics import MemoryState, Metrics
-from jobs.service.schema import Asked, Model, Readiness, asked_texts
-from jobs.service.student import Row, ServedStudent
+from jobs.service.metrics import Metrics
+from jobs.service.schema import Model, Readiness, TextInput, checked_inputs
+from jobs.service.student import ServedStudent, TextResult
 from refbert.corpus import Text
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Answered:
-    """A request's rows, in the texts' order, by the student of this name."""
+class InferenceResult:
+    """Results of a request's texts, in their order, and the name and labels of the student that computed them."""
 
-    rows: list[Row]
+    texts: list[TextResult]
     model: str
     labels: list[str] | None
 
     @property
     def tokens(self) -> int:
         """Tokens of all texts."""
-        return sum(row.tokens for row in self.rows)
+        return sum(text.tokens for text in self.texts)
 
     @property
     def timing_ms(self) -> dict[str, float]:
-        """The slowest batch's wait, look-up and forward."""
+        """The slowest batch's time in the queue, look-up and forward."""
         return {
-            "queue": max(row.queue_ms for row in self.rows),
-            "lookup": max(row.lookup_ms for row in self.rows),
-            "student": max(row.student_ms for row in self.rows),
+            "queue": max(text.queue_ms for text in self.texts),
+            "lookup": max(text.lookup_ms for text in self.texts),
+            "student": max(text.student_ms for text in self.texts),
         }
 
 
-class Desk:
-    """One replica's service. `open`, then `start` on the event loop that asks."""
+class InferenceService:
+    """One replica's service. `load` a student, then `start` on the event loop that serves requests."""
 
     def __init__(self, config: RunConfig, device: torch.device, replica: str = "") -> None:
         self.config = config
@@ -58,114 +58,103 @@ class Desk:
         self.metrics = Metrics(replica)
         self.keys = Keys(config.serve.api_keys_env, config.serve.api_keys_file)
         self.student: ServedStudent | None = None
-        self.queue = BatchQueue(self._ready, config.serve, self.metrics)
+        self.queue = BatchQueue(self._loaded, config.serve, self.metrics)
         self._device = device
         if config.serve.tracing:
-            tracing.turn_on()
+            tracing.enable()
 
-    def open(self, student: str | Path | None = None) -> None:
-        """Load a student, the run's own by default, and answer by it from the next batch on. Blocks; any thread may call it.
+    def load(self, student: str | Path | None = None) -> None:
+        """Load a student, the run's own by default, and use it from the next batch on. Blocks; any thread may call it.
 
-        Batches on their way end with the student that began them. Raises InputError where there is none; the one before then
-        stays.
+        Batches in flight end with the student that began them. Raises InputError for a folder without a student; the present
+        one then stays.
         """
         config, folder = student_run(self.config, None if student is None else str(student))
-        opened = ServedStudent(config, folder, self._device, self.metrics)
-        before, self.student = self.student, opened
+        loaded = ServedStudent(config, folder, self._device, self.metrics)
+        before, self.student = self.student, loaded
         if before:
             self.metrics.switches.inc()
-            log.info("student %s replaces %s", opened.fingerprint, before.fingerprint)
-            before.retire()
+            log.info("student %s replaces %s", loaded.fingerprint, before.fingerprint)
+            before.memory.retire()
 
     def start(self) -> None:
-        """Begin to answer, on the running event loop."""
+        """Start answering, on the running event loop."""
         self.queue.start()
 
     async def stop(self) -> None:
-        """End: who waits is refused."""
+        """Stop answering; requests that still wait are refused."""
         await self.queue.stop()
         if self.student:
-            self.student.close()
+            self.student.memory.close()
 
-    # ------------------------------------------------------------ questions
+    # ------------------------------------------------------------ requests
 
-    async def ask(
-        self, asked: Sequence[Asked], deadline: float, explain: bool = False, dimensions: int | None = None
-    ) -> Answered:
-        """Answer texts. Raises InvalidInput for what is over a limit, and what the queue raises."""
-        student = self._ready()
-        checked = asked_texts(asked, self.limits, student.vocabulary)
+    async def infer(
+        self, inputs: Sequence[TextInput], deadline: float, explain: bool = False, dimensions: int | None = None
+    ) -> InferenceResult:
+        """Run texts through the student. Raises InvalidInput for what exceeds a limit, and what the queue raises."""
+        student = self._loaded()
+        checked = checked_inputs(inputs, self.limits, student.vocabulary)
         if dimensions not in (None, student.dim):
             raise InvalidInput(f"this student's vectors have {student.dim} numbers and cannot be cut to {dimensions}")
-        rows = await self.queue.ask(checked, explain, deadline)
-        answered = Answered(rows, student.name, student.labels)
-        self.metrics.texts.inc(len(rows))
-        self.metrics.tokens.inc(answered.tokens)
-        tracing.stages(len(rows), **answered.timing_ms)
-        return answered
+        result = InferenceResult(await self.queue.submit(checked, explain, deadline), student.name, student.labels)
+        self.metrics.texts.inc(len(result.texts))
+        self.metrics.tokens.inc(result.tokens)
+        tracing.record_stages(len(result.texts), **result.timing_ms)
+        return result
 
-    async def classify(self, asked: Sequence[Asked], deadline: float, explain: bool = False) -> Answered:
+    async def classify(self, inputs: Sequence[TextInput], deadline: float, explain: bool = False) -> InferenceResult:
         """Label texts. Raises InvalidInput for a student without a head."""
-        if self._ready().labels is None:
+        if self._loaded().labels is None:
             raise InvalidInput(
-                "this student has no head, so it labels nothing: ask /v1/embeddings, or serve a student of a labelled task"
+                "this student has no head and cannot label texts: use /v1/embeddings, or serve a student of a labelled task"
             )
-        return await self.ask(asked, deadline, explain)
+        return await self.infer(inputs, deadline, explain)
 
     async def explain(self, text: Text, deadline: float) -> dict[str, Any]:
-        """Explain one text, and say how near the stored texts are that its memory finds first."""
-        asked_texts([text], self.limits, self._ready().vocabulary)
+        """Explain one text, and compare it with the stored texts that its memory finds first, by cosine."""
+        checked_inputs([text], self.limits, self._loaded().vocabulary)
         explanation: Any = await self.queue.call_student(lambda student: student.explain(text), deadline)
         nearest, without = explanation["nearest"], explanation.pop("vector_without")
-        answered = await self.ask([text, *(_asked(read["text"]) for read in nearest)], deadline)
-        own, *others = (row.vector for row in answered.rows)
+        stored = [read["text"] if isinstance(read["text"], str) else tuple(read["text"]) for read in nearest]
+        result = await self.infer([text, *stored], deadline)
+        own, *others = (computed.vector for computed in result.texts)
         for read, other in zip(nearest, others, strict=True):
             read["cosine"], read["cosine_without"] = float(own @ other), float(without @ other)
         nearest.sort(key=lambda read: -read["cosine"])
-        return {**explanation, "model": answered.model, "timing_ms": answered.timing_ms}
+        return {**explanation, "model": result.model, "timing_ms": result.timing_ms}
 
     # ------------------------------------------------------------ state
 
-    def models(self) -> list[Model]:
-        """The one student."""
-        student = self._ready()
-        return [
-            Model(
-                id=student.name,
-                created=student.created,
-                dimensions=student.dim,
-                max_tokens=student.reader.max_tokens,
-                labels=student.labels,
-                reads_references=student.reads_references,
-            )
-        ]
-
-    def readiness(self) -> Readiness:
-        """Whether requests are taken, and whether they read the memory. Raises NotReady before a student is loaded."""
-        student = self._ready()
-        state: MemoryState = student.state
-        return Readiness(
-            status="degraded" if state in ("away", "refused") else "ready",
-            model=student.name,
-            memory=state,
-            reason=student.reason,
+    def model(self) -> Model:
+        """Describe the student. Raises NotReady before one is loaded."""
+        student = self._loaded()
+        return Model(
+            id=student.name,
+            created=student.created,
+            dimensions=student.dim,
+            max_tokens=student.reader.max_tokens,
+            labels=student.labels,
+            reads_references=student.memory.is_read,
         )
 
-    def deadline(self, asked_ms: str | None) -> float:
-        """When a request that arrives now must be answered, in the event loop's time. Raises InvalidInput."""
+    def readiness(self) -> Readiness:
+        """Return whether requests are taken, and whether they read the memory. Raises NotReady before a student is loaded."""
+        student = self._loaded()
+        state, reason = student.memory.status
+        status = "degraded" if state in ("away", "refused") else "ready"
+        return Readiness(status=status, model=student.name, memory=state, reason=reason)
+
+    def deadline(self, timeout_ms: str | None) -> float:
+        """Return the deadline, in the event loop's time, of a request that arrives now. Raises InvalidInput."""
         most_s = self.limits.deadline_s
-        if asked_ms is not None:
-            if not asked_ms.isascii() or not asked_ms.isdigit() or not int(asked_ms[:9]):
-                raise InvalidInput("X-Timeout-Ms is no positive whole number")
-            most_s = min(most_s, int(asked_ms[:9]) / 1000)
+        if timeout_ms is not None:
+            if not timeout_ms.isascii() or not timeout_ms.isdigit() or not int(timeout_ms[:9]):
+                raise InvalidInput("X-Timeout-Ms must be a positive whole number")
+            most_s = min(most_s, int(timeout_ms[:9]) / 1000)
         return asyncio.get_running_loop().time() + most_s
 
-    def _ready(self) -> ServedStudent:
+    def _loaded(self) -> ServedStudent:
         if self.student is None:
             raise NotReady("the student is still being loaded; try again in a moment")
         return self.student
-
-
-def _asked(text: Any) -> Asked:
-    """A stored text or pair as one asks for it."""
-    return text if isinstance(text, str) else tuple(text)

@@ -1,4 +1,4 @@
-"""Who may ask: API keys from an environment variable and a file, compared in constant time.
+"""API keys from an environment variable and a file, compared in constant time.
 
 The file is read again when it changes, so keys rotate without a restart. Keeps digests only; knows nothing of requests.
 """
@@ -17,19 +17,19 @@ from vector_store.client import is_loopback
 
 log = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 1.0
-"""A file's state is asked at most so often."""
+CHECK_EVERY_S = 1.0
+"""The file is checked for a change at most this often."""
 
 
 class Keys:
-    """The keys that are accepted now. Without a variable and without a file, nobody needs one."""
+    """The keys that are accepted now. Without keys in the variable and without a file, none is required."""
 
     def __init__(self, variable: str, file: str | None) -> None:
         self._fixed = _digests(os.environ.get(variable, "").replace(",", " "))
         self._file = Path(file) if file else None
         self._from_file: tuple[bytes, ...] = ()
         self._seen: tuple[int, int] | None = None
-        self._looked_s = 0.0
+        self._checked_s = 0.0
         self._lock = threading.Lock()
         if self._file:
             try:
@@ -40,32 +40,32 @@ class Keys:
                 raise InputError(f"serve.api_keys_file={file} holds no key; write one per line")
 
     @property
-    def are_wanted(self) -> bool:
-        """Whether a caller needs a key at all."""
+    def are_required(self) -> bool:
+        """Whether requests need a key at all."""
         return bool(self._fixed) or self._file is not None
 
     def accept(self, key: str | None) -> bool:
-        """Whether a caller with this key, or with none, may ask."""
-        if not self.are_wanted:
+        """Return whether a request with this key, or with none, is accepted."""
+        if not self.are_required:
             return True
-        self._look()
+        self._refresh()
         if not key:
             return False
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
         # Every key is compared, whichever fits: how long it takes says nothing about them.
         return sum(hmac.compare_digest(digest, known) for known in (*self._fixed, *self._from_file)) > 0
 
-    def _look(self) -> None:
-        if self._file is None or time.monotonic() - self._looked_s < LOOK_EVERY_S:
+    def _refresh(self) -> None:
+        if self._file is None or time.monotonic() - self._checked_s < CHECK_EVERY_S:
             return
         with self._lock:
             try:
                 self._read(self._file)
             except OSError as error:  # a file that is away for a moment is no reason to lock everybody out
-                log.warning("the keys of before stay: %s cannot be read: %s", self._file, error.strerror)
+                log.warning("the present keys stay valid: %s cannot be read: %s", self._file, error.strerror)
 
     def _read(self, file: Path) -> None:
-        self._looked_s = time.monotonic()
+        self._checked_s = time.monotonic()
         state = file.stat()
         seen = state.st_mtime_ns, state.st_ino
         if seen != self._seen:
@@ -74,11 +74,11 @@ class Keys:
 
 
 def require_key(config: ServeConfig, *, is_public: bool) -> None:
-    """Refuse a service that anyone on the network could use without a key, unless that was asked for."""
+    """Refuse a service that anyone on the network could use without a key, unless serve.allow_public_without_key is set."""
     if (
         is_public
         and not config.allow_public_without_key
-        and not Keys(config.api_keys_env, config.api_keys_file).are_wanted
+        and not Keys(config.api_keys_env, config.api_keys_file).are_required
     ):
         raise InputError(
             f"the service would answer the network without a key; export {config.api_keys_env}, give serve.api_keys_file, "
@@ -87,7 +87,7 @@ def require_key(config: ServeConfig, *, is_public: bool) -> None:
 
 
 def is_public(config: ServeConfig) -> bool:
-    """Whether others than this machine reach the service."""
+    """Return whether other machines can reach the service."""
     return config.grpc_port is not None or not is_loopback(config.host)
 
 

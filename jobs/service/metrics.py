@@ -1,14 +1,15 @@
-"""What the service counts of itself, as Prometheus reads it.
+"""The service's metrics in Prometheus' text format.
 
-One registry per replica. Where there are several, `merged` puts their texts together: each sample names its replica.
+One registry per replica. Where there are several, `merged` joins their texts, and each sample names its replica.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from jobs.service.errors import KINDS
+from vector_store.schema import Rung
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -43,35 +44,49 @@ class Metrics:
         self.errors = counter("errors", "Requests that got no result, by kind.", ("kind",))
         self.texts = counter("texts", "Texts answered.")
         self.tokens = counter("tokens", "Tokens of the texts answered.")
-        self.references = counter("references", "Texts by the rung of the degrade ladder that answered.", ("step",))
-        self.cache_hits = counter("cache_hits", "References that were kept from before and not fetched.")
+        # Both labels say the same: `step` is the old name of `rung`, kept for one release.
+        self.references = counter(
+            "references", "Texts by the rung of the degrade ladder that answered.", ("rung", "step")
+        )
+        self.cache_hits = counter("cache_hits", "References that were cached and not fetched.")
         self.queue_s = histogram("queue_seconds", "A batch's oldest text in the queue.")
         self.lookup_s = histogram("lookup_seconds", "One batch's look-up.")
         self.student_s = histogram("student_seconds", "One batch's forward.")
         self.batch_texts = histogram("batch_texts", "Texts of one forward.", buckets=TEXTS)
-        self.queued_texts = gauge("queued_texts", "Texts that wait.")
-        self.memory = gauge("memory_state", "1 for the state of the memory now.", ("state",))
-        self.switches = counter("student_switches", "Students that were loaded while serving.")
+        self.queued_texts = gauge("queued_texts", "Texts that wait in the queue.")
+        self.memory = gauge("memory_state", "1 for the memory's state, 0 for the others.", ("state",))
+        self.switches = counter("student_switches", "Students loaded while serving.")
         self.student = gauge("student_info", "1 for the student that answers.", ("model", "fingerprint"))
-        # There from the start: a rate over a series that appears late is wrong.
-        for step in ("live", "cached", "null"):
-            self.references.labels(step)
+        # From the start: a rate over a series that appears late is wrong.
+        self.count_rungs(dict.fromkeys(get_args(Rung), 0))
         for kind in ("bug", *(error.__name__ for error in KINDS)):
             self.errors.labels(kind)
-        self.memory_is("none")
+        self.set_memory_state("none")
 
-    def memory_is(self, state: MemoryState) -> None:
-        """Say in which state the memory is."""
+    def count_request(self, route: str, status: str, took_s: float, error: str | None = None) -> None:
+        """Count one request, and by kind the error that it got instead of a result."""
+        self.requests.labels(route, status).inc()
+        self.request_s.labels(route).observe(took_s)
+        if error:
+            self.errors.labels(error).inc()
+
+    def count_rungs(self, rungs: Mapping[str, int]) -> None:
+        """Count texts by the rung of the degrade ladder that answered them."""
+        for rung, count in rungs.items():
+            self.references.labels(rung, rung).inc(count)
+
+    def set_memory_state(self, state: MemoryState) -> None:
+        """Show the state that the memory is in."""
         for known in get_args(MemoryState):
             self.memory.labels(known).set(known == state)
 
-    def student_is(self, model: str, fingerprint: str) -> None:
-        """Say which student answers."""
+    def set_student(self, model: str, fingerprint: str) -> None:
+        """Show which student answers."""
         self.student.clear()
         self.student.labels(model, fingerprint).set(1)
 
     def text(self) -> str:
-        """Everything, in Prometheus' text format, with the replica's name on each sample where it has one."""
+        """Return all metrics in Prometheus' text format; a replica with a name puts it on each sample."""
         lines = generate_latest(self.registry).decode().splitlines()
         return "\n".join(self._named(line) for line in lines if "_created" not in line) + "\n"
 
@@ -87,7 +102,7 @@ class Metrics:
 
 
 def merged(texts: Iterable[str]) -> str:
-    """One text of several replicas': each metric's head once, then everybody's samples."""
+    """Join the texts of several replicas: each metric's head once, then the samples of all."""
     families: dict[str, list[str]] = {}
     for text in texts:
         family: list[str] = []

@@ -1,7 +1,7 @@
-"""What every HTTP request passes before the API and after: its id, key, size and time; counting, the log, the last resort.
+"""The middleware around the HTTP API: request id, key, body limit, deadline, metrics, request log, and errors nobody caught.
 
-Plain ASGI around the API: a request that is refused here costs no parsing. Its body is read as a whole, within its limits,
-before the API sees it. Nothing of a body or of a text is logged.
+Plain ASGI: a request that is refused here is never parsed. The body is read completely, within its limits, before the API
+sees it. Nothing of a body or of a text is logged.
 """
 
 import asyncio
@@ -16,17 +16,8 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from jobs.service import tracing
-from jobs.service.errors import (
-    InvalidInput,
-    SlowRequest,
-    TooLarge,
-    Unauthorised,
-    error_body,
-    headers_of,
-    kind_of,
-    line_of,
-)
-from jobs.service.inference import Desk
+from jobs.service.errors import BUG, InvalidInput, SlowRequest, TooLarge, Unauthorised, error_response, kind_of, name_of
+from jobs.service.inference import InferenceService
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -43,59 +34,55 @@ ROUTES = frozenset(
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
+DISCONNECTED = 499
+"""Status of a request whose client left before the response began, as nginx counts it."""
 
-class Gate:
-    """ASGI around the API of one desk. Without `names_requests` somebody else puts a request's id into its answer."""
 
-    def __init__(self, desk: Desk, api: Any, *, names_requests: bool = True) -> None:
-        self.desk = desk
+class RequestMiddleware:
+    """ASGI around the API of a service. Without `sends_request_id` something else puts a request's id into its response."""
+
+    def __init__(self, service: InferenceService, api: Any, *, sends_request_id: bool = True) -> None:
+        self.service = service
         self.api = api
-        self.names_requests = names_requests
+        self.sends_request_id = sends_request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one request, or refuse it."""
+        """Hand one request to the API, or refuse it."""
         if scope["type"] != "http":
             await self.api(scope, receive, send)
             return
-        passing = Passing(scope, send, self.names_requests)
-        metrics, started_s = self.desk.metrics, time.perf_counter()
-        with tracing.request_span(passing.route, passing.headers):
+        request = RequestContext(scope, send, self.sends_request_id)
+        started_s = time.perf_counter()
+        with tracing.request_span(request.route, request.headers):
             try:
-                await self._pass(passing, receive)
+                await self._call_api(request, receive)
             except Exception as error:  # an edge: the last one before the caller
-                if kind_of(error).status == 500:
-                    log.error("request %s: %s", passing.request_id, bug_report(error))
-                await passing.refuse(error)
+                if kind_of(error) is BUG:
+                    log.error("request %s: %s", request.id, traceback_without_message(error))
+                await request.refuse(error)
         took_s = time.perf_counter() - started_s
-        metrics.requests.labels(passing.route, str(passing.status)).inc()
-        metrics.request_s.labels(passing.route).observe(took_s)
-        if passing.status >= 400:
-            metrics.errors.labels(str(scope["state"].get("error", "http"))).inc()
-        if self.desk.limits.request_log:
-            print(json.dumps(passing.log_line(took_s)), file=sys.stderr, flush=True)
+        error_name = str(request.state.get("error", "http")) if request.status >= 400 else None
+        self.service.metrics.count_request(request.route, str(request.status), took_s, error_name)
+        if self.service.limits.request_log:
+            print(json.dumps(request.log_line(took_s)), file=sys.stderr, flush=True)
 
-    async def _pass(self, passing: "Passing", receive: Receive) -> None:
-        desk, scope = self.desk, passing.scope
-        deadline = desk.deadline(passing.headers.get("x-timeout-ms"))
-        state = scope.setdefault("state", {})
-        state["deadline"], state["request_id"] = deadline, passing.request_id
-        if passing.path.startswith("/v1/") and not desk.keys.accept(passing.key):
-            raise Unauthorised(
-                "this key is not accepted"
-                if passing.key
-                else "a key is wanted: send the header `Authorization: Bearer KEY`"
-            )
+    async def _call_api(self, request: "RequestContext", receive: Receive) -> None:
+        service, key = self.service, api_key(request.headers)
+        request.state["deadline"] = deadline = service.deadline(request.headers.get("x-timeout-ms"))
+        if request.path.startswith("/v1/") and not service.keys.accept(key):
+            missing = "a key is required: send the header `Authorization: Bearer KEY`"
+            raise Unauthorised("this key is not accepted" if key else missing)
         body = b""
-        if scope["method"] in ("POST", "PUT", "PATCH"):
-            body = await self._body(passing, receive, deadline)
-        await self.api(scope, _replayed(body, receive), passing.send)
+        if request.scope["method"] in ("POST", "PUT", "PATCH"):
+            body = await self._body(request, receive, deadline)
+        await self.api(request.scope, _receive_after(body, receive), request.send)
 
-    async def _body(self, passing: "Passing", receive: Receive, deadline: float) -> bytes:
-        most = self.desk.limits.max_request_bytes
+    async def _body(self, request: "RequestContext", receive: Receive, deadline: float) -> bytes:
+        most = self.service.limits.max_request_bytes
         refusal = TooLarge(f"the body has more than {most} bytes; send fewer texts at once")
-        announced = passing.headers.get("content-length", "0")
+        announced = request.headers.get("content-length", "0")
         if not announced.isdigit():
-            raise InvalidInput("Content-Length is no number")
+            raise InvalidInput("Content-Length is not a number")
         if int(announced) > most:
             raise refusal
         chunks, size = [], 0
@@ -104,7 +91,7 @@ class Gate:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise SlowRequest("the caller went away before its body was here")
+                        raise SlowRequest("the client disconnected before its body had arrived")
                     chunks.append(message.get("body", b""))
                     size += len(chunks[-1])
                     if size > most:
@@ -112,84 +99,76 @@ class Gate:
                     if not message.get("more_body"):
                         return b"".join(chunks)
         except TimeoutError:
-            raise SlowRequest("the body did not arrive within the request's time") from None
+            raise SlowRequest("the body did not arrive before the request's deadline") from None
 
 
-class Passing:
-    """One request on its way: who it is, and what was answered."""
+class RequestContext:
+    """One request: where it goes, its headers and id, and the status of its response."""
 
-    def __init__(self, scope: Scope, send: Send, is_named: bool) -> None:
+    def __init__(self, scope: Scope, send: Send, sends_id: bool) -> None:
         self.scope = scope
-        self.is_named = is_named
-        scope["state"] = dict(scope.get("state") or {})
+        self.sends_id = sends_id
         self.path: str = scope["path"]
         self.route = self.path if self.path in ROUTES else "other"
         self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        self.request_id = request_id(self.headers)
-        self.status = 499  # where the caller leaves before anything is sent
+        self.id = request_id(self.headers)
+        self.state: dict[str, Any] = {**(scope.get("state") or {}), "request_id": self.id}
+        self.status = DISCONNECTED
+        scope["state"] = self.state
         self._send = send
 
-    @property
-    def key(self) -> str | None:
-        """The key that was sent, if any."""
-        return sent_key(self.headers)
-
     async def send(self, message: Message) -> None:
-        """Send on, with the request's id in the head."""
+        """Send on, with the request's id among the headers."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            if self.is_named:
-                message = {**message, "headers": [*message["headers"], (b"x-request-id", self.request_id.encode())]}
+            if self.sends_id:
+                message = {**message, "headers": [*message["headers"], (b"x-request-id", self.id.encode())]}
         await self._send(message)
 
     async def refuse(self, error: Exception) -> None:
-        """Answer with an error, unless an answer has begun."""
-        if self.status != 499:
+        """Respond with an error, unless a response has begun."""
+        if self.status != DISCONNECTED:
             return
-        kind = kind_of(error)
-        self.scope["state"]["error"] = type(error).__name__ if kind.status != 500 else "bug"
-        body = json.dumps(error_body(line_of(error, self.request_id), kind.type, self.request_id)).encode()
-        headers = {"content-type": "application/json", "content-length": str(len(body)), **headers_of(error)}
-        coded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        await self.send({"type": "http.response.start", "status": kind.status, "headers": coded})
-        await self.send({"type": "http.response.body", "body": body})
+        self.state["error"] = name_of(error)
+        response: Any = error_response(error, self.id)
+        await response(self.scope, None, self.send)
 
     def log_line(self, took_s: float) -> dict[str, Any]:
-        """What the log says of it: no text, no key, no query."""
+        """Return what the log says of the request: no text, no key, no query."""
         return {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "request_id": self.request_id,
+            "request_id": self.id,
             "method": self.scope["method"],
             "route": self.route,
             "status": self.status,
             "ms": round(1000 * took_s, 2),
-            **self.scope["state"].get("answered", {}),
+            **self.state.get("log", {}),
         }
 
 
-def request_id(sent: Mapping[str, str]) -> str:
-    """The id that came with a request's headers or metadata, where it is fit to be logged; else a new one."""
-    given = sent.get("x-request-id", "")
+def request_id(headers: Mapping[str, str]) -> str:
+    """Return the id in a request's headers or metadata, where it is fit to be logged; else a new one."""
+    given = headers.get("x-request-id", "")
     return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
-def sent_key(sent: Mapping[str, str]) -> str | None:
-    """The key in a request's headers or metadata: OpenAI's way, or in a header of its own."""
-    scheme, _, key = sent.get("authorization", "").partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else sent.get("x-api-key")
+def api_key(headers: Mapping[str, str]) -> str | None:
+    """Return the key in a request's headers or metadata: as OpenAI's clients send it, or in a header of its own."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key")
 
 
-def bug_report(error: BaseException) -> str:
-    """Where an error happened and of which class it is. Not its message: it may quote a text."""
+def traceback_without_message(error: BaseException) -> str:
+    """Return where an error happened and its class, but not its message, which may quote a text."""
     frames = "".join(traceback.format_tb(error.__traceback__))
     return f"{type(error).__name__} at\n{frames}"
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """What the API receives: the body that is here already, then whatever comes."""
-    first = [{"type": "http.request", "body": body, "more_body": False}]
+def _receive_after(body: bytes, receive: Receive) -> Receive:
+    """Return an ASGI `receive` that first gives the body that has been read, then whatever comes."""
+    read = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def again() -> Message:
-        return first.pop() if first else await receive()
+    async def receive_next() -> Message:
+        return read.pop() if read else await receive()
 
-    return again
+    return receive_next

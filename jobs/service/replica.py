@@ -1,7 +1,7 @@
 """One replica on Ray Serve: API, queue, student and memory in one process (docs/decisions/0009-one-process-per-replica.md).
 
-HTTP requests reach the gate as ASGI, gRPC calls by the name of their method. A new `user_config` changes the student without a
-restart.
+Ray Serve hands HTTP requests to its ASGI app and gRPC calls to the method of the same name. A new `user_config` replaces the
+student without a restart.
 """
 
 import asyncio
@@ -18,110 +18,90 @@ from jobs.config import RunConfig
 from jobs.run.worker import per_node, set_up_worker
 from jobs.service.api import http_api
 from jobs.service.grpc_calls import GrpcCalls
-from jobs.service.inference import Desk
+from jobs.service.inference import InferenceService
 from jobs.service.metrics import merged
-from jobs.service.middleware import Gate
-from jobs.service.proto import refbert_pb2 as messages
+from jobs.service.middleware import RequestMiddleware
 
 log = logging.getLogger(__name__)
 
 DEPLOYMENT = "StudentService"
-"""What Serve's config files call it."""
+"""Its name in Ray Serve's config files."""
 
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
-"""What Serve itself logs of a service."""
+"""What Ray Serve itself logs of a service."""
 
 METRICS_S = 2.0
 """The longest that /metrics waits for other replicas."""
 
-_gate: ContextVar[Gate] = ContextVar("gate")
+_middleware: ContextVar[RequestMiddleware] = ContextVar("middleware")
 
 
-def opened_gate() -> Gate:
-    """The gate of the replica that is being made: Ray asks for its ASGI app right after its constructor."""
-    return _gate.get()
+def asgi_app() -> RequestMiddleware:
+    """Return the ASGI app of the replica that is being made: Ray Serve asks for it right after the constructor."""
+    return _middleware.get()
 
 
 class Replica:
-    """The student of a run, served. `user_config={"student": FOLDER}` loads another one while the old one answers."""
+    """A run's student, served. `user_config={"student": FOLDER}` loads another one while the present one answers."""
 
     def __init__(self, config: RunConfig, home: str) -> None:
         os.environ["REFBERT_HOME"] = home  # where the deployer has it: a replica's environment may name another one
         limits = config.serve
-        threads = limits.threads_per_replica or _threads(per_node(limits.max_replicas or limits.num_replicas))
+        most = limits.max_replicas or limits.num_replicas
+        threads = limits.threads_per_replica or max(1, (os.cpu_count() or 1) // per_node(most))
         device = set_up_worker(1, limits.gpus_per_replica, threads)
         context = serve.get_replica_context()
-        self.several = (limits.max_replicas or limits.num_replicas) > 1
-        self.desk = Desk(config, device, context.replica_id.unique_id if self.several else "")
-        self.desk.open()
-        self.served: str | None = None
-        self.calls = GrpcCalls(self.desk)
+        self.several = most > 1
+        self.service = InferenceService(config, device, context.replica_id.unique_id if self.several else "")
+        self.service.load()
+        self.loaded: str | None = None
         self.handle: Any = None
-        self.place = context.deployment, context.app_name
-        self.desk.start()
-        # Ray Serve puts the id of a request into its answer by itself.
-        _gate.set(Gate(self.desk, http_api(self.desk, self.metrics_of_all), names_requests=False))
+        self.deployment = context.deployment, context.app_name
+        # By the names in proto/refbert.proto: Ray Serve's gRPC proxy calls these.
+        calls = GrpcCalls(self.service)
+        self.Embed, self.Classify, self.Similarity, self.Status = (
+            calls.embed, calls.classify, calls.similarity, calls.status
+        )  # fmt: skip
+        self.service.start()
+        # Ray Serve puts the id of a request into its response by itself.
+        api = http_api(self.service, self.metrics_of_all)
+        _middleware.set(RequestMiddleware(self.service, api, sends_request_id=False))
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Load the student that `student` names, or the run's own again where it names none; the old one answers meanwhile."""
+        """Load the student that `student` names, or the run's own where it names none; the present one answers meanwhile."""
         student = user_config.get("student")
-        if student != self.served or user_config.get("reload"):
-            await asyncio.to_thread(self.desk.open, student)
-            self.served = student
+        if student != self.loaded or user_config.get("reload"):
+            await asyncio.to_thread(self.service.load, student)
+            self.loaded = student
 
     async def check_health(self) -> None:
-        """Ask to be replaced where no text will be answered any more; Ray Serve calls it every few seconds."""
-        self.desk.queue.check()
+        """Raise where no text will be answered any more: Ray Serve calls this every few seconds, and replaces the replica."""
+        self.service.queue.check()
 
     def metrics_text(self) -> str:
-        """What this replica counts."""
-        return self.desk.metrics.text()
+        """Return the metrics of this replica."""
+        return self.service.metrics.text()
 
     async def metrics_of_all(self) -> str:
-        """What every replica counts, of those that answer in time."""
+        """Return the metrics of all replicas that answer in time."""
         if not self.several:
             return self.metrics_text()
         if self.handle is None:
-            self.handle = serve.get_deployment_handle(*self.place)
+            self.handle = serve.get_deployment_handle(*self.deployment)
         with contextlib.suppress(Exception):  # the others' absence must not hide this one's
             async with asyncio.timeout(METRICS_S):
                 return merged(await self.handle.broadcast("metrics_text").results_async())
         return self.metrics_text()
 
-    # ------------------------------------------------------------ gRPC, by the names in proto/refbert.proto
-
-    async def Embed(self, request: messages.EmbedRequest, grpc_context: Any) -> messages.EmbedResponse:  # noqa: N802
-        """Answer with vectors."""
-        return await self.calls.embed(request, grpc_context)
-
-    async def Classify(self, request: messages.ClassifyRequest, grpc_context: Any) -> messages.ClassifyResponse:  # noqa: N802
-        """Answer with labels."""
-        return await self.calls.classify(request, grpc_context)
-
-    async def Similarity(  # noqa: N802
-        self, request: messages.SimilarityRequest, grpc_context: Any
-    ) -> messages.SimilarityResponse:
-        """Answer with cosines."""
-        return await self.calls.similarity(request, grpc_context)
-
-    async def Status(self, request: messages.StatusRequest, grpc_context: Any) -> messages.StatusResponse:  # noqa: N802
-        """Say which student answers."""
-        return await self.calls.status(request, grpc_context)
-
 
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
-"""A forward's threads that wait for each other sleep: spinning, they would keep HTTP and look-ups from their cores."""
-
-
-def _threads(replicas_on_node: int) -> int:
-    """The node's share."""
-    return max(1, (os.cpu_count() or 1) // replicas_on_node)
+"""Threads of a forward sleep while they wait for each other: spinning, they would take the cores of HTTP and look-ups."""
 
 
 def application(config: RunConfig, student: str | None = None) -> serve.Application:
-    """The service of a run, as Ray Serve takes it, with its replicas and what each reserves.
+    """Return the service of a run as Ray Serve's application, with its replicas and what each reserves.
 
-    Deployed again, replicas of the new kind start before old ones stop, as far as serve.surge_percent lets them.
+    Deployed again, new replicas start before old ones stop, as far as serve.surge_percent allows.
     """
     limits = config.serve
     most = limits.max_replicas
@@ -135,8 +115,8 @@ def application(config: RunConfig, student: str | None = None) -> serve.Applicat
                 "target_ongoing_requests": limits.target_ongoing_requests,
             },
         }
-    # Ray pickles what it decorates: left as it is, this class is imported by replicas, and may refer to what no pickle holds.
-    deployment: Any = serve.deployment(serve.ingress(opened_gate)(Replica), name=DEPLOYMENT)
+    # Not as a decorator: Ray would pickle the class. Replicas import this one, so it may refer to what cannot be pickled.
+    deployment: Any = serve.deployment(serve.ingress(asgi_app)(Replica), name=DEPLOYMENT)
     return deployment.options(
         **scale,
         max_surge_percent=limits.surge_percent,

@@ -1,26 +1,27 @@
-"""What callers send and get over HTTP: the models of the OpenAPI page.
+"""Requests and responses of the HTTP API: the models of its OpenAPI page.
 
-Requests are OpenAI's where OpenAI has them. How many texts and how long they may be is the service's configuration, and
-checked where it is known (`asked_texts`).
+Requests are OpenAI's where OpenAI has them. `checked_inputs` applies the limits that are the service's configuration: how many
+texts, and how long.
 """
 
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, StrictBool, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, StrictBool, WithJsonSchema, computed_field
 
 from jobs.config import ServeConfig
 from jobs.service.errors import InvalidInput
+from jobs.service.metrics import MemoryState
 from refbert.corpus import Text
 from refbert.memory.reader import ReferenceRead
-from vector_store.schema import parts
+from vector_store.schema import Rung, parts
 
 TokenIds: TypeAlias = tuple[int, ...]
 """A text as ids of the student's tokenizer, without special tokens."""
 
-Asked: TypeAlias = Text | TokenIds
-"""One of the things a request asks for."""
+TextInput: TypeAlias = Text | TokenIds
+"""One of a request's inputs."""
 
 NOTHING = r"\u0000-\u0020\u007f-\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 """White space and control characters, in a regular expression's brackets."""
@@ -35,18 +36,18 @@ MANY: dict[str, Any] = {"type": "array", "items": {"anyOf": [STRING, PAIR, IDS]}
 WANTED = "wanted a text, a list of texts or pairs of texts, a list of token ids, or a list of such lists"
 
 
-def _inputs(given: Any) -> list[Asked]:
-    """Tell apart what OpenAI's `input` may be, and the pairs that it may not."""
+def _inputs(given: Any) -> list[TextInput]:
+    """Parse OpenAI's `input`, and pairs, which OpenAI does not have."""
     if isinstance(given, str):
         return [given]
     if not isinstance(given, list):
         raise ValueError(WANTED)
     if given and all(map(_is_id, given)):
         return [tuple(map(int, given))]
-    return [_asked(one) for one in given]
+    return [_input(one) for one in given]
 
 
-def _asked(given: Any) -> Asked:
+def _input(given: Any) -> TextInput:
     if isinstance(given, str):
         return given
     if isinstance(given, list) and given:
@@ -69,30 +70,30 @@ def _integer(given: Any) -> Any:
 
 
 def _text(given: Any) -> Text:
-    asked = _asked(given)
-    if not is_text(asked):
+    parsed = _input(given)
+    if not is_text(parsed):
         raise ValueError("wanted a text or a pair of texts")
-    return asked  # type: ignore[return-value]
+    return parsed  # type: ignore[return-value]
 
 
-def is_text(asked: Asked) -> bool:
-    """Whether this is a text or a pair, not token ids."""
-    return isinstance(asked, str) or isinstance(asked[0], str)
+def is_text(given: TextInput) -> bool:
+    """Return whether an input is a text or a pair, not token ids."""
+    return isinstance(given, str) or isinstance(given[0], str)
 
 
 Inputs = Annotated[
-    list[Asked],
+    list[TextInput],
     PlainValidator(_inputs),
     WithJsonSchema({"anyOf": [STRING, MANY, IDS], "description": "One text, several, pairs, or token ids."}),
 ]
 OneText = Annotated[Text, PlainValidator(_text), WithJsonSchema({**ONE, "description": "A text or a pair of texts."})]
 
 
-def asked_texts(asked: Sequence[Asked], config: ServeConfig, vocabulary: int) -> list[Asked]:
-    """Check what one request asks for against the service's limits. Raises InvalidInput, naming the text by its place."""
-    if not 1 <= len(asked) <= config.max_texts:
-        raise InvalidInput(f"got {len(asked)} texts, wanted 1 to {config.max_texts}")
-    for place, one in enumerate(asked):
+def checked_inputs(inputs: Sequence[TextInput], config: ServeConfig, vocabulary: int) -> list[TextInput]:
+    """Check one request's inputs against the service's limits. Raises InvalidInput, which names a text by its place."""
+    if not 1 <= len(inputs) <= config.max_texts:
+        raise InvalidInput(f"got {len(inputs)} texts, wanted 1 to {config.max_texts}")
+    for place, one in enumerate(inputs):
         if not is_text(one):
             if not all(0 <= token < vocabulary for token in one):  # type: ignore[operator]
                 raise InvalidInput(f"text {place} has a token id outside 0 to {vocabulary - 1}")
@@ -110,30 +111,28 @@ def asked_texts(asked: Sequence[Asked], config: ServeConfig, vocabulary: int) ->
                 part.encode()
             except UnicodeEncodeError:
                 raise InvalidInput(f"text {place} holds half a surrogate pair, which no UTF-8 can") from None
-    return list(asked)
+    return list(inputs)
 
 
 class Request(BaseModel, extra="forbid"):
-    """What every request may say."""
+    """Fields of every request with several texts."""
 
     input: Inputs
     model: str | None = Field(
-        None, description="Taken and not looked at: a service has one student, named in the answer."
+        None, description="Accepted and ignored: a service has one student, named in the response."
     )
-    user: str | None = Field(None, description="Taken and not looked at.")
-    explain: StrictBool = Field(
-        False, description="Also say which references each text read, and with how much attention."
-    )
+    user: str | None = Field(None, description="Accepted and ignored.")
+    explain: StrictBool = Field(False, description="Also return which references each text read, and its attention.")
 
 
 class EmbeddingRequest(Request, extra="forbid"):
-    """OpenAI's request: one text or several, of which each may be a pair, `[["a text", "its second"]]`."""
+    """OpenAI's request: one text or several; each may be a pair, `[["a text", "its second"]]`."""
 
     encoding_format: Literal["float", "base64"] = Field(
-        "float", description="base64: little-endian float32, four fifths fewer bytes and no numbers to parse."
+        "float", description="base64: little-endian float32, a fifth of the bytes and no numbers to parse."
     )
     dimensions: Annotated[int | None, BeforeValidator(_integer)] = Field(
-        None, ge=1, description="The student's own number, or nothing: its vectors cannot be cut short."
+        None, ge=1, description="The student's own number, or nothing: its vectors cannot be shortened."
     )
 
 
@@ -142,7 +141,7 @@ class ClassifyRequest(Request, extra="forbid"):
 
 
 class SimilarityRequest(BaseModel, extra="forbid"):
-    """One text and those that it is compared with."""
+    """One text, and the texts to compare it with."""
 
     source: OneText
     input: Inputs
@@ -156,87 +155,110 @@ class ExplainRequest(BaseModel, extra="forbid"):
     input: OneText
 
 
-class AttendedReference(ReferenceRead):
+class ServedReference(ReferenceRead):
+    """A reference that a text read, and the rung of the degrade ladder that brought it."""
+
+    @computed_field(  # type: ignore[prop-decorator]
+        description="The old name of `rung`; the next release drops it.", json_schema_extra={"deprecated": True}
+    )
+    @property
+    def step(self) -> Rung:
+        """The rung."""
+        return self.rung
+
+
+class AttendedReference(ServedReference):
     """A reference that a text read, and the share of each reading layer's attention that fell on it (heads' mean)."""
 
     attention_mass: dict[str, float]
 
 
+class ExplainedReference(ServedReference, extra="allow"):
+    """A reference that the explained text read: its tokens, their attention mass by layer, and the change without it."""
+
+    tokens: list[str]
+    mass: dict[str, float]
+    token_mass: dict[str, list[float]]
+
+
+class NearestReference(ServedReference):
+    """A stored text, and the cosines of its vector with the explained text's, with references and without."""
+
+    cosine: float
+    cosine_without: float
+
+
 class Usage(BaseModel):
-    """Tokens read, special ones included; of a text that is too long, those that were left."""
+    """Tokens read, special tokens included; of a text that was truncated, those that were left."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class Timing(BaseModel):
-    """The slowest batch that the request's texts were in, milliseconds."""
+    """Milliseconds in the slowest batch of the request's texts."""
 
     queue: float
     lookup: float
     student: float
 
 
-class Embedding(BaseModel):
-    """One text's vector in the teacher's space, L2-normalised."""
+class TextResponse(BaseModel):
+    """One text's place in the request, and, where `explain` was set, the references that it read."""
 
-    object: Literal["embedding"] = "embedding"
     index: int
-    embedding: list[float] | str
     reference: AttendedReference | None = Field(None, description="The best of those that the text read.")
     further_references: list[AttendedReference] | None = Field(
         None, description="The others, where references.count > 1."
     )
 
 
-class EmbeddingResponse(BaseModel):
-    """OpenAI's answer, and how long look-up and student took."""
+class Embedding(TextResponse):
+    """One text's vector in the teacher's space, L2-normalised."""
 
-    object: Literal["list"] = "list"
-    data: list[Embedding]
-    model: str
-    usage: Usage
-    timing_ms: Timing
+    object: Literal["embedding"] = "embedding"
+    embedding: list[float] | str
 
 
-class Classification(BaseModel):
+class Classification(TextResponse):
     """One text's label, its score and those of all labels: probabilities, or a regression's number."""
 
-    index: int
     label: str
     score: float
     scores: dict[str, float]
-    reference: AttendedReference | None = None
-    further_references: list[AttendedReference] | None = None
 
 
-class ClassifyResponse(BaseModel):
+class Similarity(TextResponse):
+    """How similar one text is to the source: the cosine of their vectors."""
+
+    similarity: float
+
+
+class ListResponse(BaseModel):
+    """Fields of every response with several texts, in the request's order."""
+
+    object: Literal["list"] = "list"
+    model: str
+    usage: Usage
+    timing_ms: Timing
+
+
+class EmbeddingResponse(ListResponse):
+    """OpenAI's response, and how long look-up and student took."""
+
+    data: list[Embedding]
+
+
+class ClassifyResponse(ListResponse):
     """Labels in the texts' order."""
 
-    object: Literal["list"] = "list"
     data: list[Classification]
-    model: str
-    usage: Usage
-    timing_ms: Timing
 
 
-class Similarity(BaseModel):
-    """How like the source one text is: the cosine of their vectors."""
-
-    index: int
-    similarity: float
-    reference: AttendedReference | None = None
-    further_references: list[AttendedReference] | None = None
-
-
-class SimilarityResponse(BaseModel):
+class SimilarityResponse(ListResponse):
     """Similarities in the texts' order."""
 
-    object: Literal["list"] = "list"
     data: list[Similarity]
-    model: str
-    usage: Usage
-    timing_ms: Timing
 
 
 class Explanation(BaseModel):
@@ -244,7 +266,7 @@ class Explanation(BaseModel):
 
     text: Text
     tokens: list[str]
-    references: list[dict[str, Any]] = Field(
+    references: list[ExplainedReference] = Field(
         description="What was read, best first: tokens, mass by layer and by token."
     )
     layers: list[dict[str, Any]] = Field(description="How each reading layer divided its attention.")
@@ -254,13 +276,13 @@ class Explanation(BaseModel):
     )
     without_references: dict[str, Any] = Field(description="How far the answer moves when nothing is read.")
     labels: dict[str, dict[str, float]] | None = Field(description="A classifier's answer with references and without.")
-    nearest: list[dict[str, Any]] = Field(description="Stored texts, by cosine with the text's vector.")
+    nearest: list[NearestReference] = Field(description="Stored texts, by cosine with the text's vector.")
     model: str
     timing_ms: Timing
 
 
 class Model(BaseModel):
-    """The student that answers."""
+    """The student of the service."""
 
     id: str
     object: Literal["model"] = "model"
@@ -273,30 +295,30 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    """OpenAI's list; it has one."""
+    """OpenAI's list, with the one student."""
 
     object: Literal["list"] = "list"
     data: list[Model]
 
 
 class Health(BaseModel):
-    """That the replica's process answers."""
+    """The replica's process answers."""
 
     status: Literal["ok"] = "ok"
     model: str
 
 
 class Readiness(BaseModel):
-    """Whether the replica takes requests, and whether it answers from its memory. `degraded` costs quality, no answer."""
+    """Whether the replica takes requests, and whether it reads its memory. `degraded` costs quality, not answers."""
 
     status: Literal["ready", "degraded"]
     model: str
-    memory: Literal["ok", "away", "refused", "none"]
+    memory: MemoryState
     reason: str | None = None
 
 
 class ErrorDetail(BaseModel):
-    """One line, and what the log calls the request."""
+    """One line, and the id of the request in the log."""
 
     message: str
     type: str
@@ -304,6 +326,6 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """Every answer that is none."""
+    """Body of every error response."""
 
     error: ErrorDetail

@@ -1,6 +1,6 @@
-"""OpenTelemetry spans, where opentelemetry is installed and tracing was asked for; else nothing at all.
+"""OpenTelemetry spans of requests, where opentelemetry is installed and `serve.tracing` is set; otherwise nothing.
 
-Spans go where the process's tracer provider sends them; none is set here. They hold counts and times, never texts.
+Spans go to the process's tracer provider; none is set here. They hold counts and times, never texts.
 """
 
 import contextlib
@@ -16,21 +16,21 @@ except ImportError:  # optional: the service runs without
 _tracers: list[Any] = []
 
 
-def turn_on() -> None:
-    """Trace from now on, in this process, where opentelemetry is installed."""
+def enable() -> None:
+    """Turn tracing on for this process, where opentelemetry is installed."""
     if trace is not None:
         _tracers[:] = [trace.get_tracer("refbert")]
 
 
 def request_span(route: str, headers: Mapping[str, str]) -> Any:
-    """A span around one request, a child of the caller's where `headers` name one."""
+    """Return a span for one request, a child of the caller's span where `headers` name one."""
     if not _tracers:
         return contextlib.nullcontext()
     return _tracers[0].start_as_current_span(f"refbert {route}", propagate.extract(headers))
 
 
-def stages(texts: int, **took_ms: float) -> None:
-    """Say in the current span how many texts were answered, and of what its time was made, each stage a child."""
+def record_stages(texts: int, **took_ms: float) -> None:
+    """Record in the current span how many texts were answered, and each stage of its time as a child span."""
     if not _tracers:
         return
     trace.get_current_span().set_attribute("refbert.texts", texts)

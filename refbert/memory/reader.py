@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from refbert.teacher import Tokens, load_tokenizer, tokenize
 from vector_store.config import StoreConfig
 from vector_store.errors import StoreError
 from vector_store.pipeline import pipelined
-from vector_store.schema import Manifest, Neighbours
+from vector_store.schema import Manifest, Neighbours, Rung
 
 if TYPE_CHECKING:  # needs gRPC, which a student without references does not
     from vector_store.client import Client
@@ -52,7 +52,7 @@ LookUp: TypeAlias = Callable[[Sequence[Text]], tuple[NDArray[Any], NDArray[Any],
 class ReferenceRead(BaseModel):
     """Which reference a text read, and which rung of the degrade ladder brought it."""
 
-    step: Literal["live", "cached", "null"]
+    rung: Rung
     id: str | None
     text: Text | None
     score: float
@@ -61,10 +61,10 @@ class ReferenceRead(BaseModel):
 def references_read(found: Neighbours | None, row: int) -> list[ReferenceRead]:
     """Say what a text read, the best first; the null reference where there was nothing to read."""
     if found is None or not found.ids[row]:
-        step = "null" if found is None else found.rungs[row]
-        return [ReferenceRead(step=step, id=None, text=None, score=0.0)]
+        rung = "null" if found is None else found.rungs[row]
+        return [ReferenceRead(rung=rung, id=None, text=None, score=0.0)]
     read = zip(found.ids[row], found.texts[row], found.scores[row].tolist(), strict=False)  # scores are padded
-    return [ReferenceRead(step=found.rungs[row], id=id_, text=text, score=score) for id_, text, score in read]
+    return [ReferenceRead(rung=found.rungs[row], id=id_, text=text, score=score) for id_, text, score in read]
 
 
 class Prediction(NamedTuple):

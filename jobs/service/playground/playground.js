@@ -81,11 +81,11 @@ function drawReferences(explanation) {
   $("references").replaceChildren(
     ...explanation.references.map((reference, rank) => {
       if (!reference.id) {
-        const why = reference.step === "null" ? "the memory did not answer: the learned null reference was read" : "no reference fits: the null reference was read";
-        return make("p", { class: "reference" }, make("span", { class: `step ${reference.step}` }, reference.step), ` – ${why}`);
+        const why = reference.rung === "null" ? "the memory did not answer: the learned null reference was read" : "no reference fits: the null reference was read";
+        return make("p", { class: "reference" }, make("span", { class: `rung ${reference.rung}` }, reference.rung), ` – ${why}`);
       }
       const mass = reference.mass[layer] ?? 0;
-      const head = make("p", {}, make("span", { class: `step ${reference.step}` }, reference.step),
+      const head = make("p", {}, make("span", { class: `rung ${reference.rung}` }, reference.rung),
         ` reference, score ${reference.score.toFixed(2)}, attention mass ${mass.toFixed(3)}`);
       const tokens = reference.tokens.map((name, index) => {
         const heat = (masses[rank][index] ?? 0) / most;

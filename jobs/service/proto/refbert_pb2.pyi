@@ -45,7 +45,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Reference(_message.Message):
-    __slots__ = ("step", "id", "text", "score", "attention_mass")
+    __slots__ = ("step", "id", "text", "score", "attention_mass", "rung")
     class AttentionMassEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -58,12 +58,14 @@ class Reference(_message.Message):
     TEXT_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_MASS_FIELD_NUMBER: _ClassVar[int]
+    RUNG_FIELD_NUMBER: _ClassVar[int]
     step: str
     id: str
     text: _containers.RepeatedScalarFieldContainer[str]
     score: float
     attention_mass: _containers.ScalarMap[str, float]
-    def __init__(self, step: _Optional[str] = ..., id: _Optional[str] = ..., text: _Optional[_Iterable[str]] = ..., score: _Optional[float] = ..., attention_mass: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    rung: str
+    def __init__(self, step: _Optional[str] = ..., id: _Optional[str] = ..., text: _Optional[_Iterable[str]] = ..., score: _Optional[float] = ..., attention_mass: _Optional[_Mapping[str, float]] = ..., rung: _Optional[str] = ...) -> None: ...
 
 class Embedding(_message.Message):
     __slots__ = ("vector", "tokens", "references")

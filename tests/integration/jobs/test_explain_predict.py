@@ -70,7 +70,8 @@ def test_an_explanation_says_what_was_read_and_what_it_changed(trained, capsys):
     explain.run(changed(trained, explain={"text": TEXT}))
     found = json.loads((trained.run_directory / "explanation.json").read_text())
     stored = set(texts_in(prepare(trained).table("train")))
-    assert [read["step"] for read in found["references"]] == ["live", "live"]
+    assert [read["rung"] for read in found["references"]] == ["live", "live"]
+    assert [read["step"] for read in found["references"]] == ["live", "live"]  # the old name, kept for one release
     assert all(read["text"] in stored for read in found["references"])
     layer, readout = found["layers"]
     assert layer["null"] == 0

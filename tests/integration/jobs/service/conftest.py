@@ -17,8 +17,8 @@ from starlette.testclient import TestClient
 
 from jobs.config import RunConfig
 from jobs.service.api import http_api
-from jobs.service.inference import Desk
-from jobs.service.middleware import Gate
+from jobs.service.inference import InferenceService
+from jobs.service.middleware import RequestMiddleware
 
 
 @pytest.fixture(autouse=True)
@@ -41,35 +41,35 @@ def serving(trained) -> Callable[..., RunConfig]:
 
 
 @contextlib.contextmanager
-def gate_of(config: RunConfig, student: Any = None, **options: Any) -> Iterator[Gate]:
+def app_of(config: RunConfig, student: Any = None, **options: Any) -> Iterator[RequestMiddleware]:
     """The ASGI app of a run, whose student is loaded and answers while the app's lifespan lasts."""
-    desk = Desk(config, torch.device("cpu"))
-    desk.open(student)
-    api = http_api(desk)
+    service = InferenceService(config, torch.device("cpu"))
+    service.load(student)
+    api = http_api(service)
 
     @contextlib.asynccontextmanager
     async def answering(_: Any):
-        desk.start()
+        service.start()
         yield
-        await desk.stop()
+        await service.stop()
 
     api.router.lifespan_context = answering
-    yield Gate(desk, api, **options)
+    yield RequestMiddleware(service, api, **options)
 
 
 @contextlib.contextmanager
 def client_of(config: RunConfig, student: Any = None) -> Iterator[TestClient]:
-    """An HTTP client of a run's service in this process; the desk is `client.app.desk`."""
-    with gate_of(config, student) as gate, TestClient(gate, raise_server_exceptions=False) as client:
+    """An HTTP client of a run's service in this process; the service is `client.app.service`."""
+    with app_of(config, student) as app, TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
 
 @contextlib.contextmanager
 def address_of(config: RunConfig, student: Any = None) -> Iterator[str]:
     """The address of a run's service behind a real HTTP server, in a thread of this process."""
-    with gate_of(config, student) as gate, socket.socket() as listening:
+    with app_of(config, student) as app, socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(gate, log_level="error", timeout_graceful_shutdown=2))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         deadline = time.monotonic() + 20
@@ -84,7 +84,7 @@ def address_of(config: RunConfig, student: Any = None) -> Iterator[str]:
 
 @contextlib.contextmanager
 def loaded(client: Any, threads: int = 4, retries: int = 0) -> Iterator[list[tuple[Any, ...]]]:
-    """Ask old texts and new until the block ends; yields the list of what each request got, tries and all."""
+    """Send known and new texts until the block ends; yields a list with the statuses of each request's tries."""
     outcomes: list[tuple[Any, ...]] = []
     ended = threading.Event()
 
@@ -135,8 +135,8 @@ def listen() -> Callable[..., AbstractContextManager[str]]:
 
 
 @pytest.fixture(scope="session")
-def gated() -> Callable[..., AbstractContextManager[Gate]]:
-    return gate_of
+def open_app() -> Callable[..., AbstractContextManager[RequestMiddleware]]:
+    return app_of
 
 
 @pytest.fixture(scope="session")

@@ -76,8 +76,9 @@ def test_an_explained_answer_names_its_references_with_their_attention(client, t
     for text in stored:
         answer = embed(client, [text, "something else"], explain=True)["data"][0]
         best, (other,) = answer["reference"], answer["further_references"]
-        assert best["step"] == other["step"]
-        assert best["step"] in ("live", "cached")
+        assert best["rung"] == other["rung"]
+        assert best["rung"] in ("live", "cached")
+        assert best["step"] == best["rung"]  # the old name, kept for one release
         assert len({text, best["text"], other["text"]}) == 3
         for layer in ("0", "read-out"):
             assert 0 < best["attention_mass"][layer] + other["attention_mass"][layer] < 1
@@ -91,6 +92,7 @@ def test_attention_in_an_answer_is_that_of_the_explanation(client):
     answer = embed(client, [TEXTS[0], " ".join(TEXTS)], explain=True)["data"][0]
     for read, wanted in zip((answer["reference"], *answer["further_references"]), explained["references"], strict=True):
         assert read["id"] == wanted["id"]
+        assert wanted["step"] == wanted["rung"] == read["rung"]
         assert read["attention_mass"] == pytest.approx(wanted["mass"], abs=1e-5)
 
 
@@ -123,7 +125,7 @@ def test_a_student_with_a_head_labels_and_one_without_says_so(client, connect, s
         assert item["label"] == prediction.label
         assert item["score"] == pytest.approx(prediction.score, abs=1e-5)
         assert sum(item["scores"].values()) == pytest.approx(1, abs=1e-5)
-        assert item["reference"]["step"] in ("live", "cached")
+        assert item["reference"]["rung"] in ("live", "cached")
     assert explained["labels"]["with"] == pytest.approx(answer["data"][0]["scores"], abs=1e-5)
 
 
@@ -157,7 +159,7 @@ def test_metrics_count_requests_texts_and_the_ladder(client):
     embed(client, TEXTS)
     text = client.get("/metrics").text
     assert re.search(r'refbert_requests_total\{route="/v1/embeddings",status="200"\} [1-9]', text)
-    assert re.search(r'refbert_references_total\{step="live"\} [1-9]', text)
+    assert re.search(r'refbert_references_total\{rung="live",step="live"\} [1-9]', text)
     assert 'refbert_memory_state{state="ok"} 1.0' in text
     assert re.search(r'refbert_student_seconds_bucket\{le="0.005"\} ', text)
     assert re.search(r'refbert_student_info\{fingerprint="[0-9a-f]{12}",model="served"\} 1.0', text)
@@ -179,10 +181,10 @@ def test_a_bug_is_500_with_the_requests_id_and_neither_traceback_nor_text(connec
     text = "a secret text"
     with connect(serving()) as client:
 
-        def broken(forward):
+        def broken(batch):
             raise RuntimeError(text)
 
-        monkeypatch.setattr(client.app.desk.student, "answer", broken)
+        monkeypatch.setattr(client.app.service.student, "forward", broken)
         answer = client.post("/v1/embeddings", json={"input": text}, headers={"X-Request-Id": "bug-1"})
     assert answer.status_code == 500
     assert answer.json()["error"]["request_id"] == "bug-1"
@@ -194,13 +196,13 @@ def test_a_bug_is_500_with_the_requests_id_and_neither_traceback_nor_text(connec
 
 def test_one_requests_broken_text_costs_no_other_request_its_answer(connect, serving, monkeypatch):
     with connect(serving(serve__batch_wait_ms=100.0)) as client:
-        student = client.app.desk.student
+        student = client.app.service.student
         prepare_all = student.prepare
 
-        def prepare_most(asked, explain):
-            if "poison" in asked:
+        def prepare_most(inputs, explain):
+            if "poison" in inputs:
                 raise RuntimeError("poison")
-            return prepare_all(asked, explain)
+            return prepare_all(inputs, explain)
 
         monkeypatch.setattr(student, "prepare", prepare_most)
         with ThreadPoolExecutor(3) as pool:

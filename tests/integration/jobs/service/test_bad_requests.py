@@ -109,8 +109,8 @@ def test_the_service_answers_after_all_of_that(client):
     assert client.post("/v1/embeddings", json={"input": "still there?"}).status_code == 200
 
 
-def test_a_slow_body_is_408_and_a_growing_one_413(gated, serving):
-    async def ask(gate, *bodies, pause_s=0.0):
+def test_a_slow_body_is_408_and_a_growing_one_413(open_app, serving):
+    async def ask(app, *bodies, pause_s=0.0):
         sent = []
 
         async def receive():
@@ -129,16 +129,16 @@ def test_a_slow_body_is_408_and_a_growing_one_413(gated, serving):
             "path": "/v1/embeddings",
             "headers": [(b"content-type", b"application/json")],
         }
-        await gate(scope, receive, send)
+        await app(scope, receive, send)
         return sent[0]["status"], json.loads(sent[1]["body"])["error"]["message"]
 
-    with gated(serving(serve__deadline_s=0.3, serve__max_request_bytes=1000)) as gate:
+    with open_app(serving(serve__deadline_s=0.3, serve__max_request_bytes=1000)) as app:
         started_s = time.monotonic()
-        status, message = asyncio.run(ask(gate, *[b" "] * 100, pause_s=0.05))
+        status, message = asyncio.run(ask(app, *[b" "] * 100, pause_s=0.05))
         assert (status, time.monotonic() - started_s < 2) == (408, True)
         assert "did not arrive" in message
-        assert asyncio.run(ask(gate, *[b" " * 300] * 4))[0] == 413
-        gate.desk.student.close()
+        assert asyncio.run(ask(app, *[b" " * 300] * 4))[0] == 413
+        app.service.student.memory.close()
 
 
 def test_a_slow_client_gets_its_408_while_others_are_answered(listen, serving):
@@ -159,7 +159,7 @@ def test_a_slow_client_gets_its_408_while_others_are_answered(listen, serving):
 
 def test_a_replica_whose_queue_has_ended_or_is_stuck_asks_to_be_replaced(connect, serving, monkeypatch):
     with connect(serving()) as client, ThreadPoolExecutor(1) as pool:
-        queue = client.app.desk.queue
+        queue = client.app.service.queue
         queue.check()
         free = blocked(client, monkeypatch)
         waiting = pool.submit(client.post, "/v1/embeddings", json={"input": "x"})
@@ -176,14 +176,14 @@ def test_a_replica_whose_queue_has_ended_or_is_stuck_asks_to_be_replaced(connect
 
 def blocked(client, monkeypatch):
     """Let the student wait for an event."""
-    free, student = threading.Event(), client.app.desk.student
-    answer_now = student.answer
+    free, student = threading.Event(), client.app.service.student
+    forward_now = student.forward
 
-    def answer_later(forward):
+    def forward_later(batch):
         free.wait(30)
-        return answer_now(forward)
+        return forward_now(batch)
 
-    monkeypatch.setattr(student, "answer", answer_later)
+    monkeypatch.setattr(student, "forward", forward_later)
     return free
 
 
@@ -194,7 +194,7 @@ def test_a_full_queue_is_429_with_a_time_to_come_back_and_empties_again(connect,
         ask = lambda count: client.post("/v1/embeddings", json={"input": ["x"] * count})  # noqa: E731
         waiting = [pool.submit(ask, 4) for _ in range(2)]
         deadline = time.monotonic() + 10
-        while client.app.desk.queue._waiting and time.monotonic() < deadline:
+        while client.app.service.queue._queued and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.2)
         waiting += [pool.submit(ask, 8)]
@@ -228,8 +228,8 @@ def test_a_request_whose_time_is_over_is_504_and_is_not_computed(connect, servin
 
 def test_before_a_student_is_loaded_the_service_says_503(connect, serving, monkeypatch):
     with connect(serving()) as client:
-        desk = client.app.desk
-        loaded, desk.student = desk.student, None
+        service = client.app.service
+        loaded, service.student = service.student, None
         for answer in (
             client.get("/readyz"),
             client.post("/v1/embeddings", json={"input": "x"}),
@@ -238,5 +238,5 @@ def test_before_a_student_is_loaded_the_service_says_503(connect, serving, monke
             assert answer.status_code == 503
             assert answer.headers["retry-after"]
         assert client.get("/healthz").status_code == 200
-        desk.student = loaded
+        service.student = loaded
         assert client.get("/readyz").status_code == 200

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from jobs.reader import RefBertConfig
 from transformers import AutoModel
 
 from jobs.memory.store import running_store
 from refbert.memory.manifest import trained_manifest
+from refbert.student_config import RefBertConfig
 from refbert.teacher import load_tokenizer
+from vector_store.client import connect as connect_store
 from vector_store.store import Store
 from vector_store.versions import promote, rollback
 
@@ -58,14 +59,14 @@ def without_reference(config, text):
 def test_a_killed_store_costs_quality_but_no_answer(connect, serving, trained):
     with connect(serving(serve__memory_check_s=600.0, store__lookup_deadline_ms=300.0)) as client:
         known, live = asked(client, TEXT)
-        assert live["step"] == "live"
+        assert live["rung"] == live["step"] == "live"
         os.kill(store_pid(trained), signal.SIGKILL)
         cached, read = asked(client, TEXT)
-        assert read["step"] == "cached"
+        assert read["rung"] == "cached"
         assert read["id"] == live["id"]
         np.testing.assert_allclose(cached, known, atol=1e-5)
         null, read = asked(client, "never asked before")
-        assert read["step"] == "null"
+        assert read["rung"] == "null"
         assert read["id"] is read["text"] is None
         assert read["attention_mass"]["0"] > 0
         np.testing.assert_allclose(null, without_reference(trained, "never asked before"), atol=1e-5)
@@ -73,7 +74,7 @@ def test_a_killed_store_costs_quality_but_no_answer(connect, serving, trained):
         assert (state.status_code, state.json()["status"], state.json()["memory"]) == (200, "degraded", "away")
         text = client.get("/metrics").text
         assert 'refbert_memory_state{state="away"} 1.0' in text
-        assert 'refbert_references_total{step="null"} 1.0' in text
+        assert 'refbert_references_total{rung="null",step="null"} 1.0' in text
     with running_store(trained):  # for the tests that follow
         pass
 
@@ -88,7 +89,7 @@ def test_a_killed_store_is_started_again_and_every_request_of_a_steady_load_answ
         killed_s = time.monotonic()
         until(client, status="ready")
         print(f"recovered {time.monotonic() - killed_s:.1f} s after it was seen to be away")
-        assert asked(client, "asked for the first time after it")[1]["step"] == "live"
+        assert asked(client, "asked for the first time after it")[1]["rung"] == "live"
     assert len(statuses) > 20
     assert set(statuses) == {(200,)}
 
@@ -100,14 +101,14 @@ def test_a_store_that_hangs_delays_no_answer_beyond_its_deadline(connect, servin
         os.kill(pid, signal.SIGSTOP)
         try:
             started_s = time.monotonic()
-            assert asked(client, "a text while it hangs")[1]["step"] == "null"
+            assert asked(client, "a text while it hangs")[1]["rung"] == "null"
             assert time.monotonic() - started_s < 3
             assert client.get("/readyz").json()["status"] == "degraded"
         finally:
             os.kill(pid, signal.SIGCONT)
         until(client, status="ready")
         deadline = time.monotonic() + 10  # look-ups rest for some seconds after a failure
-        while asked(client, "a text after that")[1]["step"] != "live":
+        while asked(client, "a text after that")[1]["rung"] != "live":
             assert time.monotonic() < deadline
             time.sleep(0.1)
 
@@ -119,7 +120,7 @@ def test_a_memory_of_another_teacher_is_not_read_and_its_versions_switch_under_l
     shape = RefBertConfig.from_pretrained(trained.run_directory / "student")
     manifest = trained_manifest(shape.memory, trained.run_directory)
     other = manifest.model_copy(update={"fingerprint": "0" * 32})
-    with running_store(trained) as url, connect(trained.store, url) as store:
+    with running_store(trained) as url, connect_store(trained.store, url) as store:
         for name, written in (("second", manifest), ("strange", other)):
             Store(store, trained.store.model_copy(update={"collection": name})).ensure(written)
         promote(store, trained.store, "live", trained.store.collection)
@@ -136,24 +137,24 @@ def test_a_memory_of_another_teacher_is_not_read_and_its_versions_switch_under_l
                 rollback(store, trained.store, "live")
                 rollback(store, trained.store, "live")
                 until(client, status="ready", memory="ok")
-                assert asked(client, TEXT)[1]["step"] == "live"
+                assert asked(client, TEXT)[1]["rung"] == "live"
             assert set(statuses) == {(200,)}
 
 
 def test_a_student_is_replaced_under_load_without_a_failed_request(connect, serving, classifier, steady_load):
     with connect(serving()) as client:
-        desk = client.app.desk
-        before = desk.student.fingerprint
+        service = client.app.service
+        before = service.student.fingerprint
         with steady_load(client) as statuses:
-            desk.open(classifier)
-            assert desk.student.fingerprint != before
+            service.load(classifier)
+            assert service.student.fingerprint != before
             assert client.post("/v1/classify", json={"input": TEXT}).status_code == 200
-            desk.open()
-            assert desk.student.fingerprint == before
+            service.load()
+            assert service.student.fingerprint == before
         assert set(statuses) == {(200,)}
         assert "refbert_student_switches_total 2.0" in client.get("/metrics").text
         with pytest.raises(ValueError, match="holds no student"):
-            desk.open("/no/such/folder")
+            service.load("/no/such/folder")
         assert asked(client, TEXT)[1]["id"]
 
 
@@ -167,5 +168,7 @@ def test_a_student_without_memory_is_ready_and_reads_none(connect, serving, trai
     load_tokenizer(str(trained.run_directory / "student")).save_pretrained(folder)
     with connect(serving(), folder) as client:
         assert client.get("/readyz").json() == {"status": "ready", "model": "served", "memory": "none", "reason": None}
-        assert asked(client, TEXT)[1] == {"step": "null", "id": None, "text": None, "score": 0.0, "attention_mass": {}}
+        assert asked(client, TEXT)[1] == {
+            "rung": "null", "step": "null", "id": None, "text": None, "score": 0.0, "attention_mass": {},
+        }  # fmt: skip
         assert client.post("/v1/explain", json={"input": TEXT}).json()["layers"] == []

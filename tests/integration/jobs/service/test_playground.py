@@ -31,7 +31,7 @@ def page(serving, listen, tmp_path_factory):
 def test_the_page_shows_what_was_read_where_attention_fell_and_what_it_changed(page):
     document = page()
     assert "memory answers" in document
-    assert 'class="step live">live<' in document
+    assert 'class="rung live">live<' in document
     assert document.count("<li>") == 10  # five nearest texts, with a reference and without
     assert "background: rgba(var(--heat)" in document or "background:rgba(var(--heat)" in document
     assert "Of this attention" in document

@@ -75,7 +75,9 @@ def test_grpc_answers_what_http_answers(service):
         assert ("x-request-id", "grpc-1") in [(item.key, item.value) for item in call.trailing_metadata()]
         found = np.stack([np.frombuffer(embedding.vector, "<f4") for embedding in answer.embeddings])
         np.testing.assert_allclose(found, vectors(client, [*TEXTS, TEXTS]), atol=1e-5)
-        assert answer.embeddings[0].references[0].attention_mass["0"] > 0
+        read = answer.embeddings[0].references[0]
+        assert read.attention_mass["0"] > 0
+        assert read.rung == read.step != ""
         near = stub.Similarity(messages.SimilarityRequest(source=texts[0], texts=texts), metadata=metadata)
         np.testing.assert_allclose(near.similarities, found @ found[0], atol=1e-5)
         status = stub.Status(messages.StatusRequest(), metadata=metadata)

@@ -64,7 +64,7 @@ def test_labelled_table_is_there_only_where_there_are_labels(report, capsys):
 
 def test_the_explained_text_is_in_the_report_but_not_in_a_card_that_others_read(report):
     report["explanation"] = {
-        "text": "a private text", "reference": "its like", "step": "live", "score": 2.5, "layer": 3, "mass": 0.25,
+        "text": "a private text", "reference": "its like", "rung": "live", "score": 2.5, "layer": 3, "mass": 0.25,
         "cosine_distance": 0.0123, "picture": "example.png",
     }  # fmt: skip
     text = markdown(report, "x")

@@ -14,13 +14,13 @@ VARIABLE = "REFBERT_TEST_KEYS"
 
 
 @pytest.fixture(autouse=True)
-def always_look(monkeypatch):
-    monkeypatch.setattr(keys_module, "LOOK_EVERY_S", 0.0)
+def check_always(monkeypatch):
+    monkeypatch.setattr(keys_module, "CHECK_EVERY_S", 0.0)
 
 
 def test_without_a_key_configured_nobody_needs_one():
     keys = Keys(VARIABLE, None)
-    assert not keys.are_wanted
+    assert not keys.are_required
     assert keys.accept(None)
 
 
@@ -47,7 +47,7 @@ def test_a_changed_file_rotates_keys_at_once_and_a_lost_one_keeps_them(tmp_path)
     assert keys.accept("new")
     file.write_text("")
     assert not keys.accept("new")
-    assert keys.are_wanted
+    assert keys.are_required
 
 
 def test_a_file_without_a_key_does_not_start(tmp_path):

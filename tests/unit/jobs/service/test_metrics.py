@@ -23,7 +23,7 @@ def test_replicas_keep_their_own_numbers_under_one_head():
         metrics = Metrics(replica)
         metrics.texts.inc(count)
         metrics.requests.labels("/v1/embeddings", "200").inc(count)
-        metrics.memory_is("ok")
+        metrics.set_memory_state("ok")
         both.append(metrics.text())
     text = merged(both)
     assert text.count("# HELP refbert_texts_total") == text.count("# TYPE refbert_texts_total") == 1
@@ -37,7 +37,8 @@ def test_replicas_keep_their_own_numbers_under_one_head():
 
 def test_a_single_replica_has_no_name_and_every_rung_is_there_from_the_start():
     found = samples(Metrics().text())
-    assert [found["refbert_references_total", ("step", step)] for step in ("live", "cached", "null")] == [0, 0, 0]
+    rungs = ("live", "cached", "null")
+    assert [found["refbert_references_total", ("rung", rung), ("step", rung)] for rung in rungs] == [0, 0, 0]
     # An alert on the first bug would not see a series that starts at one.
     assert [found["refbert_errors_total", ("kind", kind)] for kind in ("bug", "Overloaded")] == [0, 0]
     assert found["refbert_queued_texts",] == 0
@@ -48,7 +49,7 @@ def test_the_dashboard_asks_for_metrics_that_there_are():
     metrics.requests.labels("/", "200")
     metrics.request_s.labels("/")
     metrics.errors.labels("bug")
-    metrics.student_is("name", "fingerprint")
+    metrics.set_student("name", "fingerprint")
     there = {name for name, *_ in samples(metrics.text())}
     dashboard = (Path(__file__).parents[4] / "cluster" / "grafana-serving.json").read_text()
     asked = set(re.findall(r"refbert_[a-z_]+", dashboard)) - {"refbert_"}

@@ -1,0 +1,191 @@
+"""The connection of a served student to its memory, and the state of that memory.
+
+A thread checks the memory every few seconds. A memory that is away, or another teacher's, costs quality, never an answer: texts
+read cached references or the null reference until it is back. An embedded server that has ended is started again.
+"""
+
+import contextlib
+import copy
+import logging
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from jobs.config import RunConfig
+from jobs.memory.student_memory import reads_memory
+from jobs.service.metrics import MemoryState, Metrics
+from refbert.config import ReferenceConfig
+from refbert.corpus import Text
+from refbert.memory.manifest import trained_manifest
+from refbert.memory.reader import Reader, open_look_up
+from refbert.teacher import Tokens
+from vector_store.client import Client, connect
+from vector_store.config import EMBEDDED, StoreConfig
+from vector_store.errors import StoreError, StoreUnavailable
+from vector_store.retriever import Retriever
+from vector_store.schema import Manifest, Neighbours
+from vector_store.server.process import embedded_server
+from vector_store.store import Store
+
+log = logging.getLogger(__name__)
+
+NEAREST = 5
+"""Stored texts that an explanation compares a text with."""
+
+NEAREST_CACHE_BYTES = 2**20
+
+RETIREMENT_S = 30.0
+"""Time between a student's replacement and its end: longer than a batch and its look-up take."""
+
+
+class MemoryStatus(NamedTuple):
+    """State of the memory, and why it is not read."""
+
+    state: MemoryState
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A student at one address of its memory. `wide_reader` finds more texts than the student reads."""
+
+    url: str
+    client: Client
+    reader: Reader
+    wide_reader: Reader
+
+
+class MemoryWatch:
+    """Finds references for one student and knows whether its memory can be read.
+
+    Two threads may look up and explain while its own checks. `close` it when no batch uses it any more.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, student: Reader, metrics: Metrics) -> None:
+        self._config, self._folder, self._student, self._metrics = config, folder, student, metrics
+        self._manifest = trained_manifest(student.model.config.memory, folder) if reads_memory(config, folder) else None
+        self._connection: Connection | None = None
+        self._server = contextlib.ExitStack()  # the lease on an embedded one
+        self._is_lost = False
+        self._closed = threading.Event()
+        self.status = MemoryStatus("none")
+        self.check()
+        if self._manifest:
+            threading.Thread(target=self._run, name="memory", daemon=True).start()
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the student reads a memory at all."""
+        return self._manifest is not None
+
+    @property
+    def reader(self) -> Reader:
+        """The student beside its memory; without it while there is none that may be read."""
+        connection = self._readable()
+        return connection.reader if connection else self._student
+
+    @property
+    def wide_reader(self) -> Reader | None:
+        """A reader that finds more texts than the student reads; None while there is no memory that may be read."""
+        connection = self._readable()
+        return connection.wide_reader if connection else None
+
+    def look_up(self, texts: Sequence[Text], tokens: Tokens) -> Neighbours | None:
+        """Find the texts' references and count their rungs; None where the null reference is read."""
+        reader = self.reader
+        if reader.source is None:
+            self._metrics.count_rungs({"null": len(texts)})
+            return None
+        hits = reader.source.counts.get("cache_hits", 0)
+        found = reader.look_up(texts, tokens)
+        rungs = Counter(found.rungs if found else ["null"] * len(texts))
+        self._metrics.count_rungs(rungs)
+        self._metrics.cache_hits.inc(max(0, reader.source.counts.get("cache_hits", 0) - hits))
+        if rungs.keys() == {"live"}:
+            if self.status.state == "away":
+                self._set("ok")
+        elif self.status.state == "ok":
+            self._set("away", "look-ups are not answered in time; answers use cached references or none")
+        return found
+
+    def check(self) -> None:
+        """Check that the memory answers and is the student's own; start an embedded server that has ended."""
+        if self._manifest is None:
+            self._set("none")
+            return
+        deadline_s = min(5.0, self._config.serve.memory_check_s)
+        try:
+            connection = self._connected(self._manifest)
+            store = self._config.store.model_copy(update={"write_deadline_s": deadline_s})
+            Store(connection.client, store).require(self._manifest)
+        except StoreUnavailable as error:
+            self._is_lost = True
+            self._set("away", str(error))
+        except StoreError as error:
+            self._set("refused", str(error))
+        else:
+            self._is_lost = False
+            if self.status.state == "away" and isinstance(connection.reader.source, Retriever):
+                connection.reader.source.rest_no_longer()
+            self._set("ok")
+
+    def close(self) -> None:
+        """Stop checking, and let an embedded server go."""
+        self._closed.set()
+        self._server.close()
+
+    def retire(self) -> None:
+        """Stop checking now; close when the batches that still use the student must have ended."""
+        self._closed.set()
+        timer = threading.Timer(RETIREMENT_S, self.close)
+        timer.daemon = True
+        timer.start()
+
+    def _run(self) -> None:
+        while not self._closed.wait(self._config.serve.memory_check_s):
+            try:
+                self.check()
+            except Exception:  # an edge: a thread that ends would leave the replica degraded for good
+                log.exception("checking the memory failed")
+
+    def _readable(self) -> Connection | None:
+        return None if self.status.state == "refused" else self._connection
+
+    def _set(self, state: MemoryState, reason: str | None = None) -> None:
+        if state != self.status.state:
+            log.warning("memory: %s -> %s%s", self.status.state, state, f": {reason}" if reason else "")
+        self.status = MemoryStatus(state, reason)
+        self._metrics.set_memory_state(state)
+
+    def _connected(self, manifest: Manifest) -> Connection:
+        """Return the connection; a new one where the memory's address is new."""
+        url, connection = self._config.store.url, self._connection
+        if url == EMBEDDED:
+            if connection and not self._is_lost:
+                return connection
+            directory, most = self._config.store_directory, self._config.store.message_bytes
+            with contextlib.ExitStack() as lease:  # attaches, or starts the server again
+                url = lease.enter_context(embedded_server(directory, message_bytes=most))
+                before, self._server = self._server, lease.pop_all()
+            before.close()  # not sooner: a server that nobody uses for a moment ends
+        if connection is None or connection.url != url:
+            connection = self._connection = self._connect(url, manifest)
+        return connection
+
+    def _connect(self, url: str, manifest: Manifest) -> Connection:
+        client = connect(self._config.store, url)
+
+        def beside(store: StoreConfig, references: ReferenceConfig) -> Reader:
+            reader = copy.copy(self._student)  # shares the model, and the lock of its tokenizer
+            reader.texts, reader.source = open_look_up(
+                self._folder, manifest, reader.tokenizer, client, store, references, with_text=True
+            )
+            return reader
+
+        store, references = self._config.store, self._config.references
+        small, wide = {"cache_bytes": NEAREST_CACHE_BYTES}, {"count": NEAREST}
+        wide_reader = beside(store.model_copy(update=small), references.model_copy(update=wide))
+        return Connection(url, client, beside(store, references), wide_reader)
