@@ -3,7 +3,7 @@
 One frozen model per owner; no torch and no transformers is imported here, so a driver can read a config in milliseconds.
 """
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -224,24 +224,39 @@ class ReferenceConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-class StudentConfig(BaseModel, frozen=True, extra="forbid"):
-    """The student's shape. Defaults are TinyBERT-4's (TinyBERT, Table 1), 14.35 M parameters with BERT's vocabulary."""
+STUDENT_NAMES_BEFORE = {
+    "hidden": ("hidden_size",),
+    "embedding": ("embedding_size",),
+    "layers": ("num_hidden_layers",),
+    "heads": ("num_attention_heads",),
+    "intermediate": ("intermediate_size",),
+    "dropout": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
+}
+"""Earlier names of the student's options, which older runs' saved configs hold, and the present ones."""
 
-    hidden: PositiveInt = 312
-    embedding: PositiveInt | None = Field(
+
+class StudentConfig(BaseModel, frozen=True, extra="forbid"):
+    """The student's shape, by the names of `RefBertConfig`, and how it starts.
+
+    Defaults are TinyBERT-4's (TinyBERT, Table 1): 14.35 M parameters with BERT's vocabulary.
+    """
+
+    hidden_size: PositiveInt = 312
+    embedding_size: PositiveInt | None = Field(
         None,
-        description="Width of the token embeddings, below `hidden`: a narrow table and a projection (ALBERT, sec. 3.1). 128 "
-        "makes the default shape 8.8 M parameters instead of 14.4 M. By default as wide as `hidden`.",
+        description="Width of the token embeddings, below hidden_size: a narrow table and a projection (ALBERT, sec. 3.1). 128 "
+        "makes the default shape 8.8 M parameters instead of 14.4 M. By default hidden_size.",
     )
-    layers: PositiveInt = 4
-    heads: PositiveInt = 12
-    intermediate: PositiveInt = 1200
-    dropout: float = Field(
+    num_hidden_layers: PositiveInt = 4
+    num_attention_heads: PositiveInt = 12
+    intermediate_size: PositiveInt = 1200
+    hidden_dropout_prob: float = Field(
         0.0,
         ge=0,
         lt=1,
         description="TinyBERT has 0.1; a short distillation on dense targets underfits, it does not overfit.",
     )
+    attention_probs_dropout_prob: float = Field(0.0, ge=0, lt=1, description="Likewise.")
     reference_layers: Literal["first", "all"] | tuple[int, ...] = Field(
         "all", description="Layers that read the reference. `first` is the paper's; `all` was better in our probe."
     )
@@ -266,21 +281,36 @@ class StudentConfig(BaseModel, frozen=True, extra="forbid"):
     initial: Literal["random", "teacher_embeddings", "teacher_layers"] = Field(
         "teacher_embeddings",
         description="Start the token embeddings from the teacher's, projected on their principal components; or copy them and "
-        "every n-th layer of a BERT teacher of the same width, heads and intermediate (a factorised table: its SVD).",
+        "every n-th layer of a BERT teacher of the same hidden_size, num_attention_heads and intermediate_size (a factorised "
+        "table: its SVD).",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename(cls, given: Any) -> Any:
+        """Accept the earlier names."""
+        if not isinstance(given, dict):
+            return given
+        renamed = dict(given)
+        for before, names in STUDENT_NAMES_BEFORE.items():
+            if before not in given:
+                continue
+            if any(name in given for name in names):
+                raise ValueError(f"{before} is now {' and '.join(names)}, and both are given; leave out {before}")
+            renamed |= dict.fromkeys(names, renamed.pop(before))
+        return renamed
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
-        if self.hidden % self.heads:
-            raise ValueError(f"hidden={self.hidden} is not a multiple of heads={self.heads}")
-        if self.embedding is not None and self.embedding >= self.hidden:
+        width, layers = self.hidden_size, self.num_hidden_layers
+        if width % self.num_attention_heads:
+            raise ValueError(f"hidden_size={width} is not a multiple of num_attention_heads={self.num_attention_heads}")
+        if self.embedding_size is not None and self.embedding_size >= width:
             raise ValueError(
-                f"embedding={self.embedding} is not below hidden={self.hidden}; leave it out, or give less"
+                f"embedding_size={self.embedding_size} is not below hidden_size={width}; leave it out, or give less"
             )
-        if isinstance(self.reference_layers, tuple) and any(
-            not 0 <= layer < self.layers for layer in self.reference_layers
-        ):
-            raise ValueError(f"reference_layers={self.reference_layers} are not all within 0..{self.layers - 1}")
+        if isinstance(self.reference_layers, tuple) and not set(self.reference_layers) <= set(range(layers)):
+            raise ValueError(f"reference_layers={self.reference_layers} are not all within 0..{layers - 1}")
         if self.reference_gate and self.reference_mode == "replace":
             raise ValueError("reference_gate=true adds what is read; with reference_mode=replace nothing else is there")
         return self

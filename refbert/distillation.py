@@ -121,11 +121,12 @@ class Distiller(nn.Module):
 
 def check_losses(loss: LossConfig, student: StudentConfig, teacher: Teacher) -> None:
     """Raise InputError where teacher or student lack what the losses compare: to be called before anything is computed."""
-    mapped = loss.teacher_layers(student.layers, teacher.num_layers)
-    if loss.layer_map != "last" and (len(mapped) != student.layers or max(mapped) > teacher.num_layers):
+    layers = student.num_hidden_layers
+    mapped = loss.teacher_layers(layers, teacher.num_layers)
+    if loss.layer_map != "last" and (len(mapped) != layers or max(mapped) > teacher.num_layers):
         raise InputError(
             f"loss.layer_map={list(mapped)} must name one of the teacher's layers 1 to {teacher.num_layers} for each of the "
-            f"student's {student.layers}"
+            f"student's {layers}"
         )
     if (loss.relation_layer or 0) > teacher.num_layers:
         raise InputError(
@@ -134,8 +135,8 @@ def check_losses(loss: LossConfig, student: StudentConfig, teacher: Teacher) -> 
     if not (loss.attention or loss.relates_qkv):
         return
     if loss.attention:
-        require_equal_heads(student.heads, teacher.heads)
-    compared = range(student.layers - (len(mapped) if loss.attention else 1), student.layers)
+        require_equal_heads(student.num_attention_heads, teacher.heads)
+    compared = range(layers - (len(mapped) if loss.attention else 1), layers)
     shape = RefBertConfig(reference_mode=student.reference_mode, reference_layers=student.reference_layers)
     if student.reference_mode == "replace" and any(map(shape.reads_reference, compared)):
         raise InputError(
@@ -155,24 +156,11 @@ def new_student(
     """
     labels = {"num_labels": teacher.model.config.num_labels} if teacher.config.head == "classification" else {}
     shape = RefBertConfig(
+        **config.model_dump(exclude={"initial"}),
         vocab_size=teacher.model.config.vocab_size,
-        hidden_size=config.hidden,
-        embedding_size=config.embedding,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        intermediate_size=config.intermediate,
-        hidden_dropout_prob=config.dropout,
-        attention_probs_dropout_prob=config.dropout,
         pad_token_id=teacher.tokenizer.pad_token_id or 0,
         dim=teacher.dim,
         reference_dim=reference_dim,
-        reference_layers=config.reference_layers
-        if isinstance(config.reference_layers, str)
-        else list(config.reference_layers),
-        reference_mode=config.reference_mode,
-        reference_keys=config.reference_keys,
-        reference_readout=config.reference_readout,
-        reference_gate=config.reference_gate,
         **labels,
     )
     torch.manual_seed(seed)

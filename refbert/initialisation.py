@@ -47,9 +47,10 @@ def start_from_teacher_layers(student: RefBertModel, teacher: Any) -> None:
     ours, theirs = student.config, teacher.config
     wanted = {
         "model_type": ("bert", theirs.model_type),
-        "hidden": (theirs.hidden_size, ours.hidden_size),
-        "heads": (theirs.num_attention_heads, ours.num_attention_heads),
-        "intermediate": (theirs.intermediate_size, ours.intermediate_size),
+        **{
+            name: (getattr(theirs, name, None), getattr(ours, name))
+            for name in ("hidden_size", "num_attention_heads", "intermediate_size")
+        },
         "reference_mode": ("concat or none", "replace" if ours.reference_mode == "replace" else "concat or none"),
     }
     if differing := [f"{name}={found}, wanted {want}" for name, (want, found) in wanted.items() if found != want]:

@@ -36,7 +36,7 @@ def require_equal_heads(student: int, teacher: int) -> None:
     if student != teacher:
         raise InputError(
             f"loss.attention compares head by head: the student has {student}, the teacher {teacher}; set "
-            f"student.heads={teacher}, or loss.attention=0 and loss.relation_of=qkv, where heads may differ"
+            f"student.num_attention_heads={teacher}, or loss.attention=0 and loss.relation_of=qkv, where heads may differ"
         )
 
 

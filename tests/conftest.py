@@ -114,7 +114,7 @@ def tiny_run(tiny_teacher_path) -> Callable[..., RunConfig]:
                 "heldout_fraction": 0.2, "long_texts": "truncate",
             },
             "teacher": {"model": tiny_teacher_path, "tokens": 16},
-            "student": {"hidden": 24, "layers": 1, "heads": 4, "intermediate": 48},
+            "student": {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48},
             "loss": {"relation_heads": 4},
             "train": {
                 "steps": 8, "micro_batch": 16, "global_batch": 64, "log_every": 1, "save_every": 3, "targets": "memory",

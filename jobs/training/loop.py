@@ -188,7 +188,9 @@ def teacher_targets(teacher: Teacher | None, batch: Batch, config: RunConfig) ->
         batch.mask,
         loss.needs_every_layer,
         batch.token_type_ids,
-        score_layers=loss.teacher_layers(config.student.layers, teacher.num_layers) if loss.attention else (),
+        score_layers=loss.teacher_layers(config.student.num_hidden_layers, teacher.num_layers)
+        if loss.attention
+        else (),
         qkv_layer=(loss.relation_layer or teacher.num_layers) if loss.relates_qkv else None,
     )
     # inference_mode tensors cannot be saved for backward; a clone is an ordinary one

@@ -9,7 +9,7 @@ from jobs.training.checkpoint import FILE
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster")]
 
-ODD = {"hidden": 20, "heads": 4, "layers": 1, "intermediate": 41}
+ODD = {"hidden_size": 20, "num_attention_heads": 4, "num_hidden_layers": 1, "intermediate_size": 41}
 """Sizes that two ranks do not divide: ZeRO pads each of them, and another number of ranks pads otherwise."""
 
 

@@ -96,7 +96,7 @@ def test_a_broken_compose_file(tmp_path, old, new, wanted):
         ("serve", "serve.request_log=true", "serve.request_logs=true", "unknown key serve.request_logs"),
         ("distill", "ray.io/cluster: refbert", "ray.io/cluster: other", "the RayCluster other"),
         ("distill", "python jobs/distill.py", "python jobs/distil.py", "the entrypoint runs jobs/distil.py"),
-        ("foundation", "hidden: 84", "hiddens: 84", "unknown key student.hiddens"),
+        ("foundation", "hidden_size: 84", "hiddens: 84", "unknown key student.hiddens"),
         ("foundation", "accessModes: [ReadWriteMany]", "accessMode: [ReadWriteMany]", "accessMode"),
         ("redis", "serviceName: redis", "services: redis", "services"),
         ("monitors", "scheme: https", "scheme: tls", "'tls' is not one of"),

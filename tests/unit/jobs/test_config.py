@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from jobs.config import QUICKSTART, RunConfig, load_config
+from refbert.config import StudentConfig
 from refbert.errors import InputError
 
 
@@ -63,8 +64,11 @@ def test_an_unquoted_null_among_the_arms_is_the_arm_of_that_name():
         ("loss.prediction=1", "train.targets=memory has only the last layer"),
         ("train.precision=bf16", "set zero_stage to 1, 2 or 3"),
         ("store.url=localhost:6334", "neither `embedded` nor http"),
-        ("student.heads=5", "hidden=84 is not a multiple of heads=5"),
-        ("student.embedding=84", "embedding=84 is not below hidden=84"),
+        ("student.num_attention_heads=5", "hidden_size=84 is not a multiple of num_attention_heads=5"),
+        ("student.embedding_size=84", "embedding_size=84 is not below hidden_size=84"),
+        ("student.hiden=84", "unknown key student.hiden; known are hidden_size, embedding_size, "),
+        ("student.hidden=84", "student: hidden is now hidden_size, and both are given; leave out hidden"),
+        ("student={layers: 0}", "student.num_hidden_layers=0: Input should be greater than 0"),
         ("name=a/b", "name='a/b'"),
         ("just-a-word", "is no override; write key.sub=value"),
     ],
@@ -73,6 +77,14 @@ def test_a_mistake_is_one_line_that_names_it(override, message):
     with pytest.raises(InputError, match=message) as error:
         load_config(QUICKSTART, [override])
     assert "\n" not in str(error.value)
+
+
+def test_earlier_names_of_the_students_options_are_read_as_the_present_ones():
+    before = {"hidden": 24, "embedding": 8, "layers": 1, "heads": 4, "intermediate": 48, "dropout": 0.1}
+    assert StudentConfig.model_validate(before) == StudentConfig(
+        hidden_size=24, embedding_size=8, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48,
+        hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1,
+    )  # fmt: skip
 
 
 def test_references_that_outgrow_the_positions_of_their_keys_are_refused():

@@ -14,7 +14,7 @@ from refbert.losses import attention_loss, hidden_loss, relation_loss
 from refbert.student import RefBertForSequenceClassification
 from refbert.teacher import load_teacher, tokenize
 
-SMALL = StudentConfig(hidden=24, layers=2, heads=4, intermediate=48, dropout=0)
+SMALL = StudentConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
 TEXTS = ["The film is slow.", "A lovely phone, and cheap.", "Congress debates.", "so happy today!!"]
 
 
@@ -144,7 +144,11 @@ def test_what_needs_a_live_teacher_is_told_from_what_the_memory_has():
 @pytest.mark.parametrize(
     ("loss", "student", "message"),
     [
-        ({"attention": 1}, {"heads": 3}, r"the student has 3, the teacher 4; set student.heads=4"),
+        (
+            {"attention": 1},
+            {"num_attention_heads": 3},
+            r"the student has 3, the teacher 4; set student.num_attention_heads=4",
+        ),
         (
             {"layer_map": (1, 3)},
             {},
@@ -169,7 +173,9 @@ def test_losses_that_a_teacher_or_a_student_cannot_serve_are_one_clear_line(tiny
 def test_losses_that_can_be_served_are_not_refused(tiny):
     first = SMALL.model_copy(update={"reference_mode": "replace", "reference_layers": "first"})
     check_losses(LossConfig(attention=1, relation_of="qkv"), first, tiny)  # only the last layer is compared
-    check_losses(LossConfig(relation_of="qkv", relation_layer=1), SMALL.model_copy(update={"heads": 3}), tiny)
+    check_losses(
+        LossConfig(relation_of="qkv", relation_layer=1), SMALL.model_copy(update={"num_attention_heads": 3}), tiny
+    )
 
 
 def test_each_of_several_references_is_a_negative_of_its_own(tiny):

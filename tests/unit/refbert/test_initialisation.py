@@ -39,7 +39,8 @@ def test_teacher_embeddings_keep_their_neighbourhoods(embedding_size):
 
 def student_of(tiny_teacher_path, **options):
     teacher = load_teacher(TeacherConfig(model=tiny_teacher_path, tokens=16))
-    given = {"hidden": 48, "layers": 2, "heads": 4, "intermediate": 96, "initial": "teacher_layers"}
+    given = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    given["initial"] = "teacher_layers"
     return teacher, new_student(StudentConfig(**(given | options)), teacher, seed=0).eval()
 
 
@@ -53,14 +54,14 @@ def test_a_student_of_all_of_its_teachers_layers_says_what_the_teacher_says(tiny
 
 
 def test_fewer_layers_are_every_nth_with_the_last_one(tiny_teacher_path):
-    teacher, student = student_of(tiny_teacher_path, layers=1)
+    teacher, student = student_of(tiny_teacher_path, num_hidden_layers=1)
     last = teacher.model.base_model.encoder.layer[1]
     assert torch.equal(student.layers[0].widen.weight, last.intermediate.dense.weight)
     assert torch.equal(student.layers[0].attention.query.bias, last.attention.self.query.bias)
 
 
 def test_a_factorised_table_is_the_best_of_its_rank(tiny_teacher_path):
-    teacher, student = student_of(tiny_teacher_path, embedding=16)
+    teacher, student = student_of(tiny_teacher_path, embedding_size=16)
     words = teacher.model.base_model.embeddings.word_embeddings.weight
     ours = student.embeddings.word_projection(student.embeddings.word_embeddings.weight)
     lost = torch.linalg.svdvals(words)[16:].square().sum()
@@ -70,8 +71,8 @@ def test_a_factorised_table_is_the_best_of_its_rank(tiny_teacher_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"hidden": 24}, "hidden=24, wanted 48"),
-        ({"heads": 2}, "heads=2, wanted 4"),
+        ({"hidden_size": 24}, "hidden_size=24, wanted 48"),
+        ({"num_attention_heads": 2}, "num_attention_heads=2, wanted 4"),
         ({"reference_mode": "replace"}, "reference_mode=replace"),
     ],
 )

@@ -131,6 +131,6 @@ def test_attention_loss_has_finite_gradients_where_scores_are_masked():
 
 def test_attention_loss_of_unequal_heads_says_what_to_do():
     with pytest.raises(
-        InputError, match=r"the student has 2, the teacher 3; set student.heads=3, or .*relation_of=qkv"
+        InputError, match=r"the student has 2, the teacher 3; set student.num_attention_heads=3, or .*relation_of=qkv"
     ):
         attention_loss(torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 3, 3), torch.ones(1, 3))

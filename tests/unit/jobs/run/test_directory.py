@@ -3,7 +3,9 @@
 import pytest
 import yaml
 
+from jobs.config import load_config
 from jobs.run.directory import claim_directory
+from refbert.config import STUDENT_NAMES_BEFORE
 from refbert.errors import InputError
 
 
@@ -15,6 +17,21 @@ def test_workers_shards_and_pace_may_change_between_submissions(home, tiny_run):
     )  # fmt: skip
     claim_directory(config)
     assert yaml.safe_load((config.run_directory / "config.yaml").read_text())["train"]["num_workers"] == 2
+
+
+def test_a_run_saved_under_the_students_earlier_option_names_is_the_same_run(home, tiny_run):
+    config = tiny_run()
+    claim_directory(config)
+    path = config.run_directory / "config.yaml"
+    saved = yaml.safe_load(path.read_text())
+    student = saved["student"]
+    assert student.pop("attention_probs_dropout_prob") == student["hidden_dropout_prob"]
+    for before, names in STUDENT_NAMES_BEFORE.items():
+        student[before] = student.pop(names[0])
+    path.write_text(yaml.safe_dump(saved))
+    assert load_config(path) == config
+    claim_directory(config)
+    assert yaml.safe_load(path.read_text())["student"]["hidden_size"] == 24
 
 
 @pytest.mark.parametrize(
