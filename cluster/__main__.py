@@ -42,8 +42,9 @@ def _up(arguments: argparse.Namespace) -> int:
     )
     print(f"started {', '.join(started)}" if started else "everything runs already")
     _print_parts(cluster)
+    workers = len(cluster.workers)
     print(f"""use it:
-  python -m cluster submit -- python jobs/distill.py train.num_workers={len(cluster.workers)}
+  python -m cluster submit -- python jobs/distill.py train.num_workers={workers} train.global_batch={32 * workers}
   python -m cluster status
   python -m cluster down""")
     return FINE

@@ -10,7 +10,7 @@ EXAMPLES = {
     "status": """
   python -m cluster status""",
     "submit": """
-  python -m cluster submit -- python jobs/distill.py train.num_workers=2
+  python -m cluster submit -- python jobs/distill.py train.num_workers=2 train.global_batch=64
   python -m cluster submit --working-dir . -- python jobs/distill.py mine.yaml
   python -m cluster submit --no-wait -- python jobs/ingest.py mine.yaml""",
     "down": """
