@@ -1,9 +1,12 @@
 # The verbs of this project. Everything runs inside .venv, which `make install` builds from pyproject.toml.
 PYTHON ?= python3.11
 VENV   := .venv
-STAMP  := $(VENV)/.installed
 BIN    := $(VENV)/bin
 ARGS   ?=
+
+# What is installed: everything, or only what a job runs with.
+STAMP  := $(VENV)/.installed
+RUNS   := $(VENV)/.installed-to-run
 
 .PHONY: help install demo test chaos check bench clean
 
@@ -12,13 +15,19 @@ help:            ## list the verbs
 
 install: $(STAMP) ## make .venv and install the project with its development tools
 
-$(STAMP): pyproject.toml
+$(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11, or say which with make PYTHON=..."; exit 3; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --progress-bar on -e ".[dev]"
-	touch $(STAMP)
+	$(PYTHON) -m venv $(VENV)
 
-demo: $(STAMP)   ## corpus -> memory -> distilled student -> report -> one served request (ARGS="train.steps=200")
+$(STAMP): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --progress-bar on -e ".[dev]"
+	touch $(STAMP) $(RUNS)
+
+$(RUNS): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --progress-bar on -e ".[memory,cluster,serve]"
+	touch $(RUNS)
+
+demo: $(RUNS)    ## corpus -> memory -> distilled student -> report -> one served request (ARGS="train.steps=200")
 	$(BIN)/python jobs/demo.py $(ARGS)
 
 test: $(STAMP)   ## the tests (ARGS="tests/unit -k student"; ARGS=--long for every one)

@@ -39,12 +39,13 @@ CHECKS = {
 }
 IMPORTS = """
 import importlib, importlib.metadata, pkgutil, re, tomllib
-wanted = tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+wanted = sum((project["optional-dependencies"][extra] for extra in ("memory", "cluster", "serve")), project["dependencies"])
 names = {re.split(r"[\\[<>=~]", line)[0].lower().replace("_", "-") for line in wanted}
 modules = sorted(m for m, owners in importlib.metadata.packages_distributions().items()
                  if names & {o.lower().replace("_", "-") for o in owners} and m.isidentifier() and not m.startswith("_"))
 own = [found.name for package in ("refbert", "vector_store", "jobs", "cluster")
-       for found in pkgutil.walk_packages([package], package + ".") if not found.name.endswith("__main__")]
+       for found in pkgutil.walk_packages([package], package + ".") if not found.name.endswith(("__main__", "checkout"))]
 for name in (*modules, *own): importlib.import_module(name)
 print(len(modules), "modules of", len(names), "dependencies,", len(own), "of our own")
 """

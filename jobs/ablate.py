@@ -16,6 +16,9 @@ once per task and shared; a finished student is never trained again, so a killed
 Writes ablation.json, ablation.md and ablation.png into the run's directory.
 """
 
+if __name__ == "__main__":
+    import checkout  # noqa: F401  # the checkout is on the path from here on
+
 import json
 import logging
 import time

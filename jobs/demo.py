@@ -7,6 +7,9 @@
 A second run reuses the memory and the trained student; a killed one is continued by starting it again.
 """
 
+if __name__ == "__main__":
+    import checkout  # noqa: F401  # the checkout is on the path from here on
+
 import json
 import logging
 import time

@@ -10,6 +10,9 @@ and resume from the newest intact checkpoint. Submitted again the job resumes to
 that this submission asks for, or says that the run is complete.
 """
 
+if __name__ == "__main__":
+    import checkout  # noqa: F401  # the checkout is on the path from here on
+
 import logging
 from contextlib import ExitStack
 

@@ -8,6 +8,9 @@ one text read.
 Writes report.json, report.md and plots into the run's directory.
 """
 
+if __name__ == "__main__":
+    import checkout  # noqa: F401  # the checkout is on the path from here on
+
 import logging
 import time
 

@@ -8,6 +8,9 @@ Prints tables; writes explanation.json and explanation.png into the run's direct
 student.reference_layers. Attention mass is the mean over heads and the text's own tokens.
 """
 
+if __name__ == "__main__":
+    import checkout  # noqa: F401  # the checkout is on the path from here on
+
 import logging
 
 from jobs.config import RunConfig

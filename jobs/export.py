@@ -6,6 +6,9 @@ Writes student/onnx/ (see refbert/export.py) and student/README.md. Needs the pa
 of `jobs/evaluate.py`: a card without figures is none.
 """
 
+if __name__ == "__main__":
+    import checkout  # noqa: F401  # the checkout is on the path from here on
+
 import json
 import logging
 

@@ -11,6 +11,9 @@ slower, with at most store.upserts_in_flight upserts on their way, and takes no 
 read = skipped + duplicate + written + rejected. Rejected rows are in runs/<name>/rejected.jsonl, with the reason.
 """
 
+if __name__ == "__main__":
+    import checkout  # noqa: F401  # the checkout is on the path from here on
+
 from jobs.config import RunConfig
 from jobs.launch import launch
 from jobs.memory.fill import fill_memory

@@ -8,7 +8,6 @@ import importlib
 import logging
 import os
 import sys
-from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
@@ -19,8 +18,6 @@ from jobs.run.failures import INTERRUPTED, OK, exit_code, known_cause
 
 def launch(module: str) -> NoReturn:
     """Run a job by its module's name, so that Ray's workers import the module instead of unpickling a script."""
-    # `python jobs/x.py` puts jobs/ itself on the path, where a file such as evaluate.py would shadow a library.
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).parent]
     sys.exit(run_job(importlib.import_module(module), sys.argv[1:]))
 
 

@@ -14,6 +14,9 @@ the degrade ladder: live, cached or null), and embedding (L2-normalised) or labe
 Rows that are no text are counted, and listed with their reasons in rejected.jsonl.
 """
 
+if __name__ == "__main__":
+    import checkout  # noqa: F401  # the checkout is on the path from here on
+
 import logging
 
 from jobs.config import RunConfig

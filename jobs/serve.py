@@ -8,6 +8,9 @@ The student alone answers: no teacher is loaded. A store that is slow or gone co
 comes from a cached reference or the null reference, and says so. docs/serving.md is for who operates it.
 """
 
+if __name__ == "__main__":
+    import checkout  # noqa: F401  # the checkout is on the path from here on
+
 import logging
 import threading
 from collections.abc import Iterator

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from refbert.errors import InputError
@@ -21,14 +22,29 @@ SENTENCE_TABLE = "sentence_table.safetensors"
 
 
 def load_model(folder: str | Path) -> Any:
-    """Load the encoder or the classifier that a `student/` folder holds, for inference."""
+    """Load the encoder or the classifier that a `student/` folder holds, for inference. Raises InputError for others."""
     path = Path(folder)
     if not (path / "config.json").exists():
         raise InputError(f"{path} holds no student; train one first, or give a run's student/ folder")
-    config = AutoConfig.from_pretrained(path)
-    if not isinstance(config, RefBertConfig):
-        raise InputError(f"{path} holds a {config.model_type}, wanted a refbert student; give a run's student/ folder")
-    return (RefBertForSequenceClassification if has_head(config) else RefBertModel).from_pretrained(path).eval()
+    try:
+        config = AutoConfig.from_pretrained(path)
+        if not isinstance(config, RefBertConfig):
+            raise InputError(
+                f"{path} holds a {config.model_type}, wanted a refbert student; give a run's student/ folder"
+            )
+        return (RefBertForSequenceClassification if has_head(config) else RefBertModel).from_pretrained(path).eval()
+    except InputError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"the student in {path} cannot be loaded ({reason}); copy the whole student/ folder") from None
+
+
+def load_sentence_table(folder: Path) -> NDArray[Any]:
+    """Load the (vocabulary, dim) table of sentence vectors that asks a dense memory. Raises InputError where there is none."""
+    if not (path := folder / SENTENCE_TABLE).exists():
+        raise InputError(f"{path} is missing, and a dense memory is asked with it; copy the whole student/ folder")
+    return load_file(path)["table"]
 
 
 def has_head(config: RefBertConfig) -> bool:
@@ -50,13 +66,14 @@ def save_student(
     student: RefBertModel | RefBertForSequenceClassification,
     tokenizer: PreTrainedTokenizerBase,
     table: NDArray[Any] | None = None,
-    **memory: Any,
+    **reading: Any,
 ) -> None:
     """Write a student's folder: weights, tokenizer, the sentence `table` of a dense memory.
 
-    `memory`, `collection` and `references` go into its config (see `RefBertConfig`): with them the folder is complete.
+    `text_tokens`, `memory`, `collection` and `references` go into its config (see `RefBertConfig`): with them the folder is
+    complete, and works as a copy on a machine that has nothing of the run.
     """
-    student.config.update(memory)
+    student.config.update(reading)
     scratch = folder.with_name("student.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     student.save_pretrained(scratch)

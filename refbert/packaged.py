@@ -18,8 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock
-
 from refbert.errors import InputError, UnavailableError
 
 PREFIX = "pypi:"
@@ -49,6 +47,8 @@ def local_path(name: str) -> str:
     package = PACKAGES.get(name.removeprefix(PREFIX))
     if package is None:
         raise InputError(f"{name} is not a known package; known are {', '.join(PREFIX + known for known in PACKAGES)}")
+    from filelock import FileLock  # comes with torch; a student is loaded without
+
     folder = cache_folder() / name.removeprefix(PREFIX)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):

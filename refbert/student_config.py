@@ -24,6 +24,7 @@ class RefBertConfig(PretrainedConfig):
       something before keeps it until reading helps. For `concat`.
     - `reference_keys`: `states`, or `embedding`: the student's own embedding of the reference's token ids through the
       layer's own key projection; values always come from the states.
+    - `text_tokens`: how many tokens of a text its teacher read, special tokens included: texts are cut there.
     - `memory`, `collection`, `references`: the manifest of the memory that the student was distilled with, its
       collection's name, and how it looks up (`refbert.config.ReferenceConfig`); None for a student that reads none.
     """
@@ -54,6 +55,7 @@ class RefBertConfig(PretrainedConfig):
         reference_gate: bool = False,
         readout_heads: int = 4,
         readout_width: int = 128,
+        text_tokens: int | None = None,
         memory: dict[str, Any] | None = None,
         collection: str | None = None,
         references: dict[str, Any] | None = None,
@@ -80,6 +82,7 @@ class RefBertConfig(PretrainedConfig):
         self.reference_gate = reference_gate
         self.readout_heads = readout_heads
         self.readout_width = readout_width
+        self.text_tokens = text_tokens
         self.memory = memory
         self.collection = collection
         self.references = references

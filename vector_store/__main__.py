@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from vector_store.arguments import parse
 from vector_store.errors import CollectionMismatch, StoreError, StoreUnavailable
-from vector_store.server.process import ALREADY_SERVED, AlreadyServed, serve
 
 if TYPE_CHECKING:  # a server needs none of the client: each verb imports what it uses
     from vector_store.client import Client
@@ -23,6 +22,11 @@ FINE, DIFFERENT, BAD, UNAVAILABLE = 0, 1, 2, 3
 def main(words: list[str] | None = None) -> int:
     """Run one verb, of the command line or of these words; bad input or points give 2, a missing server gives 3."""
     arguments = parse(words)
+    try:
+        from vector_store.server.process import ALREADY_SERVED, AlreadyServed
+    except ModuleNotFoundError as error:
+        print(f"the store needs {error.name}, which is not installed: pip install 'refbert[memory]'", file=sys.stderr)
+        return UNAVAILABLE
     try:
         return VERBS[arguments.command](arguments)
     except AlreadyServed as error:
@@ -37,6 +41,8 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    from vector_store.server.process import serve
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     serve(
         arguments.path,

@@ -17,8 +17,8 @@ from jobs.config import RunConfig, load_config
 from jobs.memory.store import running_store
 from refbert.errors import InputError
 from refbert.folder import load_model
-from refbert.memory.manifest import trained_manifest
-from refbert.memory.reader import Reader, open_look_up
+from refbert.memory.manifest import trained_manifest, trained_references
+from refbert.memory.reader import Reader, open_look_up, text_tokens
 from refbert.student_config import RefBertConfig
 from refbert.teacher import load_tokenizer
 from vector_store.client import connect
@@ -29,9 +29,12 @@ from vector_store.store import Store
 log = logging.getLogger(__name__)
 
 
-def student_memory_options(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
-    """Return what a student's folder says of its memory: manifest, collection, and how it looks up."""
+def student_memory_options(config: RunConfig, manifest: Manifest | None) -> dict[str, Any]:
+    """Return what a student's folder says of its reading: its token budget and, where it has a memory, how to ask it."""
+    if manifest is None:
+        return {"text_tokens": config.teacher.tokens}
     return {
+        "text_tokens": manifest.text_tokens,
         "memory": manifest.model_dump(mode="json"),
         "collection": config.store.collection,
         "references": config.references.model_dump(mode="json"),
@@ -44,7 +47,7 @@ def open_reader(
     """Open a student's folder and, where `url` is its memory's, its look-up; each process opens its own."""
     model, tokenizer = load_model(folder).fuse().to(device), load_tokenizer(str(folder))
     manifest = trained_manifest(model.config.memory, folder)
-    max_tokens = manifest.text_tokens if manifest else config.teacher.tokens
+    max_tokens = text_tokens(model.config) or config.teacher.tokens
     if not (url and manifest):
         return Reader(model, tokenizer, max_tokens, batch=batch)
     client = connect(config.store, url)
@@ -55,17 +58,29 @@ def open_reader(
 def student_run(config: RunConfig, student: str | None) -> tuple[RunConfig, Path]:
     """Return a student's folder, the run's own where none is given, and the run with the memory that this student reads.
 
-    Where a config.yaml lies beside a given folder, what it says of teacher, references and collection goes.
+    Of a given student its folder says which collection it reads, and how; for one that an earlier release wrote, the run's
+    config.yaml beside it does. Raises InputError where neither does.
     """
     folder = Path(student).expanduser().absolute() if student else config.run_directory / "student"
     if not (folder / "config.json").exists():
         raise InputError(f"{folder} holds no student; train one first: `python jobs/distill.py`")
+    if not student:
+        return config, folder
+    shape = RefBertConfig.from_pretrained(folder)
     trained = folder.parent / "config.yaml"
-    if student and trained.exists():
-        own = load_config(trained)
-        store = config.store.model_copy(update={"collection": own.store.collection})
-        config = config.model_copy(update={"teacher": own.teacher, "references": own.references, "store": store})
-    return config, folder
+    if references := trained_references(shape.references, folder):
+        store = config.store.model_copy(update={"collection": shape.collection})
+        return config.model_copy(update={"references": references, "store": store}), folder
+    if shape.text_tokens and not shape.memory:  # reads no references: the folder says all there is
+        return config, folder
+    if not trained.exists():
+        raise InputError(
+            f"{folder} does not say how it reads texts and references: an earlier release wrote it; copy the config.yaml of "
+            "its run beside it, or distil again"
+        )
+    own = load_config(trained)
+    store = config.store.model_copy(update={"collection": own.store.collection})
+    return config.model_copy(update={"teacher": own.teacher, "references": own.references, "store": store}), folder
 
 
 def reads_memory(config: RunConfig, folder: Path) -> bool:

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ NODE_ENVIRONMENT = {
 PASSED_ON = ("REFBERT_HOME", "REFBERT_STORE_URL", "REFBERT_CACHE", "REFBERT_COMMIT", "HF_HOME", "HF_HUB_OFFLINE")
 """What workers must see as the driver does. Secrets are not among them: export those where `ray start` runs."""
 
+CHECKOUT = str(Path(__file__).resolve().parents[2])
+
 
 @contextmanager
 def ray_session() -> Iterator[None]:
@@ -50,7 +53,10 @@ def ray_session() -> Iterator[None]:
     # RAY_ADDRESS too: on a machine with several Rays, the actors of Ray Train would not know which one is theirs.
     passed_on = {name: os.environ[name] for name in (*PASSED_ON, "RAY_ADDRESS") if name in os.environ}
     # What the submission has set already reaches the workers, and Ray refuses to have it set twice.
-    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {}).get("env_vars", {})
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {})
+    if "working_dir" not in submitted:  # that is on the workers' path already; else they find `jobs` where the driver does
+        passed_on["PYTHONPATH"] = os.pathsep.join(filter(None, [CHECKOUT, os.environ.get("PYTHONPATH")]))
+    job = submitted.get("env_vars", {})
     variables = {name: value for name, value in {**ENVIRONMENT, **passed_on}.items() if name not in job}
     options: dict[str, Any] = {
         "logging_level": logging.ERROR,

@@ -56,8 +56,8 @@ class DistillJob:
     run_directory: Path
 
     def memory_options(self) -> dict[str, Any]:
-        """Return what the student's folder says of its memory; nothing where it has none."""
-        return student_memory_options(self.config, self.address.manifest) if self.address else {}
+        """Return what the student's folder says of its token budget and its memory."""
+        return student_memory_options(self.config, self.address.manifest if self.address else None)
 
 
 def distil(config: RunConfig, corpus: PreparedCorpus, address: MemoryAddress | None, plan: Path | None) -> None:

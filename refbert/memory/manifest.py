@@ -1,4 +1,7 @@
-"""The manifest of a memory: which teacher wrote it and in which shape, as a teacher or a trained student wants it."""
+"""The manifest of a memory: which teacher wrote it and in which shape, as a teacher or a trained student wants it.
+
+A trained student's folder also says how it looks up its references.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -47,8 +50,29 @@ def trained_manifest(saved: dict[str, Any] | None, student: str | Path) -> Manif
         return None
     try:
         return Manifest.model_validate(saved)
-    except ValidationError:
+    except ValidationError as error:
         raise InputError(
             f"{student} was distilled with a memory of format {saved.get('format_version')}, this release reads "
-            f"{FORMAT_VERSION}; distil it again under another name=..."
+            f"{FORMAT_VERSION}; distil it again under another name=... ({_problems(error)})"
         ) from None
+
+
+def trained_references(saved: dict[str, Any] | None, student: str | Path) -> ReferenceConfig | None:
+    """Read how a student looks up its references, from its config; None where an earlier release wrote it, or it reads none.
+
+    Raises InputError for options of a later release.
+    """
+    if saved is None:
+        return None
+    try:
+        return ReferenceConfig.model_validate(saved)
+    except ValidationError as error:
+        raise InputError(
+            f"{student} looks up its references with options that this release cannot read ({_problems(error)}); use the "
+            "release that wrote it, or distil the student again"
+        ) from None
+
+
+def _problems(error: ValidationError) -> str:
+    """List the fields that are wrong, with the reasons, on one line."""
+    return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'all'}: {one['msg']}" for one in error.errors())

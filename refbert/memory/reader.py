@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel
-from safetensors.numpy import load_file
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
@@ -27,12 +26,13 @@ from refbert.batch import Batch, moved
 from refbert.config import ReferenceConfig
 from refbert.corpus import Text, by_length, normalise
 from refbert.errors import InputError, UnavailableError
-from refbert.folder import SENTENCE_TABLE, load_model
+from refbert.folder import load_model, load_sentence_table
 from refbert.memory.batch import student_batch
-from refbert.memory.manifest import trained_manifest
+from refbert.memory.manifest import trained_manifest, trained_references
 from refbert.memory.retrieval import NeighbourSource, open_retriever
 from refbert.memory.texts import ReferenceTexts
 from refbert.student import RefBertForSequenceClassification
+from refbert.student_config import RefBertConfig
 from refbert.teacher import Tokens, load_tokenizer, tokenize
 from vector_store.config import StoreConfig
 from vector_store.errors import StoreError
@@ -43,6 +43,9 @@ if TYPE_CHECKING:  # needs gRPC, which a student without references does not
     from vector_store.client import Client
 
 log = logging.getLogger(__name__)
+
+FIRST_ANSWER_S = 10.0
+"""How long `load` waits for a store that does not answer."""
 
 LookUp: TypeAlias = Callable[[Sequence[Text]], tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]
 """Texts to their references: token ids (texts, ref_tokens), states (texts, ref_tokens, reference_dim), mask
@@ -210,21 +213,31 @@ def load(
     tokens: int | None = None,
     batch: int = 32,
 ) -> Reader:
-    """Open a `student/` folder for inference. `tokens` cuts texts; by default as those of the memory it was trained with.
+    """Open a `student/` folder, or a copy of it, for inference. `tokens` cuts texts; by default where its teacher's were cut.
 
-    `references` says where its memory is: the URL of a Qdrant server, or a store's directory; or it is a `LookUp`. Another
-    memory than the student's is refused; one that goes away later costs quality, not an error. Close the reader to let it go.
+    `references` says where its memory is: the URL of a Qdrant server (its key, if any, is in $QDRANT_API_KEY), or a store's
+    directory; or it is a `LookUp`. A memory that goes away later costs quality, not an error. Close the reader to let it go.
+
+    Raises InputError for a folder that is no student, or that cannot read references; UnavailableError without the packages
+    of the extra `memory`; StoreError where there is no store, or it holds another memory than the student's.
     """
-    path = Path(folder)
+    path = Path(folder).expanduser()
     model = load_model(path).fuse().to(device)
     tokenizer = load_tokenizer(str(path))
-    most = tokens or (model.config.memory or {}).get("text_tokens") or model.config.max_position_embeddings
+    most = tokens or text_tokens(model.config) or model.config.max_position_embeddings
     if not isinstance(references, str | Path):
+        if references is not None and not callable(references):
+            raise InputError(
+                f"references={references!r} is neither a server's URL, nor a store's directory, nor a function"
+            )
         return Reader(model, tokenizer, most, source=references, batch=batch)
-    if (manifest := trained_manifest(model.config.memory, path)) is None:
+    manifest, options = trained_manifest(model.config.memory, path), trained_references(model.config.references, path)
+    if manifest is None:
         raise InputError(f"{path} was trained without a memory; load it without references")
-    if model.config.references is None:
+    if options is None:
         raise InputError(f"{path} does not say how it looks up references: an earlier release wrote it; distil again")
+    if options.criterion == "none" or not model.config.reads_any:
+        raise InputError(f"{path} was trained to read no references; load it without references")
     try:
         from vector_store.location import connect_to
         from vector_store.store import Store
@@ -233,14 +246,19 @@ def load(
             f"reading a memory needs {error.name}, which is not installed: pip install 'refbert[memory]', or load the student "
             "without references"
         ) from None
-    store = StoreConfig(collection=model.config.collection)
+    store = StoreConfig(collection=model.config.collection, write_deadline_s=FIRST_ANSWER_S)
     with ExitStack() as stack:
         client = stack.enter_context(connect_to(str(references), store))
         Store(client, store).require(manifest)
-        look_up = open_look_up(path, manifest, tokenizer, client, store, ReferenceConfig(**model.config.references))
+        look_up = open_look_up(path, manifest, tokenizer, client, store, options)
         reader = Reader(model, tokenizer, most, *look_up, batch=batch)
         reader._opened = stack.pop_all()
     return reader
+
+
+def text_tokens(config: RefBertConfig) -> int | None:
+    """Tokens of a text that a student's teacher read; None for a student of an earlier release that has no memory."""
+    return config.text_tokens or (config.memory or {}).get("text_tokens")
 
 
 def open_look_up(
@@ -254,7 +272,7 @@ def open_look_up(
     with_text: bool = False,
 ) -> tuple[ReferenceTexts, NeighbourSource]:
     """Open the query builder and the neighbour source of a student."""
-    table = load_file(folder / SENTENCE_TABLE)["table"] if manifest.dense_index else None
+    table = load_sentence_table(folder) if manifest.dense_index else None
     texts = ReferenceTexts(manifest, references, tokenizer, table)
     return texts, open_retriever(client, store, texts, references.criterion, with_text=with_text)
 

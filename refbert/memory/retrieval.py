@@ -64,5 +64,7 @@ def _import_criterion(path: str) -> Any:
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"references.criterion={path} cannot be imported ({error}); give module.function") from None
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"references.criterion={path} cannot be imported ({error}); give module.function, with its module on the path"
+        ) from None
