@@ -133,7 +133,7 @@ class ServedStudent:
         else:
             self._is_lost = False
             if self.state == "away" and isinstance(self.reader.source, Retriever):
-                self.reader.source.rest_no_longer()
+                self.reader.source.reset_breaker()
             self._memory_is("ok", None)
 
     def close(self) -> None:
