@@ -1,4 +1,4 @@
-"""`python -m vector_store`: one verb each for serving, looking at and caring for a memory. Prints; the work is elsewhere."""
+"""`python -m vector_store`: commands that serve, show and administer a memory. Prints; other modules do the work."""
 
 import argparse
 import logging
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vector_store.arguments import parse
 from vector_store.errors import CollectionMismatch, StoreError, StoreUnavailable
 
-if TYPE_CHECKING:  # a server needs none of the client: each verb imports what it uses
+if TYPE_CHECKING:  # a server needs no client: each command imports what it uses
     from vector_store.client import Client
     from vector_store.store import Store
 
@@ -20,7 +20,7 @@ FINE, DIFFERENT, BAD, UNAVAILABLE = 0, 1, 2, 3
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run one verb, of the command line or of these words; bad input or points give 2, a missing server gives 3."""
+    """Run one command; `words` replaces the command line. Returns 2 for bad input or points, 3 where no server answers."""
     arguments = parse(words)
     try:
         from vector_store.server.process import ALREADY_SERVED, AlreadyServed
@@ -35,7 +35,7 @@ def main(words: list[str] | None = None) -> int:
     except StoreUnavailable as error:
         print(error, file=sys.stderr)
         return UNAVAILABLE
-    except (StoreError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
+    except (StoreError, OSError) as error:  # OSError: such as a folder that cannot be written, or a full disk
         print(error, file=sys.stderr)
         return BAD
 
@@ -95,7 +95,7 @@ def _delete(arguments: argparse.Namespace) -> int:
         if arguments.yes:
             print(f"deleted {store.delete(where)} {named}")
         else:
-            print(f"would delete {store.count_where(where)} {named}; add --yes to delete them")
+            print(f"would delete {store.count(where)} {named}; add --yes to delete them")
     return FINE
 
 
@@ -115,8 +115,8 @@ def _snapshot(arguments: argparse.Namespace) -> int:
         )
     for snapshot in made:
         print(f"{snapshot.name}  {snapshot.size_bytes} bytes  sha256 {snapshot.checksum or 'not given'}")
-    if made and not is_url(arguments.place):
-        print(f"in {Path(arguments.place) / 'snapshots'}")
+    if made and not is_url(arguments.location):
+        print(f"in {Path(arguments.location) / 'snapshots'}")
     return FINE
 
 
@@ -125,11 +125,11 @@ def _restore(arguments: argparse.Namespace) -> int:
     from vector_store.snapshots import restore_directory, restore_server
 
     config_of(arguments.api_key_env, arguments.collection)
-    if is_url(arguments.place):
+    if is_url(arguments.location):
         key = os.environ.get(arguments.api_key_env)
-        restore_server(arguments.place, arguments.collection, arguments.archive, key, arguments.rest_port)
+        restore_server(arguments.location, arguments.collection, arguments.archive, key, arguments.rest_port)
     else:
-        restore_directory(Path(arguments.place), arguments.collection, arguments.archive)
+        restore_directory(Path(arguments.location), arguments.collection, arguments.archive)
     print(f"restored {arguments.collection} from {arguments.archive}")
     return FINE
 
@@ -143,7 +143,7 @@ def _export(arguments: argparse.Namespace) -> int:
         f"{arguments.collection}: {done.num_points} points exported to {len(done.files)} file(s) in {arguments.folder}"
     )
     _print_some(
-        "left out, no store would take it",
+        "left out, no store would accept it",
         [f"{identifier}: {reason}" for identifier, reason in done.first_left_out],
         done.num_left_out,
     )
@@ -153,11 +153,11 @@ def _export(arguments: argparse.Namespace) -> int:
 def _import(arguments: argparse.Namespace) -> int:
     from vector_store.transfer import import_points, read_export
 
-    rows = read_export(arguments.folder).rows  # before a store is made for it
+    rows = read_export(arguments.folder).rows  # raises before a store is created
     with _store(arguments, create=True) as store, _bar("import", rows) as advance:
         done = import_points(store, arguments.folder, advance)
     print(
-        f"{arguments.collection}: {done.num_read} points read, {done.num_skipped} stored before, {done.num_written} written"
+        f"{arguments.collection}: {done.num_read} points read, {done.num_skipped} already stored, {done.num_written} written"
     )
     return FINE
 
@@ -165,8 +165,8 @@ def _import(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     from vector_store.comparison import compare
 
-    side_a = argparse.Namespace(**vars(arguments), place=arguments.place_a, collection=arguments.collection_a)
-    side_b = argparse.Namespace(**vars(arguments), place=arguments.place_b, collection=arguments.collection_b)
+    side_a = argparse.Namespace(**vars(arguments), location=arguments.location_a, collection=arguments.collection_a)
+    side_b = argparse.Namespace(**vars(arguments), location=arguments.location_b, collection=arguments.collection_b)
     with _store(side_a) as a, _store(side_b) as b, _bar("compare", a.count()) as advance:
         found = compare(a, b, advance)
     if found.manifest_fields:
@@ -221,7 +221,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
 def _client(arguments: argparse.Namespace, create: bool = False) -> Iterator["Client"]:
     from vector_store.location import config_of, connect_to
 
-    with connect_to(arguments.place, config_of(arguments.api_key_env), create) as client:
+    with connect_to(arguments.location, config_of(arguments.api_key_env), create) as client:
         yield client
 
 

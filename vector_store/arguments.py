@@ -1,4 +1,4 @@
-"""The command line of `python -m vector_store`: its verbs, their options and examples. Parses; does nothing else."""
+"""Command line of `python -m vector_store`: its commands with their options and examples. Only parses."""
 
 import argparse
 from pathlib import Path
@@ -41,43 +41,44 @@ EXAMPLES = {
 
 HELP = {
     "serve": "serve a directory until SIGTERM",
-    "info": "collections, points and manifests",
+    "info": "list collections, their points and manifests",
     "verify": "check every point against the manifest and its id; exit code 2 where one is bad",
     "delete": "delete points by source, document or split",
-    "snapshot": "let the server write a snapshot of a collection; list or delete snapshots",
-    "restore": "make a collection from a snapshot; a directory's store is restored while nothing uses it",
+    "snapshot": "create a snapshot of a collection on the server; list or delete snapshots",
+    "restore": "create a collection from a snapshot; a directory's store is restored while nothing uses it",
     "export": "write a collection to parquet files",
-    "import": "bring a collection what an export holds and it does not; run again, it goes on",
-    "compare": "tell two collections apart; exit code 0 where they are equal, 1 where not",
-    "promote": "let an alias name a collection from now on, at once for every reader",
-    "rollback": "let an alias name the collection before the one it names",
-    "aliases": "aliases, what they name and what they named before",
+    "import": "write the points of an export that a collection does not have; run it again after an interruption",
+    "compare": "compare two collections; exit code 0 where they are equal, 1 where they differ",
+    "promote": "switch an alias to a collection, at once for every reader",
+    "rollback": "switch an alias back to the collection that it named before",
+    "aliases": "list aliases, their collections and those before",
 }
 
 DEFAULTS = StoreConfig()
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The verb as `command` and its options; ends the process with code 2 and a usage line where they are wrong."""
+    """Parse the command (as `command`) and its options; exits with code 2 and a usage line where they are wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m vector_store",
-        description="The reference memory: a local server that speaks Qdrant's gRPC API, and care for what it holds.",
+        description="The reference memory: a local server with Qdrant's gRPC API, and administration of collections.",
         epilog="examples:" + "".join(EXAMPLES.values()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    verbs = {}
-    for verb, text in HELP.items():
-        verbs[verb] = commands.add_parser(
+    verbs = {
+        verb: commands.add_parser(
             verb,
             help=text,
             description=text[0].upper() + text[1:] + ".",
             epilog="examples:" + EXAMPLES[verb],
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        for verb, text in HELP.items()
+    }
 
     serving = verbs["serve"]
-    serving.add_argument("path", metavar="PATH", help="the store's directory, made if missing")
+    serving.add_argument("path", metavar="PATH", help="the store's directory, created if missing")
     serving.add_argument("--host", default="127.0.0.1", help="off loopback a key is required (default: %(default)s)")
     serving.add_argument("--port", type=int, default=0, help="0: the previous port if free, else any")
     serving.add_argument(
@@ -86,7 +87,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     serving.add_argument("--until-unused", action="store_true", help="end when no process holds the store's lease")
 
     for verb in ("info", "verify", "delete", "snapshot", "restore", "export", "promote", "rollback", "aliases"):
-        _add_place(verbs[verb], "place", "PLACE")
+        _add_location(verbs[verb], "location")
     _add_delete(verbs["delete"])
     _add_snapshots(verbs["snapshot"], verbs["restore"])
     _add_transfer(verbs["export"], verbs["import"], verbs["compare"])
@@ -94,7 +95,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         verbs[verb].add_argument("alias", metavar="ALIAS", help="the name that readers use")
     verbs["promote"].add_argument("version", metavar="COLLECTION", help="the collection to name")
     verbs["promote"].add_argument(
-        "--other-teacher", action="store_true", help="also where another teacher wrote it than the one now served"
+        "--other-teacher", action="store_true", help="allow a collection of another teacher than the one now served"
     )
     for verb in ("verify", "delete", "snapshot", "export", "import"):
         _add_collection(verbs[verb], "--collection")
@@ -108,8 +109,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _add_place(verb: argparse.ArgumentParser, name: str, metavar: str) -> None:
-    verb.add_argument(name, metavar=metavar, help="a store's directory, or http(s)://host:port of a server")
+def _add_location(verb: argparse.ArgumentParser, name: str) -> None:
+    verb.add_argument(name, metavar=name.upper(), help="a store's directory, or http(s)://host:port of a server")
 
 
 def _add_collection(verb: argparse.ArgumentParser, option: str) -> None:
@@ -125,13 +126,16 @@ def _add_delete(delete: argparse.ArgumentParser) -> None:
 
 def _add_snapshots(snapshot: argparse.ArgumentParser, restore: argparse.ArgumentParser) -> None:
     instead = snapshot.add_mutually_exclusive_group()
-    instead.add_argument("--list", action="store_true", help="list the collection's snapshots and make none")
-    instead.add_argument("--delete", metavar="NAME", help="delete a snapshot and make none")
+    instead.add_argument("--list", action="store_true", help="list the collection's snapshots and create none")
+    instead.add_argument("--delete", metavar="NAME", help="delete a snapshot and create none")
 
     restore.add_argument("archive", metavar="ARCHIVE", type=Path, help="the snapshot's file, on this machine")
-    restore.add_argument("--collection", required=True, metavar="NAME", help="a name that is free")
+    restore.add_argument("--collection", required=True, metavar="NAME", help="name of the new collection")
     restore.add_argument(
-        "--rest-port", type=int, default=6333, help="of the server: it restores over REST only (default: %(default)s)"
+        "--rest-port",
+        type=int,
+        default=6333,
+        help="the server's REST port, its only way to restore (default: %(default)s)",
     )
 
 
@@ -143,9 +147,9 @@ def _add_transfer(
         "--rows-per-file", type=_positive, default=100_000, help="points in one file (default: %(default)s)"
     )
     importing.add_argument("folder", metavar="FOLDER", type=Path, help="what `export` wrote")
-    _add_place(importing, "place", "PLACE")
-    _add_place(compare, "place_a", "PLACE_A")
-    _add_place(compare, "place_b", "PLACE_B")
+    _add_location(importing, "location")
+    _add_location(compare, "location_a")
+    _add_location(compare, "location_b")
     _add_collection(compare, "--collection-a")
     _add_collection(compare, "--collection-b")
 

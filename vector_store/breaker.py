@@ -1,4 +1,4 @@
-"""Let a dead store rest, for longer each time it fails again, so that it does not cost a deadline per look-up.
+"""Circuit breaker: no calls to a store that has failed, for longer each time, so that not every look-up waits for its deadline.
 
 Knows only successes, failures and the clock.
 """
@@ -11,36 +11,36 @@ from vector_store.errors import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
-SHORTEST_REST_S = 1.0
-LONGEST_REST_S = 5.0
+SHORTEST_OPEN_S = 1.0
+LONGEST_OPEN_S = 5.0
 
 
-class Breaker:
-    """Open for some seconds after a failure. Threads may share it."""
+class CircuitBreaker:
+    """Open (no calls) for some seconds after a failure, closed otherwise. Threads may share it."""
 
     def __init__(self) -> None:
-        self._rest_s = SHORTEST_REST_S
-        self._rests_until = 0.0
+        self._open_s = SHORTEST_OPEN_S
+        self._open_until = 0.0
         self._lock = threading.Lock()
 
-    def lets_through(self) -> bool:
-        """Whether the store may be asked now."""
-        return time.monotonic() >= self._rests_until
+    def is_open(self) -> bool:
+        """Whether the store must not be called now."""
+        return time.monotonic() < self._open_until
 
     def failed(self, error: StoreUnavailable) -> None:
-        """Start a rest. Look-ups that were in flight together fail together, and count as one failure."""
+        """Open. Look-ups that were in flight together fail together, and count as one failure."""
         with self._lock:
-            if not self.lets_through():
+            if self.is_open():
                 return
-            rest_s, self._rest_s = self._rest_s, min(2 * self._rest_s, LONGEST_REST_S)
-            self._rests_until = time.monotonic() + rest_s
-        log.warning("look-ups rest for %g s: %s", rest_s, error)
+            open_s, self._open_s = self._open_s, min(2 * self._open_s, LONGEST_OPEN_S)
+            self._open_until = time.monotonic() + open_s
+        log.warning("no look-ups for %g s: %s", open_s, error)
 
     def succeeded(self) -> None:
-        """The store answers again: the next rest is a short one."""
-        self._rest_s = SHORTEST_REST_S
+        """The store has answered: after the next failure it opens for the shortest time."""
+        self._open_s = SHORTEST_OPEN_S
 
     def reset(self) -> None:
-        """The store was seen to answer by somebody else: do not rest any longer."""
+        """Close now: another caller has had an answer from the store."""
         with self._lock:
-            self._rests_until = 0.0
+            self._open_until = 0.0

@@ -1,7 +1,7 @@
-"""What a process keeps of its look-ups: the points that are chosen often, and what each query was last answered.
+"""Cache of a process's look-ups: the points that are chosen often, and the last choices of each query.
 
-A point's id is a hash of who encoded which text, so a kept point is never stale: only deleting it, or writing other states
-under the same id, makes it differ from the store's. Knows nothing of how points are chosen or fetched.
+A point's id is a hash of encoder and text, so a cached point is never stale: it differs from the store's only after a
+deletion, or where other states were written under the same id. Knows nothing of how points are chosen or fetched.
 """
 
 import threading
@@ -11,23 +11,22 @@ from collections.abc import Iterable, Sequence
 from vector_store.schema import Choice, StoredPoint
 
 POINT_OVERHEAD_BYTES = 700
-"""Python's objects around one point: two arrays, two bytes, the id, the tuple, the slot of the dictionary."""
+"""Python's objects for one point: two arrays, two bytes objects, the id, the tuple, the dictionary's entry."""
 
 ANSWER_BYTES = 400
-"""One remembered answer: two ids, a float, two tuples and the slot of the dictionary (372 by tracemalloc)."""
+"""One cached answer: two ids, a float, two tuples and the dictionary's entry (372 by tracemalloc)."""
 
 CHOICE_BYTES = 175
 """Each further choice of an answer: an id, a float and a tuple."""
 
 ANSWERS_SHARE = 0.1
-"""Part of the budget that goes to remembered answers; a point takes tens of times as much as an answer."""
+"""Share of the budget for answers; a point takes tens of times as many bytes as an answer."""
 
 
 class NeighbourCache:
-    """Points by id and the last answer by query id, each least recently used out first, in one budget of bytes.
+    """Two least-recently-used caches in one budget of bytes: points by id, and the last answer by query id.
 
-    An answer of up to `count` choices points at its points: of no use any more where they have been dropped. Threads may
-    share it.
+    An answer is up to `count` choices, which name points; it is useless once those have been evicted. Threads may share it.
     """
 
     def __init__(self, budget_bytes: int, count: int = 1) -> None:
@@ -40,7 +39,7 @@ class NeighbourCache:
         self._lock = threading.Lock()
 
     def points(self, ids: Iterable[str]) -> dict[str, StoredPoint]:
-        """Those of the points that are kept, by id."""
+        """The cached ones of these points, by id."""
         found = {}
         with self._lock:
             for point_id in ids:
@@ -50,7 +49,7 @@ class NeighbourCache:
         return found
 
     def keep_points(self, points: Iterable[StoredPoint]) -> None:
-        """Keep points, and drop the longest unused where they do not all fit."""
+        """Add points; the least recently used are evicted where not all fit."""
         with self._lock:
             for point in points:
                 replaced = self._points.pop(point.id, None)
@@ -60,14 +59,14 @@ class NeighbourCache:
                 self._points_bytes -= _num_bytes(self._points.popitem(last=False)[1])
 
     def answer(self, query_id: str) -> Sequence[Choice]:
-        """What this query was last answered; nothing where that is not known."""
+        """The last answer of this query; empty where there is none."""
         with self._lock:
             if choices := self._answers.get(query_id, ()):
                 self._answers.move_to_end(query_id)
             return choices
 
     def keep_answers(self, answers: Iterable[tuple[str, Sequence[Choice]]]) -> None:
-        """Remember answers by query id, and forget the longest unused where there are too many."""
+        """Add answers by query id; the least recently used are evicted where there are too many."""
         with self._lock:
             for query_id, choices in answers:
                 self._answers[query_id] = tuple(choices)

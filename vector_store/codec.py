@@ -1,10 +1,10 @@
-"""Points to protobuf and back, straight between numpy and packed bytes.
+"""Encode points as protobuf messages and decode them, directly between numpy and packed bytes.
 
-States and token ids travel as base64 in the payload: little-endian float16 and int32, row by row. As int8, a row is
-divided by its own largest absolute value over 127, and these divisors (float16) come before all rows. A float16 multivector
-holds the same, but took 40 ms against 11 ms to write 32 points of 32 x 384 and 22 ms against 11 ms to find and decode
-them (embedded server, 2 cores, both sides numpy without lists): gRPC carries float32, and the engine hands out lists.
-Checks what it packs; knows nothing of collections and connections.
+States and token ids are base64 in the payload: little-endian float16 and int32, row by row. With int8, a row is divided by
+1/127 of its largest absolute value, and these divisors (float16) precede all rows. A float16 multivector would hold the same,
+but takes 40 ms instead of 11 ms to write 32 points of 32 x 384, and 22 ms instead of 11 ms to find and decode them (embedded
+server, 2 cores, numpy without lists on both sides): gRPC sends float32, and the engine returns lists.
+Checks points against a manifest; knows nothing of collections and connections.
 """
 
 import uuid
@@ -33,7 +33,7 @@ _TOKEN_IDS_TYPE = np.dtype("<i4")
 
 
 def check(point: Point, manifest: Manifest) -> None:
-    """InvalidPoint, with the reason, where a collection of this manifest could not hold the point."""
+    """Check that a collection with this manifest can hold the point; InvalidPoint, with the reason, where not."""
 
     def require(holds: bool, found: str) -> None:
         if not holds:
@@ -79,7 +79,7 @@ def check(point: Point, manifest: Manifest) -> None:
 
 
 def encode(point: Point, datatype: Datatype) -> api.PointStruct:
-    """The point as stored. Check it first."""
+    """The point as a message to store. Call `check` first."""
     message = api.PointStruct(id=api.PointId(uuid=point.id))
     packed = {
         STATES: as_text(point.packed_states or pack_states(point.states, datatype)),
@@ -97,12 +97,12 @@ def encode(point: Point, datatype: Datatype) -> api.PointStruct:
 
 def sparse_message(vector: SparseVector) -> api.SparseVector:
     """A sparse vector for a point or a query."""
-    # Lists, because protobuf takes numpy's scalars one by one: 9 us against 2 us for 25 of them.
+    # Lists, because protobuf converts numpy's scalars one by one: 9 us instead of 2 us for 25 of them.
     return api.SparseVector(indices=vector.indices.tolist(), values=vector.values.tolist())
 
 
 def empty_neighbours(batch: int, manifest: Manifest, count: int = 1) -> Neighbours:
-    """`batch` rows with room for `count` neighbours and without any, each on the null rung of the ladder."""
+    """`batch` empty rows with room for `count` neighbours each, on the null rung of the degrade ladder."""
     tokens = count * manifest.tokens
     return Neighbours(
         ids=[[] for _ in range(batch)],
@@ -116,7 +116,7 @@ def empty_neighbours(batch: int, manifest: Manifest, count: int = 1) -> Neighbou
 
 
 def pack_states(states: NDArray[np.float16], datatype: Datatype) -> bytes:
-    """States (tokens, dim) as they are stored, before base64. Finite ones come back finite."""
+    """Pack states (tokens, dim) as they are stored, before base64. Finite states are unpacked as finite ones."""
     if datatype == "float16":
         return states.astype(_FLOAT16, copy=False).tobytes()
     largest = np.abs(states).max(1, keepdims=True).astype(np.float32)
@@ -127,12 +127,12 @@ def pack_states(states: NDArray[np.float16], datatype: Datatype) -> bytes:
 
 
 def unpack_states(packed: bytes, dim: int, datatype: Datatype) -> NDArray[np.float16]:
-    """The (tokens, dim) states that `pack_states` packed; ValueError where the length fits no whole number of rows."""
+    """Unpack states (tokens, dim) from `pack_states`; ValueError where the bytes are not a whole number of rows."""
     if datatype == "float16":
         return np.frombuffer(packed, _FLOAT16).reshape(-1, dim)
     length, rest = divmod(len(packed), dim + _FLOAT16.itemsize)
     if rest:
-        raise ValueError(f"{len(packed)} bytes are no whole number of int8 rows of {dim} with their divisors")
+        raise ValueError(f"{len(packed)} bytes are not a whole number of int8 rows of {dim} with their divisors")
     divisors = np.frombuffer(packed, _FLOAT16, length).astype(np.float32)
     rounded = np.frombuffer(packed, np.int8, offset=length * _FLOAT16.itemsize).reshape(length, dim)
     # A divisor rounded up may carry the largest value just past float16's range.
@@ -141,9 +141,9 @@ def unpack_states(packed: bytes, dim: int, datatype: Datatype) -> NDArray[np.flo
 
 
 def decode_states(point: Any, tokens: int, dim: int, datatype: Datatype) -> StoredPoint:
-    """What a look-up reads of a RetrievedPoint or ScoredPoint; the text only where it came along.
+    """Decode what a look-up reads of a RetrievedPoint or ScoredPoint; the text is None where the message has none.
 
-    Raises InvalidPoint where that is not 1 to `tokens` states of `dim` with as many token ids.
+    InvalidPoint where it is not 1 to `tokens` states of `dim` with as many token ids.
     """
     payload: Mapping[str, api.Value] = point.payload
     try:
@@ -168,7 +168,7 @@ def decode_into(row: int, neighbours: Neighbours, point: Any, datatype: Datatype
 
 
 def fill_row(row: int, neighbours: Neighbours, points: Sequence[StoredPoint], scores: Sequence[float] = ()) -> None:
-    """Copy points, the best first, one after another into one row of an empty batch."""
+    """Copy points, the best first, without gaps into one row of an empty batch."""
     end = 0
     for rank, point in enumerate(points):
         start, end = end, end + len(point.states)
@@ -182,7 +182,7 @@ def fill_row(row: int, neighbours: Neighbours, points: Sequence[StoredPoint], sc
 
 
 def decode(message: api.RetrievedPoint, manifest: Manifest) -> Point:
-    """The whole point as `encode` took it, from an answer with payload and vectors. Unchecked: `check` it where that matters.
+    """Decode a whole point from a message with payload and vectors, the inverse of `encode`. Does not `check` it.
 
     InvalidPoint, with the reason, where a part is missing or of another kind.
     """
@@ -193,7 +193,7 @@ def decode(message: api.RetrievedPoint, manifest: Manifest) -> Point:
             id=identifier,
             states=unpack_states(packed_states(message), manifest.dim, manifest.datatype),
             token_ids=np.frombuffer(as_bytes(_field(message.payload, TOKEN_IDS)), _TOKEN_IDS_TYPE),
-            # A store may leave an empty vector out of its answer.
+            # A store may leave out an empty vector.
             keywords=_sparse(vectors[KEYWORDS] if KEYWORDS in vectors else api.VectorOutput()),
             sentence=_dense(vectors[SENTENCE]) if SENTENCE in vectors else None,
             text=_text(message.payload),
@@ -209,22 +209,22 @@ def decode(message: api.RetrievedPoint, manifest: Manifest) -> Point:
 
 
 def packed_states(message: api.RetrievedPoint) -> bytes:
-    """A stored point's states in the bytes that the collection stores; ValueError where there are none."""
+    """A stored point's states as the packed bytes that are stored; ValueError where there are none."""
     return as_bytes(_field(message.payload, STATES))
 
 
 def as_text(packed: bytes) -> str:
-    """Bytes as the base64 that a payload or metadata carries."""
+    """Bytes as base64, for a payload or metadata."""
     return pybase64.b64encode_as_string(packed)
 
 
 def as_bytes(text: str) -> bytes:
-    """The bytes of such a text; ValueError where it is none. 2 us for a reference of 24 kB, where binascii takes 49."""
+    """Bytes of a base64 text; ValueError for any other text. Takes 2 us for a reference of 24 kB, binascii 49."""
     return pybase64.b64decode(text, validate=True)
 
 
 def _strings(point: Point) -> dict[str, str]:
-    """The payload fields that are plain strings; a pair's second text has its own, which a single text has not."""
+    """The payload fields that are plain strings; only a pair has the one of the second text."""
     texts = dict(zip((TEXT, TEXT_PAIR), parts(point.text), strict=False))
     return {**texts, SOURCE: point.source, DOCUMENT: point.document, SPLIT: point.split}
 

@@ -1,6 +1,6 @@
-"""Tell two memories apart: their manifests, the points that only one has, and those that differ.
+"""Compare two memories: their manifests, the points that only one has, and those that differ.
 
-Both are read once, side by side in the order of ids, a page of each in memory. Never writes.
+Both are read once, in the order of ids, with one page of each in RAM. Never writes.
 """
 
 from collections import Counter
@@ -15,12 +15,12 @@ from vector_store.schema import Point, SparseVector
 from vector_store.store import Store
 
 NUM_SHOWN = 10
-"""Ids named one by one for each kind of difference; the others are counted."""
+"""Most ids that are listed for each kind of difference; all are counted."""
 
 
 @dataclass
 class Comparison:
-    """What differs between A and B. `state_difference` is the largest of any two states of one id and equal shape."""
+    """Differences between A and B. `state_difference` is the largest absolute one between states of equal id and shape."""
 
     manifest_fields: list[str]
     num_equal: int = 0
@@ -40,9 +40,9 @@ class Comparison:
 
 
 def compare(a: Store, b: Store, advance: Callable[[int], object] = lambda num_points: None) -> Comparison:
-    """Compare every point of A with that of B; `advance` is called once for each point of A.
+    """Compare every point of A with that of B; `advance` is called with 1 after each point of A.
 
-    Values are equal where each number is (NaN equals NaN). InvalidPoint where a point cannot be decoded.
+    NaN equals NaN. InvalidPoint where a point cannot be decoded.
     """
     found = Comparison(a.manifest().differing(b.manifest()))
     for point_a, point_b in _side_by_side(chain.from_iterable(a.pages()), chain.from_iterable(b.pages())):
@@ -60,7 +60,7 @@ def compare(a: Store, b: Store, advance: Callable[[int], object] = lambda num_po
 
 
 def _side_by_side(a: Iterator[Point], b: Iterator[Point]) -> Iterator[tuple[Point | None, Point | None]]:
-    """Each id once, with the points that have it, from two streams in the order of ids."""
+    """Merge two streams in the order of ids: for each id the point of A and that of B, None where there is none."""
     point_a, point_b = next(a, None), next(b, None)
     while point_a or point_b:
         takes_a = point_a is not None and (point_b is None or _order(point_a) <= _order(point_b))
@@ -71,7 +71,7 @@ def _side_by_side(a: Iterator[Point], b: Iterator[Point]) -> Iterator[tuple[Poin
 
 
 def _order(point: Point) -> tuple[int, str]:
-    # As Qdrant scrolls: numbers first, by value, then UUIDs, which sort by text as they do by value.
+    # Qdrant's order: numbers by value, then UUIDs by value, which for the canonical form is the order of the text.
     return (int(point.id), "") if point.id.isdecimal() else (2**64, point.id)
 
 
@@ -86,7 +86,7 @@ def _compare_points(a: Point, b: Point, found: Comparison) -> None:
         differing.append("states")
         if a.states.shape == b.states.shape and a.states.size:
             difference = np.abs(a.states.astype(np.float32) - b.states.astype(np.float32))
-            # A NaN on one side is as far away as can be.
+            # A NaN on one side counts as infinitely different.
             largest = float(np.nan_to_num(difference, nan=np.inf, posinf=np.inf).max())
             found.state_difference = max(found.state_difference, largest)
     if not np.array_equal(a.token_ids, b.token_ids):

@@ -1,4 +1,4 @@
-"""Where the memory lives and how patiently it is asked. No engine and no gRPC is imported here."""
+"""Config of a memory's address, limits and deadlines. Imports no engine and no gRPC."""
 
 from typing import Literal, Self
 
@@ -11,17 +11,17 @@ Datatype = Literal["float16", "int8"]
 
 
 def nodes_in(url: str) -> tuple[str, ...]:
-    """The addresses of a URL that may name several nodes, apart by commas; white space around them is no part of them."""
+    """The addresses in a URL that may name several nodes, separated by commas; white space around them is ignored."""
     return tuple(node.strip() for node in url.split(","))
 
 
 class StoreConfig(BaseModel, frozen=True, extra="forbid"):
-    """The address of a memory and the limits of one conversation with it."""
+    """The address of a memory, and the limits and settings of its client."""
 
     url: str = Field(
         default=EMBEDDED,
         description="`embedded` starts a local server over the real engine; http(s)://host:6334 is a Qdrant gRPC address. "
-        "Several nodes of a cluster are apart by commas: each process starts at another one and moves on where one fails.",
+        "Nodes of one cluster are separated by commas: processes are distributed over them, and fail over to the next.",
     )
     collection: str = Field(default="references", min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
     api_key_env: str = Field(
@@ -31,7 +31,7 @@ class StoreConfig(BaseModel, frozen=True, extra="forbid"):
         default=1000.0, description="A look-up that takes longer degrades to a cached or the null reference."
     )
     write_deadline_s: PositiveFloat = Field(
-        default=60.0, description="One write with its retries, then the store counts as gone."
+        default=60.0, description="Longest time for one write with its retries; then the store counts as gone."
     )
     message_bytes: PositiveInt = Field(
         default=MESSAGE_BYTES, description="Largest gRPC message accepted, on both sides."
@@ -40,40 +40,39 @@ class StoreConfig(BaseModel, frozen=True, extra="forbid"):
         default=3_500_000, description="Largest upsert; batches over about 5 MB time out."
     )
     upserts_in_flight: PositiveInt = Field(
-        default=4, description="Upserts on their way at once, per writing process; more wait."
+        default=4, description="Most upserts in flight per writing process; more wait."
     )
     bulk_load: bool = Field(
-        default=True, description="Pause the HNSW index while a job loads, and build it at the end."
+        default=True, description="Pause the HNSW index while a job loads points, and build it at the end."
     )
     index_deadline_s: PositiveFloat = Field(
-        default=3600.0, description="Longest wait for the index after a load; it goes on building after that."
+        default=3600.0, description="Longest wait for the index after a load; the build goes on after that."
     )
     cache_bytes: PositiveInt = Field(
         default=64 * 2**20,
-        description="References kept per process, decoded: those chosen often are not fetched again, and they answer "
+        description="Cache of decoded references per process: those chosen often are not fetched again, and they are used "
         "while the store is slow or gone.",
     )
     shard_number: PositiveInt | None = Field(
         default=None,
-        description="Shards of a new collection, spread over the cluster's nodes; by default one per node. They stay so.",
+        description="Shards of a new collection, by default one per node of the cluster. Fixed at creation.",
     )
-    replication_factor: PositiveInt = Field(default=1, description="Copies of each shard, on as many nodes.")
+    replication_factor: PositiveInt = Field(default=1, description="Copies of each shard, each on another node.")
     write_consistency_factor: PositiveInt = Field(
-        default=1, description="Copies that have acknowledged a write before it counts; with fewer alive, writes fail."
+        default=1, description="Copies that must acknowledge a write; with fewer alive, writes fail."
     )
     read_consistency: PositiveInt | Literal["majority", "quorum", "all"] | None = Field(
         default=None,
-        description="Copies that are asked and compared on every read: so many, or a share of all; by default one answers.",
+        description="Copies that are read and compared on every read: a number, or a share of all; by default one is read.",
     )
     read_fan_out_factor: PositiveInt | None = Field(
         default=None,
-        description="Further copies that are asked at once beside the one that answers, the first answer counts: steadier "
-        "latency for more work.",
+        description="Further copies that are read at the same time; the first response is used: steadier latency, more work.",
     )
     max_document_frequency: PositiveInt = Field(
         default=10_000,
         description="Tokens in more points than this are left out of `keywords` queries, so that a look-up's cost does not "
-        "grow with the collection. Applied when term statistics are published, after a load.",
+        "grow with the collection. Takes effect when term statistics are published, after a load.",
     )
 
     @property
@@ -89,7 +88,7 @@ class StoreConfig(BaseModel, frozen=True, extra="forbid"):
         for name, value in more.items():
             if self.url == EMBEDDED and value > 1:
                 raise ValueError(
-                    f"store.{name}={value} wants a Qdrant cluster, and store.url=embedded is one server with one shard; leave "
+                    f"store.{name}={value} needs a Qdrant cluster, and store.url=embedded is one server with one shard; leave "
                     "it out, or set store.url to the cluster's nodes"
                 )
         copies = {
@@ -100,7 +99,7 @@ class StoreConfig(BaseModel, frozen=True, extra="forbid"):
         for name, wanted in copies.items():
             if wanted > self.replication_factor:
                 raise ValueError(
-                    f"store.{name}={getattr(self, name)} wants {wanted} copies of each shard, replication_factor is "
+                    f"store.{name}={getattr(self, name)} needs {wanted} copies of each shard, replication_factor is "
                     f"{self.replication_factor}; lower the one or raise the other"
                 )
         if self.upsert_bytes >= self.message_bytes:

@@ -1,9 +1,9 @@
-"""What can go wrong with a memory. Each message says what was found, what was wanted, and what to do."""
-# ruff: noqa: N818  (the names say what is wrong; an `Error` at their end would add nothing)
+"""Errors of a memory. Each message says what was found, what was wanted, and what to do."""
+# ruff: noqa: N818  (the names say what is wrong without an `Error` at their end)
 
 
 class StoreError(Exception):
-    """A request the store cannot serve; the message is for the user."""
+    """Base of the store's errors; the message is for the user."""
 
 
 class StoreUnavailable(StoreError):
@@ -15,17 +15,17 @@ class CollectionMissing(StoreError):
 
 
 class CollectionExists(StoreError):
-    """The collection to create is there already."""
+    """The collection to create exists already."""
 
 
 class CollectionMismatch(StoreError):
-    """The collection exists but another encoder, shape or format wrote it."""
+    """The collection exists, but was written by another encoder or in another shape or format."""
 
 
 class InvalidPoint(StoreError):
-    """A point that would damage the collection: wrong shape, NaN or infinite values, oversized.
+    """A point that the collection cannot hold: wrong shape, NaN or infinite values, too large.
 
-    `reason` says what is wrong in a few words, without the point's id and without advice: points are counted by it.
+    `reason` says so in a few words, without the point's id and without advice, so that points can be counted by it.
     """
 
     def __init__(self, message: str, reason: str = "") -> None:

@@ -1,7 +1,7 @@
-"""Several nodes of one Qdrant cluster as a single gRPC channel: one is asked, and the next where that one fails.
+"""Several nodes of one Qdrant cluster as a single gRPC channel, with failover: one node is used, and the next after a failure.
 
-Any node takes any request and passes it on to the shards that it concerns, so which one is asked decides about hops and about
-the spread of work, never about the answer. Knows neither the calls nor who retries them.
+Every node takes every request and forwards it to the shards concerned, so the choice of the node affects latency and the
+distribution of work, never the response. Knows neither the calls nor who retries them.
 """
 
 import itertools
@@ -19,22 +19,22 @@ import grpc
 log = logging.getLogger(__name__)
 
 AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
-"""What a node answers, or rather does not, that is dead, cut off or stuck; CANCELLED while it shuts down."""
+"""Status codes of a call to a node that is dead, cut off, hanging or (CANCELLED) shutting down."""
 
-HOME_AGAIN_S = 60.0
-"""After so long the first node is tried again: otherwise one restart of each would leave all the work on the last."""
+FAIL_BACK_S = 60.0
+"""Time after a failover until the first node is tried again: otherwise, after a rolling restart, the last has all the work."""
 
 
 class Nodes(grpc.Channel):
     """A channel over several, of which one is in use. Threads may share it.
 
-    Only what Qdrant's stubs need: calls of one request and one answer, made at once or as a future.
+    Has only what Qdrant's stubs need: unary calls, made directly or as a future.
     """
 
     def __init__(self, urls: Sequence[str], channels: Sequence[grpc.Channel], first: int) -> None:
         self._urls, self._channels = tuple(urls), tuple(channels)
-        self._home = self._current = first % len(channels)
-        self._left_s = 0.0
+        self._first = self._current = first % len(channels)
+        self._failed_over_s = 0.0
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -46,24 +46,24 @@ class Nodes(grpc.Channel):
         return self._urls[self._current]
 
     def unary_unary(self, *arguments: Any, **options: Any) -> Any:
-        """One call of a service, whichever node is asked then."""
+        """A method of a service, on the node that is in use at the time of a call."""
         return _Call(self, [channel.unary_unary(*arguments, **options) for channel in self._channels])
 
     def choose(self) -> int:
-        """The node to ask now."""
+        """Number of the node to call now."""
         with self._lock:
-            if self._current != self._home and time.monotonic() - self._left_s > HOME_AGAIN_S:
-                self._current = self._home
+            if self._current != self._first and time.monotonic() - self._failed_over_s > FAIL_BACK_S:
+                self._current = self._first
             return self._current
 
     def failed(self, node: int) -> None:
-        """Move on from a node that does not answer, unless another thread has."""
+        """Fail over from a node that does not answer, unless another thread has done so."""
         with self._lock:
             if node != self._current or len(self._channels) == 1:
                 return
             self._current = (node + 1) % len(self._channels)
-            self._left_s = time.monotonic()
-        log.warning("%s does not answer; asking %s", self._urls[node], self._urls[self._current])
+            self._failed_over_s = time.monotonic()
+        log.warning("%s does not answer; using %s", self._urls[node], self._urls[self._current])
 
     def close(self) -> None:
         """Close every channel."""
@@ -77,7 +77,7 @@ class Nodes(grpc.Channel):
         self.close()
 
     def subscribe(self, callback: Any, try_to_connect: bool = False) -> None:
-        """Not offered: nobody follows the state of several channels."""
+        """Not implemented: nobody needs the connectivity of several channels."""
         raise NotImplementedError("subscribe")
 
     unsubscribe = unary_stream = stream_unary = stream_stream = subscribe
@@ -112,10 +112,10 @@ _turns = itertools.count()
 
 
 def first_node(urls: Sequence[str], rank: int | None = None, is_here: Callable[[str], bool] | None = None) -> int:
-    """Which node a process asks first: one on its own machine, else the one of its rank, else any.
+    """Number of the node that a process uses first: one on its own machine, else by its rank, else any.
 
-    `rank` spreads the workers of one job evenly. Without one, processes are spread by their ids, and the clients of one process
-    over all nodes in turn.
+    `rank` distributes the workers of a job evenly over the nodes. Without it, processes are distributed by their ids, and the
+    clients of one process take the nodes in turn.
     """
     is_here = is_here or is_this_machine
     if len(urls) == 1:
@@ -127,7 +127,7 @@ def first_node(urls: Sequence[str], rank: int | None = None, is_here: Callable[[
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether a host's name or address is one of this machine's: whether one can listen there. False where it is unknown."""
+    """Whether a host's name or address is this machine's, so that a socket can be bound to it; False for an unknown name."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:

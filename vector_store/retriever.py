@@ -1,12 +1,11 @@
-"""Find the best neighbours of each query, and never fail for a store that is slow or gone.
+"""Find the best neighbours of each query, and degrade instead of failing where the store is slow or gone.
 
-Reads one collection. A look-up is two round trips, however many neighbours a query wants: one batch of searches that brings
-ids and scores of a few candidates, then one fetch of those chosen points that are not kept from before, each once however
-many queries chose it.
-One trip with a single candidate and its payload takes 11 ms against 12 ms for 32 queries, but leaves equal scores in any
-order, and needs the second trip anyway where the queries' own points are wanted. Choices made earlier (a plan) need the
-second trip only.
-The ladder: a live answer; else the neighbours this query had before; else none. Knows nothing of what asks.
+Reads one collection. A look-up is two round trips, however many neighbours a query wants: a batch of searches returns ids and
+scores of a few candidates, then one fetch reads the chosen points that are not cached, each once. A single trip that returns
+one candidate with its payload takes 11 ms instead of 12 ms for 32 queries. But it leaves equal scores in any order, and the
+queries' own points need the second trip anyway. Precomputed choices need the second trip only.
+The rungs of the degrade ladder: live neighbours; else those of this query's last look-up (cached); else none (null). Knows
+nothing of who asks.
 """
 
 import heapq
@@ -20,7 +19,7 @@ from typing import Any, TypeAlias
 from qdrant_client import grpc as api
 
 from vector_store import term_statistics
-from vector_store.breaker import Breaker
+from vector_store.breaker import CircuitBreaker
 from vector_store.cache import NeighbourCache
 from vector_store.client import Client
 from vector_store.codec import DOCUMENT, SPLIT, decode_states, empty_neighbours, fill_row, sparse_message
@@ -31,29 +30,29 @@ from vector_store.store import get_points, payload_fields, state_fields
 from vector_store.term_statistics import TermStatistics
 
 TIES = 4
-"""Candidates of a query that wants one neighbour: enough to order equal scores by id, the same on every machine."""
+"""Candidates of a query that wants one neighbour: enough to order equal scores by id, so that every machine chooses alike."""
 
 MANY_TIES = 128
-"""Candidates, at least, of a query whose deciding ones are all equal, asked for again."""
+"""Fewest candidates of a second search, where the first returned only ties."""
 
 FUSION_OFFSET = 2
-"""Reciprocal rank fusion, 1 / (2 + rank) as Qdrant's."""
+"""Constant of reciprocal rank fusion, 1 / (2 + rank), as in Qdrant."""
 
 FUSED_MARGIN = 11
-"""Candidates of a fused list after those that decide, so that these are seldom cut off among equals."""
+"""Candidates of a fused list beyond the deciding ones, so that the limit seldom cuts between ties."""
 
 Send: TypeAlias = Callable[[Any, Sequence[Any]], list[Any]]
-"""Sends several requests by one stub method and returns their responses: patiently, or within a look-up's deadline."""
+"""Sends several requests by one stub method and returns the responses: with retries, or within a look-up's deadline."""
 
 
 class Retriever:
     """Up to `count` neighbours per query of one collection by one criterion. Threads may share it; each process opens its own.
 
-    A store that is away is waited for, up to `patience_s` from the first look-up that failed, before look-ups degrade.
-    `exact` leaves out every shortcut (HNSW, the cut of frequent tokens), to measure what they cost in quality.
-    `counts` says how many queries each rung of the ladder has answered (`live`, `cached`, `null`), how many points were not
-    fetched again because they were kept (`cache_hits`), and how many chosen points the store did not have any more
-    (`missing`). `lookup_ms` is how long the last look-up took.
+    Look-ups wait for a store that is away for `patience_s` after the first failed look-up, then degrade.
+    `exact` searches without approximations (HNSW, leaving out frequent tokens), to measure what they cost in quality.
+    `counts` has the number of queries that each rung of the ladder has answered (`live`, `cached`, `null`), of points that were
+    read from the cache (`cache_hits`), and of chosen points that the store no longer has (`missing`). `lookup_ms` is the
+    duration of the last look-up.
     """
 
     def __init__(
@@ -92,37 +91,37 @@ class Retriever:
         self._count = count
         self._points_per_message = max(1, config.message_bytes // 4 // manifest.bytes_per_point())
         self._cache = NeighbourCache(config.cache_bytes, count)
-        self._breaker = Breaker()
+        self._breaker = CircuitBreaker()
         self._lock = threading.Lock()
 
     def neighbours(self, queries: Sequence[Query]) -> Neighbours:
-        """The best other points for each query."""
+        """Find the best other points for each query."""
         return self._search_and_read(queries, ())[0]
 
-    def rest_no_longer(self) -> None:
-        """Ask the store with the next look-up, even if it did not answer a moment ago: it was seen to be back."""
+    def reset_breaker(self) -> None:
+        """Call the store again with the next look-up: another caller has had an answer from it."""
         self._breaker.reset()
 
     def neighbours_and_points(self, queries: Sequence[Query]) -> tuple[Neighbours, Neighbours]:
-        """The neighbours, and the points stored under the queries' own ids, in the same two round trips.
+        """Find the neighbours, and read the points stored under the queries' own ids, in the same two round trips.
 
-        Where the store is away, the rung of own points is null: they are asked once an epoch, so keeping them is no use.
+        Where the store is away, the rung of own points is null: each is read once an epoch, so caching them is no use.
         """
         return self._search_and_read(queries, [query.id for query in queries])
 
     def planned(
         self, choices: Sequence[Sequence[Choice]], own_ids: Sequence[str] = ()
     ) -> tuple[Neighbours, Neighbours]:
-        """The neighbours that were chosen earlier, and the points stored under `own_ids`, in one round trip or none.
+        """Read precomputed neighbours, and the points stored under `own_ids`, in at most one round trip.
 
-        Equal to the look-up that made the choices, unless a point has been deleted since: its row has one less.
+        The result equals that of the look-up that made the choices, without the points that have been deleted since.
         """
         return self._read(len(choices), own_ids, lambda _: choices, lambda: choices)
 
     def choices(self, queries: Sequence[Query]) -> list[list[Choice]]:
-        """Which points are the best for each query, without reading them: what a plan keeps.
+        """Choose the best points for each query without reading them, to precompute neighbours.
 
-        Waits for a store that is away and tries again; StoreUnavailable after store.write_deadline_s.
+        Retries while the store is away; StoreUnavailable after store.write_deadline_s.
         """
 
         def send(stub_method: Any, requests: Sequence[Any]) -> list[Any]:
@@ -149,7 +148,7 @@ class Retriever:
         choose: Callable[[Send], Sequence[Sequence[Choice]]],
         remember: Callable[[], Sequence[Sequence[Choice]]],
     ) -> tuple[Neighbours, Neighbours]:
-        """Read the points that `choose` names and those of `own_ids`; where the store is away, what is kept of `remember`."""
+        """Read the chosen points and those of `own_ids`; where the store is away, the cached ones of `remember`'s choices."""
         started = time.monotonic()
         found, own = (
             empty_neighbours(batch, self._manifest, self._count),
@@ -185,7 +184,7 @@ class Retriever:
     def _fetch(
         self, own_ids: Sequence[str], choose: Callable[[Send], Sequence[Sequence[Choice]]], deadline: float
     ) -> tuple[Sequence[Sequence[Choice]], dict[str, StoredPoint], int] | None:
-        """The choices, every point wanted that the store has, and how many were kept; None where the store is away."""
+        """The choices, every wanted point that the store has, and how many were cached; None where the store is away."""
 
         def send(stub_method: Any, requests: Sequence[Any]) -> list[Any]:
             try:
@@ -195,7 +194,7 @@ class Retriever:
                     raise
             return [self._client.call(stub_method, request, patience_s) for request in requests]
 
-        if not self._breaker.lets_through():
+        if self._breaker.is_open():
             return None
         try:
             chosen = choose(send)
@@ -225,7 +224,7 @@ class Retriever:
         return chosen, points, hits
 
     def _patience_left_s(self) -> float:
-        """How much longer to wait for a store that has just failed to answer."""
+        """Seconds for which to go on waiting for a store that has just failed to answer."""
         now = time.monotonic()
         with self._lock:
             self._away_since_s = self._away_since_s or now
@@ -234,15 +233,15 @@ class Retriever:
     # ------------------------------------------------------------ choosing
 
     def _choose(self, queries: Sequence[Query], send: Send) -> list[list[Choice]]:
-        """The best points for each query; equal queries are asked once (an id is a hash of the text that asks)."""
+        """The best points for each query; equal queries are sent once (a query's id is a hash of its text)."""
         if self._criterion == "none" or not queries:
             return [[] for _ in queries]
-        places = {(query.id, query.document): row for row, query in enumerate(queries)}
-        asked = [queries[row] for row in places.values()]
+        rows = {(query.id, query.document): row for row, query in enumerate(queries)}
+        asked = [queries[row] for row in rows.values()]
         choose = {"random": self._choose_random, "hybrid": self._choose_fused}.get(
             self._criterion, self._choose_nearest
         )
-        chosen = dict(zip(places, choose(asked, send), strict=True))
+        chosen = dict(zip(rows, choose(asked, send), strict=True))
         return [chosen[query.id, query.document] for query in queries]
 
     def _choose_nearest(self, queries: Sequence[Query], send: Send) -> list[list[Choice]]:
@@ -251,12 +250,11 @@ class Retriever:
         return [candidates[: self._count] for candidates in ranked]
 
     def _choose_fused(self, queries: Sequence[Query], send: Send) -> list[list[Choice]]:
-        """Reciprocal rank fusion of both criteria, here and not in the store: which of several equals a store ranks first
-        depends on the order in which they were written, and would decide which of them is chosen.
+        """Reciprocal rank fusion of both criteria. Not done in the store, whose order of ties depends on the order of writing.
 
-        With k wanted, the first k of either list have at least 1 / (1 + k), and who is first in neither has that only among
-        the first (k + 1)(k + 2) - 1 of both: those decide (5 for k = 1, 11 for 2, 29 for 4), and longer lists would only
-        separate firsts of one list that the other ranks last.
+        With k neighbours wanted, the first k of either list score at least 1 / (1 + k). A point that is not among them reaches
+        that only within the first (k + 1)(k + 2) - 1 of both lists, so those are the deciding candidates (5 for k = 1, 11
+        for 2, 29 for 4). Longer lists would only separate points that are first in one list and last in the other.
         """
         searches = [(query, using) for query in queries for using in (KEYWORDS, SENTENCE)]
         deciding = (self._count + 1) * (self._count + 2) - 1
@@ -266,11 +264,11 @@ class Retriever:
     def _ranked(
         self, searches: Sequence[tuple[Query, str]], deciding: int, margin: int, send: Send
     ) -> list[list[Choice]]:
-        """The best `deciding` candidates of each search and up to `margin` more, equal scores by id.
+        """The best `deciding` candidates of each search and up to `margin` more, ties ordered by id.
 
-        Which of several equals a store leaves out of a full list is its own affair. Where the last of those that decide
-        equals the last of all, the search is repeated with a higher limit; what equals the last of a list that is still full
-        is dropped, unless fewer than are wanted would be left.
+        The order in which a store cuts ties off at the limit is undefined. Where the last deciding candidate ties with the last
+        of all, the search is repeated with a higher limit. If that list is full, too, its last candidate's ties are dropped,
+        unless fewer candidates than wanted would be left.
         """
         limit = deciding + margin
         ranked = self._candidates(searches, limit, send)
@@ -286,7 +284,7 @@ class Retriever:
             for row, found in zip(tied, again, strict=True):
                 ranked[row], limits[row] = found, higher
         return [
-            _settled(found, self._count) if len(found) == full else found
+            _without_last_ties(found, self._count) if len(found) == full else found
             for found, full in zip(ranked, limits, strict=True)
         ]
 
@@ -306,7 +304,7 @@ class Retriever:
         ]
 
     def _statistics(self, send: Send) -> TermStatistics:
-        """Read with the first look-up, so that a store that is away then costs no more than that look-up."""
+        """Read on the first look-up, not in the constructor, so that a store that is away only degrades that look-up."""
         if self._term_statistics is None:
             request = term_statistics.metadata_request(self._collection)
             (response,) = send(self._client.collections.Get, [request])
@@ -332,12 +330,12 @@ class Retriever:
         return request
 
     def _choose_random(self, queries: Sequence[Query], send: Send) -> list[list[Choice]]:
-        """The first allowed points from a random place in the order of ids, and on from the start where that ends.
+        """The first allowed points after a random id in the order of ids, continued from the start at the end.
 
-        Ids are hashes, so places are spread evenly, each point's share is the gap before it, and points side by side have
-        nothing in common.
+        Ids are hashes, so random ids are spread evenly: a point's probability is the gap before it, and adjacent points are
+        unrelated.
         """
-        pages = send(self._client.points.Scroll, [self._scroll(query, self._place(query)) for query in queries])
+        pages = send(self._client.points.Scroll, [self._scroll(query, self._random_id(query)) for query in queries])
         drawn = [[point.id.uuid for point in page.result] for page in pages]
         ends = [row for row, ids in enumerate(drawn) if len(ids) < self._count]
         if ends:
@@ -346,20 +344,20 @@ class Retriever:
                 drawn[row] = list(dict.fromkeys([*drawn[row], *(point.id.uuid for point in page.result)]))
         return [[Choice(drawn_id, 0.0) for drawn_id in ids[: self._count]] for ids in drawn]
 
-    def _place(self, query: Query) -> str:
+    def _random_id(self, query: Query) -> str:
         return str(uuid.uuid5(uuid.UUID(int=self._seed % 2**128), query.id))
 
-    def _scroll(self, query: Query, place: str | None) -> api.ScrollPoints:
+    def _scroll(self, query: Query, start: str | None) -> api.ScrollPoints:
         return api.ScrollPoints(
             collection_name=self._collection,
             filter=self._allowed(query),
-            offset=api.PointId(uuid=place) if place else None,
+            offset=api.PointId(uuid=start) if start else None,
             limit=self._count,
             with_payload=payload_fields(()),
         )
 
     def _allowed(self, query: Query) -> api.Filter:
-        """Everything but the query itself, its document and the excluded splits."""
+        """Filter for every point except the query itself, its document and the excluded splits."""
         allowed = api.Filter()
         allowed.must_not.add().has_id.has_id.add().uuid = query.id
         if query.document is not None:
@@ -377,13 +375,13 @@ def _ids(chosen: Sequence[Sequence[Choice]]) -> set[str]:
     return {choice.id for choices in chosen for choice in choices}
 
 
-def _settled(ranking: list[Choice], count: int) -> list[Choice]:
+def _without_last_ties(ranking: list[Choice], count: int) -> list[Choice]:
     above = [choice for choice in ranking if choice.score > ranking[-1].score]
     return above if len(above) >= count else ranking
 
 
 def _fused(rankings: Sequence[Sequence[Choice]], count: int) -> list[Choice]:
-    """The best sums of reciprocal ranks; candidates of equal score share a rank, and equal sums go by id."""
+    """The best sums of reciprocal ranks; candidates of equal score share a rank, and equal sums are ordered by id."""
     sums: defaultdict[str, float] = defaultdict(float)
     for ranking in rankings:
         first: dict[float, int] = {}

@@ -1,7 +1,7 @@
-"""What a point of the memory is, what a look-up asks, and the manifest that says who wrote a collection.
+"""Data types: points, queries, neighbours, and the manifest that describes a collection.
 
-Pure data: numpy arrays and strings. Shapes use these words: batch, tokens (of one point), dim (of one state), count (the most
-points that a query may be answered with).
+Numpy arrays and strings only. Shapes use these words: batch, tokens (of one point), dim (of one state), count (most neighbours
+of a query).
 """
 
 import json
@@ -41,8 +41,8 @@ class SparseVector(NamedTuple):
 class Point:
     """One stored reference.
 
-    `id` is a UUID string. `states` is (tokens, dim) float16, whatever they are stored as; `token_ids` (tokens,) int32
-    is aligned with it. `keywords` are those of the whole text, of which `states` may hold the start only.
+    `id` is a UUID string. `states` is (tokens, dim) float16, whatever the stored datatype; `token_ids` (tokens,) int32 is
+    aligned with it. `keywords` are those of the whole text, `states` possibly those of its start only.
     `sentence` is (encoder_dim,) float32, or None where the collection has no dense index.
     """
 
@@ -56,12 +56,12 @@ class Point:
     document: str
     split: str
     packed_states: bytes | None = None
-    """The states as another collection of the same manifest stores them: written as they are, to the bit."""
+    """The states' packed bytes from another collection of the same manifest; where given, these are written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One look-up. `id` is the asking text's own point id: it never comes back. `document`, where given, neither."""
+    """One look-up. `id` is the point id of the query's text; that point and those of `document` are never neighbours."""
 
     id: str
     keywords: SparseVector
@@ -77,7 +77,7 @@ class Choice(NamedTuple):
 
 
 class StoredPoint(NamedTuple):
-    """What a look-up reads of one point: `states` (tokens, dim) float16, `token_ids` (tokens,) int32, `text` if asked."""
+    """What a look-up reads of one point: `states` (tokens, dim) float16, `token_ids` (tokens,) int32, `text` if asked for."""
 
     id: str
     states: NDArray[np.float16]
@@ -89,11 +89,11 @@ class StoredPoint(NamedTuple):
 class Neighbours:
     """The best points for each query of a batch: up to `count`, fewer where there are no more.
 
-    A row's neighbours lie one after another, the best first, without gaps: `states` (batch, count x tokens, dim) float16
-    and `token_ids` (batch, count x tokens) int32, zero past the last; `ranks` (batch, count x tokens) int16 says which
-    neighbour a token is of, 0 the best, and is -1 past the last. `ids` and `texts` have an entry for each neighbour of a row
-    (a text is None where texts were not asked for), `scores` (batch, count) is 0 past them. `rungs` says which rung of the
-    degrade ladder answered each query: a live answer without any neighbour is still `live`, and a kept one may have lost some.
+    A row has its neighbours one after another, the best first, without gaps: `states` (batch, count x tokens, dim) float16
+    and `token_ids` (batch, count x tokens) int32 are zero after the last; `ranks` (batch, count x tokens) int16 is the rank of
+    each token's neighbour, 0 for the best, and -1 after the last. `ids` and `texts` have an entry per neighbour of a row (a
+    text is None where texts were not asked for); `scores` (batch, count) is 0 after them. `rungs` is the rung of the degrade
+    ladder that answered each query: `live` also without neighbours; a `cached` answer may lack some.
     """
 
     ids: list[list[str]]
@@ -106,7 +106,7 @@ class Neighbours:
 
     @property
     def count(self) -> int:
-        """The most neighbours that a row may have."""
+        """Most neighbours of a row."""
         return self.scores.shape[1]
 
     @property
@@ -116,14 +116,14 @@ class Neighbours:
 
 
 class Manifest(BaseModel, frozen=True, extra="forbid"):
-    """Who wrote a collection and in which shape; stored as the collection's metadata.
+    """The encoder, shapes and format of a collection; stored as its metadata.
 
-    `text_tokens` is how many tokens of a text its encoder read, `tokens` how many of their states are stored, from the
+    `text_tokens` is the most tokens of a text that the encoder reads, `tokens` the most states that are stored, from the text's
     start; `encoder_dim` is the width of the encoder's states and of sentence vectors, `dim` that of a stored state.
-    `projection` names the matrix that narrows the one to the other, UNPROJECTED where there is none. Who only reads may
-    want ANY_PROJECTION.
+    `projection` identifies the matrix from the former to the latter, UNPROJECTED where there is none. A reader may want
+    ANY_PROJECTION.
 
-    Two runs may share a collection only where every field but the encoder's name is equal: a fingerprint has many paths.
+    Two runs may share a collection where every field except `encoder` is equal: the same model may have several paths.
     """
 
     format_version: PositiveInt = FORMAT_VERSION
@@ -143,7 +143,7 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
     bm25_average_tokens: PositiveFloat
 
     def differing(self, wanted: "Manifest") -> list[str]:
-        """Names of the fields in which a run that wants another manifest cannot share this one's collection."""
+        """Names of the fields that prevent a run with the `wanted` manifest from sharing this one's collection."""
         return [
             name
             for name in Manifest.model_fields
@@ -154,25 +154,25 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def packed_states_bytes(self) -> int:
-        """Most that one point's states take before base64, in bytes."""
+        """Most bytes of one point's packed states, before base64."""
         per_token = 2 * self.dim if self.datatype == "float16" else self.dim + 2
         return self.tokens * per_token
 
     def bytes_per_point(self) -> NonNegativeInt:
-        """Most that one point's packed states, token ids and vectors take, in bytes, before any is written."""
+        """Most bytes of one point's payload and vectors, computed from the shapes."""
         packed = (self.packed_states_bytes + self.tokens * 4) * 4 / 3
         return round(packed + self.text_tokens * 8 + (self.encoder_dim * 4 if self.dense_index else 0))
 
 
 def parts(text: Text) -> tuple[str, ...]:
-    """The one text, or the two of a pair."""
+    """The text, or the two texts of a pair, as a tuple."""
     return text if isinstance(text, tuple) else (text,)
 
 
 def point_id(fingerprint: str, texts: Sequence[str]) -> str:
     """UUID5 of (encoder fingerprint, texts): the same text is the same point, whoever stores it.
 
-    `texts` are normalised already: one for a plain text, two for a pair, which is one point.
+    `texts` are normalised: one for a single text, two for a pair.
     """
     name = json.dumps(list(texts), ensure_ascii=False)
     return str(uuid.uuid5(uuid.uuid5(uuid.NAMESPACE_URL, fingerprint), name))

@@ -1,6 +1,6 @@
-"""Snapshots of a collection: one file that holds it as it was at a moment, made by the server, restored whole.
+"""Create, list, delete and restore snapshots: files, written by the server, that each hold a collection at one moment.
 
-A Qdrant server takes one back over its REST port only; the store of a directory, with no server running.
+A Qdrant server restores a snapshot over its REST port only; a directory's store is restored while no server runs.
 """
 
 import time
@@ -18,14 +18,14 @@ from vector_store.client import Client, is_loopback
 from vector_store.errors import StoreError, StoreUnavailable
 
 LEAVING_S = 10.0
-"""The server of a directory ends about three seconds after its last user; a verb just before this one was a user."""
+"""Longest wait for the server of a directory to end: about three seconds after its last user, such as the previous command."""
 
 DEADLINE_S = 3600.0
-"""A snapshot copies a whole collection."""
+"""Longest time for a call: a snapshot copies a whole collection."""
 
 
 class Snapshot(NamedTuple):
-    """One snapshot as its server describes it; the checksum is SHA-256, in hexadecimal, empty where the server has none."""
+    """One snapshot as its server describes it; `checksum` is SHA-256 in hexadecimal, empty where the server has none."""
 
     name: str
     size_bytes: int
@@ -33,9 +33,9 @@ class Snapshot(NamedTuple):
 
 
 def create_snapshot(client: Client, collection: str) -> Snapshot:
-    """Let the server write a snapshot of the collection; returns once it is complete."""
+    """Create a snapshot of the collection on the server; returns once it is complete."""
     request = api.CreateSnapshotRequest(collection_name=collection)
-    # Asked once: every repetition would write one more.
+    # Without retries: each would create one more.
     (answer,) = client.ask(client.snapshots.Create, [request], DEADLINE_S)
     return _snapshot(answer.snapshot_description)
 
@@ -48,17 +48,17 @@ def list_snapshots(client: Client, collection: str) -> list[Snapshot]:
 
 
 def delete_snapshot(client: Client, collection: str, name: str) -> None:
-    """Remove one snapshot from the server; CollectionMissing where there is none of this name."""
+    """Delete a snapshot from the server; CollectionMissing where there is none of this name."""
     request = api.DeleteSnapshotRequest(collection_name=collection, snapshot_name=name)
     client.ask(client.snapshots.Delete, [request], DEADLINE_S)
 
 
 def restore_directory(root: Path, collection: str, archive: Path) -> None:
-    """Unpack a snapshot as a new collection of a store that no server serves.
+    """Restore a snapshot as a new collection of a store that is not being served.
 
-    StoreError where one does or the collection exists. A server whose last user has just gone is waited for.
+    StoreError where it is, or where the collection exists. Waits up to LEAVING_S for a server without users to end.
     """
-    # Imported here: the engine belongs to who opens a store's files, users of a server never load it.
+    # Imported here, so that users of a server do not load the engine.
     from vector_store.server.process import offline
     from vector_store.server.snapshots import restore_snapshot
 
@@ -77,10 +77,10 @@ def restore_directory(root: Path, collection: str, archive: Path) -> None:
 
 
 def restore_server(url: str, collection: str, archive: Path, api_key: str | None, rest_port: int) -> None:
-    """Upload a snapshot to a Qdrant server, which makes it a new collection.
+    """Restore a snapshot as a new collection of a Qdrant server, by uploading it.
 
-    `url` is the server's gRPC address, as everywhere; the snapshot goes to `rest_port` of the same host. StoreError where
-    the collection exists (the server would replace it) or the server refuses, StoreUnavailable where nothing answers.
+    `url` is the server's gRPC address; the snapshot is sent to `rest_port` of the same host. StoreError where the collection
+    exists (the server would replace it) or the server refuses, StoreUnavailable where nothing answers.
     """
     _require_file(archive)
     parts = urlsplit(url)
@@ -89,7 +89,7 @@ def restore_server(url: str, collection: str, archive: Path, api_key: str | None
         rest_url,
         headers={"api-key": api_key} if api_key else {},
         timeout=DEADLINE_S,
-        trust_env=not is_loopback(parts.hostname or ""),  # a machine's proxy cannot reach the machine's own loopback
+        trust_env=not is_loopback(parts.hostname or ""),  # a proxy cannot reach this machine's loopback
     )
     try:
         existence = apis.collections_api.collection_exists(collection).result
@@ -106,7 +106,7 @@ def restore_server(url: str, collection: str, archive: Path, api_key: str | None
         ) from error
     except ResponseHandlingException as error:
         raise StoreUnavailable(
-            f"{rest_url} did not answer ({error.source}); restoring goes over the server's REST port: "
+            f"{rest_url} did not answer ({error.source}); a snapshot is restored over the server's REST port: "
             "check that it runs and name the port with --rest-port"
         ) from error
     finally:

@@ -1,6 +1,6 @@
-"""Write and administer one collection: create it under a manifest, add points, count, fetch, delete.
+"""Write and administer one collection: create it with a manifest, add points, count, fetch, delete.
 
-Errors are loud here; only the retriever degrades. Knows nothing of how neighbours are chosen.
+Every failure raises; only the retriever degrades. Knows nothing of how neighbours are chosen.
 """
 
 import logging
@@ -38,11 +38,11 @@ log = logging.getLogger(__name__)
 IDS_PER_CALL = 1024
 STATUS_POLL_S = 1.0
 HNSW_M, HNSW_EF_CONSTRUCT = 32, 200
-"""Links per point, and candidates while building; a search looks at as many as the latter. Qdrant's defaults of 16 and 100
-find the best of 100,000 static sentence vectors of 384 for 90 % of the queries, these for 97 % (docs/log.md)."""
+"""Links per point, and candidates while building; a search considers as many as the latter. Of 100,000 static sentence vectors
+of 384, Qdrant's defaults of 16 and 100 find the nearest for 90 % of the queries, these for 97 % (docs/log.md)."""
 
 INDEXING_THRESHOLD_KB = 10_000
-"""Qdrant's default, restored after a bulk load that found the index paused by one that was killed."""
+"""Qdrant's default, set after a bulk load that found the index still paused by a load that was killed."""
 
 SAMPLE_POINTS = 256
 SAMPLE_PAGE = 32
@@ -50,7 +50,7 @@ REMEDY = "run `python jobs/ingest.py` with another store.collection, or delete t
 
 
 class Store:
-    """One collection, for the side that writes. Opens nothing by itself: `ensure` or any call does."""
+    """One collection, for those who write to it or administer it. The first call connects, not the constructor."""
 
     def __init__(self, client: Client, config: StoreConfig) -> None:
         self._client = client
@@ -59,11 +59,11 @@ class Store:
         self._manifest: Manifest | None = None
 
     def ensure(self, manifest: Manifest, attachments: Mapping[str, bytes] | None = None) -> Manifest:
-        """Create the collection under this manifest, or see that it was created under an equal one; return that one.
+        """Create the collection with this manifest, or check that it has an equal one; return the collection's manifest.
 
-        `attachments` are stored with a new collection, readable by `attachment`.
+        `attachments` are stored with a new collection; `attachment` reads them. CollectionMismatch where the manifests differ.
         """
-        with suppress(CollectionExists):  # under an equal manifest, or refused right after
+        with suppress(CollectionExists):  # `require` compares its manifest
             self._call(self._client.collections.Create, _create_collection(self._config, manifest, attachments or {}))
             self._set_read_fan_out()
         found = self.require(manifest)
@@ -81,17 +81,14 @@ class Store:
         return found
 
     def require(self, manifest: Manifest) -> Manifest:
-        """See that the collection was written under an equal manifest, and return it.
-
-        Raises CollectionMismatch, saying what differs.
-        """
+        """Check that the collection has an equal manifest, and return it; CollectionMismatch, with the fields, where not."""
         found = self.manifest()
         if differing := found.differing(manifest):
             raise CollectionMismatch(_differences(self._name, found, manifest, differing))
         return found
 
     def manifest(self) -> Manifest:
-        """Who wrote the collection; CollectionMissing where there is none, CollectionMismatch where it does not say."""
+        """The collection's manifest; CollectionMissing without a collection, CollectionMismatch without a valid manifest."""
         fields = {
             key: getattr(value, value.WhichOneof("kind"))
             for key, value in self._info().config.metadata.items()
@@ -112,16 +109,16 @@ class Store:
         return self._manifest
 
     def exists(self) -> bool:
-        """Whether the collection is there at all."""
+        """Whether the collection exists."""
         request = api.CollectionExistsRequest(collection_name=self._name)
         return self._call(self._client.collections.CollectionExists, request).result.exists
 
     @contextmanager
     def bulk_load(self) -> Iterator[None]:
-        """Pause the HNSW index while the block loads many points; afterwards build it, and wait until it is there.
+        """Pause the HNSW index while the block loads many points; afterwards build it, and wait until it is complete.
 
-        The collection says that it is paused, so a load that was killed is set right by the next one. Collections without
-        a dense index have nothing to pause.
+        The pause is a setting of the collection, so the next load ends one that a killed load has left. Without a dense index
+        there is nothing to pause.
         """
         if not (self._manifest or self.manifest()).dense_index:
             yield
@@ -135,11 +132,11 @@ class Store:
         self.wait_until_indexed()
 
     def wait_until_indexed(self) -> bool:
-        """Wait until the store says that the collection is green; False where that takes longer than index_deadline_s."""
+        """Wait until the collection's status is green; False after store.index_deadline_s."""
         deadline = time.monotonic() + self._config.index_deadline_s
         while self._info().status != api.CollectionStatus.Green:
             if time.monotonic() > deadline:
-                log.warning("the index of %r is still being built; look-ups scan until then", self._name)
+                log.warning("the index of %r is still being built; until it is complete, look-ups scan", self._name)
                 return False
             time.sleep(STATUS_POLL_S)
         return True
@@ -149,14 +146,14 @@ class Store:
         return Writer(self._client, self._config, self._manifest or self.manifest())
 
     def existing(self, ids: Sequence[str]) -> set[str]:
-        """Those of the ids that are stored."""
+        """The ids that are stored."""
         return {point.id.uuid for point in self._get(ids, payload=())}
 
     def upsert(self, points: Sequence[Point]) -> int:
-        """Write points in batches of bounded bytes and return how many were acknowledged: all of them.
+        """Write points in batches of bounded bytes, and return how many were acknowledged: all of them.
 
-        All are checked before the first is sent. An error later, and a point too large for one message, leaves whole batches
-        written; writing again is safe.
+        InvalidPoint, before the first is sent, where a point does not fit the manifest. After a later error (also InvalidPoint
+        for a point too large for a message) some batches may be stored; writing again is safe.
         """
         manifest = self._manifest or self.manifest()
         for point in points:
@@ -168,13 +165,13 @@ class Store:
             raise InvalidPoint(rejected[0].reason)
         return written
 
-    def count(self) -> int:
-        """Exact number of points."""
-        request = api.CountPoints(collection_name=self._name, exact=True)
+    def count(self, where: tuple[str, str] | None = None) -> int:
+        """Exact number of points, or of those whose payload field has a value: `where` is (field, value)."""
+        request = api.CountPoints(collection_name=self._name, exact=True, filter=field_filter(where))
         return self._call(self._client.points.Count, request).result.count
 
     def fetch(self, ids: Sequence[str], with_text: bool = False) -> Neighbours:
-        """Exactly these points, row by row; the row of a missing one is empty."""
+        """These points, one in each row; the row of a missing point is empty."""
         manifest = self._manifest or self.manifest()
         found = empty_neighbours(len(ids), manifest)
         points = {point.id.uuid: point for point in self._get(ids, state_fields(with_text))}
@@ -185,88 +182,62 @@ class Store:
         return found
 
     def bytes_estimate(self) -> int:
-        """Bytes of all points as they travel, from the mean of a sample; ids are hashes, so any page is one."""
+        """Estimated bytes of all points as messages, from the mean of the first: ids are hashes, so the sample is random."""
         sizes: list[int] = []
-        request = api.ScrollPoints(
-            collection_name=self._name,
-            limit=SAMPLE_PAGE,
-            with_payload=api.WithPayloadSelector(enable=True),
-            with_vectors=api.WithVectorsSelector(enable=True),
-        )
-        while len(sizes) < SAMPLE_POINTS:
-            page = self._call(self._client.points.Scroll, request)
-            sizes += [point.ByteSize() for point in page.result]
-            if not page.HasField("next_page_offset"):
+        for page in self._scroll_whole(SAMPLE_PAGE):
+            sizes += [point.ByteSize() for point in page]
+            if len(sizes) >= SAMPLE_POINTS:
                 break
-            request.offset.CopyFrom(page.next_page_offset)
         return round(self.count() * sum(sizes) / len(sizes)) if sizes else 0
 
     def delete_collection(self) -> bool:
-        """Drop the collection with all its points; False where there was none."""
+        """Delete the collection with all its points; False where there was none."""
         self._manifest = None
         request = api.DeleteCollection(collection_name=self._name)
         return self._call(self._client.collections.Delete, request).result
 
     def delete(self, where: tuple[str, str]) -> int:
-        """Delete the points whose payload field has this value, and return how many there were."""
-        num_points = self.count_where(where)
+        """Delete the points whose payload field has this value, and return their number."""
+        num_points = self.count(where)
         request = api.DeletePoints(
             collection_name=self._name, wait=True, points=api.PointsSelector(filter=field_filter(where))
         )
         self._call(self._client.points.Delete, request)
         return num_points
 
-    def count_where(self, where: tuple[str, str]) -> int:
-        """Exact number of points whose payload field has this value."""
-        request = api.CountPoints(collection_name=self._name, exact=True, filter=field_filter(where))
-        return self._call(self._client.points.Count, request).result.count
-
     def pages(self, page: int = 256, where: tuple[str, str] | None = None) -> Iterator[list[Point]]:
-        """Every point (whose field has a value) in the order of ids; InvalidPoint at the first that cannot be decoded."""
+        """Every point (with this value of a field) in the order of ids; InvalidPoint at the first that cannot be decoded."""
         manifest = self.manifest()
         for messages in self.stored_pages(page, where):
             yield [decode(message, manifest) for message in messages]
 
     def stored_pages(self, page: int = 256, where: tuple[str, str] | None = None) -> Iterator[list[api.RetrievedPoint]]:
-        """The same points as the store answers them, for who must read on past a damaged one.
+        """The same points undecoded, for a caller that reads on past a damaged one.
 
-        A page has at most `page` points, fewer where as many of full length would not fit into a quarter of a message.
+        A page has at most `page` points, fewer where that many of full length would not fit into a quarter of a message.
         """
         manifest = self._manifest or self.manifest()
-        request = api.ScrollPoints(
-            collection_name=self._name,
-            limit=max(1, min(page, self._config.message_bytes // 4 // manifest.bytes_per_point())),
-            with_payload=api.WithPayloadSelector(enable=True),
-            with_vectors=api.WithVectorsSelector(enable=True),
-            filter=field_filter(where) if where else None,
-        )
-        while True:
-            answer = self._call(self._client.points.Scroll, request)
-            if answer.result:
-                yield list(answer.result)
-            if not answer.HasField("next_page_offset"):
-                return
-            request.offset.CopyFrom(answer.next_page_offset)
+        yield from self._scroll_whole(min(page, self._config.message_bytes // 4 // manifest.bytes_per_point()), where)
 
     def metadata(self) -> dict[str, api.Value]:
-        """What is stored with the collection beside its manifest."""
+        """The collection's metadata without its manifest."""
         found = self._info().config.metadata
         return {key: value for key, value in found.items() if key not in Manifest.model_fields}
 
     def merge_metadata(self, values: Mapping[str, api.Value]) -> None:
-        """Store these values with the collection; what else is stored with it stays."""
+        """Add these values to the collection's metadata, or replace those of the same name."""
         request = api.UpdateCollection(collection_name=self._name)
         for key, value in values.items():
             request.metadata[key].CopyFrom(value)
         self._call(self._client.collections.Update, request)
 
     def attachment(self, name: str) -> bytes | None:
-        """Bytes that are stored with the collection under this name; None where there are none."""
+        """Bytes stored with the collection under this name; None where there are none."""
         found = self.metadata().get(name)
         return None if found is None else as_bytes(found.string_value)
 
     def attach(self, name: str, content: bytes) -> None:
-        """Store bytes with the collection, in the place of what had this name before."""
+        """Store bytes with the collection under this name; earlier ones are replaced."""
         self.merge_metadata({name: _attached(content)})
 
     def _info(self) -> api.CollectionInfo:
@@ -279,7 +250,7 @@ class Store:
             self._call(self._client.collections.Update, request)
 
     def _warn_of_other_shards(self) -> None:
-        """Shards and copies are fixed when a collection is created: say where it has others than the config wants."""
+        """Warn where shards and copies, which are fixed when a collection is created, are not those of the config."""
         found, wanted = self._info().config.params, self._config
         differing = [
             f"{name}={getattr(found, name)} (store.{name}={getattr(wanted, name)})"
@@ -288,7 +259,7 @@ class Store:
         ]
         if differing:
             log.warning(
-                "collection %r was created with %s; it stays so until it is ingested anew into another store.collection",
+                "collection %r was created with %s; to change that, ingest again into another store.collection",
                 self._name,
                 ", ".join(differing),
             )
@@ -300,6 +271,16 @@ class Store:
 
     def _call(self, stub_method: Any, request: Any) -> Any:
         return self._client.call(stub_method, request, self._config.write_deadline_s)
+
+    def _scroll_whole(self, limit: int, where: tuple[str, str] | None = None) -> Iterator[list[api.RetrievedPoint]]:
+        request = api.ScrollPoints(
+            collection_name=self._name,
+            limit=max(1, limit),
+            with_payload=api.WithPayloadSelector(enable=True),
+            with_vectors=api.WithVectorsSelector(enable=True),
+            filter=field_filter(where),
+        )
+        return scroll(self._client, request, self._config.write_deadline_s)
 
     def _get(self, ids: Sequence[str], payload: Sequence[str]) -> Iterator[api.RetrievedPoint]:
         for start in range(0, len(ids), IDS_PER_CALL):
@@ -313,15 +294,28 @@ def collection_names(client: Client, deadline_s: float = 10.0) -> list[str]:
     return [collection.name for collection in response.collections]
 
 
-def field_filter(where: tuple[str, str]) -> api.Filter:
-    """Points whose payload field (document, source or split) has exactly this value."""
+def scroll(client: Client, request: api.ScrollPoints, deadline_s: float) -> Iterator[list[api.RetrievedPoint]]:
+    """Every page of a scroll, from the request's offset on; the request is changed."""
+    while True:
+        answer = client.call(client.points.Scroll, request, deadline_s)
+        if answer.result:
+            yield list(answer.result)
+        if not answer.HasField("next_page_offset"):
+            return
+        request.offset.CopyFrom(answer.next_page_offset)
+
+
+def field_filter(where: tuple[str, str] | None) -> api.Filter | None:
+    """Filter for the points whose payload field (document, source or split) has exactly this value; None without one."""
+    if where is None:
+        return None
     key, value = where
     condition = api.Condition(field=api.FieldCondition(key=key, match=api.Match(keyword=value)))
     return api.Filter(must=[condition])
 
 
 def state_fields(with_text: bool) -> list[str]:
-    """The payload fields that a reader of states asks for."""
+    """The payload fields that `decode_states` reads."""
     return [STATES, TOKEN_IDS, *([TEXT, TEXT_PAIR] if with_text else [])]
 
 
@@ -354,7 +348,7 @@ def _create_collection(
     )
     keywords = request.sparse_vectors_config.map[KEYWORDS]
     keywords.modifier = api.Modifier.Idf
-    # Below its default of 5000 points a filtered look-up scores every point instead of asking the index: 40 ms against
+    # Below its default of 5000 points a filtered look-up scores every point instead of using the index: 40 ms instead of
     # 0.7 ms for 32 look-ups among 4000 points.
     keywords.index.full_scan_threshold = 1
     if manifest.dense_index:

@@ -1,9 +1,8 @@
-"""Which tokens too many points have for a look-up to follow: estimated after a load, published with the collection.
+"""The tokens that are too frequent to search by: estimated after a load, and published in the collection's metadata.
 
-A sparse look-up costs in proportion to the points that have any of its tokens, and a frequent token's share of the
-collection grows with it while it says ever less. Leaving out tokens that more than `store.max_document_frequency` points
-have bounds the cost. Every reader takes the same published list, so all of them choose the same neighbours; a collection
-without one is searched by every token.
+The cost of a sparse look-up is proportional to the number of points with any of its tokens. Frequent tokens cost most and say
+least. Look-ups leave out tokens with a document frequency above `store.max_document_frequency`, which bounds the cost. Every
+reader uses the same published list, so all choose the same neighbours. Without a list, look-ups use every token.
 """
 
 from collections import Counter
@@ -18,13 +17,13 @@ from vector_store.client import Client
 from vector_store.codec import as_bytes, as_text
 from vector_store.config import StoreConfig
 from vector_store.schema import KEYWORDS, SparseVector
-from vector_store.store import Store
+from vector_store.store import Store, scroll
 
 SAMPLE_POINTS = 20_000
 SAMPLE_PAGE = 500
 
 FEWEST_KEPT = 3
-"""Tokens that a query keeps at least, its rarest, however frequent they are: so that it is never empty."""
+"""Fewest tokens that a query keeps, its rarest, however frequent they are: a query is never empty."""
 
 FREQUENT_TOKENS = "frequent_tokens"
 SURVEYED_POINTS = "frequent_tokens_of_points"
@@ -35,10 +34,10 @@ _TOKENS_TYPE = np.dtype("<u4")
 
 
 class TermStatistics:
-    """The tokens to leave out, `frequent` (uint32, by falling document frequency), and what they were estimated from.
+    """The tokens to leave out, `frequent` (uint32, most frequent first), and what they were estimated from.
 
-    `over` is the document frequency that all of them exceed, `num_points` the size of the collection then, `num_sampled`
-    how many of its points were read.
+    `over` is the document frequency that all of them exceed, `num_points` the size of the collection at that time,
+    `num_sampled` the number of points that were read.
     """
 
     def __init__(self, frequent: NDArray[np.uint32], over: int, num_points: int, num_sampled: int) -> None:
@@ -46,39 +45,39 @@ class TermStatistics:
         self.over = over
         self.num_points = num_points
         self.num_sampled = num_sampled
-        self._places = {token: place for place, token in enumerate(frequent.tolist())}
+        self._ranks = {token: rank for rank, token in enumerate(frequent.tolist())}
 
     def cut(self, keywords: SparseVector) -> SparseVector:
-        """The query without its frequent tokens, but with at least its FEWEST_KEPT rarest."""
-        if not self._places:
+        """The query's keywords without the frequent tokens, but at least its FEWEST_KEPT rarest."""
+        if not self._ranks:
             return keywords
-        rare = len(self._places)
-        places = [self._places.get(token, rare) for token in keywords.indices.tolist()]
-        kept = [row for row, place in enumerate(places) if place == rare]
-        if len(kept) == len(places):
+        rare = len(self._ranks)
+        ranks = [self._ranks.get(token, rare) for token in keywords.indices.tolist()]
+        kept = [row for row, rank in enumerate(ranks) if rank == rare]
+        if len(kept) == len(ranks):
             return keywords
         if len(kept) < FEWEST_KEPT:
-            kept = sorted(sorted(range(len(places)), key=lambda row: -places[row])[:FEWEST_KEPT])
+            kept = sorted(sorted(range(len(ranks)), key=lambda row: -ranks[row])[:FEWEST_KEPT])
         return SparseVector(keywords.indices[kept], keywords.values[kept])
 
 
 UNPUBLISHED = TermStatistics(np.zeros(0, np.uint32), 0, 0, 0)
-"""What a collection without statistics is searched by: nothing is left out."""
+"""Statistics of a collection without published ones: no token is left out."""
 
 
 def publish_term_statistics(client: Client, config: StoreConfig) -> TermStatistics:
-    """Survey the collection and publish the result, for retrievers opened from now on. Call it after a load."""
+    """Survey the collection and publish the result; retrievers that are opened later use it. Call it after a load."""
     statistics = survey(client, config)
     publish(client, config, statistics)
     return statistics
 
 
 def survey(client: Client, config: StoreConfig) -> TermStatistics:
-    """Estimate document frequencies from the first points in the order of ids, which are hashes: a uniform sample.
+    """Estimate document frequencies from the first points in the order of ids: ids are hashes, so the sample is uniform.
 
-    Reads at most SAMPLE_POINTS keyword vectors, page by page, whatever the collection's size, and gives the same result
-    for the same points. A token at the limit is found in 200 of the sample where a million points hold 10,000 of it, so
-    its estimate is within 15 % two times of three; over ten million points, within 45 %.
+    Reads at most SAMPLE_POINTS keyword vectors, whatever the collection's size; equal points give an equal result. A token of
+    10,000 among a million points is in 200 of the sample, so two thirds of such estimates are within 15 %; among ten
+    million points, within 45 %.
     """
     num_points = Store(client, config).count()
     over = config.max_document_frequency
@@ -92,21 +91,19 @@ def survey(client: Client, config: StoreConfig) -> TermStatistics:
         with_payload=api.WithPayloadSelector(enable=False),
         with_vectors=api.WithVectorsSelector(include=api.VectorsSelector(names=[KEYWORDS])),
     )
-    while num_sampled < SAMPLE_POINTS:
-        page = client.call(client.points.Scroll, request, config.write_deadline_s)
-        for point in page.result:
+    for page in scroll(client, request, config.write_deadline_s):
+        for point in page:
             frequencies.update(point.vectors.vectors.vectors[KEYWORDS].sparse.indices)
-        num_sampled += len(page.result)
-        if not page.HasField("next_page_offset"):
+        num_sampled += len(page)
+        if num_sampled >= SAMPLE_POINTS:
             break
-        request.offset.CopyFrom(page.next_page_offset)
     least = over * num_sampled / num_points
     frequent = sorted((-found, token) for token, found in frequencies.items() if found > least)
     return TermStatistics(np.array([token for _, token in frequent], np.uint32), over, num_points, num_sampled)
 
 
 def publish(client: Client, config: StoreConfig, statistics: TermStatistics) -> None:
-    """Write the statistics into the collection's metadata, in the place of earlier ones."""
+    """Write the statistics to the collection's metadata; earlier ones are replaced."""
     packed = as_text(statistics.frequent.astype(_TOKENS_TYPE).tobytes())
     Store(client, config).merge_metadata(
         {
@@ -124,7 +121,7 @@ def read(client: Client, config: StoreConfig) -> TermStatistics:
 
 
 def metadata_request(collection: str) -> api.GetCollectionInfoRequest:
-    """A request whose answer carries the collection's metadata."""
+    """Request for the collection's metadata."""
     return api.GetCollectionInfoRequest(collection_name=collection)
 
 

@@ -1,14 +1,13 @@
-"""A memory as a folder of parquet files, out of one store and into another.
+"""Export a memory to a folder of parquet files, and import it into a store.
 
     <folder>/points-00000.parquet ...    points in the order of ids, a bounded number in each file
     <folder>/manifest.json               the collection's manifest, the files with their rows; written last
 
-Each file is written to a draft and renamed. States travel in the very bytes that the collection stores. Knows nothing of
-servers and of who reads the memory. pyarrow is imported by the functions: whoever only looks up never loads it.
+Each file is written to a draft and renamed. States are the packed bytes that the collection stores. Knows nothing of servers
+and of who reads the memory. The functions import pyarrow, so that look-ups do not load it.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice, zip_longest
@@ -19,6 +18,7 @@ from google.protobuf import json_format
 from pydantic import BaseModel, NonNegativeInt, ValidationError
 from qdrant_client import grpc as api
 
+from vector_store.atomic import DRAFT, publish, write_whole
 from vector_store.codec import check, decode, packed_states, unpack_states
 from vector_store.errors import CollectionMismatch, InvalidPoint, StoreError
 from vector_store.schema import Manifest, Point, SparseVector, parts
@@ -30,22 +30,21 @@ if TYPE_CHECKING:
 
 MANIFEST_FILE = "manifest.json"
 FILE_PATTERN = "points-*.parquet"
-DRAFT = ".new"
 
 ROWS_PER_GROUP = 256
 NUM_SHOWN = 10
-"""Points left out are named one by one up to here; the others are counted."""
+"""Most left-out points that are listed; all are counted."""
 
 
 class ExportedFile(BaseModel, frozen=True, extra="forbid"):
-    """One parquet file of an export and how many points it holds."""
+    """One parquet file of an export, and its number of points."""
 
     name: str
     rows: NonNegativeInt
 
 
 class ExportManifest(BaseModel, frozen=True, extra="forbid"):
-    """What `manifest.json` says. `metadata` is what the collection stored beside its manifest, as protobuf's JSON."""
+    """Content of `manifest.json`. `metadata` is the collection's, without its manifest, as protobuf's JSON."""
 
     manifest: Manifest
     metadata: dict[str, Any]
@@ -56,7 +55,7 @@ class ExportManifest(BaseModel, frozen=True, extra="forbid"):
 
 @dataclass
 class Export:
-    """What was written, and the points that no store could have taken back, the first of them with the reason."""
+    """Result of an export: what was written, and the points that no store would accept, the first of them with reasons."""
 
     num_points: int = 0
     num_left_out: int = 0
@@ -66,7 +65,7 @@ class Export:
 
 @dataclass
 class Import:
-    """What became of the points read: num_read = num_skipped (stored already) + num_written."""
+    """Result of an import: num_read = num_skipped (already stored) + num_written."""
 
     num_read: int = 0
     num_skipped: int = 0
@@ -79,10 +78,10 @@ def export_points(
     rows_per_file: int,
     advance: Callable[[int], object] = lambda num_points: None,
 ) -> Export:
-    """Write every point to parquet files in `folder`, which is made; one unfinished export in it is started again.
+    """Write every point to parquet files in `folder`, which is created; an unfinished export in it is started again.
 
-    A point that `check` refuses or that cannot be decoded is left out and reported. StoreError where the folder holds a
-    finished export or anything else; an error on the way leaves a folder without manifest.json, which no import takes.
+    A point that cannot be decoded or fails `check` is left out and reported. StoreError where the folder holds a finished
+    export or anything else. After an error the folder has no manifest.json, and no import accepts it.
     """
     import pyarrow.parquet
 
@@ -98,7 +97,7 @@ def export_points(
         with pyarrow.parquet.ParquetWriter(
             draft,
             schema,
-            # States are close to random bytes: compressing them costs time and saves little.
+            # States are nearly random bytes: compression takes time and saves little.
             compression={column: "none" if column == "states" else "zstd" for column in schema.names},
             use_dictionary=["source", "document", "split"],
             write_page_checksum=True,
@@ -107,29 +106,27 @@ def export_points(
                 writer.write_table(pyarrow.Table.from_pylist(group, schema))
                 num_rows += len(group)
                 group = list(islice(rows, min(ROWS_PER_GROUP, rows_per_file - num_rows)))
-        _publish(draft, folder / name)
+        publish(draft, folder / name)
         done.files.append(ExportedFile(name=name, rows=num_rows))
         done.num_points += num_rows
     metadata = {
         key: json_format.MessageToDict(value)
         for key, value in store.metadata().items()
-        if not key.startswith(PREVIOUS_OF)  # says what an alias of that place named
+        if not key.startswith(PREVIOUS_OF)  # is about an alias of this store
     }
     finished = ExportManifest(
         manifest=manifest, metadata=metadata, rows=done.num_points, left_out=done.num_left_out, files=done.files
     )
-    draft = folder / (MANIFEST_FILE + DRAFT)
-    draft.write_text(finished.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    _publish(draft, folder / MANIFEST_FILE)
+    write_whole(folder / MANIFEST_FILE, finished.model_dump_json(indent=2) + "\n")
     return done
 
 
 def read_export(folder: Path) -> ExportManifest:
-    """What a finished export holds; StoreError where the folder is none."""
+    """Read the manifest of a finished export; StoreError where the folder has none."""
     path = folder / MANIFEST_FILE
     if not path.exists():
         raise StoreError(
-            f"{folder} has no {MANIFEST_FILE}: it is no export, or one that did not finish; export again into it"
+            f"{folder} has no {MANIFEST_FILE}: it is not an export, or an unfinished one; export again into it"
         )
     try:
         return ExportManifest.model_validate_json(path.read_text(encoding="utf-8"))
@@ -141,11 +138,10 @@ def read_export(folder: Path) -> ExportManifest:
 
 
 def import_points(store: Store, folder: Path, advance: Callable[[int], object] = lambda num_points: None) -> Import:
-    """Bring a collection everything that an export holds and it does not, creating it under the export's manifest.
+    """Write the export's points that the collection does not have; the collection is created if missing.
 
-    A point that is stored already stays as it is, so an import that ended half way is simply run again. Raises StoreError
-    naming the file that is damaged (what came before it stays), CollectionMismatch where the collection or a file has
-    another manifest.
+    Stored points are not changed, so an interrupted import is simply run again. StoreError, with the file's name, where a file
+    is damaged (the points before it stay stored), CollectionMismatch where the collection or a file has another manifest.
     """
     export = read_export(folder)
     store.ensure(export.manifest)
@@ -157,7 +153,7 @@ def import_points(store: Store, folder: Path, advance: Callable[[int], object] =
             done.num_skipped += len(known)
             done.num_written += store.upsert([point for point in points if point.id not in known])
             advance(len(points))
-    # Last: whoever reads a memory by what is stored with it does not find one that is half there.
+    # Last, so that a reader who needs this metadata does not use an incomplete memory.
     store.merge_metadata({key: json_format.ParseDict(value, api.Value()) for key, value in export.metadata.items()})
     return done
 
@@ -170,12 +166,6 @@ def _clear_unfinished(folder: Path) -> None:
         raise StoreError(f"{folder} is not empty (it holds {others[0]!r}); export into a new folder")
     for path in ours:
         path.unlink()
-
-
-def _publish(draft: Path, place: Path) -> None:
-    with open(draft, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(draft, place)
 
 
 def _schema(manifest: Manifest) -> "pyarrow.Schema":
@@ -231,20 +221,20 @@ def _read(path: Path, num_rows: int, manifest: Manifest) -> Iterator[list[Point]
     import pyarrow.parquet
 
     try:
-        # Buffering ahead holds the whole file: reading one of 480 MiB peaked at 624 MiB with it, at 139 MiB without.
+        # Pre-buffering holds the whole file in RAM: reading one of 480 MiB peaked at 624 MiB with it, at 139 MiB without.
         with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
             _require_manifest(path, file.schema_arrow, manifest)
             if file.metadata.num_rows != num_rows:
                 raise ValueError(f"{file.metadata.num_rows} rows, {MANIFEST_FILE} says {num_rows}")
             for batch in file.iter_batches(ROWS_PER_GROUP):
-                if "text_pair" not in batch.schema.names:  # exported before there were pairs
+                if "text_pair" not in batch.schema.names:  # exported by a release without pairs
                     batch = batch.append_column("text_pair", pa.nulls(batch.num_rows, pa.string()))
                 columns = [batch.column(name) for name in _schema(manifest).names]
                 yield [_point(manifest, *(column[row] for column in columns)) for row in range(batch.num_rows)]
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise StoreError(
-            f"{path} is missing, truncated or damaged ({str(error).splitlines()[0]}); what came before it is imported and "
-            "stays: put a whole copy of the file in its place, and import again"
+            f"{path} is missing, truncated or damaged ({str(error).splitlines()[0]}); the points before it are imported: "
+            "replace the file by a complete copy, and import again"
         ) from error
 
 
@@ -252,8 +242,8 @@ def _require_manifest(path: Path, schema: "pyarrow.Schema", manifest: Manifest) 
     found = (schema.metadata or {}).get(b"manifest", b"{}")
     if json.loads(found) != manifest.model_dump(mode="json"):
         raise CollectionMismatch(
-            f"{path} was exported under another manifest than {path.parent / MANIFEST_FILE}; the folder mixes exports: "
-            "export again into a new one"
+            f"{path} has another manifest than {path.parent / MANIFEST_FILE}; the folder mixes exports: export again into a "
+            "new one"
         )
 
 

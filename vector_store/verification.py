@@ -1,4 +1,4 @@
-"""See whether every point of a collection is what its manifest and its own id say.
+"""Check every point of a collection against the manifest, and its id against its text.
 
 Reads whole points, page by page, and never writes. Knows nothing of how points are made.
 """
@@ -15,14 +15,14 @@ from vector_store.schema import Manifest, parts, point_id
 from vector_store.store import Store
 
 NUM_SHOWN = 10
-"""Bad points named one by one; the others are counted."""
+"""Most bad points that are listed; all are counted."""
 
 OTHER_ID = "its id is not the hash of its text"
 
 
 @dataclass
 class Verification:
-    """What was found: every bad point is counted under one reason, the first that it gave."""
+    """Result of a check: each bad point counts under one reason, the first that was found."""
 
     num_checked: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
@@ -30,15 +30,15 @@ class Verification:
 
     @property
     def num_bad(self) -> int:
-        """Points with any fault."""
+        """Number of bad points."""
         return self.reasons.total()
 
 
 def verify(store: Store, advance: Callable[[int], object] = lambda num_points: None) -> Verification:
     """Check each point: its payload, shapes, values, vectors, and its id against its text.
 
-    Damaged points end nothing; a collection without a manifest raises CollectionMismatch. `advance` is called with the
-    number of points of each page done.
+    Goes on after a bad point; CollectionMismatch where the collection has no manifest. `advance` is called after each page with
+    its number of points.
     """
     manifest = store.manifest()
     found = Verification()

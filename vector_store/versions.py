@@ -1,7 +1,7 @@
-"""Versions of a memory behind one name: an alias that readers use, switched at once and switched back.
+"""Versions of a memory behind one alias that readers use: promote a version, and roll back.
 
-Each version is a collection of its own. The collection that is served remembers in its metadata which one the alias
-named before, so any machine can roll back. Knows nothing of points.
+Each version is a collection. The served collection's metadata records which one the alias named before, so every machine can
+roll back. Knows nothing of points.
 """
 
 from typing import NamedTuple
@@ -14,11 +14,11 @@ from vector_store.errors import CollectionMismatch, CollectionMissing, StoreErro
 from vector_store.store import Store, collection_names
 
 PREVIOUS_OF = "previous_of:"
-"""Metadata key, followed by the alias. A first version remembers an empty name: metadata cannot be removed."""
+"""Metadata key, followed by the alias. Its value is empty for a first version: metadata cannot be deleted."""
 
 
 class Version(NamedTuple):
-    """The collection that an alias names, and the one it named before, if any."""
+    """An alias with its collection, and the collection that it named before, if any."""
 
     alias: str
     collection: str
@@ -26,7 +26,7 @@ class Version(NamedTuple):
 
 
 def versions(client: Client, config: StoreConfig) -> list[Version]:
-    """Every alias at the client's address, by name."""
+    """List every alias at the client's address, by name."""
     return [
         Version(alias, collection, _previous(client, config, alias, collection))
         for alias, collection in sorted(_aliases(client, config).items())
@@ -34,10 +34,10 @@ def versions(client: Client, config: StoreConfig) -> list[Version]:
 
 
 def promote(client: Client, config: StoreConfig, alias: str, collection: str, other_teacher: bool = False) -> Version:
-    """Let the alias name this collection from now on; every look-up reads the old version or the new one, whole.
+    """Switch the alias to this collection; every look-up reads either the old version or the new one.
 
-    Refused: a collection that does not exist or has no manifest, an alias that is itself a collection's name, and,
-    unless `other_teacher`, a collection whose states another encoder wrote than those now served.
+    CollectionMissing where the collection does not exist. CollectionMismatch where it has no manifest or, unless
+    `other_teacher`, another encoder than the version now served. StoreError where the alias is a collection's name.
     """
     names = collection_names(client)
     if collection not in names:
@@ -55,14 +55,14 @@ def promote(client: Client, config: StoreConfig, alias: str, collection: str, ot
             f"{collection!r} was written by teacher {new}, {alias!r} now serves {served!r} by teacher {old}: its readers "
             "would refuse it; promote it with --other-teacher and start them again with the new teacher"
         )
-    # Remembered before the switch: there is no moment at which the new version is served and cannot be rolled back.
+    # Before the switch, so that the new version can be rolled back from the moment it is served.
     _store(client, config, collection).merge_metadata({PREVIOUS_OF + alias: api.Value(string_value=served or "")})
     _switch(client, config, alias, served, collection)
     return Version(alias, collection, served)
 
 
 def rollback(client: Client, config: StoreConfig, alias: str) -> Version:
-    """Let the alias name the version before the one it names; each further rollback goes one version back."""
+    """Switch the alias to the version before the one it names; each further rollback goes one version back."""
     served = _aliases(client, config).get(alias)
     if served is None:
         raise StoreError(f"{client.url} has no alias {alias!r}; see `python -m vector_store aliases`")
@@ -78,7 +78,7 @@ def rollback(client: Client, config: StoreConfig, alias: str) -> Version:
 
 
 def _switch(client: Client, config: StoreConfig, alias: str, served: str | None, collection: str) -> None:
-    # One request is applied as a whole: no reader finds the name gone.
+    # A single request, so that no reader finds the alias missing.
     request = api.ChangeAliases()
     if served:
         request.actions.add().delete_alias.alias_name = alias

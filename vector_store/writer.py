@@ -1,14 +1,13 @@
-"""Send points to a collection: bounded bytes per upsert, a bounded number of upserts on their way, every point accounted for.
+"""Write points to a collection: bounded bytes per upsert, a bounded number of upserts in flight, every point accounted for.
 
-A point counts as written only when the store has acknowledged it. One that the collection cannot hold is set aside with
-its reason and takes no other along. Knows nothing of collections' settings, and of who makes the points.
+A point counts as written only when the store has acknowledged it. A point that the collection cannot hold is rejected with
+the reason, and does not affect the others. Knows nothing of a collection's settings, nor of who makes the points.
 """
 
 import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 from typing import NamedTuple, Self
 
 from qdrant_client import grpc as api
@@ -28,7 +27,7 @@ class Rejection(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What became of the points given to a writer: how many are stored, and which are not."""
+    """Result of writing: how many points are stored, and which are not."""
 
     written: int
     rejected: list[Rejection]
@@ -40,10 +39,9 @@ class _Prepared(NamedTuple):
 
 
 class Writer:
-    """Writes to one collection while its caller goes on; use it in a `with` block. Not for several threads at once.
+    """Writes to one collection in the background; use it in a `with` block. One thread at a time may use it.
 
-    `wait_s` is how long the caller was held back by a store that was slower, `sent_bytes` what upserts took, both since the
-    start.
+    `wait_s` is how long the caller has waited for the store (back-pressure), `sent_bytes` the bytes of all upserts.
     """
 
     def __init__(self, client: Client, config: StoreConfig, manifest: Manifest) -> None:
@@ -51,20 +49,20 @@ class Writer:
         self._config = config
         self._manifest = manifest
         self._senders = ThreadPoolExecutor(config.upserts_in_flight, thread_name_prefix="upsert")
-        self._places = threading.BoundedSemaphore(config.upserts_in_flight)
+        self._slots = threading.BoundedSemaphore(config.upserts_in_flight)
         self._batch: list[_Prepared] = []
         self._batch_bytes = 0
         self._sent: list[Future[Written]] = []
         self._rejected: list[Rejection] = []
-        self._num_answered = 0  # of `_sent`, from its start, and without a failure
+        self._num_succeeded = 0  # leading upserts of `_sent`
         self.wait_s = 0.0
         self.sent_bytes = 0
 
     def submit(self, points: Iterable[Point]) -> None:
-        """Take points; sends an upsert whenever one is full, and waits while too many are on their way.
+        """Add points; sends an upsert whenever one is full, and waits while too many are in flight.
 
-        Raises what an earlier upsert has failed with, StoreUnavailable where the store is gone: a long source is not read to
-        its end for nothing.
+        Raises the error of an earlier upsert, StoreUnavailable where the store is gone, so that a caller does not read a long
+        source to its end in vain.
         """
         for point in points:
             try:
@@ -80,31 +78,26 @@ class Writer:
             self._batch_bytes += point_bytes
 
     def finish(self) -> Written:
-        """Send the rest, wait, and say what became of all since the last `finish`.
+        """Send the rest, wait for all upserts, and return the result of all points since the last `finish`.
 
-        Raises StoreUnavailable where the store is gone.
+        StoreUnavailable where the store is gone.
         """
         self._send_batch()
-        sent, self._sent, self._num_answered = self._sent, [], 0
+        sent, self._sent, self._num_succeeded = self._sent, [], 0
         rejected, self._rejected = self._rejected, []
         started_s = time.monotonic()
         results = [future.result() for future in sent]
         self.wait_s += time.monotonic() - started_s
-        return Written(
-            sum(result.written for result in results),
-            [*rejected, *(rejection for result in results for rejection in result.rejected)],
-        )
+        return _sum([Written(0, rejected), *results])
 
     def close(self) -> None:
-        """Wait for what is on its way, whatever becomes of it; what was never sent is dropped."""
+        """Wait for the upserts in flight, and ignore their results; points that were not sent yet are dropped."""
         self._senders.shutdown()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _send_batch(self) -> None:
@@ -112,16 +105,16 @@ class Writer:
         batch, self._batch, self._batch_bytes = self._batch, [], 0
         if batch:
             started_s = time.monotonic()
-            self._places.acquire()
+            self._slots.acquire()
             self.wait_s += time.monotonic() - started_s
             sent = self._senders.submit(self._send, batch)
-            sent.add_done_callback(lambda _: self._places.release())
+            sent.add_done_callback(lambda _: self._slots.release())
             self._sent.append(sent)
 
     def _raise_failure(self) -> None:
-        while self._num_answered < len(self._sent) and self._sent[self._num_answered].done():
-            self._sent[self._num_answered].result()
-            self._num_answered += 1
+        while self._num_succeeded < len(self._sent) and self._sent[self._num_succeeded].done():
+            self._sent[self._num_succeeded].result()
+            self._num_succeeded += 1
 
     def _prepare(self, point: Point) -> _Prepared:
         check(point, self._manifest)
@@ -142,8 +135,12 @@ class Writer:
         except InvalidPoint as error:
             if len(batch) == 1:
                 return Written(0, [Rejection(batch[0].point, str(error))])
-            alone = [self._send([prepared]) for prepared in batch]  # so that a bad one takes no other along
-            return Written(
-                sum(one.written for one in alone), [rejection for one in alone for rejection in one.rejected]
-            )
+            alone = [self._send([prepared]) for prepared in batch]  # so that only the invalid ones are rejected
+            return _sum(alone)
         return Written(len(batch), [])
+
+
+def _sum(results: list[Written]) -> Written:
+    return Written(
+        sum(result.written for result in results), [rejection for result in results for rejection in result.rejected]
+    )

@@ -18,7 +18,7 @@ from vector_store.server.process import embedded_server
 from vector_store.store import Store
 
 
-def test_a_store_that_stands_still_holds_its_writer_back_and_nothing_is_lost(tmp_path, manifest, make_points):
+def test_a_stalled_store_blocks_its_writer_and_no_point_is_lost(tmp_path, manifest, make_points):
     points = make_points(400)
     config = StoreConfig(upserts_in_flight=2, upsert_bytes=2000)
     submitted = 0
@@ -53,7 +53,7 @@ def test_a_store_that_stands_still_holds_its_writer_back_and_nothing_is_lost(tmp
         assert store.count() == len(points)
 
 
-def test_a_store_that_is_gone_ends_a_load_before_its_source_is_read_to_the_end(tmp_path, manifest, make_points):
+def test_a_load_into_a_store_that_is_gone_fails_before_its_source_is_read_to_the_end(tmp_path, manifest, make_points):
     config = StoreConfig(upserts_in_flight=2, upsert_bytes=2000, write_deadline_s=1)
     source = iter(make_points(400))
     with embedded_server(tmp_path) as url, connect(config, url) as client:

@@ -396,12 +396,12 @@ def refuse(memory: Memory, bad: Bad) -> None:
 
 
 @pytest.mark.parametrize("bad", TABLE, ids=[bad.name for bad in TABLE])
-def test_bad_input_is_refused_in_clear_words_and_leaves_the_store_intact(memory, bad):
+def test_invalid_input_is_refused_in_clear_words_and_leaves_the_store_intact(memory, bad):
     refuse(memory, bad)
     memory.assert_intact()
 
 
-def test_after_all_of_the_table_a_killed_server_starts_again_and_takes_good_points(another_memory):
+def test_after_all_invalid_input_a_killed_server_restarts_and_accepts_valid_points(another_memory):
     memory = another_memory
     for bad in TABLE:
         refuse(memory, bad)

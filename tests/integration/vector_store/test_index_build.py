@@ -83,7 +83,7 @@ def catalogue(tmp_path, vectors):
     catalogue.close()
 
 
-def test_the_indexed_copy_takes_the_place_of_the_shard_and_stays_after_a_restart(catalogue, tmp_path, vectors):
+def test_the_indexed_copy_replaces_the_shard_and_is_used_after_a_restart(catalogue, tmp_path, vectors):
     collection = catalogue.find("c")
     assert build_index(collection, threading.Event())
     assert collection.read(engine.EdgeShard.info).indexed_vectors_count >= NUM_POINTS
@@ -100,7 +100,7 @@ def test_the_indexed_copy_takes_the_place_of_the_shard_and_stays_after_a_restart
     again.close()
 
 
-def test_what_is_written_during_the_build_is_in_the_index_that_takes_over(catalogue, tmp_path, vectors):
+def test_writes_during_the_build_are_in_the_new_index(catalogue, tmp_path, vectors):
     collection = catalogue.find("c")
     with in_background(collection) as built:
         upsert(collection, vectors[:1] + 5, first=99_999)
@@ -127,7 +127,7 @@ def test_what_is_written_during_the_build_is_in_the_index_that_takes_over(catalo
     again.close()
 
 
-def test_a_collection_under_constant_writes_gets_its_index_and_loses_none(catalogue, vectors):
+def test_a_collection_under_constant_writes_is_indexed_and_loses_no_write(catalogue, vectors):
     collection = catalogue.find("c")
     written = 0
     with in_background(collection) as built:
@@ -141,7 +141,7 @@ def test_a_collection_under_constant_writes_gets_its_index_and_loses_none(catalo
     assert collection.shard_directory.name == "shard-1"
 
 
-def test_too_many_writes_drop_the_copy_and_the_shard_goes_on(catalogue, vectors, monkeypatch):
+def test_too_many_writes_drop_the_copy_and_the_shard_stays_in_use(catalogue, vectors, monkeypatch):
     monkeypatch.setattr(catalogue_module, "KEPT_BYTES", -1)
     collection = catalogue.find("c")
     with in_background(collection) as built:
@@ -154,7 +154,7 @@ def test_too_many_writes_drop_the_copy_and_the_shard_goes_on(catalogue, vectors,
     assert build_index(collection, threading.Event())
 
 
-def test_a_collection_may_be_deleted_while_its_index_is_built(catalogue, tmp_path):
+def test_a_collection_can_be_deleted_while_its_index_is_built(catalogue, tmp_path):
     with in_background(catalogue.find("c")) as built:
         assert catalogue.delete("c")
     assert built == [False]
@@ -180,7 +180,7 @@ def test_a_threshold_of_zero_never_builds_and_raising_it_builds_at_once(catalogu
     assert collection.index_schedule.is_due(True, wrote_at=time.monotonic()), "no pause of writes is waited for"
 
 
-def test_other_hnsw_options_build_the_index_again(catalogue):
+def test_changed_hnsw_options_rebuild_the_index(catalogue):
     collection = catalogue.find("c")
     assert build_index(collection, threading.Event())
     assert not collection.wants_index()
@@ -206,7 +206,7 @@ def _children(pid):
         return [int(child) for child in file.read().split()]
 
 
-def test_a_killed_server_takes_its_builder_along_and_the_store_opens_whole(catalogue, tmp_path):
+def test_killing_the_server_ends_its_index_build_and_the_store_opens_complete(catalogue, tmp_path):
     catalogue.close()
     server = subprocess.Popen([sys.executable, "-c", _BUILDING_SERVER, str(tmp_path)])
     while not (children := _children(server.pid)):

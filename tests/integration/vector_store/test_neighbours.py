@@ -34,7 +34,7 @@ def ask(point, document=True):
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_the_query_itself_its_document_and_excluded_splits_never_come_back(points, make_retriever, criterion):
+def test_neighbours_exclude_the_query_its_document_and_excluded_splits(points, make_retriever, criterion):
     by_id = {point.id: point for point in points}
     found = make_retriever(criterion, exclude_splits=["test"]).neighbours([ask(point) for point in points])
     assert found.rungs == ["live"] * len(points)
@@ -45,7 +45,7 @@ def test_the_query_itself_its_document_and_excluded_splits_never_come_back(point
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_without_a_document_only_the_query_itself_is_kept_out(points, make_retriever, criterion):
+def test_without_a_document_only_the_query_itself_is_excluded(points, make_retriever, criterion):
     found = make_retriever(criterion).neighbours([ask(point, document=False) for point in points])
     assert all(neighbour != point.id for point, (neighbour,) in zip(points, found.ids, strict=True))
 
@@ -70,7 +70,7 @@ def test_keyword_neighbours_share_the_weightiest_words(points, make_retriever):
         assert set(point.keywords.indices) & set(by_id[neighbour].keywords.indices)
 
 
-def test_the_neighbour_is_decoded_as_written(points, make_retriever):
+def test_the_neighbour_is_read_as_it_was_written(points, make_retriever):
     found = make_retriever(with_text=True).neighbours([ask(point) for point in points[:10]])
     by_id = {point.id: point for point in points}
     for row, (neighbour,) in enumerate(found.ids):
@@ -81,7 +81,7 @@ def test_the_neighbour_is_decoded_as_written(points, make_retriever):
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_several_neighbours_go_on_from_the_best_and_are_all_allowed(points, make_retriever, criterion):
+def test_several_neighbours_begin_with_the_best_and_are_all_allowed(points, make_retriever, criterion):
     by_id = {point.id: point for point in points}
     queries = [ask(point) for point in points]
     best, found = (make_retriever(criterion, count=count).neighbours(queries) for count in (1, 3))
@@ -92,7 +92,7 @@ def test_several_neighbours_go_on_from_the_best_and_are_all_allowed(points, make
         assert (np.diff(scores) <= 0).all()
 
 
-def test_several_neighbours_lie_one_after_another(points, make_retriever):
+def test_several_neighbours_fill_a_row_without_gaps(points, make_retriever):
     found = make_retriever(count=3, with_text=True).neighbours([ask(point) for point in points[:10]])
     by_id = {point.id: point for point in points}
     for row, ids in enumerate(found.ids):
@@ -107,7 +107,7 @@ def test_several_neighbours_lie_one_after_another(points, make_retriever):
         assert found.texts[row] == [point.text for point in chosen]
 
 
-def test_several_neighbours_take_the_two_trips_of_one(points, client, make_retriever):
+def test_several_neighbours_take_two_round_trips_as_one_does(points, client, make_retriever):
     searches, fetches = counted(client, "QueryBatch"), counted(client, "Get")
     found = make_retriever(count=3).neighbours([ask(point) for point in points[:20]])
     (search,), (fetch,) = searches, fetches
@@ -116,7 +116,7 @@ def test_several_neighbours_take_the_two_trips_of_one(points, client, make_retri
     assert len(fetch.ids) < 60  # each once
 
 
-def test_a_fetch_that_may_outgrow_a_message_goes_in_several(points, client, config, manifest):
+def test_a_fetch_that_may_exceed_a_message_is_split(points, client, config, manifest):
     fetches = counted(client, "Get")
     queries = [ask(point) for point in points[:20]]
     small = config.model_copy(update={"message_bytes": 4 * 10 * manifest.bytes_per_point()})
@@ -126,7 +126,7 @@ def test_a_fetch_that_may_outgrow_a_message_goes_in_several(points, client, conf
     assert same(found, Retriever(client, config, manifest, "keywords", count=3).neighbours(queries))
 
 
-def test_fusion_misses_only_who_is_first_in_one_list(points, make_retriever):
+def test_fusion_differs_from_the_full_lists_only_for_points_that_are_first_in_one(points, make_retriever):
     queries = [ask(point) for point in points]
     rankings = [make_retriever(criterion, count=118).choices(queries) for criterion in ("keywords", "dense")]
     fused = make_retriever("hybrid", count=3).choices(queries)
@@ -163,7 +163,7 @@ def test_equal_scores_are_ordered_by_id(store, manifest, make_points, make_retri
     assert several.ids == [sorted(point.id for point in twins)[:3]]
 
 
-def test_a_fused_neighbour_is_good_by_both_criteria(store, manifest, make_points, make_retriever):
+def test_a_fused_neighbour_ranks_high_by_both_criteria(store, manifest, make_points, make_retriever):
     store.ensure(manifest)
     asking, both, by_words, by_meaning, *others = make_points(40, per_document=1)
     near = asking.sentence + 0.1 * both.sentence / np.linalg.norm(both.sentence)
@@ -178,7 +178,7 @@ def test_a_fused_neighbour_is_good_by_both_criteria(store, manifest, make_points
     assert make_retriever("hybrid").neighbours([ask(asking)]).ids == [[both.id]]
 
 
-def test_one_query_alone_answers_as_in_a_batch(points, make_retriever):
+def test_a_query_alone_has_the_neighbours_that_it_has_in_a_batch(points, make_retriever):
     retriever = make_retriever("hybrid")
     batch = retriever.neighbours([ask(point) for point in points[:8]])
     alone = [retriever.neighbours([ask(point)]).ids[0] for point in points[:8]]
@@ -194,7 +194,7 @@ def test_an_empty_query_has_no_neighbour_and_is_live(points, make_retriever):
     assert found.ids[1]
 
 
-def test_own_points_come_with_the_neighbours(points, make_retriever, make_points):
+def test_own_points_are_read_with_the_neighbours(points, make_retriever, make_points):
     stranger = make_points(1, seed=5)[0]
     queries = [ask(points[0]), ask(stranger), ask(points[2])]
     found, own = make_retriever().neighbours_and_points(queries)
@@ -204,21 +204,21 @@ def test_own_points_come_with_the_neighbours(points, make_retriever, make_points
     assert found.ids == make_retriever().neighbours(queries).ids
 
 
-def test_own_points_come_without_any_criterion(points, make_retriever):
+def test_own_points_are_read_with_criterion_none(points, make_retriever):
     found, own = make_retriever("none").neighbours_and_points([ask(points[0])])
     assert found.rungs == ["null"]
     assert found.ids == [[]]
     assert own.ids == [[points[0].id]]
 
 
-def test_random_is_the_same_for_an_id_and_differs_by_seed(points, make_retriever):
+def test_random_neighbours_depend_on_id_and_seed_only(points, make_retriever):
     queries = [ask(point) for point in points]
     once = make_retriever("random", seed=1).neighbours(queries).ids
     assert once == make_retriever("random", seed=1).neighbours(queries[::-1]).ids[::-1]
     assert once != make_retriever("random", seed=2).neighbours(queries).ids
 
 
-def test_random_reaches_most_points_and_favours_none(points, make_retriever):
+def test_random_neighbours_are_spread_over_the_points(points, make_retriever):
     keywords = points[0].keywords
     queries = [Query(str(uuid.uuid5(uuid.NAMESPACE_URL, str(i))), keywords) for i in range(1200)]
     retriever = make_retriever("random")
@@ -230,7 +230,7 @@ def test_random_reaches_most_points_and_favours_none(points, make_retriever):
     assert max(drawn.values()) < 100
 
 
-def test_a_store_with_only_the_query_has_no_neighbour(store, manifest, make_points, make_retriever):
+def test_a_collection_of_the_query_alone_has_no_neighbour(store, manifest, make_points, make_retriever):
     store.ensure(manifest)
     point = make_points(1)[0]
     store.upsert([point])
@@ -241,7 +241,9 @@ def test_a_store_with_only_the_query_has_no_neighbour(store, manifest, make_poin
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_there_are_fewer_neighbours_where_the_store_has_fewer(store, manifest, make_points, make_retriever, criterion):
+def test_a_query_has_fewer_neighbours_where_the_store_has_fewer_points(
+    store, manifest, make_points, make_retriever, criterion
+):
     store.ensure(manifest)
     asking, *others = make_points(3, per_document=1)
     others = [dataclasses.replace(other, keywords=asking.keywords) for other in others]
@@ -260,7 +262,7 @@ def test_look_ups_are_counted_and_timed(points, make_retriever):
     assert 0 < retriever.lookup_ms < 5000
 
 
-def test_a_missing_collection_is_an_error_and_no_null_reference(make_retriever, make_points):
+def test_a_missing_collection_is_an_error_instead_of_a_null_reference(make_retriever, make_points):
     with pytest.raises(CollectionMissing):
         make_retriever().neighbours([ask(make_points(1)[0])])
 
@@ -272,7 +274,7 @@ def same(one, other):
     ) and (one.ids, one.texts, one.rungs) == (other.ids, other.texts, other.rungs)
 
 
-def test_a_kept_point_is_the_whole_point_and_is_not_fetched_again(points, client, make_retriever):
+def test_a_cached_point_is_complete_and_not_fetched_again(points, client, make_retriever):
     retriever = make_retriever(with_text=True)
     queries = [ask(point) for point in points[:20]]
     once = retriever.neighbours(queries)
@@ -282,7 +284,7 @@ def test_a_kept_point_is_the_whole_point_and_is_not_fetched_again(points, client
     assert retriever.counts["cache_hits"] == len({i for ids in once.ids for i in ids})
 
 
-def test_equal_queries_of_a_batch_are_asked_once(points, client, make_retriever):
+def test_equal_queries_of_a_batch_are_sent_once(points, client, make_retriever):
     searches = counted(client, "QueryBatch")
     found = make_retriever().neighbours(
         [ask(points[0]), ask(points[1]), ask(points[0]), ask(points[0], document=False)]
@@ -311,7 +313,7 @@ def counted(client, method):
 
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_planned_neighbours_are_the_live_ones(points, make_retriever, criterion, count):
+def test_precomputed_neighbours_equal_the_live_ones(points, make_retriever, criterion, count):
     queries = [ask(point) for point in points]
     live, live_own = make_retriever(criterion, count=count).neighbours_and_points(queries)
     choices = make_retriever(criterion, count=count).choices(queries)
@@ -320,7 +322,7 @@ def test_planned_neighbours_are_the_live_ones(points, make_retriever, criterion,
     assert same(own, live_own)
 
 
-def test_planned_neighbours_take_one_round_trip_and_then_none(points, client, make_retriever):
+def test_precomputed_neighbours_take_one_round_trip_and_then_none(points, client, make_retriever):
     retriever = make_retriever()
     choices = retriever.choices([ask(point) for point in points[:20]])
     searches, fetches = counted(client, "QueryBatch"), counted(client, "Get")
@@ -330,7 +332,7 @@ def test_planned_neighbours_take_one_round_trip_and_then_none(points, client, ma
     assert (len(searches), len(fetches)) == (0, 1)
 
 
-def test_a_planned_point_that_was_deleted_is_a_null_reference_and_counted(points, make_retriever):
+def test_a_precomputed_point_that_was_deleted_is_a_null_reference_and_counted(points, make_retriever):
     retriever = make_retriever()
     gone = Choice(str(uuid.UUID(int=5)), 1.0)
     found, _ = retriever.planned([[gone], [Choice(points[0].id, 0.5)], []])
@@ -340,7 +342,7 @@ def test_a_planned_point_that_was_deleted_is_a_null_reference_and_counted(points
     assert retriever.counts["missing"] == 1
 
 
-def test_the_neighbours_of_a_deleted_one_move_up(points, make_retriever):
+def test_the_neighbours_after_a_deleted_one_move_up(points, make_retriever):
     retriever = make_retriever(count=3)
     gone, first, last = Choice(str(uuid.UUID(int=5)), 3.0), Choice(points[0].id, 2.0), Choice(points[1].id, 1.0)
     found, _ = retriever.planned([[first, gone, last]])
@@ -349,7 +351,7 @@ def test_the_neighbours_of_a_deleted_one_move_up(points, make_retriever):
     assert found.ranks.max() == 1
 
 
-def test_several_neighbours_are_kept_for_when_the_store_is_slow(points, make_retriever):
+def test_several_neighbours_are_cached_for_a_slow_store(points, make_retriever):
     retriever = make_retriever(count=3)
     live = retriever.neighbours([ask(point) for point in points[:5]])
     retriever._deadline_s = 1e-6
@@ -359,7 +361,7 @@ def test_several_neighbours_are_kept_for_when_the_store_is_slow(points, make_ret
     assert np.array_equal(away.states[:5], live.states)
 
 
-def test_batches_in_flight_together_answer_as_one_after_the_other(points, make_retriever):
+def test_concurrent_batches_have_the_neighbours_of_sequential_ones(points, make_retriever):
     batches = [[ask(point) for point in points[start : start + 8]] for start in range(0, 120, 8)]
     retriever = make_retriever("hybrid")
     together = list(pipelined(retriever.neighbours, batches, in_flight=4))
@@ -367,7 +369,7 @@ def test_batches_in_flight_together_answer_as_one_after_the_other(points, make_r
     assert all(same(found, alone.neighbours(batch)) for found, batch in zip(together, batches, strict=True))
 
 
-def test_an_exact_look_up_asks_for_no_shortcut(points, client, make_retriever):
+def test_an_exact_look_up_uses_no_approximation(points, client, make_retriever):
     searches = counted(client, "QueryBatch")
     found = make_retriever("dense", exact=True).neighbours([ask(points[0])])
     assert searches[0].query_points[0].params.exact

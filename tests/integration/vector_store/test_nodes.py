@@ -33,7 +33,7 @@ def copies(tmp_path, manifest, make_points):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
-def test_look_ups_go_on_at_the_next_node_when_one_dies_or_hangs(copies, manifest, make_points, how):
+def test_look_ups_fail_over_to_the_next_node_when_one_dies_or_hangs(copies, manifest, make_points, how):
     folders, urls = copies
     config = StoreConfig(url=",".join(urls), cache_bytes=1, lookup_deadline_ms=2000)
     queries = [Query(point.id, point.keywords, point.sentence, point.document) for point in make_points(20)]
@@ -56,7 +56,7 @@ def test_look_ups_go_on_at_the_next_node_when_one_dies_or_hangs(copies, manifest
                 os.kill(victim, signal.SIGCONT)
 
 
-def test_writes_go_on_at_the_next_node_and_none_is_lost(copies, manifest, make_points):
+def test_writes_fail_over_to_the_next_node_and_none_is_lost(copies, manifest, make_points):
     folders, urls = copies
     config = StoreConfig(url=",".join(urls), upsert_bytes=2000, upserts_in_flight=3)
     points = make_points(200, seed=1)
@@ -73,7 +73,7 @@ def test_writes_go_on_at_the_next_node_and_none_is_lost(copies, manifest, make_p
         assert len(Store(client, config).existing([point.id for point in points[50:]])) == 150
 
 
-def test_when_every_node_is_away_it_is_said_with_all_addresses(manifest):
+def test_an_error_names_all_addresses_when_every_node_is_away(manifest):
     config = StoreConfig(url="http://127.0.0.1:1,http://127.0.0.1:2", write_deadline_s=0.5)
     with (
         connect(config, config.url) as client,

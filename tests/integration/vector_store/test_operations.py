@@ -46,7 +46,7 @@ def write_raw(client, config, message):
 
 
 @pytest.mark.parametrize("page", [1, 7, 256])
-def test_pages_bring_every_point_whole_in_the_order_of_ids(store, manifest, make_sound, page):
+def test_pages_contain_every_whole_point_in_the_order_of_ids(store, manifest, make_sound, page):
     store.ensure(manifest)
     points = {point.id: point for point in make_sound(40)}
     store.upsert(list(points.values()))
@@ -66,7 +66,7 @@ def test_pages_bring_every_point_whole_in_the_order_of_ids(store, manifest, make
             assert getattr(point, field) == getattr(written, field)
 
 
-def test_pages_can_be_those_of_one_document(store, manifest, make_sound):
+def test_pages_can_be_limited_to_one_document(store, manifest, make_sound):
     store.ensure(manifest)
     store.upsert(make_sound(40))
     assert {point.text for page in store.pages(where=("document", "d3")) for point in page} == {"text 6", "text 7"}
@@ -76,7 +76,7 @@ def test_pages_can_be_those_of_one_document(store, manifest, make_sound):
 # ---------------------------------------------------------------- verify
 
 
-def test_a_sound_memory_verifies(store, manifest, make_sound):
+def test_a_valid_memory_passes_verification(store, manifest, make_sound):
     store.ensure(manifest)
     store.upsert(make_sound(30))
     seen = []
@@ -140,7 +140,7 @@ def damaged(message, kind):
         ("a numbered id", "not a UUID"),
     ],
 )
-def test_verify_finds_each_damage_and_reads_on(store, client, config, manifest, make_sound, kind, reason):
+def test_verify_finds_each_damage_and_goes_on(store, client, config, manifest, make_sound, kind, reason):
     store.ensure(manifest)
     points = make_sound(12)
     store.upsert(points[1:])
@@ -154,7 +154,7 @@ def test_verify_finds_each_damage_and_reads_on(store, client, config, manifest, 
     assert re.search(reason, given), given
 
 
-def test_verify_counts_all_and_names_the_first(store, manifest, make_points):
+def test_verify_counts_all_bad_points_and_lists_the_first(store, manifest, make_points):
     store.ensure(manifest)
     store.upsert(make_points(25))  # their ids are hashes of something else
     found = verify(store)
@@ -168,11 +168,11 @@ def test_verify_counts_all_and_names_the_first(store, manifest, make_points):
 @pytest.mark.parametrize(
     ("where", "num_deleted"), [(("document", "d3"), 2), (("split", "test"), 10), (("source", "made up"), 30)]
 )
-def test_deleting_by_a_field_takes_exactly_its_points(store, manifest, make_sound, where, num_deleted):
+def test_deleting_by_a_field_deletes_exactly_its_points(store, manifest, make_sound, where, num_deleted):
     store.ensure(manifest)
     points = make_sound(30)
     store.upsert(points)
-    assert store.count_where(where) == num_deleted
+    assert store.count(where) == num_deleted
     assert store.delete(where) == num_deleted
     kept = {point.id for point in points if getattr(point, where[0]) != where[1]}
     assert {point.id for page in store.pages() for point in page} == kept
@@ -182,7 +182,7 @@ def test_deleting_by_a_field_takes_exactly_its_points(store, manifest, make_soun
 # ---------------------------------------------------------------- compare
 
 
-def test_memories_of_the_same_points_are_equal_however_they_were_written(store, other_store, manifest, make_sound):
+def test_memories_of_the_same_points_are_equal_in_any_order_of_writing(store, other_store, manifest, make_sound):
     points = make_sound(30)
     store.ensure(manifest)
     other_store.ensure(manifest.model_copy(update={"encoder": "/another/path/to/it"}))
@@ -193,7 +193,7 @@ def test_memories_of_the_same_points_are_equal_however_they_were_written(store, 
     assert found.num_equal == 30
 
 
-def test_compare_tells_what_is_missing_and_which_fields_differ(store, other_store, manifest, make_sound):
+def test_compare_reports_missing_points_and_differing_fields(store, other_store, manifest, make_sound):
     points = sorted(make_sound(30), key=lambda point: point.id)
     store.ensure(manifest)
     other_store.ensure(manifest.model_copy(update={"fingerprint": "f2", "bm25_b": 0.5}))
@@ -219,7 +219,7 @@ def test_compare_tells_what_is_missing_and_which_fields_differ(store, other_stor
     assert sum(seen) == 29
 
 
-def test_compare_names_a_point_that_it_cannot_read(store, other_store, client, config, manifest, make_sound):
+def test_compare_names_a_point_that_cannot_be_decoded(store, other_store, client, config, manifest, make_sound):
     points = make_sound(3)
     store.ensure(manifest)
     other_store.ensure(manifest)
@@ -240,7 +240,7 @@ def alias(client, config):
     client.call(client.collections.UpdateAliases, request, 10)
 
 
-def test_an_alias_is_switched_and_rolled_back_step_by_step(store, other_store, client, config, manifest, alias):
+def test_an_alias_is_promoted_and_rolled_back_version_by_version(store, other_store, client, config, manifest, alias):
     a, b = config.collection, f"{config.collection}-b"
     store.ensure(manifest)
     other_store.ensure(manifest)
@@ -254,7 +254,7 @@ def test_an_alias_is_switched_and_rolled_back_step_by_step(store, other_store, c
     assert Store(client, config.model_copy(update={"collection": alias})).manifest() == manifest
 
 
-def test_what_cannot_be_promoted_is_refused_and_the_alias_stays(store, other_store, client, config, manifest, alias):
+def test_a_refused_promotion_leaves_the_alias_unchanged(store, other_store, client, config, manifest, alias):
     a, b = config.collection, f"{config.collection}-b"
     store.ensure(manifest)
     other_store.ensure(manifest.model_copy(update={"fingerprint": "f2"}))
@@ -271,7 +271,7 @@ def test_what_cannot_be_promoted_is_refused_and_the_alias_stays(store, other_sto
         rollback(client, config, "none-such")
 
 
-def test_a_version_that_is_gone_cannot_be_rolled_back_to(store, other_store, client, config, manifest, alias):
+def test_rolling_back_to_a_deleted_version_is_refused(store, other_store, client, config, manifest, alias):
     store.ensure(manifest)
     other_store.ensure(manifest)
     promote(client, config, alias, config.collection)

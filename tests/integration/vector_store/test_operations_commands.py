@@ -54,7 +54,7 @@ def command(capsys):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_shows_an_example_of_itself(verb, capsys):
+def test_every_command_has_an_example_in_its_help(verb, capsys):
     assert set(EXAMPLES) == set(VERBS)
     with pytest.raises(SystemExit) as ended:
         main([verb, "--help"])
@@ -62,7 +62,7 @@ def test_every_verb_shows_an_example_of_itself(verb, capsys):
     assert f"python -m vector_store {verb} " in capsys.readouterr().out
 
 
-def test_verify_ends_with_2_where_a_point_is_bad(place, collections, command, make_points):
+def test_verify_exits_with_2_for_a_bad_point(place, collections, command, make_points):
     assert command("verify", place) == (0, "references: 12 points checked, 0 bad\n", "")
     bad = make_points(1, seed=5)[0]
     collections("references").upsert([bad])
@@ -76,7 +76,7 @@ def test_verify_ends_with_2_where_a_point_is_bad(place, collections, command, ma
     assert command("verify", place, "--collection", "second")[0] == 0
 
 
-def test_delete_only_counts_until_it_is_told_yes(place, collections, command):
+def test_delete_only_counts_without_yes(place, collections, command):
     code, shown, _ = command("delete", place, "--document", "d1")
     assert (code, shown) == (
         0, "would delete 2 points of references with document='d1'; add --yes to delete them\n",
@@ -88,17 +88,17 @@ def test_delete_only_counts_until_it_is_told_yes(place, collections, command):
 
 
 @pytest.mark.parametrize("words", [[], ["--source", "a", "--split", "b"]])
-def test_delete_wants_exactly_one_field(place, words, command):
+def test_delete_requires_exactly_one_field(place, words, command):
     with pytest.raises(SystemExit) as ended:
         command("delete", place, *words)
     assert ended.value.code == 2
 
 
-def test_a_memory_goes_out_and_in_again_and_compares_equal(place, collections, command, tmp_path):
+def test_an_exported_and_imported_memory_compares_equal(place, collections, command, tmp_path):
     code, shown, _ = command("export", place, tmp_path / "out", "--rows-per-file", "5")
     assert (code, shown) == (0, f"references: 12 points exported to 3 file(s) in {tmp_path / 'out'}\n")
     code, shown, _ = command("import", tmp_path / "out", place, "--collection", "third")
-    assert (code, shown) == (0, "third: 12 points read, 0 stored before, 12 written\n")
+    assert (code, shown) == (0, "third: 12 points read, 0 already stored, 12 written\n")
     assert command("compare", place, place, "--collection-b", "third") == (
         0, "12 points equal, 0 differing, 0 only in A, 0 only in B\n", "",
     )  # fmt: skip
@@ -108,13 +108,13 @@ def test_a_memory_goes_out_and_in_again_and_compares_equal(place, collections, c
     assert shown.startswith("10 points equal, 0 differing, 2 only in A, 0 only in B\n")
 
 
-def test_import_makes_the_store_it_is_to_fill(place, collections, command, tmp_path):
+def test_import_creates_the_store(place, collections, command, tmp_path):
     command("export", place, tmp_path / "out")
     assert command("import", tmp_path / "out", tmp_path / "new")[0] == 0
     assert command("compare", place, tmp_path / "new")[0] == 0
 
 
-def test_versions_are_promoted_shown_and_rolled_back(place, collections, command):
+def test_versions_are_promoted_listed_and_rolled_back(place, collections, command):
     assert command("aliases", place) == (0, "", "")
     assert command("promote", place, "live", "references")[1] == "live -> references  (before: none)\n"
     assert command("promote", place, "live", "second")[1] == "live -> second  (before: references)\n"
@@ -125,7 +125,7 @@ def test_versions_are_promoted_shown_and_rolled_back(place, collections, command
     assert "first version" in complaint
 
 
-def test_snapshots_are_made_listed_and_deleted(place, collections, command):
+def test_snapshots_are_created_listed_and_deleted(place, collections, command):
     code, shown, _ = command("snapshot", place)
     name = shown.split()[0]
     assert code == 0
@@ -156,7 +156,7 @@ def test_a_snapshot_is_restored_by_two_commands(collections, place, command, tmp
         (["restore", "{empty}", "{empty}/none.snapshot", "--collection", "x"], 2, "there is no snapshot"),
     ],
 )
-def test_bad_input_is_one_line_and_code_2(place, collections, command, tmp_path, words, code, complaint):
+def test_bad_input_gives_one_line_and_exit_code_2(place, collections, command, tmp_path, words, code, complaint):
     filled = [word.format(place=place, empty=tmp_path) for word in words]
     ended, _, said = command(*filled)
     assert ended == code
@@ -165,7 +165,7 @@ def test_bad_input_is_one_line_and_code_2(place, collections, command, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_server_that_is_not_there_is_code_3_in_a_process_of_its_own(tmp_path):
+def test_a_missing_server_gives_exit_code_3(tmp_path):
     (tmp_path / "x.snapshot").write_bytes(b"")
     ended = subprocess.run(
         [sys.executable, "-m", "vector_store", "restore", "http://127.0.0.1:6334", str(tmp_path / "x.snapshot"),

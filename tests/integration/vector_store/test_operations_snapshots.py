@@ -23,7 +23,7 @@ from vector_store.snapshots import (
 from vector_store.store import Store
 
 
-def test_a_snapshot_is_made_listed_and_deleted(store, client, config, manifest, make_points):
+def test_a_snapshot_is_created_listed_and_deleted(store, client, config, manifest, make_points):
     store.ensure(manifest)
     store.upsert(make_points(20))
     made = create_snapshot(client, config.collection)
@@ -38,7 +38,7 @@ def test_a_snapshot_is_made_listed_and_deleted(store, client, config, manifest, 
         create_snapshot(client, "none-such")
 
 
-def test_a_restored_snapshot_equals_the_memory_it_was_made_of(tmp_path, manifest, make_points):
+def test_a_restored_snapshot_equals_the_original_memory(tmp_path, manifest, make_points):
     config = StoreConfig()
     with embedded_server(tmp_path / "a") as url, connect(config, url) as client:
         store = Store(client, config)
@@ -56,7 +56,7 @@ def test_a_restored_snapshot_equals_the_memory_it_was_made_of(tmp_path, manifest
             assert compare(store, back).is_equal
 
 
-def test_a_store_that_has_just_been_used_is_restored_into_once_its_server_is_gone(tmp_path, manifest):
+def test_restoring_waits_for_the_server_of_a_store_that_was_just_used(tmp_path, manifest):
     config = StoreConfig()
     with embedded_server(tmp_path) as url, connect(config, url) as client:
         Store(client, config).ensure(manifest)
@@ -69,14 +69,14 @@ def test_a_store_that_has_just_been_used_is_restored_into_once_its_server_is_gon
         assert Store(client, config.model_copy(update={"collection": "again"})).manifest() == manifest
 
 
-def test_a_store_in_use_is_not_restored_into(tmp_path, monkeypatch):
+def test_restoring_into_a_store_in_use_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("vector_store.snapshots.LEAVING_S", 0.5)
     (tmp_path / "x.snapshot").write_bytes(b"anything")
     with embedded_server(tmp_path / "store"), pytest.raises(StoreError, match="is being served"):
         restore_directory(tmp_path / "store", "again", tmp_path / "x.snapshot")
 
 
-def test_a_snapshot_that_is_not_there_is_named(tmp_path):
+def test_a_missing_snapshot_file_is_named(tmp_path):
     with pytest.raises(StoreError, match=r"there is no snapshot .*gone\.snapshot"):
         restore_directory(tmp_path, "again", tmp_path / "gone.snapshot")
     with pytest.raises(StoreError, match=r"there is no snapshot .*gone\.snapshot"):
@@ -147,13 +147,13 @@ def test_a_server_is_sent_the_whole_snapshot_with_the_key(tmp_path, rest_port, m
     assert len(rest) < len(content) + 100
 
 
-def test_a_server_that_refuses_a_snapshot_is_quoted(tmp_path, rest_port):
+def test_a_servers_refusal_of_a_snapshot_is_quoted(tmp_path, rest_port):
     (tmp_path / "x.snapshot").write_bytes(b"no snapshot")
     with pytest.raises(StoreError, match=r"HTTP 400: .*this is no snapshot"):
         restore_server("http://127.0.0.1:6334", "refused", tmp_path / "x.snapshot", None, rest_port)
 
 
-def test_a_server_is_not_made_to_replace_a_collection(tmp_path, rest_port):
+def test_restoring_never_replaces_a_collection_of_a_server(tmp_path, rest_port):
     (tmp_path / "x.snapshot").write_bytes(b"a snapshot")
     with pytest.raises(StoreError, match="has a collection 'taken' already; restore under another name"):
         restore_server("http://127.0.0.1:6334", "taken", tmp_path / "x.snapshot", None, rest_port)

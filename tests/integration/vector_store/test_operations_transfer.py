@@ -65,7 +65,7 @@ def test_an_exported_memory_imports_equal(filled, target, tmp_path, rows_per_fil
     assert verify(target).num_bad == 0
 
 
-def test_points_without_a_sentence_vector_travel_too(store, target, manifest, make_points, tmp_path):
+def test_points_without_a_sentence_vector_are_exported_and_imported(store, target, manifest, make_points, tmp_path):
     store.ensure(manifest.model_copy(update={"dense_index": False}))
     store.upsert([dataclasses.replace(point, sentence=None) for point in make_points(5)])
     export_points(store, tmp_path / "out", 100)
@@ -73,7 +73,7 @@ def test_points_without_a_sentence_vector_travel_too(store, target, manifest, ma
     assert compare(store, target).is_equal
 
 
-def test_an_export_of_before_there_were_pairs_imports(store, target, manifest, make_points, tmp_path):
+def test_an_export_of_a_release_without_pairs_is_imported(store, target, manifest, make_points, tmp_path):
     store.ensure(manifest)
     store.upsert(make_points(4))
     (file,) = export_points(store, tmp_path / "out", 100).files
@@ -83,7 +83,7 @@ def test_an_export_of_before_there_were_pairs_imports(store, target, manifest, m
     assert compare(store, target).is_equal
 
 
-def test_int8_states_travel_in_the_very_bytes_that_are_stored(store, target, manifest, make_points, tmp_path):
+def test_int8_states_are_imported_as_the_stored_bytes(store, target, manifest, make_points, tmp_path):
     store.ensure(manifest.model_copy(update={"datatype": "int8"}))
     store.upsert(make_points(600))
     export_points(store, tmp_path / "out", 1000)
@@ -94,14 +94,14 @@ def test_int8_states_travel_in_the_very_bytes_that_are_stored(store, target, man
     assert out.column("states").to_pylist() == back.column("states").to_pylist()
 
 
-def test_an_empty_memory_travels(store, target, manifest, tmp_path):
+def test_an_empty_memory_is_exported_and_imported(store, target, manifest, tmp_path):
     store.ensure(manifest)
     assert export_points(store, tmp_path / "out", 100).files == []
     import_points(target, tmp_path / "out")
     assert target.manifest() == manifest
 
 
-def test_what_is_stored_with_a_collection_travels_but_for_its_versions(filled, target, tmp_path):
+def test_metadata_is_exported_and_imported_without_that_of_versions(filled, target, tmp_path):
     text = api.Value(string_value="AAEC")
     filled.merge_metadata({"projection_matrix": text, f"{PREVIOUS_OF}live": api.Value(string_value="older")})
     export_points(filled, tmp_path / "out", 1000)
@@ -109,7 +109,7 @@ def test_what_is_stored_with_a_collection_travels_but_for_its_versions(filled, t
     assert target.metadata() == {"projection_matrix": text}
 
 
-def test_the_files_are_plain_parquet_with_the_manifest_inside(filled, manifest, tmp_path):
+def test_the_files_are_plain_parquet_and_contain_the_manifest(filled, manifest, tmp_path):
     export_points(filled, tmp_path / "out", 1000)
     table = parquet.read_table(tmp_path / "out" / "points-00000.parquet")
     assert json.loads(table.schema.metadata[b"manifest"]) == manifest.model_dump()
@@ -119,7 +119,7 @@ def test_the_files_are_plain_parquet_with_the_manifest_inside(filled, manifest, 
     assert table.column("id").to_pylist() == sorted(table.column("id").to_pylist())
 
 
-def test_an_import_goes_on_where_it_ended(filled, target, manifest, tmp_path):
+def test_an_interrupted_import_can_be_continued(filled, target, manifest, tmp_path):
     export_points(filled, tmp_path / "out", 200)
     target.ensure(manifest)
     target.upsert([point for page in filled.pages() for point in page][:250])
@@ -129,7 +129,7 @@ def test_an_import_goes_on_where_it_ended(filled, target, manifest, tmp_path):
     assert compare(filled, target).is_equal
 
 
-def test_a_point_stored_already_stays_as_it_is(filled, target, manifest, tmp_path):
+def test_an_import_does_not_change_stored_points(filled, target, manifest, tmp_path):
     export_points(filled, tmp_path / "out", 1000)
     point = next(filled.pages(1))[0]
     target.ensure(manifest)
@@ -143,7 +143,7 @@ def test_a_point_stored_already_stays_as_it_is(filled, target, manifest, tmp_pat
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "empty", "flipped", "other rows"])
-def test_a_damaged_file_is_named_and_what_came_before_it_stays(filled, target, tmp_path, damage):
+def test_a_damaged_file_is_named_and_the_points_before_it_stay(filled, target, tmp_path, damage):
     export_points(filled, tmp_path / "out", 200)
     path = tmp_path / "out" / "points-00001.parquet"
     whole = path.read_bytes()
@@ -190,7 +190,7 @@ def test_an_unfinished_export_is_not_imported_and_can_be_started_again(filled, t
     assert compare(filled, target).is_equal
 
 
-def test_an_export_touches_no_folder_that_holds_something_else(filled, tmp_path):
+def test_an_export_refuses_a_folder_with_other_files(filled, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(StoreError, match=r"not empty .*thesis\.tex"):
         export_points(filled, tmp_path, 100)
@@ -219,7 +219,7 @@ def test_files_of_different_exports_are_not_mixed(filled, store, target, manifes
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"rows": 3}'])
-def test_a_manifest_that_is_none_is_named(target, tmp_path, content):
+def test_an_invalid_export_manifest_is_named(target, tmp_path, content):
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(StoreError, match=r"manifest\.json is not an export of this format"):
         read_export(tmp_path)

@@ -56,7 +56,7 @@ def restore(root, archive, collection="again"):
         restore_snapshot(root, collection, archive)
 
 
-def test_a_restored_collection_has_what_was_archived_and_takes_writes(tmp_path, archive):
+def test_a_restored_collection_has_the_archived_points_and_accepts_writes(tmp_path, archive):
     root = tmp_path / "to"
     restore(root, archive)
     catalogue = Catalogue(root)
@@ -71,7 +71,7 @@ def test_a_restored_collection_has_what_was_archived_and_takes_writes(tmp_path, 
     catalogue.close()
 
 
-def test_a_taken_name_is_refused(tmp_path, archive):
+def test_restoring_under_an_existing_name_is_refused(tmp_path, archive):
     root = tmp_path / "to"
     restore(root, archive)
     with pytest.raises(StoreError, match="has a collection or alias 'again' already"):
@@ -81,7 +81,7 @@ def test_a_taken_name_is_refused(tmp_path, archive):
         restore(root, archive, "other")
 
 
-def test_a_served_directory_is_not_restored_into(tmp_path):
+def test_restoring_into_a_served_directory_is_refused(tmp_path):
     with embedded_server(tmp_path), pytest.raises(StoreError, match="is being served"), offline(tmp_path):
         pass
 
@@ -136,7 +136,7 @@ def _of_a_link(archive, to):
         (lambda archive, to: None, "No such file"),
     ],
 )
-def test_a_spoiled_archive_is_refused_in_one_line_and_leaves_nothing(tmp_path, archive, spoil, complaint):
+def test_a_damaged_archive_is_refused_in_one_line_and_leaves_no_files(tmp_path, archive, spoil, complaint):
     spoiled, root = tmp_path / "spoiled", tmp_path / "to"
     spoil(archive, spoiled)
     with pytest.raises(StoreError, match=complaint) as caught:
@@ -146,13 +146,13 @@ def test_a_spoiled_archive_is_refused_in_one_line_and_leaves_nothing(tmp_path, a
     assert not (tmp_path / "evil").exists()
 
 
-def test_the_archive_is_as_described_and_small_on_disk(archive):
+def test_the_archive_matches_its_description_and_is_small_on_disk(archive):
     checksum = archive.with_name(archive.name + ".checksum").read_text()
     assert hashlib.sha256(archive.read_bytes()).hexdigest() == checksum
     assert archive.stat().st_blocks * 512 < 20 * 2**20 < archive.stat().st_size, "holes stay holes"
 
 
-def test_half_made_snapshots_go_away_at_the_next_start(archive):
+def test_unfinished_snapshots_are_removed_at_the_next_start(archive):
     (archive.parent / "x.copy" / "shard-0").mkdir(parents=True)
     shutil.copy(archive, archive.parent / "x.new")
     Snapshots(archive.parents[2])

@@ -25,7 +25,7 @@ def test_without_a_dense_index_there_is_no_dense_vector(store, manifest, make_po
         store.upsert(make_points(1))
 
 
-def test_ensuring_again_keeps_the_points(store, manifest, make_points):
+def test_ensure_keeps_an_existing_collections_points(store, manifest, make_points):
     store.ensure(manifest)
     store.upsert(make_points(5))
     store.ensure(manifest)
@@ -43,7 +43,7 @@ def test_another_manifest_is_refused_field_by_field_with_advice(store, manifest)
     assert "layer" not in message
 
 
-def test_a_missing_collection_is_missing(store):
+def test_a_missing_collection_raises_its_own_error(store):
     with pytest.raises(CollectionMissing):
         store.manifest()
     with pytest.raises(CollectionMissing):
@@ -58,7 +58,7 @@ def test_a_collection_without_a_manifest_is_a_mismatch(store, client, config):
         store.manifest()
 
 
-def test_points_are_fetched_as_written_and_missing_ones_are_masked(store, manifest, make_points):
+def test_points_are_fetched_as_written_and_rows_of_missing_ones_are_empty(store, manifest, make_points):
     store.ensure(manifest)
     points = make_points(20)
     assert store.upsert(points) == 20
@@ -73,7 +73,7 @@ def test_points_are_fetched_as_written_and_missing_ones_are_masked(store, manife
     assert store.fetch([points[0].id]).texts == [[None]]
 
 
-def test_existing_tells_which_ids_are_stored(store, manifest, make_points):
+def test_existing_returns_the_ids_that_are_stored(store, manifest, make_points):
     store.ensure(manifest)
     points = make_points(1500)
     store.upsert(points[:1200])
@@ -112,7 +112,7 @@ def test_batches_stay_under_the_byte_limit(client, config, manifest, make_points
     assert max(sizes) < limit * 1.1
 
 
-def test_one_bad_point_keeps_the_whole_call_out(store, manifest, make_points):
+def test_one_invalid_point_prevents_the_whole_upsert(store, manifest, make_points):
     store.ensure(manifest)
     points = make_points(10)
     points[9].states[:] = np.nan
@@ -121,7 +121,7 @@ def test_one_bad_point_keeps_the_whole_call_out(store, manifest, make_points):
     assert store.count() == 0
 
 
-def test_the_byte_estimate_is_near_the_truth(store, manifest, make_points):
+def test_the_byte_estimate_is_close_to_the_exact_size(store, manifest, make_points):
     store.ensure(manifest)
     assert store.bytes_estimate() == 0
     points = make_points(300)
@@ -130,7 +130,7 @@ def test_the_byte_estimate_is_near_the_truth(store, manifest, make_points):
     assert store.bytes_estimate() == pytest.approx(truth, rel=0.1)
 
 
-def test_deletion_says_whether_there_was_anything(store, manifest):
+def test_deleting_a_collection_returns_whether_it_existed(store, manifest):
     store.ensure(manifest)
     assert store.delete_collection()
     assert not store.delete_collection()

@@ -44,7 +44,7 @@ def capped(config):
     return config.model_copy(update={"max_document_frequency": 40})
 
 
-def test_the_tokens_of_more_points_than_the_limit_are_published_most_frequent_first(points, client, capped, manifest):
+def test_tokens_over_the_limit_are_published_most_frequent_first(points, client, capped, manifest):
     assert term_statistics.read(client, capped) is term_statistics.UNPUBLISHED
     surveyed = term_statistics.publish_term_statistics(client, capped)
     read = term_statistics.read(client, capped)
@@ -54,7 +54,7 @@ def test_the_tokens_of_more_points_than_the_limit_are_published_most_frequent_fi
     assert Store(client, capped).manifest() == manifest
 
 
-def test_a_sample_of_some_pages_estimates_the_whole(points, client, capped, monkeypatch):
+def test_a_sample_of_some_pages_estimates_the_whole_collection(points, client, capped, monkeypatch):
     monkeypatch.setattr(term_statistics, "SAMPLE_PAGE", 10)
     monkeypatch.setattr(term_statistics, "SAMPLE_POINTS", 60)
     statistics = term_statistics.survey(client, capped.model_copy(update={"max_document_frequency": 70}))
@@ -68,14 +68,14 @@ def test_a_collection_within_the_limit_is_not_read(points, client, config):
     assert (statistics.num_sampled, len(statistics.frequent)) == (0, 0)
 
 
-def test_surveying_again_replaces_what_was_published(points, client, capped, config):
+def test_surveying_again_replaces_the_published_statistics(points, client, capped, config):
     term_statistics.publish_term_statistics(client, capped)
     term_statistics.publish_term_statistics(client, config)
     assert len(term_statistics.read(client, config).frequent) == 0
 
 
 @pytest.mark.parametrize("criterion", ["keywords", "hybrid"])
-def test_frequent_tokens_no_longer_choose(points, client, capped, manifest, criterion):
+def test_frequent_tokens_are_not_searched_by(points, client, capped, manifest, criterion):
     """The query shares two frequent tokens with point 2, three seldom ones with point 1."""
     asking = Query("00000000-0000-4000-8000-000000000001", words(EVERYWHERE, OFTEN, 101, 301, 999), points[1].sentence)
     term_statistics.publish_term_statistics(client, capped)

@@ -16,7 +16,7 @@ def alerts():
     return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
 
 
-def test_each_alert_has_a_row_with_a_remedy_and_each_row_an_alert():
+def test_alerts_and_rows_of_remedies_match_one_to_one():
     text = (REPOSITORY / "docs" / "operations.md").read_text().split("## Alerts")[1]
     rows = re.findall(r"^\| (\w+) \| (.+?) \| (.+?) \|$", text, re.MULTILINE)
     named = [name for name, _, _ in rows if name != "alert"]
@@ -28,7 +28,7 @@ def series(name, values):
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
-def test_alerts_fire_when_they_should_and_not_otherwise(tmp_path):
+def test_alerts_fire_exactly_under_their_conditions(tmp_path):
     def case(alert, minutes, inputs, fires):
         found = next(rule for rule in alerts() if rule["alert"] == alert)
         expected = [{"exp_labels": found["labels"] | fires}] if fires is not None else []

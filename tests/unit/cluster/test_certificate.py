@@ -26,7 +26,7 @@ except StoreError as error:
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
-def test_the_stores_client_trusts_the_made_certificate_and_no_other(tmp_path):
+def test_the_client_trusts_the_generated_certificate_and_no_other(tmp_path):
     script = REPOSITORY / "cluster" / "qdrant-certificate.sh"
     for folder in ("made", "other"):
         subprocess.run([script, tmp_path / folder], check=True, capture_output=True)

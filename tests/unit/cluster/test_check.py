@@ -29,7 +29,7 @@ def test_this_checkout_passes(capsys):
     assert main(REPOSITORY) == 0, capsys.readouterr().out
 
 
-def test_a_part_that_is_gone_is_a_mistake(tmp_path, capsys):
+def test_a_missing_part_is_a_mistake(tmp_path, capsys):
     assert main(tmp_path) == 1
     assert f"{len(PARTS)} mistakes" in capsys.readouterr().out
 
@@ -46,7 +46,7 @@ def test_a_part_that_is_gone_is_a_mistake(tmp_path, capsys):
         ("FROM runtime AS gpu", "FORM runtime AS gpu", "unexpected"),
     ],
 )
-def test_a_broken_dockerfile(tmp_path, old, new, wanted):
+def test_a_mistake_in_the_dockerfile_is_found(tmp_path, old, new, wanted):
     found = dockerfile_mistakes(broken(tmp_path, "docker/Dockerfile", old, new))
     assert any(wanted in mistake for mistake in found), found
 
@@ -67,7 +67,7 @@ def test_a_broken_dockerfile(tmp_path, old, new, wanted):
         ("secrets: [grafana_password]", "secrets: [grafana_pass]", "wants the secret grafana_pass"),
     ],
 )
-def test_a_broken_compose_file(tmp_path, old, new, wanted):
+def test_a_mistake_in_the_compose_file_is_found(tmp_path, old, new, wanted):
     found = compose_mistakes(broken(tmp_path, "docker/compose.yaml", old, new))
     assert any(wanted in mistake for mistake in found), found
 
@@ -102,13 +102,13 @@ def test_a_broken_compose_file(tmp_path, old, new, wanted):
         ("monitors", "scheme: https", "scheme: tls", "'tls' is not one of"),
     ],
 )
-def test_a_broken_manifest(tmp_path, file, old, new, wanted):
+def test_a_mistake_in_a_manifest_is_found(tmp_path, file, old, new, wanted):
     path = broken(tmp_path, f"cluster/kubernetes/{file}.yaml", old, new)
     found = manifest_mistakes(path.parent)
     assert any(wanted in mistake and f"{file}" in mistake for mistake in found), found
 
 
-def test_broken_values_and_a_broken_launcher_file(tmp_path):
+def test_mistakes_in_chart_values_and_launcher_file_are_found(tmp_path):
     (found,) = values_mistakes(broken(tmp_path / "a", "cluster/qdrant-values.yaml", "replicaCount: 3", "replicas: 3"))
     assert "'replicas' was unexpected" in found
     found = launcher_mistakes(broken(tmp_path / "b", "cluster/ray-cluster.yaml", "max_workers: 24", "workers: 24"))
@@ -117,7 +117,7 @@ def test_broken_values_and_a_broken_launcher_file(tmp_path):
     assert len(found) == 2
 
 
-def test_broken_rules_and_dashboards(tmp_path):
+def test_mistakes_in_rules_and_dashboards_are_found(tmp_path):
     path = broken(tmp_path / "a", "cluster/alerts.yaml", "refbert_queued_texts) >", "refbert_queued_words >")
     (found,) = rule_mistakes(path)
     assert "is not PromQL" in found
@@ -129,13 +129,13 @@ def test_broken_rules_and_dashboards(tmp_path):
     assert found.endswith("nobody exports refbert_txts_total")
 
 
-def test_what_is_exported_is_what_the_code_exports():
+def test_exported_metrics_are_those_of_the_code():
     assert {"refbert_requests", "refbert_request_seconds", "ray_refbert_train_step", "ray_node_mem_used"} <= exported()
     assert "ray_serve_deployment_replica_starts" in exported()
     assert "ray_refbert_train_stride" not in exported()
 
 
-def test_rules_and_dashboards_become_resources_that_kubernetes_takes():
+def test_rules_and_dashboards_become_valid_kubernetes_resources():
     rules, *dashboards = resources("refbert", "monitoring")
     assert custom_mistakes("PrometheusRule", rules) == []
     assert rules["spec"] == yaml.safe_load((REPOSITORY / "cluster/alerts.yaml").read_text())

@@ -12,7 +12,7 @@ from tests.conftest import REPOSITORY
 EACH = ReferenceSize(stored_bytes=10_000, ram_bytes=HELD_BYTES)
 
 
-def test_a_small_memory_takes_three_nodes_and_two_shards_on_each():
+def test_a_small_memory_needs_three_nodes_with_two_shards_each():
     made = size(1_000_000, EACH)
     assert (made.nodes, made.shards) == (3, 6)
     data_gb = 10 * sizing.DISK_PER_STORED_BYTE
@@ -21,7 +21,7 @@ def test_a_small_memory_takes_three_nodes_and_two_shards_on_each():
 
 
 @pytest.mark.parametrize("references", [10**6, 10**7, 10**8, 10**9, 10**10])
-def test_no_limit_is_ever_exceeded_and_copies_fit_on_nodes(references):
+def test_no_limit_is_exceeded_and_every_copy_has_its_own_node(references):
     for replication in (1, 2, 3):
         made = size(references, EACH, replication=replication)
         assert made.shard_gb <= sizing.SHARD_GB
@@ -32,7 +32,7 @@ def test_no_limit_is_ever_exceeded_and_copies_fit_on_nodes(references):
         assert held_gb == pytest.approx(replication * references * 10_000 * sizing.DISK_PER_STORED_BYTE / 1e9)
 
 
-def test_memory_grows_with_what_a_reference_holds_and_disk_with_what_it_stores():
+def test_memory_and_disk_grow_with_the_size_of_a_reference():
     plain, dense = size(10**8, EACH), size(10**8, EACH._replace(ram_bytes=HELD_BYTES + 1792))
     more_gb = (dense.ram_gb - sizing.BASE_GB) * dense.nodes - (plain.ram_gb - sizing.BASE_GB) * plain.nodes
     assert more_gb == pytest.approx(2 * 10**8 * 1792 / 1e9)  # of two copies
@@ -46,7 +46,7 @@ def test_more_copies_than_nodes_are_refused():
         size(1000, EACH, nodes=2, replication=3)
 
 
-def test_the_command_measures_a_run_and_refuses_what_is_no_count(capsys, tmp_path, tiny_teacher_path):
+def test_the_command_measures_a_run_and_refuses_invalid_counts(capsys, tmp_path, tiny_teacher_path):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("".join(f"A text of some words, number {number}.\n" for number in range(50)))
     options = [f"corpus.path={corpus}", f"teacher.model={tiny_teacher_path}", "corpus.label_field=null"]
@@ -58,7 +58,7 @@ def test_the_command_measures_a_run_and_refuses_what_is_no_count(capsys, tmp_pat
     assert "give 1 or more" in capsys.readouterr().err
 
 
-def test_the_table_of_the_documentation_is_what_the_module_computes():
+def test_the_documented_table_equals_the_computed_one():
     text = (REPOSITORY / "docs" / "kubernetes.md").read_text()
     (shown,) = re.findall(r"<!-- sizing -->\n(.*?)\n<!-- end -->", text, re.DOTALL)
     given = re.match(r"(\d+) bytes per reference, (\d+) of memory; 2 copies:", shown)

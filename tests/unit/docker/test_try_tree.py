@@ -19,7 +19,7 @@ def try_tree():
     del sys.modules["try_tree"]
 
 
-def test_stages_arguments_and_continued_lines(try_tree):
+def test_stages_arguments_and_continued_lines_are_parsed(try_tree):
     text = "\n".join(
         [
             "# a comment",
@@ -43,14 +43,14 @@ def test_stages_arguments_and_continued_lines(try_tree):
     assert try_tree.filled("${BASE}/$X", {"BASE": "b", "X": "1"}) == "b/1"
 
 
-def test_every_instruction_of_the_dockerfile_is_one_it_knows(try_tree):
+def test_every_instruction_of_the_dockerfile_is_supported(try_tree):
     stages, _ = try_tree.stages((REPOSITORY / "docker" / "Dockerfile").read_text())
     words = {instruction.word for stage in stages.values() for instruction in stage.instructions}
     assert words <= {"ENV", "ARG", "USER", "WORKDIR", "RUN", "COPY"} | try_tree.NO_EFFECT
     assert {"cpu", "gpu"} <= stages.keys()
 
 
-def test_the_image_holds_the_code_and_nothing_that_a_checkout_gathers(try_tree):
+def test_the_image_contains_the_code_without_a_checkouts_other_files(try_tree):
     rules = [line for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
     held = {str(path) for path in try_tree.context_files(rules)}
     assert {"jobs/distill.py", "jobs/configs/quickstart.yaml", "pyproject.toml", "docker/healthy.py"} <= held
@@ -60,7 +60,7 @@ def test_the_image_holds_the_code_and_nothing_that_a_checkout_gathers(try_tree):
     assert not [name for name in held if name.startswith("cluster/check") or "secrets" in name]
 
 
-def test_local_paths_of_pips_settings_are_moved_to_where_a_stage_sees_them(try_tree, tmp_path):
+def test_local_paths_in_pips_settings_are_mapped_into_the_stage(try_tree, tmp_path):
     index = tmp_path / "simple"
     index.mkdir()
     given = {

@@ -53,7 +53,7 @@ def test_an_unquoted_null_among_the_arms_is_the_arm_of_that_name():
         ("train.max_failures=-2", "train.max_failures=-2: Input should be greater than or equal to -1"),
         ("train.global_batch=33", "global_batch=33 is not a multiple of micro_batch x num_workers = 32 x 1"),
         ("ingest={num_encoders: 4, max_encoders: 2}", "max_encoders=2 is below num_encoders=4"),
-        ("store.shard_number=4", "store.shard_number=4 wants a Qdrant cluster"),
+        ("store.shard_number=4", "store.shard_number=4 needs a Qdrant cluster"),
         ("train.steps.more=1", "steps is a value|train.steps"),
         ("references.criterion=dense", "needs references.dense_index=true"),
         ("references={criterion: mine.make, plan: true}", "plan=true needs a built-in criterion, found mine.make"),

@@ -1,9 +1,9 @@
-"""A dead store rests: longer each time, however many look-ups were in flight when it failed."""
+"""The circuit breaker opens after a failure, for longer each time, however many look-ups failed together."""
 
 import pytest
 
 from vector_store import breaker
-from vector_store.breaker import LONGEST_REST_S, SHORTEST_REST_S, Breaker
+from vector_store.breaker import LONGEST_OPEN_S, SHORTEST_OPEN_S, CircuitBreaker
 from vector_store.errors import StoreUnavailable
 
 GONE = StoreUnavailable("gone")
@@ -17,33 +17,33 @@ def clock(monkeypatch):
 
 
 def test_look_ups_that_fail_together_count_as_one_failure(clock):
-    tested = Breaker()
+    tested = CircuitBreaker()
     for _ in range(3):
         tested.failed(GONE)
-    assert not tested.lets_through()
-    clock[0] += SHORTEST_REST_S
-    assert tested.lets_through()
+    assert tested.is_open()
+    clock[0] += SHORTEST_OPEN_S
+    assert not tested.is_open()
 
 
-def test_rests_grow_up_to_the_longest_and_shrink_after_a_success(clock):
-    tested = Breaker()
+def test_the_breaker_opens_for_longer_each_time_up_to_a_limit_until_a_success(clock):
+    tested = CircuitBreaker()
     for _ in range(10):
         tested.failed(GONE)
-        clock[0] += LONGEST_REST_S
+        clock[0] += LONGEST_OPEN_S
     tested.failed(GONE)
-    clock[0] += LONGEST_REST_S - 0.1
-    assert not tested.lets_through()
+    clock[0] += LONGEST_OPEN_S - 0.1
+    assert tested.is_open()
     clock[0] += 0.1
-    assert tested.lets_through()
+    assert not tested.is_open()
     tested.succeeded()
     tested.failed(GONE)
-    clock[0] += SHORTEST_REST_S
-    assert tested.lets_through()
+    clock[0] += SHORTEST_OPEN_S
+    assert not tested.is_open()
 
 
-def test_a_store_that_somebody_saw_answer_is_asked_at_once(clock):
-    tested = Breaker()
+def test_a_reset_closes_the_breaker_at_once(clock):
+    tested = CircuitBreaker()
     tested.failed(GONE)
-    assert not tested.lets_through()
+    assert tested.is_open()
     tested.reset()
-    assert tested.lets_through()
+    assert not tested.is_open()

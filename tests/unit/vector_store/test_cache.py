@@ -17,7 +17,7 @@ def budget(num_points: int) -> int:
     return int(num_points * (STATES_BYTES + POINT_OVERHEAD_BYTES) / (1 - ANSWERS_SHARE)) + ANSWER_BYTES
 
 
-def test_the_longest_unused_point_is_dropped_first():
+def test_the_least_recently_used_point_is_evicted_first():
     cache = NeighbourCache(budget(2))
     cache.keep_points([point("a"), point("b")])
     assert set(cache.points(["a", "b"])) == {"a", "b"}
@@ -26,7 +26,7 @@ def test_the_longest_unused_point_is_dropped_first():
     assert set(cache.points("abc")) == {"a", "c"}
 
 
-def test_keeping_the_same_point_again_takes_no_more_of_the_budget():
+def test_adding_a_point_again_takes_no_more_of_the_budget():
     cache = NeighbourCache(budget(2))
     cache.keep_points([point("a")])
     for _ in range(50):
@@ -34,13 +34,13 @@ def test_keeping_the_same_point_again_takes_no_more_of_the_budget():
     assert set(cache.points("ab")) == {"a", "b"}
 
 
-def test_a_point_larger_than_the_budget_is_not_kept():
+def test_a_point_larger_than_the_budget_is_not_cached():
     cache = NeighbourCache(1)
     cache.keep_points([point("a")])
     assert not cache.points(["a"])
 
 
-def test_the_longest_unused_answer_is_forgotten_first():
+def test_the_least_recently_used_answer_is_evicted_first():
     cache = NeighbourCache(int(2 * ANSWER_BYTES / ANSWERS_SHARE))
     cache.keep_answers([("p", [Choice("a", 1.0)]), ("q", [Choice("b", 2.0)])])
     cache.answer("p")

@@ -41,13 +41,13 @@ def client():
 
 
 @pytest.mark.parametrize("code", ["UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED"])
-def test_a_transient_failure_is_tried_again(client, code):
+def test_a_transient_failure_is_retried(client, code):
     method = stub(Failure(grpc.StatusCode[code]), Failure(grpc.StatusCode[code]), "answer")
     assert client.call(method, object(), deadline_s=10) == "answer"
     assert len(method.timeouts) == 3
 
 
-def test_every_attempt_carries_the_key_and_fits_the_deadline(client):
+def test_every_attempt_sends_the_key_and_fits_the_deadline(client):
     method = stub("answer")
     client.call(method, object(), deadline_s=2)
     assert method.metadata == (("api-key", "secret"),)
@@ -71,7 +71,7 @@ def test_a_slow_attempt_leaves_time_for_another(client):
         ("UNIMPLEMENTED", StoreError),
     ],
 )
-def test_a_refusal_is_not_tried_again_and_has_its_own_error(client, code, kind):
+def test_other_statuses_are_not_retried_and_raise_their_own_error(client, code, kind):
     method = stub(Failure(grpc.StatusCode[code], "because"))
     with pytest.raises(kind) as caught:
         client.call(method, api.CountPoints(), deadline_s=10)
@@ -79,7 +79,7 @@ def test_a_refusal_is_not_tried_again_and_has_its_own_error(client, code, kind):
     assert "CountPoints" in str(caught.value)
 
 
-def test_a_message_over_the_limit_is_not_tried_again(client):
+def test_a_message_over_the_limit_is_not_retried(client):
     details = "Received message larger than max (9 vs. 4)"
     method = stub(Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, details))
     with pytest.raises(InvalidPoint, match=r"raise store\.message_bytes"):
@@ -93,7 +93,7 @@ def test_a_dead_port_is_unavailable_after_the_deadline_and_not_much_later(client
     assert time.monotonic() - started < 2
 
 
-def test_asking_makes_one_attempt_each(client):
+def test_ask_makes_one_attempt_for_each_request(client):
     started = time.monotonic()
     with pytest.raises(StoreUnavailable):
         client.ask(client.points.Count, [api.CountPoints(collection_name="x")] * 3, deadline_s=5)
@@ -101,12 +101,12 @@ def test_asking_makes_one_attempt_each(client):
 
 
 @pytest.mark.parametrize("url", ["embedded", "localhost:6334", "http://"])
-def test_only_a_resolved_address_is_connected_to(url):
+def test_connect_refuses_what_is_not_the_url_of_a_server(url):
     with pytest.raises(StoreError, match="wanted http"):
         connect(SimpleNamespace(message_bytes=1, api_key_env="X"), url)
 
 
-def test_the_key_comes_from_the_environment(monkeypatch):
+def test_the_key_is_read_from_the_environment(monkeypatch):
     monkeypatch.setenv("SOME_KEY", "from env")
     method = stub("answer")
     with connect(StoreConfig(api_key_env="SOME_KEY"), DEAD_URL) as client:
@@ -114,7 +114,7 @@ def test_the_key_comes_from_the_environment(monkeypatch):
     assert method.metadata == (("api-key", "from env"),)
 
 
-def test_a_client_used_after_a_fork_says_so_and_does_not_hang(tmp_path):
+def test_a_client_used_after_a_fork_raises_instead_of_hanging(tmp_path):
     with connect(StoreConfig(), "http://127.0.0.1:1") as client:
         said = tmp_path / "said"
         child = os.fork()

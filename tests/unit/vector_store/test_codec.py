@@ -16,7 +16,7 @@ def decode(message, manifest):
     return found
 
 
-def test_a_point_comes_back_bit_for_bit_and_padded(manifest, make_point):
+def test_a_decoded_point_is_equal_bit_for_bit_and_padded(manifest, make_point):
     point = make_point()
     found = decode(encode(point, "float16"), manifest)
     assert np.array_equal(found.states[1, :5], point.states)
@@ -26,7 +26,7 @@ def test_a_point_comes_back_bit_for_bit_and_padded(manifest, make_point):
     assert (found.ids, found.texts) == ([[], [point.id]], [[], ["a tëxt"]])
 
 
-def test_a_pair_comes_back_as_a_pair_and_a_single_text_has_no_second(manifest, make_point):
+def test_a_pair_is_decoded_as_a_pair_and_a_single_text_as_one(manifest, make_point):
     pair = encode(make_point(text=("a tëxt", "its second")), "float16")
     assert decode(pair, manifest).texts == [[], [("a tëxt", "its second")]]
     assert "text_pair" not in encode(make_point(), "float16").payload
@@ -34,7 +34,7 @@ def test_a_pair_comes_back_as_a_pair_and_a_single_text_has_no_second(manifest, m
         check(make_point(text=("a tëxt", 5)), manifest)
 
 
-def test_other_rows_stay_untouched(manifest, make_point):
+def test_decoding_into_a_row_leaves_other_rows_unchanged(manifest, make_point):
     found = decode(encode(make_point(), "float16"), manifest)
     assert not found.mask[0].any()
     assert not found.states[0].any()
@@ -47,7 +47,7 @@ def test_states_that_are_not_contiguous_are_packed_in_order(manifest, make_point
     assert np.array_equal(found.states[1, :5], states)
 
 
-def test_int8_states_come_back_within_half_a_step_of_their_row():
+def test_int8_states_are_unpacked_within_half_a_quantization_step():
     states = np.random.default_rng(0).standard_normal((50, 384)).astype(np.float16) * np.float16(3)
     back = unpack_states(pack_states(states, "int8"), 384, "int8")
     step = np.abs(states).max(1, keepdims=True).astype(np.float32) / 127
@@ -66,7 +66,7 @@ def test_int8_keeps_extreme_rows_finite_and_signed(value):
     assert not back[0].any()
 
 
-def test_an_int8_point_comes_back_through_its_message(manifest, make_point):
+def test_an_int8_point_is_decoded_from_its_message(manifest, make_point):
     point, int8 = make_point(), manifest.model_copy(update={"datatype": "int8"})
     found = decode(encode(point, "int8"), int8)
     np.testing.assert_allclose(found.states[1, :5], point.states, atol=0.02)
@@ -74,7 +74,7 @@ def test_an_int8_point_comes_back_through_its_message(manifest, make_point):
         decode(encode(make_point(states=np.ones((5, 3), np.float16)), "int8"), manifest)
 
 
-def test_vectors_are_written_under_their_names(make_point):
+def test_vectors_are_encoded_under_their_names(make_point):
     vectors = encode(make_point(), "float16").vectors.vectors.vectors
     assert list(vectors["keywords"].sparse.indices) == [7, 9]
     assert list(vectors["keywords"].sparse.values) == [1.0, 0.5]
@@ -103,12 +103,12 @@ def sparse(indices, values):
         ({"sentence": np.array([1, 2, 3, np.inf], np.float32)}, "sentence vector holds NaN"),
     ],
 )
-def test_a_bad_point_is_refused_by_name_and_reason(manifest, make_point, changes, complaint):
+def test_an_invalid_point_is_refused_with_its_id_and_the_reason(manifest, make_point, changes, complaint):
     with pytest.raises(InvalidPoint, match=complaint):
         check(make_point(**changes), manifest)
 
 
-def test_a_good_point_passes(manifest, make_point):
+def test_a_valid_point_is_accepted(manifest, make_point):
     check(make_point(), manifest)
 
 
@@ -173,14 +173,14 @@ def test_decode_is_the_inverse_of_encode(manifest, make_point, changes, flat):
     assert np.array_equal(found.keywords.values, point.keywords.values)
 
 
-def test_a_vector_that_the_store_leaves_out_is_empty_or_none(manifest, make_point):
+def test_a_vector_that_the_store_leaves_out_is_decoded_as_empty_or_none(manifest, make_point):
     answer = api.RetrievedPoint(id=encode(make_point(), "float16").id, payload=encode(make_point(), "float16").payload)
     found = decode_point(answer, manifest)
     assert len(found.keywords.indices) == len(found.keywords.values) == 0
     assert found.sentence is None
 
 
-def test_keywords_that_repeat_or_are_not_finite_are_found_in_what_is_stored(manifest, make_point):
+def test_stored_keywords_that_repeat_or_are_not_finite_are_refused(manifest, make_point):
     for keywords, complaint in ((sparse([1, 1], [1, 1]), "repeat"), (sparse([1], [np.inf]), "keywords hold NaN")):
         found = decode_point(stored(encode(make_point(keywords=keywords), "float16")), manifest)
         with pytest.raises(InvalidPoint, match=complaint) as caught:
@@ -198,7 +198,7 @@ def test_keywords_that_repeat_or_are_not_finite_are_found_in_what_is_stored(mani
         ("text_pair", api.Value(integer_value=5), "payload field 'text_pair' holds a integer, wanted a string"),
     ],
 )
-def test_payload_of_another_kind_is_refused_with_the_reason(manifest, make_point, field, value, reason):
+def test_payload_of_another_type_is_refused_with_the_reason(manifest, make_point, field, value, reason):
     answer = stored(encode(make_point(text=("a", "b")), "float16"))
     del answer.payload[field]
     if value is not None:
@@ -208,7 +208,7 @@ def test_payload_of_another_kind_is_refused_with_the_reason(manifest, make_point
     assert caught.value.reason == reason
 
 
-def test_int8_states_that_were_unpacked_pack_into_the_same_bytes():
+def test_unpacked_int8_states_are_packed_into_the_same_bytes():
     largest = np.arange(0x7C00, dtype=np.uint16).view(np.float16)  # every float16 there is, as a row's largest value
     states = np.random.default_rng(0).uniform(-1, 1, (len(largest), 8)) * largest[:, None].astype(np.float32)
     states[:, 0] = largest

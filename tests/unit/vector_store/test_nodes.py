@@ -10,7 +10,7 @@ from vector_store.nodes import Nodes, first_node, is_this_machine
 NODES = ("http://a:6334", "http://b:6334", "http://c:6334")
 
 
-def test_workers_of_a_job_are_spread_over_the_nodes_by_rank():
+def test_workers_of_a_job_are_distributed_over_the_nodes_by_rank():
     assert [first_node(NODES, rank, is_here=lambda _: False) for rank in range(6)] == [0, 1, 2, 0, 1, 2]
 
 
@@ -26,7 +26,7 @@ def test_clients_without_a_rank_take_turns():
     ("host", "is_here"),
     [("127.0.0.1", True), ("localhost", True), ("192.0.2.1", False), ("no.such.host.invalid", False)],
 )
-def test_this_machine_is_told_from_others(host, is_here):
+def test_addresses_of_this_machine_are_recognized(host, is_here):
     assert is_this_machine(host) is is_here
 
 
@@ -40,7 +40,7 @@ class Failure(grpc.RpcError):
     [("UNAVAILABLE", True), ("DEADLINE_EXCEEDED", True), ("CANCELLED", True), ("NOT_FOUND", False)],
     ids=["dead", "stuck", "shutting down", "refusing"],
 )
-def test_a_node_that_is_away_is_left_for_the_next(code, is_left):
+def test_calls_fail_over_from_a_node_that_is_away(code, is_left):
     def fail(request):
         raise Failure(code)
 

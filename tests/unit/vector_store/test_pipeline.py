@@ -8,7 +8,7 @@ import pytest
 from vector_store.pipeline import pipelined
 
 
-def test_results_come_in_order_while_calls_overlap():
+def test_results_keep_their_order_while_calls_overlap():
     both = threading.Barrier(2)
 
     def call(item):
@@ -19,7 +19,7 @@ def test_results_come_in_order_while_calls_overlap():
     assert list(pipelined(call, range(8))) == [-item for item in range(8)]
 
 
-def test_items_are_taken_no_further_ahead_than_calls_are_in_flight():
+def test_items_are_read_only_for_the_calls_in_flight():
     taken = []
 
     def items():
@@ -33,7 +33,7 @@ def test_items_are_taken_no_further_ahead_than_calls_are_in_flight():
     results.close()
 
 
-def test_the_first_error_ends_it():
+def test_the_first_error_is_raised():
     def call(item):
         if item == 1:
             raise ValueError("one")

@@ -34,7 +34,7 @@ def test_a_dead_store_gives_null_references_and_no_error(dead, manifest, criteri
     assert retriever.counts == {"live": 0, "cached": 0, "null": 3, "cache_hits": 0, "missing": 0}
 
 
-def test_a_dead_store_costs_no_deadline_on_every_look_up(dead, manifest):
+def test_not_every_look_up_waits_for_a_dead_store(dead, manifest):
     retriever = Retriever(dead, StoreConfig(), manifest, "keywords")
     retriever.neighbours(queries(1))
     started = time.monotonic()
@@ -44,7 +44,7 @@ def test_a_dead_store_costs_no_deadline_on_every_look_up(dead, manifest):
     assert retriever.lookup_ms < 50
 
 
-def test_no_criterion_asks_nobody(manifest):
+def test_criterion_none_calls_no_store(manifest):
     class Untouchable:
         pass
 
@@ -64,7 +64,7 @@ def test_dense_criteria_need_a_sentence_vector(dead, manifest):
         Retriever(dead, StoreConfig(), manifest, "dense").neighbours(queries(1))
 
 
-def test_planned_choices_of_a_dead_store_are_null_references_and_no_error(dead, manifest):
+def test_precomputed_choices_of_a_dead_store_give_null_references_and_no_error(dead, manifest):
     retriever = Retriever(dead, StoreConfig(), manifest, "keywords")
     found, own = retriever.planned([[Choice(queries(1)[0].id, 1.0)], []], [queries(1)[0].id])
     assert found.rungs == ["null", "null"]
@@ -72,6 +72,6 @@ def test_planned_choices_of_a_dead_store_are_null_references_and_no_error(dead, 
     assert found.ids == [[], []]
 
 
-def test_making_a_plan_from_a_dead_store_is_an_error(dead, manifest):
+def test_precomputing_choices_from_a_dead_store_is_an_error(dead, manifest):
     with pytest.raises(StoreUnavailable):
         Retriever(dead, StoreConfig(write_deadline_s=0.2), manifest, "keywords").choices(queries(2))

@@ -29,18 +29,18 @@ def test_a_url_may_name_the_nodes_of_a_cluster():
         ({"lookup_deadline_ms": 0}, "greater than 0"),
         ({"timeout": 1}, "Extra inputs"),
         ({"url": "http://a:1,b:2"}, "neither `embedded` nor"),
-        ({"shard_number": 4}, "store.shard_number=4 wants a Qdrant cluster"),
-        ({"replication_factor": 2}, "store.replication_factor=2 wants a Qdrant cluster"),
+        ({"shard_number": 4}, "store.shard_number=4 needs a Qdrant cluster"),
+        ({"replication_factor": 2}, "store.replication_factor=2 needs a Qdrant cluster"),
         (
             {"url": "http://a:1", "replication_factor": 2, "write_consistency_factor": 3},
-            "store.write_consistency_factor=3 wants 3 copies of each shard, replication_factor is 2",
+            "store.write_consistency_factor=3 needs 3 copies of each shard, replication_factor is 2",
         ),
-        ({"url": "http://a:1", "read_fan_out_factor": 1}, "wants 2 copies of each shard"),
-        ({"url": "http://a:1", "read_consistency": 2}, "wants 2 copies of each shard"),
+        ({"url": "http://a:1", "read_fan_out_factor": 1}, "needs 2 copies of each shard"),
+        ({"url": "http://a:1", "read_consistency": 2}, "needs 2 copies of each shard"),
         ({"read_consistency": "most"}, "majority"),
     ],
 )
-def test_bad_fields_are_named(fields, complaint):
+def test_invalid_fields_are_named(fields, complaint):
     with pytest.raises(ValidationError, match=complaint):
         StoreConfig(**fields)
 

@@ -32,6 +32,6 @@ def test_a_query_keeps_its_rare_tokens_and_at_least_its_rarest(tokens, kept):
     assert cut.values.tolist() == [weights[token] for token in kept]
 
 
-def test_without_statistics_nothing_is_left_out():
+def test_without_statistics_no_token_is_left_out():
     whole = query(1, 3, 7, 9, 11)
     assert UNPUBLISHED.cut(whole) is whole

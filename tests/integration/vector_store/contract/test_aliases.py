@@ -38,7 +38,7 @@ def second(filled):
     filled.delete_collection(name)
 
 
-def test_every_call_takes_an_alias_for_its_collection(filled):
+def test_every_call_accepts_an_alias_of_the_collection(filled):
     filled.update_collection_aliases([create_alias("current")])
     assert filled.count("current").count == 10
     filled.upsert("current", [models.PointStruct(id=70, vector={}, payload={"n": 70})])
@@ -71,7 +71,7 @@ def test_aliases_are_listed_renamed_and_deleted(filled, second):
     assert "z" not in [collection.name for collection in filled.get_collections().collections]
 
 
-def test_an_alias_is_pointed_elsewhere_and_back(filled, second):
+def test_an_alias_is_switched_to_another_collection_and_back(filled, second):
     filled.update_collection_aliases([create_alias("current")])
     filled.update_collection_aliases([create_alias("current", second)])
     assert filled.count("current").count == 1
@@ -125,7 +125,7 @@ def test_a_collection_is_not_created_under_an_aliass_name(filled):
     assert filled.count("current").count == 10
 
 
-def test_calls_go_on_while_an_alias_is_switched(filled, second, client):
+def test_calls_succeed_while_an_alias_is_switched(filled, second, client):
     """Each answer is whole and from one of the two collections; none is an error."""
     filled.update_collection_aliases([create_alias("current")])
     count = api.CountPoints(collection_name="current", exact=True)

@@ -12,7 +12,7 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 from tests.integration.vector_store.contract.collection import NAME, VECTORS, group, ids
 
 
-def test_a_collection_tells_its_settings_and_metadata(filled):
+def test_a_collections_settings_and_metadata_are_returned(filled):
     info = filled.get_collection(NAME)
     assert info.status == models.CollectionStatus.GREEN
     assert info.points_count == 10
@@ -36,12 +36,12 @@ def test_collections_are_listed_found_and_deleted(filled):
     assert NAME not in [collection.name for collection in filled.get_collections().collections]
 
 
-def test_a_collection_made_twice_already_exists(filled):
+def test_creating_a_collection_twice_is_already_exists(filled):
     with pytest.raises((grpc.RpcError, UnexpectedResponse), match="already exists"):
         filled.create_collection(NAME, vectors_config=VECTORS)
 
 
-def test_a_deleted_name_may_be_used_again_and_is_empty(filled):
+def test_a_deleted_collection_can_be_created_again_and_is_empty(filled):
     filled.delete_collection(NAME)
     filled.create_collection(NAME, vectors_config=VECTORS)
     assert filled.count(NAME).count == 0
@@ -54,7 +54,7 @@ def test_a_missing_collection_is_not_found_by_name(official):
     assert "`nowhere` doesn't exist" in caught.value.details()
 
 
-def test_one_unnamed_vector_works_too(official):
+def test_a_collection_may_have_one_unnamed_vector(official):
     name = f"plain-{uuid.uuid4()}"
     official.create_collection(name, vectors_config=models.VectorParams(size=2, distance=models.Distance.DOT))
     official.upsert(name, [models.PointStruct(id=i, vector=[float(i), 1.0]) for i in range(3)])
@@ -63,7 +63,7 @@ def test_one_unnamed_vector_works_too(official):
     official.delete_collection(name)
 
 
-def test_payload_indexes_come_and_go(filled):
+def test_payload_indexes_are_created_and_deleted(filled):
     filled.create_payload_index(NAME, "group", models.PayloadSchemaType.KEYWORD, wait=True)
     assert filled.get_collection(NAME).payload_schema["group"].data_type == models.PayloadSchemaType.KEYWORD
     assert filled.count(NAME, count_filter=group("a")).count == 5
@@ -71,7 +71,7 @@ def test_payload_indexes_come_and_go(filled):
     assert "group" not in filled.get_collection(NAME).payload_schema
 
 
-def test_indexing_is_switched_off_and_on_and_shown(filled):
+def test_indexing_can_be_switched_off_and_on_and_is_shown(filled):
     filled.update_collection(NAME, optimizers_config=models.OptimizersConfigDiff(indexing_threshold=0))
     info = filled.get_collection(NAME)
     assert info.config.optimizer_config.indexing_threshold == 0
@@ -81,7 +81,7 @@ def test_indexing_is_switched_off_and_on_and_shown(filled):
     assert filled.get_collection(NAME).config.optimizer_config.indexing_threshold == 20_000
 
 
-def test_hnsw_options_are_changed_and_shown(filled):
+def test_hnsw_options_can_be_changed_and_are_shown(filled):
     filled.update_collection(NAME, hnsw_config=models.HnswConfigDiff(m=24))
     config = filled.get_collection(NAME).config.hnsw_config
     assert (config.m, config.ef_construct) == (24, 100)

@@ -11,7 +11,7 @@ from tests.integration.vector_store.contract.collection import NAME, group, ids
 from vector_store.errors import InvalidPoint
 
 
-def test_points_come_back_whole(filled):
+def test_points_are_read_as_written(filled):
     (point,) = filled.retrieve(NAME, [3], with_payload=True, with_vectors=True)
     assert point.payload == {"group": "b", "n": 3, "nested": {"list": [3, None, True, 0.5, "x"]}}
     assert np.isclose(np.linalg.norm(point.vector["dense"]), 1), "cosine normalises on upload"
@@ -19,7 +19,7 @@ def test_points_come_back_whole(filled):
     assert dict(zip(point.vector["words"].indices, point.vector["words"].values, strict=True)) == {3: 1.0, 100: 0.5}
 
 
-def test_selectors_choose_payload_and_vectors(filled):
+def test_selectors_choose_payload_fields_and_vectors(filled):
     (point,) = filled.retrieve(NAME, [3], with_payload=["n"], with_vectors=["many"])
     assert point.payload == {"n": 3}
     assert list(point.vector) == ["many"]
@@ -53,7 +53,7 @@ def test_deletion_by_id_and_by_filter(filled):
     assert set(ids(filled.scroll(NAME, limit=100)[0])) == {3, 5, 7, 9}
 
 
-def test_payload_is_set_and_the_rest_kept(filled):
+def test_setting_payload_keeps_the_other_fields(filled):
     filled.set_payload(NAME, {"extra": "yes"}, points=[1])
     filled.set_payload(NAME, {"extra": "all"}, points=group("a"))
     assert filled.retrieve(NAME, [1])[0].payload["extra"] == "yes"
@@ -76,7 +76,7 @@ def upsert(name="dense", vector=None, point_id=None):
         upsert(name="words", vector=api.Vector(sparse=api.SparseVector(indices=[1, 1], values=[1, 1]))),
     ],
 )
-def test_bad_points_are_invalid_arguments_and_not_stored(filled, client, request_):
+def test_invalid_points_are_invalid_arguments_and_not_stored(filled, client, request_):
     with pytest.raises(InvalidPoint):
         client.call(client.points.Upsert, request_, 10)
     assert filled.count(NAME).count == 10

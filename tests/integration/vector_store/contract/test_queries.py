@@ -41,7 +41,7 @@ def test_limit_offset_and_score_threshold(filled):
     assert len(search()) == 10
 
 
-def test_without_a_query_points_come_by_id(filled):
+def test_without_a_query_points_are_ordered_by_id(filled):
     assert ids(filled.query_points(NAME, limit=3).points) == [0, 1, 2]
 
 
@@ -63,14 +63,14 @@ def test_without_a_query_points_come_by_id(filled):
             conditions=[group("a"), models.HasIdCondition(has_id=[0, 1])], min_count=2)), {0}),
     ],
 )  # fmt: skip
-def test_filters_count_scroll_and_search_alike(filled, condition, expected):
+def test_count_scroll_and_search_filter_alike(filled, condition, expected):
     assert filled.count(NAME, count_filter=condition).count == len(expected)
     assert set(ids(filled.scroll(NAME, scroll_filter=condition, limit=100)[0])) == expected
     found = filled.query_points(NAME, query=[[1.0, 0.0]], using="many", query_filter=condition, limit=100)
     assert set(ids(found.points)) == expected
 
 
-def test_scrolling_pages_through_everything_once(filled):
+def test_scrolling_returns_every_point_once(filled):
     seen, offset = [], None
     while True:
         page, offset = filled.scroll(NAME, limit=3, offset=offset)
@@ -101,7 +101,7 @@ def test_fusion_ranks_what_both_criteria_find_first(filled, fusion):
     assert set(ids(found)) == {3, 7, 8}
 
 
-def test_a_batch_answers_like_its_queries_one_by_one(filled):
+def test_a_batch_has_the_results_of_its_queries_one_by_one(filled):
     requests = [
         models.QueryRequest(query=[[1.0, 0.0]], using="many", limit=2, filter=group("a"), with_payload=True),
         models.QueryRequest(query=[0.0, 1.0, 0.0, 0.0], using="dense", limit=1),

@@ -14,7 +14,7 @@ from vector_store.store import Store
 IS_EMBEDDED = "QDRANT_URL" not in os.environ
 
 
-def test_a_collection_of_one_shard_and_one_copy_says_so(server_url, store, manifest, client, config):
+def test_a_collection_reports_its_one_shard_and_copy(server_url, store, manifest, client, config):
     store.ensure(manifest)
     info = client.call(client.collections.Get, api.GetCollectionInfoRequest(collection_name=config.collection), 10)
     params = info.result.config.params
@@ -23,7 +23,7 @@ def test_a_collection_of_one_shard_and_one_copy_says_so(server_url, store, manif
 
 
 @pytest.mark.parametrize("consistency", [1, "majority", "quorum", "all"])
-def test_reads_with_a_consistency_find_the_same(config, manifest, make_points, consistency):
+def test_reads_with_a_consistency_return_the_same_points(config, manifest, make_points, consistency):
     config = config.model_copy(update={"read_consistency": consistency})
     with connect(config, config.url) as client:
         store = Store(client, config)
@@ -49,7 +49,7 @@ def test_the_embedded_server_refuses_more_than_one_shard_or_copy_in_one_line(cli
 
 
 @pytest.mark.skipif(IS_EMBEDDED, reason="the embedded server has one shard")
-def test_a_server_makes_the_shards_that_the_config_asks_for(config, manifest, make_points):
+def test_a_server_creates_the_shards_that_the_config_asks_for(config, manifest, make_points):
     config = config.model_copy(update={"shard_number": 3})
     with connect(config, config.url) as client:
         store = Store(client, config)

@@ -7,7 +7,7 @@ from qdrant_client import grpc as api
 from tests.integration.vector_store.contract.collection import NAME
 
 
-def test_snapshots_are_made_listed_and_deleted(filled, client):
+def test_snapshots_are_created_listed_and_deleted(filled, client):
     stub = api.SnapshotsStub(client._channel)
     more = {"timeout": 60, "metadata": client._metadata}
     made = stub.Create(api.CreateSnapshotRequest(collection_name=NAME), **more).snapshot_description
@@ -30,7 +30,7 @@ def test_snapshots_are_made_listed_and_deleted(filled, client):
         ("Delete", api.DeleteSnapshotRequest(collection_name=NAME, snapshot_name="x.snapshot")),
     ],
 )
-def test_snapshots_of_what_is_not_there_are_not_found(filled, client, method, request_):
+def test_snapshots_of_a_missing_collection_are_not_found(filled, client, method, request_):
     with pytest.raises(grpc.RpcError) as caught:
         getattr(api.SnapshotsStub(client._channel), method)(request_, timeout=10, metadata=client._metadata)
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND

@@ -20,7 +20,7 @@ from vector_store.server.process import embedded_server
         (api.SnapshotsStub, "CreateFull", api.CreateFullSnapshotRequest()),
     ],
 )
-def test_what_is_left_out_is_unimplemented_by_name(tmp_path_factory, stub, method, request_):
+def test_an_unsupported_call_is_unimplemented_by_name(tmp_path_factory, stub, method, request_):
     with (
         embedded_server(tmp_path_factory.getbasetemp() / "unimplemented") as url,
         grpc.insecure_channel(url.removeprefix("http://")) as channel,
@@ -81,7 +81,7 @@ def test_nan_and_infinite_vectors_are_refused(tmp_path_factory, value):
         client.collections.Delete(api.DeleteCollection(collection_name="c"))
 
 
-def test_large_messages_pass_up_to_the_limit(tmp_path):
+def test_messages_up_to_the_limit_are_accepted(tmp_path):
     config = StoreConfig(message_bytes=8 * 2**20)
     with embedded_server(tmp_path, message_bytes=config.message_bytes) as url, connect(config, url) as client:
         create_plain(client, "c")

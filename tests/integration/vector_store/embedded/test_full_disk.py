@@ -47,7 +47,7 @@ def readable(client):
     return sorted(point.id.num for point in result)
 
 
-def test_a_full_disk_refuses_writes_loses_nothing_and_goes_on_once_there_is_room(small_disk):
+def test_on_a_full_disk_writes_are_refused_until_there_is_space_and_nothing_is_lost(small_disk):
     config = StoreConfig(message_bytes=512 * 2**20)
     root = small_disk / "store"
     ballast = small_disk / "ballast"
@@ -89,7 +89,7 @@ def test_a_full_disk_refuses_writes_loses_nothing_and_goes_on_once_there_is_room
         assert readable(client) == list(range(16))
 
 
-def test_a_store_on_a_disk_that_others_filled_says_so_and_opens_once_there_is_room(small_disk):
+def test_a_store_on_a_disk_filled_by_others_reports_it_and_opens_once_there_is_space(small_disk):
     root = small_disk / "store"
     with embedded_server(root) as url, connect(StoreConfig(), url) as client:
         create_plain(client, "c")

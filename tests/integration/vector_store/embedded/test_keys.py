@@ -11,7 +11,7 @@ from vector_store.server.process import embedded_server, serve
 from vector_store.store import Store
 
 
-def test_a_key_is_required_where_one_is_set(tmp_path, manifest):
+def test_a_server_with_a_key_requires_it(tmp_path, manifest):
     with embedded_server(tmp_path, api_key="right") as url:
         config = StoreConfig(url=url, api_key_env="NO_SUCH_VARIABLE")
         for key, complaint in ((None, "no API key was sent"), ("wrong", "is not accepted")):
@@ -24,7 +24,7 @@ def test_a_key_is_required_where_one_is_set(tmp_path, manifest):
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "some.host"])
-def test_off_loopback_without_a_key_it_refuses_to_start(tmp_path, host):
+def test_off_loopback_a_server_without_a_key_refuses_to_start(tmp_path, host):
     with pytest.raises(StoreError, match="without an API key"):
         serve(tmp_path, host=host)
     with pytest.raises(StoreError, match="without an API key"), embedded_server(tmp_path, host=host):

@@ -19,7 +19,7 @@ from vector_store.schema import Query
 from vector_store.server.process import embedded_server
 
 
-def test_the_ladder_goes_live_cached_null_and_back(tmp_path, manifest, make_points):
+def test_look_ups_degrade_from_live_to_cached_to_null_and_recover(tmp_path, manifest, make_points):
     with filled_store(tmp_path, manifest, make_points(20)) as (url, client, config, queries):
         retriever = Retriever(client, config, manifest, "keywords", with_text=True)
         live = retriever.neighbours(queries[:3])
@@ -40,7 +40,7 @@ def test_the_ladder_goes_live_cached_null_and_back(tmp_path, manifest, make_poin
         assert retriever.counts["cached"] >= 3
 
 
-def test_a_server_that_shuts_down_is_away_for_who_asks_meanwhile(tmp_path, manifest, make_points):
+def test_calls_to_a_server_that_shuts_down_find_it_unavailable(tmp_path, manifest, make_points):
     with filled_store(tmp_path, manifest, make_points(20)) as (_, client, config, _):
         pid = server_pid(tmp_path)
         count = api.CountPoints(collection_name=config.collection)
@@ -59,7 +59,7 @@ def test_a_server_that_shuts_down_is_away_for_who_asks_meanwhile(tmp_path, manif
             assert sum(future.result() for future in asking) > 0
 
 
-def test_a_store_that_hangs_costs_one_deadline_and_then_rests(manifest, make_points):
+def test_a_store_that_hangs_costs_one_deadline_and_opens_the_breaker(manifest, make_points):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts and never answers
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         config = StoreConfig(url=url, lookup_deadline_ms=300)

@@ -14,7 +14,7 @@ from vector_store.errors import StoreUnavailable
 from vector_store.server.process import embedded_server
 
 
-def test_it_lives_while_any_user_does_and_ends_after_the_last(tmp_path):
+def test_the_server_runs_until_its_last_user_ends(tmp_path):
     first = embedded_server(tmp_path)
     url = first.__enter__()
     pid = server_pid(tmp_path)
@@ -32,7 +32,7 @@ def _hold(path: str, ready) -> None:
         time.sleep(60)
 
 
-def test_a_killed_user_gives_its_lease_back(tmp_path):
+def test_a_killed_user_releases_its_lease(tmp_path):
     spawn = multiprocessing.get_context("spawn")
     ready = spawn.Event()
     user = spawn.Process(target=_hold, args=(str(tmp_path), ready))
@@ -44,7 +44,7 @@ def test_a_killed_user_gives_its_lease_back(tmp_path):
     wait_until(lambda: not is_alive(pid), "the server ended", 10)
 
 
-def test_simultaneous_starters_end_with_one_server(tmp_path):
+def test_simultaneous_starts_result_in_one_server(tmp_path):
     def start(_):
         server = embedded_server(tmp_path)
         return server, server.__enter__()
@@ -60,7 +60,7 @@ def test_simultaneous_starters_end_with_one_server(tmp_path):
             server.__exit__(None, None, None)
 
 
-def test_attaching_while_the_server_leaves_gets_a_living_server(tmp_path):
+def test_attaching_while_the_server_stops_gives_a_running_server(tmp_path):
     with embedded_server(tmp_path):
         pass
     log = tmp_path / "server.log"
@@ -69,7 +69,7 @@ def test_attaching_while_the_server_leaves_gets_a_living_server(tmp_path):
         assert store_at(url).delete_collection() is False
 
 
-def test_a_strangers_server_on_the_old_port_is_not_mistaken_for_ours(tmp_path):
+def test_another_server_on_the_old_port_is_not_mistaken_for_this_stores(tmp_path):
     (tmp_path / "a").mkdir()
     with embedded_server(tmp_path / "b") as other:
         (tmp_path / "a" / "address.json").write_text(json.dumps({"url": other, "pid": 1, "instance": "old"}))
@@ -77,14 +77,14 @@ def test_a_strangers_server_on_the_old_port_is_not_mistaken_for_ours(tmp_path):
             assert url != other
 
 
-def test_it_starts_from_any_working_directory(tmp_path, monkeypatch):
+def test_the_server_starts_from_any_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)
     with embedded_server("relative") as url:
         assert url.startswith("http://127.0.0.1:")
 
 
-def test_the_address_file_is_for_its_owner_only(tmp_path):
+def test_only_the_owner_can_read_the_address_file(tmp_path):
     with embedded_server(tmp_path):
         assert stat.S_IMODE((tmp_path / "address.json").stat().st_mode) == 0o600
 

@@ -35,28 +35,28 @@ def test_a_build_starts_once_writes_pause(schedule, clock):
     assert not schedule.is_due(False, wrote_at)
 
 
-def test_constant_writes_put_it_off_only_so_long(schedule, clock):
+def test_constant_writes_delay_a_build_for_a_limited_time(schedule, clock):
     clock.now += PATIENCE_S - 1
     assert not schedule.is_due(True, wrote_at=clock.now)
     clock.now += 2
     assert schedule.is_due(True, wrote_at=clock.now)
 
 
-def test_somebody_who_waits_gets_it_at_once(schedule, clock):
+def test_a_build_that_somebody_waits_for_starts_at_once(schedule, clock):
     schedule.hurry()
     assert schedule.is_due(True, wrote_at=clock.now)
     schedule.succeeded()
     assert not schedule.is_due(True, wrote_at=clock.now)
 
 
-def test_after_too_many_writes_only_a_pause_will_do(schedule, clock):
+def test_after_too_many_writes_a_build_waits_for_a_pause(schedule, clock):
     schedule.failed()
     clock.now += 10 * PATIENCE_S
     assert not schedule.is_due(True, wrote_at=clock.now)
     assert schedule.is_due(True, wrote_at=clock.now - QUIET_S - 1)
 
 
-def test_after_an_error_it_rests_and_says_why_until_nothing_is_wanted(schedule, clock):
+def test_after_an_error_a_build_waits_and_the_error_stays_until_no_index_is_wanted(schedule, clock):
     schedule.failed("no room")
     wrote_at = clock.now
     clock.now += PATIENCE_S - 1

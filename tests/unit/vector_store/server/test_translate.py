@@ -17,7 +17,7 @@ def kinds():
     return translate.vector_kinds(settings)
 
 
-def test_payload_values_keep_their_types_both_ways():
+def test_payload_values_keep_their_types_in_both_directions():
     values = {"a": 1, "b": 1.5, "c": True, "d": None, "e": "x", "f": [1, [], {}], "g": {"h": {"i": [False]}}, "j": {}}
     message = api.PointStruct()
     translate.fill_payload(message.payload, values)
@@ -63,7 +63,7 @@ def sparse(indices, values):
         ("one", dense(3e38, 3e38)),
     ],
 )
-def test_good_vectors_pass_in_both_wire_forms(kinds, name, vector):
+def test_valid_vectors_are_accepted_in_both_wire_formats(kinds, name, vector):
     assert len(translate.points([point(name, vector)], kinds)) == 1
 
 
@@ -98,7 +98,7 @@ def test_a_multivector_over_qdrants_limit_is_refused(kinds, monkeypatch):
         translate.points([point("many", multi([1, 2], [3, 4], [5, 6]))], kinds)
 
 
-def test_a_query_may_be_a_single_vector_on_a_multivector(kinds):
+def test_a_multivector_can_be_searched_by_a_single_vector(kinds):
     request = api.QueryPoints(
         using="many", query=api.Query(nearest=api.VectorInput(dense=api.DenseVector(data=[1, 2])))
     )
@@ -123,11 +123,11 @@ def test_point_ids_are_integers_or_uuids(text):
         ),
     ],
 )
-def test_parts_that_are_left_out_are_refused_by_name_and_not_dropped(kinds, request_, name):
+def test_unsupported_fields_are_refused_by_name_instead_of_ignored(kinds, request_, name):
     with pytest.raises(StatusError, match=name):
         translate.query_request(request_, kinds)
 
 
 @pytest.mark.parametrize("text", ["6F0E8E3C-1111-4222-8333-000000000001", "6f0e8e3c111142228333000000000001"])
-def test_other_spellings_of_a_uuid_are_the_same_id(text):
+def test_every_spelling_of_a_uuid_is_the_same_id(text):
     assert translate.point_id(api.PointId(uuid=text)) == "6f0e8e3c-1111-4222-8333-000000000001"

@@ -39,14 +39,14 @@ def fill(result, points):
 
 
 @pytest.mark.parametrize("response", [api.GetResponse, api.ScrollResponse])
-def test_the_bytes_say_what_the_message_would(response):
+def test_encoded_points_equal_the_protobuf_message(response):
     expected = response(time=0.25)
     fill(expected.result, records())
     packed = Packed(retrieved_points(response.RESULT_FIELD_NUMBER, records()), response(time=0.25))
     assert response.FromString(packed.encode()) == expected
 
 
-def test_so_do_those_of_a_query_and_of_a_batch():
+def test_encoded_results_of_a_query_and_of_a_batch_equal_the_message():
     found = [*records(score=0.25, version=0), *records(score=-1e30, version=2**40)]
     expected = api.QueryResponse(time=0.25)
     fill(expected.result, found)
@@ -64,5 +64,5 @@ def test_so_do_those_of_a_query_and_of_a_batch():
     )
 
 
-def test_no_points_are_an_empty_response():
+def test_no_points_are_encoded_as_an_empty_response():
     assert Packed(retrieved_points(1, []), api.GetResponse()).encode() == b""
