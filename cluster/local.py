@@ -19,11 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from refbert.atomic import write_whole
-
 from cluster.processes import MARK, marked, runs, stop
 from jobs.run.ports import free_ports
 from jobs.run.session import NODE_ENVIRONMENT
+from refbert.atomic import write_whole
 from refbert.errors import InputError, UnavailableError
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -6,7 +6,6 @@ A reading that was killed goes on after the last part of each file: finished fil
 others not parsed again. Parts travel by the shared home, so Ray carries counts only, and what a reader holds is one block.
 """
 
-import os
 import time
 import uuid
 from collections.abc import Iterator
@@ -121,7 +120,7 @@ class Reading:
             name = f"{number:08d}-{first_row:012d}-{next_row:012d}{'-end' if is_last else ''}.arrow"
             path = subfolder(self.folder, number) / name
             path.parent.mkdir(exist_ok=True)
-            os.rename(draft, path)
+            draft.rename(path)  # named only now, by the rows that went into it
             metrics.count(busy_s=time.monotonic() - started_s)
             yield path, good
             first_row, passages = next_row, passages + good

@@ -6,7 +6,6 @@ and the counts. Ingest, training and evaluation all read them by memory map, so 
 nothing else. No step holds more than a part and a bucket of digests, however large the corpus.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -14,7 +13,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,11 +25,11 @@ import pyarrow.compute as pc
 import ray.data
 from filelock import FileLock
 from numpy.typing import NDArray
-from refbert.atomic import checksum
 
 from jobs.config import RunConfig
 from jobs.corpus.parts import BLOCK_ROWS, SCHEMA, Part, Reading
 from jobs.run.progress import progress
+from refbert.atomic import checksum, digest, first_whole_folder
 from refbert.corpus import Text, corpus_files, remote_states, text_digest, text_of
 from refbert.errors import InputError
 from refbert.packaged import PREFIX
@@ -196,8 +195,7 @@ def corpus_key(config: RunConfig, files: list[str]) -> str:
     packaged = config.corpus.path.startswith(PREFIX)  # told by its checksum, wherever and whenever it was unpacked
     states = [()] * len(files) if packaged else _file_states(config, files)
     named = [[Path(file).name if packaged else file, *state] for file, state in zip(files, states, strict=True)]
-    options = [FORMAT_VERSION, config.digest("corpus"), config.teacher.model, config.teacher.tokens, named]
-    return hashlib.sha256(json.dumps(options).encode()).hexdigest()[:16]
+    return digest(FORMAT_VERSION, config.digest("corpus"), config.teacher.model, config.teacher.tokens, named)
 
 
 def _file_states(config: RunConfig, files: list[str]) -> Sequence[tuple[float, ...]]:
@@ -212,7 +210,7 @@ def _write(config: RunConfig, files: list[str], directory: Path) -> None:
     for leftover in directory.parent.glob(f"{directory.name}.*.partial"):  # of a merging that was killed
         shutil.rmtree(leftover)
     try:
-        with whole_directory(directory) as scratch:
+        with first_whole_folder(directory) as scratch:
             found = _merged(config, _read_parts(config, files, parts), scratch)
             manifest = {"files": files, "counts": asdict(found), "content": checksum(scratch / "train.arrow")[:16]}
             (scratch / "manifest.json").write_text(json.dumps(manifest, indent=2))
@@ -289,20 +287,3 @@ def _merged(config: RunConfig, parts: list[Part], scratch: Path) -> CorpusCounts
             "each: give more texts, or another corpus.heldout_fraction"
         )
     return found
-
-
-@contextmanager
-def whole_directory(directory: Path) -> Iterator[Path]:
-    """Yield a scratch folder that becomes `directory` in the end, unless another job was faster; it is gone after a failure."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", suffix=".partial", dir=directory.parent))
-    scratch.chmod(0o755)  # mkdtemp's is for its owner alone, and the home may be shared
-    try:
-        yield scratch
-        if directory.exists():
-            shutil.rmtree(scratch)
-        else:
-            scratch.rename(directory)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise

@@ -8,10 +8,10 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from refbert.atomic import write_whole
 from rich.console import Console
 from rich.table import Table
 
+from refbert.atomic import write_whole
 from refbert.memory.explanation import READ_OUT
 
 Rows = list[tuple[str, ...]]

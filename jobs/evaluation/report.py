@@ -8,9 +8,10 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from refbert.atomic import write_whole
 from rich.console import Console
 from rich.table import Table
+
+from refbert.atomic import write_whole
 
 FIDELITY = {
     "state_mse": "token state MSE, lower is closer",

@@ -6,9 +6,7 @@ other runs over the same corpus and memory read it; a memory that has grown sinc
 search per passage, which pays where training sees a passage more than once, or waits for searches.
 """
 
-import hashlib
 import io
-import json
 import os
 import uuid
 from collections.abc import Sequence
@@ -23,6 +21,7 @@ from jobs.config import RunConfig
 from jobs.corpus.prepared import PreparedCorpus
 from jobs.memory.store import MemoryAddress
 from jobs.run.progress import progress
+from refbert.atomic import checksum, digest, whole_file
 from refbert.corpus import text_of
 from refbert.memory.retrieval import open_retriever
 from refbert.memory.texts import ReferenceTexts
@@ -77,28 +76,30 @@ def _digest(config: RunConfig, address: MemoryAddress, client: Client) -> str:
     others added go unnoticed, and rows whose point is gone then read the null reference.
     """
     references, statistics = config.references, term_statistics.read(client, config.store)
-    decides = [
+    return digest(
         FORMAT,
         ",".join(sorted(config.store.nodes)),
         config.store.collection,
         Store(client, config.store).count(),
-        hashlib.sha256(statistics.frequent.tobytes()).hexdigest(),
+        checksum(statistics.frequent.tobytes()),
         address.manifest.model_dump(mode="json", exclude={"encoder"}),
         references.criterion,
         references.count,
         references.exclude_same_document,
         sorted(references.exclude_splits),
-    ]
-    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+    )
 
 
 def _build(config: RunConfig, client: Client, corpus: PreparedCorpus, texts: ReferenceTexts, path: Path) -> None:
-    """Append chunk by chunk to a draft, going on where a killed build ended; rename it when it is whole."""
+    """Append chunk by chunk to the scratch file, from where a killed build ended."""
     retriever = open_retriever(client, config.store, texts, config.references.criterion)
     passages = corpus.table("train")
-    draft = path.with_suffix(".draft")
     shape = passages.num_rows, config.references.count
-    with draft.open("ab") as file, progress("plan", passages.num_rows, "text") as update:
+    with (
+        whole_file(path, path.with_suffix(".draft")) as scratch,
+        scratch.open("ab") as file,
+        progress("plan", passages.num_rows, "text") as update,
+    ):
         done = _resume(file, shape)
         update(done)
 
@@ -116,7 +117,6 @@ def _build(config: RunConfig, client: Client, corpus: PreparedCorpus, texts: Ref
                 _sync(file)
             update(len(choices))
         _sync(file)
-    draft.rename(path)
 
 
 def _resume(file: BinaryIO, shape: tuple[int, int]) -> int:

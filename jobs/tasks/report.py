@@ -14,9 +14,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from refbert.atomic import write_whole
 from scipy import stats
 
+from refbert.atomic import write_whole
 from refbert.scores import glue_average, main_score
 
 TEACHER = "teacher"

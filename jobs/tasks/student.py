@@ -26,7 +26,7 @@ from jobs.run.worker import per_node, set_up_worker
 from jobs.tasks.corpus import TaskCorpus
 from jobs.tasks.teacher import TaskTeacher, predictions
 from jobs.training.stream import DistillStream
-from refbert.atomic import write_whole
+from refbert.atomic import whole_file, write_whole
 from refbert.batch import moved
 from refbert.corpus import Text, text_length
 from refbert.distillation import Distiller, new_student
@@ -171,8 +171,8 @@ def train_phase(
             if step > (phase.epochs - 1) * sampler.per_epoch
         ]
     loss = float(np.mean(last_epoch))
-    torch.save({"student": student.state_dict(), "loss": loss}, finished.with_suffix(".partial"))
-    finished.with_suffix(".partial").rename(finished)
+    with whole_file(finished) as scratch:
+        torch.save({"student": student.state_dict(), "loss": loss}, scratch)
     return loss
 
 
