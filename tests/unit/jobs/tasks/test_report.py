@@ -70,6 +70,15 @@ def test_goals_hold_what_was_reached(report):
     }  # fmt: skip
 
 
+def test_shares_of_a_score_of_zero_are_dashes_and_goals_that_are_not_met(report, tmp_path):
+    report["tasks"] = {"CoLA": task([0.0, 0.1], [0.0, 0.0], 0.0)}
+    write_ablation(report, tmp_path, None)
+    assert [row[-1] for row in score_rows(report)] == ["100 %", "-", "-"]
+    assert "| nearest - vanilla | +5.00 | +5.00 | - | 1 of 1 | 0.500 |" in markdown(report)
+    kept = json.loads((tmp_path / "ablation.json").read_text(), parse_constant=pytest.fail)["goals"][0]
+    assert (kept["name"], kept["value"], kept["met"]) == ("nearest / teacher, average", None, False)
+
+
 def test_the_swap_table_asks_one_students_in_every_way(report):
     assert [row[0] for row in swap_rows(report)] == ["nearest", "random", "null", "nearest_unguarded"]
 
