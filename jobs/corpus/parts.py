@@ -47,7 +47,7 @@ PART_PASSAGES = 16_384
 """What a killed reading repeats at most, of each file that was being read."""
 
 
-class Part(NamedTuple):
+class CorpusPart(NamedTuple):
     """A finished part, told by its name."""
 
     path: Path
@@ -67,7 +67,7 @@ class Part(NamedTuple):
             return pa.ipc.open_file(file).read_all()
 
 
-class Reading:
+class ReadAndSplit:
     """Ray Data stage: files in, one row per part out, finished ones first. Bad rows are in their part, with their reason."""
 
     def __init__(self, folder: Path, corpus: CorpusConfig, teacher: str, tokens: int) -> None:
@@ -131,12 +131,12 @@ def subfolder(folder: Path, number: int) -> Path:
     return folder / f"{number // 1000:05d}"
 
 
-def finished_parts(folder: Path, number: int) -> list[Part]:
+def finished_parts(folder: Path, number: int) -> list[CorpusPart]:
     """List the parts of one file that follow on one another from its first row, in order."""
-    parts: list[Part] = []
+    parts: list[CorpusPart] = []
     for path in sorted(subfolder(folder, number).glob(f"{number:08d}-*.arrow")):
         if int(path.stem.split("-")[1]) == (parts[-1].next_row if parts else 0):
-            parts.append(Part.named(path))
+            parts.append(CorpusPart.named(path))
     return parts
 
 

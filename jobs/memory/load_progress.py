@@ -31,7 +31,7 @@ class LoadProgress:
         self._chunks = self._open()
 
     @property
-    def todo(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def pending(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """The numbers of the chunks that are not done."""
         return np.flatnonzero(self._chunks == 0)
 

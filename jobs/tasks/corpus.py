@@ -21,10 +21,11 @@ from jobs.corpus.prepared import (
     CorpusCounts,
     PreparedCorpus,
     first_rows,
-    opened,
+    open_prepared,
 )
 from refbert.atomic import checksum, digest, first_whole_folder
 from refbert.augmentation import Augmenter
+from refbert.config import TaskConfig
 from refbert.corpus import Text, text_of
 from refbert.leaks import Leaks, find_leaks
 from refbert.tasks import Example, TaskData, load_task
@@ -69,19 +70,18 @@ def example_text(example: Example) -> Text:
     return example.text if example.text_pair is None else (example.text, example.text_pair)
 
 
-def prepare_task(config: RunConfig) -> TaskCorpus:
-    """Read the run's task, look for leaks, and prepare its training split, or find it prepared."""
-    assert config.task is not None
-    data = load_task(config.task)
+def prepare_task(task: TaskConfig, home: Path) -> TaskCorpus:
+    """Read a task, look for leaks, and prepare its training split, or find it prepared."""
+    data = load_task(task)
     evaluated = {name: data.split(name) for name in data.dev_splits}
     found = {name: find_leaks(_texts(data.split("train")), _texts(split)) for name, split in evaluated.items()}
     leaked = _marked(len(data.split("train")), *(leaks.train_rows for leaks in found.values()))
     repeated = {name: _marked(len(evaluated[name]), leaks.evaluation_rows) for name, leaks in found.items()}
     rows = _passages(data, leaked)
-    directory = config.home / "corpora" / f"{data.task.name}-{_rows_digest(rows)}"
+    directory = home / "corpora" / f"{data.task.name}-{_rows_digest(rows)}"
     if not (directory / "manifest.json").exists():
         _write(rows, found, directory)
-    return TaskCorpus(data, opened(directory), leaked, repeated)
+    return TaskCorpus(data, open_prepared(directory), leaked, repeated)
 
 
 def augmented(config: RunConfig, corpus: TaskCorpus, teacher: Teacher) -> TaskCorpus:
@@ -96,7 +96,7 @@ def augmented(config: RunConfig, corpus: TaskCorpus, teacher: Teacher) -> TaskCo
     if not (directory / "manifest.json").exists():
         given = corpus.prepared.table("train")
         _write(pa.concat_tables([given, _copies(given, Augmenter(teacher, augment), config.seed)]), {}, directory)
-    prepared = opened(directory)
+    prepared = open_prepared(directory)
     rows = corpus.data.split("train")
     copies = [
         Example(row["text"], row["text_pair"], None, row["document"], number)

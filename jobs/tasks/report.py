@@ -92,7 +92,7 @@ def comparison_rows(report: dict[str, Any]) -> Rows:
     for arm in arms_of(report):
         if arm == "nearest":
             continue
-        found = compared(report, arm)
+        found = compare_with_nearest(report, arm)
         differences = [f"{value:+.2f}" for value in found["by_task"].values()]
         rows.append(
             (
@@ -107,7 +107,7 @@ def comparison_rows(report: dict[str, Any]) -> Rows:
     return rows
 
 
-def compared(report: dict[str, Any], arm: str) -> dict[str, Any]:
+def compare_with_nearest(report: dict[str, Any], arm: str) -> dict[str, Any]:
     """Return differences `nearest` minus `arm`: by task, their mean, in percent of the arm's average, tasks won, and p."""
     by_task, pairs = {}, []
     for name, task in report["tasks"].items():
@@ -155,13 +155,13 @@ def goals(report: dict[str, Any]) -> list[dict[str, Any]]:
     kept = report["config"]["ablate"]["kept_goal"]
     wanted = [("nearest / teacher, average", _ratio(own, average), kept)]
     if "vanilla" in arms:
-        against = compared(report, "vanilla")
+        against = compare_with_nearest(report, "vanilla")
         wanted += [
             ("nearest - vanilla, average, points", against["mean"], 0.01),
             ("tasks on which nearest is above vanilla", against["better_on"], max(1, len(tasks) - 1)),
         ]
     if "vanilla_without_distillation" in arms:
-        relative = compared(report, "vanilla_without_distillation")["relative"]
+        relative = compare_with_nearest(report, "vanilla_without_distillation")["relative"]
         wanted.append(("nearest over vanilla without task distillation, percent", relative, 8.1))
     return [
         {

@@ -70,7 +70,9 @@ def train_and_score(job: TaskStudentJob) -> dict[str, Any]:
     """Train the student and score it on the development splits; writes student/ and, last, result.json."""
     started_s = time.monotonic()
     config = job.config
-    device = set_up_worker(students_per_node(config), config.train.gpus_per_worker, config.train.threads_per_worker)
+    device = set_up_worker(
+        students_per_node(config.train.gpus_per_worker), config.train.gpus_per_worker, config.train.threads_per_worker
+    )
     teacher = load_teacher(job.teacher.config, device)
     student: Any = starting_student(job, teacher)
     student.to(device)
@@ -87,7 +89,7 @@ def train_and_score(job: TaskStudentJob) -> dict[str, Any]:
             asked = reference_texts(teacher, job.address.manifest, reading)
             source = None
             if criterion != "none" and config.reads_references:
-                source = open_retriever(client, patient_store(config), asked, criterion)
+                source = open_retriever(client, patient_store(config.store), asked, criterion)
             reader = Reader(student, asked.tokenizer, asked.manifest.text_tokens, asked, source, strict=True)
             scores[name] = {
                 split: _scored(job, split, answers(reader, job.corpus.texts(split)))
@@ -100,9 +102,9 @@ def train_and_score(job: TaskStudentJob) -> dict[str, Any]:
     return result
 
 
-def students_per_node(config: RunConfig) -> int:
-    """How many students train on one node at once: each takes one CPU, or its GPUs."""
-    have, gpus = ray.cluster_resources(), config.train.gpus_per_worker
+def students_per_node(gpus: float) -> int:
+    """How many students train on one node at once: each takes one CPU, or its `gpus`."""
+    have = ray.cluster_resources()
     return per_node(int(have.get("GPU", 0) / gpus if gpus else have["CPU"]))
 
 
@@ -189,7 +191,7 @@ def _open_stream(
 ) -> DistillStream:
     config = job.config
     criterion = config.references.criterion
-    source = open_retriever(client, patient_store(config), texts, criterion) if config.reads_references else None
+    source = open_retriever(client, patient_store(config.store), texts, criterion) if config.reads_references else None
     return DistillStream(
         job.corpus.prepared.table("train"),
         sampler,

@@ -19,7 +19,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification
 
-from jobs.config import RunConfig
+from jobs.config import RunConfig, TrainConfig
 from jobs.run.progress import progress
 from jobs.run.worker import set_up_worker
 from jobs.tasks.corpus import TaskCorpus
@@ -76,20 +76,20 @@ def task_teacher(config: RunConfig, corpus: TaskCorpus) -> TaskTeacher:
     return TaskTeacher(fine_tuned, logits, scores, manifest["seconds"], directory)
 
 
-def with_answers_to_copies(config: RunConfig, corpus: TaskCorpus, teacher: TaskTeacher) -> TaskTeacher:
+def with_answers_to_copies(train: TrainConfig, corpus: TaskCorpus, teacher: TaskTeacher) -> TaskTeacher:
     """Let the teacher answer the copies among the training rows too, or find that done."""
     answered = teacher.directory / f"{corpus.prepared.directory.name}.npy"
     with FileLock(teacher.directory.with_suffix(".lock")):
         if not answered.exists():
-            work: Any = ray.remote(num_cpus=1, num_gpus=config.train.gpus_per_worker)(answer_copies)
-            ray.get(work.remote(config, corpus, teacher.config, answered))
+            work: Any = ray.remote(num_cpus=1, num_gpus=train.gpus_per_worker)(answer_copies)
+            ray.get(work.remote(train, corpus, teacher.config, answered))
     logits = {**teacher.logits, "train": np.concatenate([teacher.logits["train"], np.load(answered)])}
     return replace(teacher, logits=logits)
 
 
-def answer_copies(config: RunConfig, corpus: TaskCorpus, teacher: TeacherConfig, answered: Path) -> None:
+def answer_copies(train: TrainConfig, corpus: TaskCorpus, teacher: TeacherConfig, answered: Path) -> None:
     """Write the logits (copies, labels) of the training rows that are copies."""
-    device = set_up_worker(1, config.train.gpus_per_worker, config.train.threads_per_worker)
+    device = set_up_worker(1, train.gpus_per_worker, train.threads_per_worker)
     logits = answers(load_teacher(teacher, device), corpus.texts("train")[corpus.num_labelled :])
     with whole_file(answered) as scratch, scratch.open("wb") as file:
         np.save(file, logits)
@@ -117,7 +117,7 @@ def make_teacher(config: RunConfig, corpus: TaskCorpus, directory: Path) -> Iter
 
 
 def answers(teacher: Teacher, texts: Sequence[Text]) -> NDArray[np.float32]:
-    """Return the teacher's logits (rows, labels) of texts or pairs, in their sampler."""
+    """Return the teacher's logits (rows, labels) of texts or pairs, in their order."""
     found: list[Any] = [None] * len(texts)
     for rows in by_length(texts, teacher.config.batch):
         ids, mask, segments = tokenize(teacher.tokenizer, [texts[row] for row in rows], teacher.config.tokens)

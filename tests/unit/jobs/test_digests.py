@@ -10,7 +10,6 @@ import pytest
 from jobs.config import RunConfig
 from jobs.corpus.prepared import PASSAGE_SCHEMA, CorpusCounts, PreparedCorpus, corpus_key
 from jobs.memory import neighbour_plan
-from jobs.memory.store import MemoryAddress
 from jobs.tasks import corpus as task_corpus
 from jobs.tasks import teacher as task_teacher
 from jobs.tasks.corpus import TaskCorpus
@@ -32,7 +31,7 @@ def task() -> TaskCorpus:
 
 
 def test_a_prepared_corpus():
-    assert corpus_key(CONFIG, ["/anywhere/snippets.parquet"]) == "d8ac07e60a50ab55"
+    assert corpus_key(CONFIG.corpus, CONFIG.teacher, ["/anywhere/snippets.parquet"]) == "d8ac07e60a50ab55"
 
 
 def test_a_tasks_corpus_and_its_copies():
@@ -61,7 +60,7 @@ def test_a_neighbour_plan(monkeypatch):
         encoder="e", fingerprint="f", tokenizer="t", layer=6, text_tokens=64, tokens=64, encoder_dim=384, dim=384,
         bm25_k1=1.2, bm25_b=0.75, bm25_average_tokens=20.0,
     )  # fmt: skip
-    assert neighbour_plan._digest(CONFIG, MemoryAddress("u", manifest), None) == "7bf91b0e1fe285ab"
+    assert neighbour_plan._digest(CONFIG.store, CONFIG.references, manifest, None) == "7bf91b0e1fe285ab"
 
 
 def test_a_projection_and_a_sample_of_a_task():

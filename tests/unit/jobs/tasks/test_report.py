@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jobs.config import AblateConfig, RunConfig
-from jobs.tasks.report import compared, goals, markdown, mean_score, score_rows, swap_rows, write_ablation
+from jobs.tasks.report import compare_with_nearest, goals, markdown, mean_score, score_rows, swap_rows, write_ablation
 
 
 def result(value: float, *ways: str) -> dict:
@@ -54,7 +54,7 @@ def test_means_are_over_seeds_and_averages_over_tasks(report):
 
 
 def test_differences_are_paired_by_seed(report):
-    found = compared(report, "vanilla")
+    found = compare_with_nearest(report, "vanilla")
     assert found["by_task"] == pytest.approx({"A": 15.0, "B": -5.0})
     assert (found["mean"], found["relative"], found["better_on"]) == (pytest.approx(5.0), pytest.approx(100 / 13), 1)
     assert 0 < found["p"] < 1
