@@ -30,7 +30,7 @@ from jobs.config import RunConfig
 from jobs.evaluation.provenance import hardware, provenance
 from jobs.launch import launch
 from jobs.memory.store import running_store
-from jobs.tasks.arms import VANILLA, ablated_task, task_name
+from jobs.tasks.arms import VANILLA, ablate_task, task_name
 from jobs.tasks.report import write_ablation
 from refbert.config import TaskConfig
 from refbert.errors import InputError
@@ -48,8 +48,8 @@ def run(config: RunConfig) -> None:
         starts = general_stages(config) if config.ablate.general_stage else {}
         found = {}
         for task in tasks:
-            chosen = config.model_copy(update={"task": _placed(task, config)})
-            found[task_name(task)] = ablated_task(chosen, url, starts)
+            chosen = config.model_copy(update={"task": _in_folder(task, config.ablate.folder)})
+            found[task_name(task)] = ablate_task(chosen, url, starts)
     report = {
         "config": config.model_dump(mode="json"),
         "hardware": hardware(),
@@ -78,8 +78,8 @@ def general_stages(config: RunConfig) -> dict[str, Path]:
     return starts
 
 
-def _placed(task: TaskConfig, config: RunConfig) -> TaskConfig:
-    return task if task.path or task.name == "custom" else task.model_copy(update={"path": config.ablate.folder})
+def _in_folder(task: TaskConfig, folder: str | None) -> TaskConfig:
+    return task if task.path or task.name == "custom" else task.model_copy(update={"path": folder})
 
 
 def _general(student: Path) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def run(config: RunConfig) -> None:
             address = MemoryAddress(url, filled_memory(config, url, corpus, teacher))
             if config.references.plan and config.reads_references:
                 texts = reference_texts(teacher, address.manifest, config.references)
-                plan = neighbour_plan(config, address, corpus, texts)
+                plan = neighbour_plan(config.store, config.references, address, corpus, texts)
         distil(config, corpus, address, plan)
 
 

@@ -22,12 +22,12 @@ import logging
 from jobs.config import RunConfig
 from jobs.evaluation.scored_parts import (
     REJECTED,
-    Scoring,
+    ScoringJob,
     as_line,
-    claim,
-    complete,
+    claim_output,
     finish,
-    open_place,
+    finished_counts,
+    open_output,
     score,
     scoring_identity,
 )
@@ -56,18 +56,18 @@ def run(config: RunConfig) -> None:
         raise InputError(
             f"{folder} has no head, so it has no labels; set predict.write=embeddings, or distil on a task"
         )
-    place = open_place(config)
+    output = open_output(config.predict.output or str(config.run_directory / "predictions"))
     identity = scoring_identity(config, corpus, files, folder, write)
-    claim(place, identity)
-    if (finished := complete(place)) is not None:
-        log.info("complete: %s, %s", place.root, as_line(finished))
+    claim_output(output, identity)
+    if (finished := finished_counts(output)) is not None:
+        log.info("complete: %s, %s", output.root, as_line(finished))
         return
     with memory_of(config, folder) as url:
-        score(Scoring(config, corpus, folder, url, place, write), files)
-    counts = finish(place, files, identity)
-    log.info("scored: %s, %s", place.root, as_line(counts))
+        score(ScoringJob(config, corpus, folder, url, output, write), files)
+    counts = finish(output, files, identity)
+    log.info("scored: %s, %s", output.root, as_line(counts))
     if counts["rejected"]:
-        log.warning("%d rows rejected, with their reasons in %s", counts["rejected"], place.path(REJECTED))
+        log.warning("%d rows rejected, with their reasons in %s", counts["rejected"], output.path(REJECTED))
     if counts["null"] and reads_memory(config, folder):
         log.warning(
             "%d rows found no reference; if the store was away, delete their parts and start again", counts["null"]

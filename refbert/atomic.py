@@ -1,17 +1,93 @@
-"""Files that are written completely or not at all, and their checksums."""
+"""Files and folders that are written completely or not at all, and what their content is told by.
+
+A writer works on a scratch beside the place, which is renamed when it is complete: a reader never sees half of it.
+"""
 
 import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 
-def write_whole(path: Path, content: str) -> None:
-    """Write a file completely or not at all."""
-    scratch = path.with_name(f"{path.name}.partial")
-    scratch.write_text(content)
+@contextmanager
+def whole_file(path: Path, scratch: Path | None = None) -> Iterator[Path]:
+    """Yield a scratch path; the file that the block writes there becomes `path`, in the place of an older one.
+
+    After a failure the scratch stays: the next writer overwrites it, or appends to what is there.
+    """
+    scratch = scratch or path.with_name(f"{path.name}.partial")
+    yield scratch
     scratch.rename(path)
 
 
-def checksum(file: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def write_whole(path: Path, content: str) -> None:
+    """Write a text file completely or not at all."""
+    with whole_file(path) as scratch:
+        scratch.write_text(content)
+
+
+@contextmanager
+def whole_folder(path: Path, *, resume: bool = False, durable: bool = False) -> Iterator[Path]:
+    """Yield an empty scratch folder that becomes `path`, in the place of an older one. For one writer at a time.
+
+    After a failure the scratch is gone. With `resume` it stays, and the next writer gets it as it is. With `durable` the disk
+    holds all of it before the rename, and the new name in the end: a power cut leaves the old folder or the new one.
+    """
+    scratch = path.with_name(f"{path.name}.partial")
+    if not resume:
+        shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True, exist_ok=True)
+    try:
+        yield scratch
+    except BaseException:
+        if not resume:
+            shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    if durable:
+        for written in (*scratch.rglob("*"), scratch):
+            sync(written)
+    shutil.rmtree(path, ignore_errors=True)
+    scratch.rename(path)
+    if durable:
+        sync(path.parent)
+
+
+@contextmanager
+def first_whole_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty scratch folder of this writer's own that becomes `path`, unless another writer was faster.
+
+    For several writers of the same content at once. The scratch, `<name>.*.partial`, is gone after a failure.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f"{path.name}.", suffix=".partial", dir=path.parent) as scratch:
+        os.chmod(scratch, 0o755)  # a temporary folder is for its owner alone, and this one may be shared
+        yield Path(scratch)
+        if not path.exists():
+            os.rename(scratch, path)
+
+
+def checksum(content: Path | bytes) -> str:
+    """SHA-256 of a file's bytes, or of these."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with content.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(*parts: Any, digits: int = 16) -> str:
+    """Hex digits of a SHA-256 over the parts' JSON: they change when, and only when, one of the parts does."""
+    return checksum(json.dumps(parts).encode())[:digits]
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold what was written to a file, or which names a folder has."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -13,7 +13,6 @@ of the extra `export`.
 
 import json
 import logging
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from refbert.atomic import whole_folder
 from refbert.errors import InputError
 from refbert.student import RefBertForSequenceClassification, RefBertModel
 
@@ -107,13 +107,14 @@ def export_onnx(
 ) -> Export:
     """Write the student's graphs into `folder`, completely or not at all. Refuses a graph further off than `tolerance`."""
     graph = Graph(student)
-    scratch = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    with whole_folder(folder) as scratch:
+        return _write_graphs(graph, scratch, int8, tolerance)
+
+
+def _write_graphs(graph: Graph, scratch: Path, int8: bool, tolerance: float) -> Export:
     to_onnx(graph, graph.inputs, graph.outputs, graph.example(*TRACED), scratch / MODEL)
     difference, _ = differences(graph, open_onnx(scratch / MODEL))
     if not difference <= tolerance:
-        shutil.rmtree(scratch)
         raise InputError(
             f"the ONNX graph differs from the student by {difference:.2e}, more than {tolerance:.0e}; nothing was written: use "
             "torch, or report which versions of torch, onnx and onnxruntime these are"
@@ -134,8 +135,6 @@ def export_onnx(
         **reduced,
     )
     (scratch / DESCRIPTION).write_text(export.model_dump_json(indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
     return export
 
 

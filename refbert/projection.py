@@ -4,13 +4,13 @@ A stored state of fewer numbers costs less memory and less to fetch; the student
 PreTTR (MacAvaney et al., SIGIR 2020) learns by a layer of its own is taken from the data here. Knows nothing of storage.
 """
 
-import hashlib
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from refbert.atomic import checksum
 from refbert.errors import InputError
 
 
@@ -29,7 +29,7 @@ class Projection:
     @property
     def fingerprint(self) -> str:
         """16 hex digits of the numbers: states of two projections must not be mixed."""
-        return hashlib.sha256(self.to_bytes()).hexdigest()[:16]
+        return checksum(self.to_bytes())[:16]
 
     def apply(self, states: NDArray[np.float16]) -> NDArray[np.float16]:
         """Project (tokens, teacher_dim) states to (tokens, dim)."""

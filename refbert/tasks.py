@@ -5,7 +5,6 @@ names; without a folder the Hub is asked. Bad rows come out as `Rejected`, never
 """
 
 import csv
-import hashlib
 import json
 import logging
 import math
@@ -14,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from refbert.atomic import checksum
 from refbert.config import TaskConfig
 from refbert.corpus import Rejected, normalise
 from refbert.errors import InputError, UnavailableError
@@ -106,8 +106,8 @@ def sample(examples: list[Example], size: int, seed: int) -> list[Example]:
     So a sample does not depend on the order of rows, and is part of every larger sample of the same seed.
     """
 
-    def rank(example: Example) -> bytes:
-        return hashlib.sha256(f"{seed}\n{example.text}\n{example.text_pair or ''}".encode()).digest()
+    def rank(example: Example) -> str:
+        return checksum(f"{seed}\n{example.text}\n{example.text_pair or ''}".encode())
 
     return sorted(sorted(examples, key=rank)[:size], key=lambda example: example.row)
 
@@ -146,7 +146,7 @@ def _example(task: Task, split: Split, row: int, record: dict[str, Any]) -> Exam
         return label
     document = f"{split.name}/{row}"
     if task.group:
-        document = hashlib.sha256(texts[task.group == "text_pair"].encode()).hexdigest()[:16]
+        document = checksum(texts[task.group == "text_pair"].encode())[:16]
     elif task.document:
         document = document if record.get(task.document) is None else str(record[task.document])
     pair = texts[1] if len(texts) == 2 else None

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
+from refbert.atomic import checksum
 from refbert.attention import QKV, plain_scores, recorded_attention
 from refbert.config import TeacherConfig
 from refbert.corpus import Text, by_length
@@ -240,7 +241,7 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     else:
         # Truncation and padding are left behind by the last call; they are not who the tokenizer is.
         state = json.dumps({**json.loads(backend.to_str()), "truncation": None, "padding": None}, sort_keys=True)
-    return hashlib.sha256(state.encode()).hexdigest()[:16]
+    return checksum(state.encode())[:16]
 
 
 def last_states(output: Any) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from jobs.config import RunConfig
-from jobs.corpus.parts import Reading
+from jobs.corpus.parts import ReadAndSplit
 from jobs.corpus.prepared import PassageRows, PreparedCorpus
 from jobs.training.loop import targets_of
 from measures.collection import process_cpu_s, server_pid
@@ -111,7 +111,7 @@ def _read_core_s(config: RunConfig, folder: Path) -> float:
     parts = folder / "parts"
     parts.mkdir()
     files = corpus_files(config.corpus)
-    reading = Reading(parts, config.corpus, config.teacher.model, config.teacher.tokens)
+    reading = ReadAndSplit(parts, config.corpus, config.teacher.model, config.teacher.tokens)
     started_s = time.process_time()
     batch = {"number": np.arange(len(files)), "file": np.array(files)}
     passages = sum(sum(part["passages"]) for part in reading(batch))

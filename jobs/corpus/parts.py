@@ -6,7 +6,6 @@ A reading that was killed goes on after the last part of each file: finished fil
 others not parsed again. Parts travel by the shared home, so Ray carries counts only, and what a reader holds is one block.
 """
 
-import os
 import time
 import uuid
 from collections.abc import Iterator
@@ -48,7 +47,7 @@ PART_PASSAGES = 16_384
 """What a killed reading repeats at most, of each file that was being read."""
 
 
-class Part(NamedTuple):
+class CorpusPart(NamedTuple):
     """A finished part, told by its name."""
 
     path: Path
@@ -68,7 +67,7 @@ class Part(NamedTuple):
             return pa.ipc.open_file(file).read_all()
 
 
-class Reading:
+class ReadAndSplit:
     """Ray Data stage: files in, one row per part out, finished ones first. Bad rows are in their part, with their reason."""
 
     def __init__(self, folder: Path, corpus: CorpusConfig, teacher: str, tokens: int) -> None:
@@ -121,7 +120,7 @@ class Reading:
             name = f"{number:08d}-{first_row:012d}-{next_row:012d}{'-end' if is_last else ''}.arrow"
             path = subfolder(self.folder, number) / name
             path.parent.mkdir(exist_ok=True)
-            os.rename(draft, path)
+            draft.rename(path)  # named only now, by the rows that went into it
             metrics.count(busy_s=time.monotonic() - started_s)
             yield path, good
             first_row, passages = next_row, passages + good
@@ -132,12 +131,12 @@ def subfolder(folder: Path, number: int) -> Path:
     return folder / f"{number // 1000:05d}"
 
 
-def finished_parts(folder: Path, number: int) -> list[Part]:
+def finished_parts(folder: Path, number: int) -> list[CorpusPart]:
     """List the parts of one file that follow on one another from its first row, in order."""
-    parts: list[Part] = []
+    parts: list[CorpusPart] = []
     for path in sorted(subfolder(folder, number).glob(f"{number:08d}-*.arrow")):
         if int(path.stem.split("-")[1]) == (parts[-1].next_row if parts else 0):
-            parts.append(Part.named(path))
+            parts.append(CorpusPart.named(path))
     return parts
 
 

@@ -1,12 +1,11 @@
 """The prepared corpus: passages in random-access files, read and split once per corpus, teacher and token budget.
 
-Ray Data streams the files into parts, which survive a kill (see `corpus_parts`); the driver makes of them two Arrow files,
+Ray Data streams the files into parts, which survive a kill (see `parts`); the driver makes of them two Arrow files,
 `train` and `heldout`, which training rows are the first of their text, the rows that could not be read (with their reasons),
 and the counts. Ingest, training and evaluation all read them by memory map, so the order of a run depends on its seed and on
 nothing else. No step holds more than a part and a bucket of digests, however large the corpus.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -14,7 +13,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,9 +27,10 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from jobs.config import RunConfig
-from jobs.corpus.parts import BLOCK_ROWS, SCHEMA, Part, Reading
+from jobs.corpus.parts import BLOCK_ROWS, SCHEMA, CorpusPart, ReadAndSplit
 from jobs.run.progress import progress
-from refbert.atomic import checksum
+from refbert.atomic import checksum, digest, first_whole_folder
+from refbert.config import CorpusConfig, TeacherConfig
 from refbert.corpus import Text, corpus_files, remote_states, text_digest, text_of
 from refbert.errors import InputError
 from refbert.packaged import PREFIX
@@ -142,19 +142,19 @@ def prepare(config: RunConfig) -> PreparedCorpus:
         with lock:  # a second job waits for the first one's
             if not (directory / "manifest.json").exists():
                 try:
-                    _write(config, files, directory)
+                    _write(config.corpus, config.teacher, files, directory)
                 finally:
                     Path(lock.lock_file).unlink(missing_ok=True)
-    return opened(directory)
+    return open_prepared(directory)
 
 
 def already_prepared(config: RunConfig) -> PreparedCorpus | None:
     """Return the corpus where it has been read before, and read nothing."""
     directory = _directory(config, corpus_files(config.corpus))
-    return opened(directory) if (directory / "manifest.json").exists() else None
+    return open_prepared(directory) if (directory / "manifest.json").exists() else None
 
 
-def opened(directory: Path) -> PreparedCorpus:
+def open_prepared(directory: Path) -> PreparedCorpus:
     """Open a finished preparation."""
     manifest = json.loads((directory / "manifest.json").read_text())
     counts = CorpusCounts(**{**manifest["counts"], "labels": tuple(manifest["counts"]["labels"])})
@@ -162,7 +162,7 @@ def opened(directory: Path) -> PreparedCorpus:
 
 
 def _directory(config: RunConfig, files: list[str]) -> Path:
-    return config.home / "corpora" / corpus_key(config, files)
+    return config.home / "corpora" / corpus_key(config.corpus, config.teacher, files)
 
 
 def first_rows(passages: pa.Table) -> NDArray[np.int64]:
@@ -191,29 +191,29 @@ def first_rows(passages: pa.Table) -> NDArray[np.int64]:
     return np.flatnonzero(is_first)
 
 
-def corpus_key(config: RunConfig, files: list[str]) -> str:
+def corpus_key(corpus: CorpusConfig, teacher: TeacherConfig, files: list[str]) -> str:
     """Return 16 hex digits that change with the options and with each file's size and time, wherever it lies."""
-    packaged = config.corpus.path.startswith(PREFIX)  # told by its checksum, wherever and whenever it was unpacked
-    states = [()] * len(files) if packaged else _file_states(config, files)
+    packaged = corpus.path.startswith(PREFIX)  # told by its checksum, wherever and whenever it was unpacked
+    states = [()] * len(files) if packaged else _file_states(corpus, files)
     named = [[Path(file).name if packaged else file, *state] for file, state in zip(files, states, strict=True)]
-    options = [FORMAT_VERSION, config.digest("corpus"), config.teacher.model, config.teacher.tokens, named]
-    return hashlib.sha256(json.dumps(options).encode()).hexdigest()[:16]
+    options = json.dumps({"corpus": corpus.model_dump(mode="json")}, sort_keys=True)
+    return digest(FORMAT_VERSION, checksum(options.encode())[:12], teacher.model, teacher.tokens, named)
 
 
-def _file_states(config: RunConfig, files: list[str]) -> Sequence[tuple[float, ...]]:
-    if "://" in config.corpus.path:
-        return remote_states(config.corpus, files)
+def _file_states(corpus: CorpusConfig, files: list[str]) -> Sequence[tuple[float, ...]]:
+    if "://" in corpus.path:
+        return remote_states(corpus, files)
     return [(os.path.getsize(file), os.path.getmtime(file)) if os.path.exists(file) else () for file in files]
 
 
-def _write(config: RunConfig, files: list[str], directory: Path) -> None:
+def _write(corpus: CorpusConfig, teacher: TeacherConfig, files: list[str], directory: Path) -> None:
     parts = Path(f"{directory}.parts")
     parts.mkdir(exist_ok=True)
     for leftover in directory.parent.glob(f"{directory.name}.*.partial"):  # of a merging that was killed
         shutil.rmtree(leftover)
     try:
-        with whole_directory(directory) as scratch:
-            found = _merged(config, _read_parts(config, files, parts), scratch)
+        with first_whole_folder(directory) as scratch:
+            found = _merge_parts(corpus, _read_parts(corpus, teacher, files, parts), scratch)
             manifest = {"files": files, "counts": asdict(found), "content": checksum(scratch / "train.arrow")[:16]}
             (scratch / "manifest.json").write_text(json.dumps(manifest, indent=2))
     except InputError:
@@ -222,7 +222,7 @@ def _write(config: RunConfig, files: list[str], directory: Path) -> None:
     shutil.rmtree(parts)
 
 
-def _read_parts(config: RunConfig, files: list[str], folder: Path) -> list[Part]:
+def _read_parts(corpus: CorpusConfig, teacher: TeacherConfig, files: list[str], folder: Path) -> list[CorpusPart]:
     """Read the files that have no finished parts yet; the parts that make up the corpus, in the order of files."""
     for draft in folder.glob("*.draft"):
         draft.unlink()
@@ -230,17 +230,15 @@ def _read_parts(config: RunConfig, files: list[str], folder: Path) -> list[Part]
         [{"number": number, "file": file} for number, file in enumerate(files)],
         override_num_blocks=min(len(files), MOST_BLOCKS),
     )
-    stage = source.map_batches(
-        Reading(folder, config.corpus, config.teacher.model, config.teacher.tokens), batch_size=1, num_cpus=0.5
-    )
+    stage = source.map_batches(ReadAndSplit(folder, corpus, teacher.model, teacher.tokens), batch_size=1, num_cpus=0.5)
     stage.context.execution_options.preserve_order = True  # the same files give the same order, always
     stage.context.target_max_block_size = 1  # a row is handed over as soon as its part is there
-    found: list[Part] = []
-    passages, most = 0, config.corpus.max_texts
+    found: list[CorpusPart] = []
+    passages, most = 0, corpus.max_texts
     with progress("read", unit="passage") as update:
         for block in stage.iter_batches(batch_size=None):
             for path, num in zip(block["path"].tolist(), block["passages"].tolist(), strict=True):
-                found.append(Part.named(Path(path)))
+                found.append(CorpusPart.named(Path(path)))
                 passages += num
                 update(num)
             if most and passages >= most:
@@ -248,12 +246,12 @@ def _read_parts(config: RunConfig, files: list[str], folder: Path) -> list[Part]
     return found
 
 
-def _merged(config: RunConfig, parts: list[Part], scratch: Path) -> CorpusCounts:
+def _merge_parts(corpus: CorpusConfig, parts: list[CorpusPart], scratch: Path) -> CorpusCounts:
     """Write the files of a prepared corpus from its parts, one part in memory at a time."""
     counts: Counter[str] = Counter()
     labels: set[str] = set()
     reasons: list[str] = []
-    limit = config.corpus.max_texts
+    limit = corpus.max_texts
     with (
         open(scratch / REJECTED, "w", encoding="utf-8") as rejected,
         pa.OSFile(str(scratch / "train.arrow"), "wb") as train_file,
@@ -284,25 +282,8 @@ def _merged(config: RunConfig, parts: list[Part], scratch: Path) -> CorpusCounts
         log.warning("%d rows skipped, such as: %s; all of them are in %s", found.rejected, "; ".join(reasons), REJECTED)
     if not found.train or not found.heldout:
         raise InputError(
-            f"corpus.path={config.corpus.path} gave {found.train} training and {found.heldout} held-out passages "
+            f"corpus.path={corpus.path} gave {found.train} training and {found.heldout} held-out passages "
             f"({found.rejected} rows rejected{', such as ' + reasons[0] if reasons else ''}); wanted at least one of "
             "each: give more texts, or another corpus.heldout_fraction"
         )
     return found
-
-
-@contextmanager
-def whole_directory(directory: Path) -> Iterator[Path]:
-    """Yield a scratch folder that becomes `directory` in the end, unless another job was faster; it is gone after a failure."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", suffix=".partial", dir=directory.parent))
-    scratch.chmod(0o755)  # mkdtemp's is for its owner alone, and the home may be shared
-    try:
-        yield scratch
-        if directory.exists():
-            shutil.rmtree(scratch)
-        else:
-            scratch.rename(directory)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise

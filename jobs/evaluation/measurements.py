@@ -17,7 +17,7 @@ import ray
 import torch
 from torch import Tensor
 
-from jobs.config import RunConfig
+from jobs.config import EvaluateConfig, RunConfig
 from jobs.corpus.prepared import PassageRows, PreparedCorpus, chunked
 from jobs.evaluation.provenance import hardware
 from jobs.evaluation.report import REFERENCES
@@ -64,7 +64,7 @@ def measure(job: EvaluationJob) -> dict[str, Any]:
     gpus = job.config.train.gpus_per_worker
     stream: Any = ray.remote(num_cpus=1, num_gpus=gpus)(evaluate_student).options(num_returns="streaming").remote(job)
     report: dict[str, Any] = {}
-    with stages() as show:
+    with stage_bars() as show:
         for item in stream:
             news = ray.get(item)
             if isinstance(news, Event):
@@ -76,7 +76,7 @@ def measure(job: EvaluationJob) -> dict[str, Any]:
 
 
 @contextmanager
-def stages() -> Iterator[Callable[[Event], None]]:
+def stage_bars() -> Iterator[Callable[[Event], None]]:
     """Show one bar per stage of the events that come in."""
     with ExitStack() as stack:
         running: dict[str, Any] = {}
@@ -111,7 +111,7 @@ def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
     def reader(criterion: str, with_text: bool = False) -> Reader:
         source = None
         if criterion != "none":
-            source = open_retriever(client, patient_store(config), texts, criterion, with_text)
+            source = open_retriever(client, patient_store(config.store), texts, criterion, with_text)
         return Reader(
             student, texts.tokenizer, manifest.text_tokens, texts, source, batch=config.evaluate.batch, strict=True
         )
@@ -149,10 +149,10 @@ def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
         "memory": memory,
         "run": {"hardware": hardware()},  # this worker's: it is the one that is timed
     }
-    vectors = yield from measure_fidelity(teacher, readers, heldout, config, report)
+    vectors = yield from measure_fidelity(teacher, readers, heldout, config.evaluate, report)
     if job.corpus.counts.labels:
         yield from measure_labelled(teacher, readers, job, heldout, vectors, report)
-    yield from measure_speed(teacher, readers, heldout, config, report)
+    yield from measure_speed(teacher, readers, heldout, config.evaluate, report)
     if config.reads_references:
         explanation = explained(reader(criteria["nearest"], with_text=True), text_of(heldout[0]))
         report |= {"explanation": explanation} if explanation["layers"] else {}
@@ -183,7 +183,7 @@ def teacher_states(teacher: Teacher, tokens: Tokens) -> Tensor:
     return teacher.encode(tokens.input_ids, tokens.mask, token_type_ids=tokens.token_type_ids).states
 
 
-class Compared(NamedTuple):
+class EncodedBatch(NamedTuple):
     """One batch as teacher and student see it: token weights (batch, tokens), and states (batch, tokens, dim) by reader."""
 
     weights: Tensor
@@ -191,7 +191,7 @@ class Compared(NamedTuple):
     student: dict[str, Tensor]
 
 
-def compared(teacher: Teacher, readers: dict[str, Reader], rows: list[dict[str, Any]]) -> Iterator[Compared]:
+def encoded_batches(teacher: Teacher, readers: dict[str, Reader], rows: list[dict[str, Any]]) -> Iterator[EncodedBatch]:
     """Yield batches of the rows, in order, through the teacher and through the student with each kind of reference."""
     texts, documents = [text_of(row) for row in rows], [row["document"] for row in rows]
     streams = [
@@ -201,20 +201,24 @@ def compared(teacher: Teacher, readers: dict[str, Reader], rows: list[dict[str, 
         tokens = forwards[0].tokens
         states = teacher_states(teacher, tokens)
         ours = {name: forward.output.projected_states for name, forward in zip(readers, forwards, strict=True)}
-        yield Compared(tokens.mask.to(states), states, ours)
+        yield EncodedBatch(tokens.mask.to(states), states, ours)
 
 
 Vectors = dict[str, Tensor]
 
 
 def measure_fidelity(
-    teacher: Teacher, readers: dict[str, Reader], rows: list[dict[str, Any]], config: RunConfig, report: dict[str, Any]
+    teacher: Teacher,
+    readers: dict[str, Reader],
+    rows: list[dict[str, Any]],
+    options: EvaluateConfig,
+    report: dict[str, Any],
 ) -> Generator[Event, None, Vectors]:
     """Compare states and sentence vectors on held-out text, the reference swapped; returns the (texts, dim) vectors."""
     errors = dict.fromkeys(readers, 0.0)
     num_tokens = 0.0
     sentences: dict[str, list[Tensor]] = {name: [] for name in ("teacher", *readers)}
-    for weights, states, student in compared(teacher, readers, rows):
+    for weights, states, student in encoded_batches(teacher, readers, rows):
         num_tokens += float(weights.sum())
         sentences["teacher"].append(masked_mean(states, weights).cpu())
         for name, ours in student.items():
@@ -223,12 +227,12 @@ def measure_fidelity(
         yield Event("fidelity", len(rows), len(weights))
     vectors = {name: torch.cat(parts) for name, parts in sentences.items()}
     report["fidelity"] = {
-        name: fidelity(errors[name] / num_tokens, vectors[name], vectors["teacher"], config.evaluate.pool)._asdict()
+        name: fidelity(errors[name] / num_tokens, vectors[name], vectors["teacher"], options.pool)._asdict()
         for name in readers
     }
     report["fidelity"]["texts"] = len(rows)
     report["fidelity"]["mutual_information"] = {
-        "pool": min(config.evaluate.pool, len(rows)),
+        "pool": min(options.pool, len(rows)),
         "temperature": MUTUAL_INFORMATION_TEMPERATURE,
     }
     return vectors
@@ -247,7 +251,7 @@ def measure_labelled(
     chosen = np.random.default_rng(job.config.seed).permutation(table.num_rows)[: job.config.evaluate.labelled_train]
     rows = [row for row in PassageRows(table).at(np.sort(chosen)) if row["label"] is not None]
     features: dict[str, list[Tensor]] = {name: [] for name in vectors}
-    for weights, states, student in compared(teacher, readers, rows):
+    for weights, states, student in encoded_batches(teacher, readers, rows):
         for name, ours in {"teacher": states, **student}.items():
             features[name].append(masked_mean(ours, weights).cpu())
         yield Event("labelled", len(rows), len(weights))
@@ -273,10 +277,14 @@ def measure_labelled(
 
 
 def measure_speed(
-    teacher: Teacher, readers: dict[str, Reader], rows: list[dict[str, Any]], config: RunConfig, report: dict[str, Any]
+    teacher: Teacher,
+    readers: dict[str, Reader],
+    rows: list[dict[str, Any]],
+    options: EvaluateConfig,
+    report: dict[str, Any],
 ) -> Iterator[Event]:
     """Time the same batches through every contender in turns, tokenization left out on all sides, look-up counted."""
-    size = config.evaluate.batch
+    size = options.batch
     batches = [(chunk, readers["null"].tokenize([text_of(row) for row in chunk])) for chunk in chunked(rows, size)]
     batches = [entry for entry in batches if len(entry[0]) == size] or batches
 
@@ -294,7 +302,7 @@ def measure_speed(
         contenders["student_with_lookup"] = reads("nearest")
     taken_s: dict[str, list[float]] = {name: [] for name in contenders}
     warm_up = 3
-    for repeat in range(warm_up + config.evaluate.speed_repeats):
+    for repeat in range(warm_up + options.speed_repeats):
         batch = batches[repeat % len(batches)]
         for name, encode in contenders.items():
             started_s = time.perf_counter()
@@ -303,7 +311,7 @@ def measure_speed(
                 torch.cuda.synchronize()
             if repeat >= warm_up:
                 taken_s[name].append(time.perf_counter() - started_s)
-        yield Event("speed", (warm_up + config.evaluate.speed_repeats) * len(batch[0]), len(batch[0]))
+        yield Event("speed", (warm_up + options.speed_repeats) * len(batch[0]), len(batch[0]))
     report["speed"] = {
         name: {
             "batch": len(batches[0][0]),

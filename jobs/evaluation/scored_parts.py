@@ -40,7 +40,7 @@ COUNTED, REASONS = b"refbert.counts", b"refbert.rejected"
 """Keys of a part's metadata: its counts, and its rejected rows."""
 
 
-class Place(NamedTuple):
+class OutputFolder(NamedTuple):
     """Where a result is written: a folder of one of pyarrow's filesystems."""
 
     filesystem: Any
@@ -70,21 +70,20 @@ class Place(NamedTuple):
         return sorted(Path(entry.path).name for entry in self.filesystem.get_file_info(selector))
 
 
-def open_place(config: RunConfig) -> Place:
-    """Open predict.output, made where it is not there. Raises InputError for what cannot be opened."""
-    output = config.predict.output or str(config.run_directory / "predictions")
+def open_output(uri: str) -> OutputFolder:
+    """Open a folder or pyarrow URI, made where it is not there. Raises InputError for what cannot be opened."""
     try:
-        if "://" in output:
-            place = Place(*fs.FileSystem.from_uri(output))
+        if "://" in uri:
+            folder = OutputFolder(*fs.FileSystem.from_uri(uri))
         else:
-            place = Place(fs.LocalFileSystem(), str(Path(output).expanduser().absolute()))
-        place.filesystem.create_dir(place.path(PARTS), recursive=True)
+            folder = OutputFolder(fs.LocalFileSystem(), str(Path(uri).expanduser().absolute()))
+        folder.filesystem.create_dir(folder.path(PARTS), recursive=True)
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"predict.output={output} cannot be opened: {error}".splitlines()[0]) from None
-    return place
+        raise InputError(f"predict.output={uri} cannot be opened: {error}".splitlines()[0]) from None
+    return folder
 
 
-class Part(NamedTuple):
+class RowRange(NamedTuple):
     """A range of a file's rows, which is written together."""
 
     file: int
@@ -102,7 +101,7 @@ def scoring_identity(
 ) -> dict[str, Any]:
     """Return by name what a result depends on: parts of one output share it."""
     return {
-        "rows": corpus_key(config.model_copy(update={"corpus": corpus}), files),
+        "rows": corpus_key(corpus, config.teacher, files),
         "student": fingerprint(folder),
         "references": config.digest("references"),
         "write": write,
@@ -111,47 +110,47 @@ def scoring_identity(
     }
 
 
-def claim(place: Place, identity: dict[str, Any]) -> None:
+def claim_output(output: OutputFolder, identity: dict[str, Any]) -> None:
     """Say whose the output is; refuse one that holds another result."""
-    before = place.read(IDENTITY)
-    if before is None and place.names(PARTS):
-        raise InputError(f"{place.root} holds parts of something else; give another predict.output=..., or delete it")
+    before = output.read(IDENTITY)
+    if before is None and output.names(PARTS):
+        raise InputError(f"{output.root} holds parts of something else; give another predict.output=..., or delete it")
     if before is not None:
         held = json.loads(before)
         if differing := [key for key in identity if held.get(key) != identity[key]]:
             raise InputError(
-                f"{place.root} holds a result with other {', '.join(differing)}; give another predict.output=..., or delete it"
+                f"{output.root} holds a result with other {', '.join(differing)}; give another predict.output=..., or delete it"
             )
-    place.write(json.dumps(identity, indent=2).encode(), IDENTITY)
+    output.write(json.dumps(identity, indent=2).encode(), IDENTITY)
 
 
-def complete(place: Place) -> dict[str, int] | None:
+def finished_counts(output: OutputFolder) -> dict[str, int] | None:
     """Return the counts of a finished output; one whose parts are gone again loses its manifest."""
-    content = place.read(MANIFEST)
+    content = output.read(MANIFEST)
     if content is None:
         return None
     manifest = json.loads(content)
-    if place.names(PARTS) == manifest["parts"]:
+    if output.names(PARTS) == manifest["parts"]:
         return dict(manifest["counts"])
-    place.filesystem.delete_file(place.path(MANIFEST))
+    output.filesystem.delete_file(output.path(MANIFEST))
     return None
 
 
-class Scoring(NamedTuple):
+class ScoringJob(NamedTuple):
     """What every worker needs."""
 
     config: RunConfig
     corpus: CorpusConfig
     folder: Path
     url: str | None
-    place: Place
+    output: OutputFolder
     write: str
 
 
-def score(scoring: Scoring, files: list[str]) -> None:
+def score(scoring: ScoringJob, files: list[str]) -> None:
     """Stream the files' parts through the workers, and show how far they are."""
     predict = scoring.config.predict
-    done = frozenset(name for name in scoring.place.names(PARTS) if name.endswith(".parquet"))
+    done = frozenset(name for name in scoring.output.names(PARTS) if name.endswith(".parquet"))
     stage: Any = ray.data.from_items(
         [{"number": number, "file": file} for number, file in enumerate(files)], override_num_blocks=len(files)
     )
@@ -159,7 +158,7 @@ def score(scoring: Scoring, files: list[str]) -> None:
         1  # a block is a part: whoever is free takes the next, before a file is read to its end
     )
     stage = stage.map_batches(
-        unscored_parts,
+        row_ranges,
         fn_kwargs={"corpus": scoring.corpus, "part_rows": predict.part_rows, "done": done},
         batch_size=1,
         num_cpus=0,  # workers may hold every CPU, and would wait for ever for a reader that needs one
@@ -180,14 +179,14 @@ def score(scoring: Scoring, files: list[str]) -> None:
             update(news["read"], **{name: counts[name] for name in COUNTS[1:]})
 
 
-def unscored_parts(
+def row_ranges(
     batch: dict[str, Any], corpus: CorpusConfig, part_rows: int, done: frozenset[str]
 ) -> Iterator[dict[str, Any]]:
     """Ray Data stage: files in, their parts out, each with its rows as JSON; of a part that is done only its number of rows."""
     for number, file in zip(batch["number"].tolist(), batch["file"], strict=True):
         rows = read_rows(str(file), corpus)
         for index, some in enumerate(chunked(rows, part_rows)):
-            part = Part(number, index * part_rows, index * part_rows + len(some))
+            part = RowRange(number, index * part_rows, index * part_rows + len(some))
             content = "" if part.name in done else json.dumps([[type(row).__name__, row] for row in some])
             yield {
                 **{key: np.array([value]) for key, value in part._asdict().items()},
@@ -198,16 +197,16 @@ def unscored_parts(
 class ScoreAndWrite:
     """Ray Data stage: parts in, counts out. Looks up, scores and writes in one call, so that vectors never travel."""
 
-    def __init__(self, scoring: Scoring) -> None:
+    def __init__(self, scoring: ScoringJob) -> None:
         predict = scoring.config.predict
         device = set_up_worker(per_node(predict.num_workers), predict.gpus_per_worker)
-        config = scoring.config.model_copy(update={"store": patient_store(scoring.config)})
+        config = scoring.config.model_copy(update={"store": patient_store(scoring.config.store)})
         self.reader: Reader = open_reader(config, scoring.folder, scoring.url, device, batch=predict.batch)
         self.scoring = scoring
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Score and write one part, unless it has been; returns its counts."""
-        part = Part(*(int(batch[field][0]) for field in Part._fields))
+        part = RowRange(*(int(batch[field][0]) for field in RowRange._fields))
         counts = dict.fromkeys(COUNTS, 0) | {"read": part.stop - part.start}
         if content := str(batch["rows"][0]):
             rows = [Row(*row) if kind == Row.__name__ else Rejected(*row) for kind, row in json.loads(content)]
@@ -222,7 +221,7 @@ class ScoreAndWrite:
             }
             buffer = io.BytesIO()
             parquet.write_table(table.replace_schema_metadata(metadata), buffer)
-            self.scoring.place.write(buffer.getvalue(), PARTS, part.name)
+            self.scoring.output.write(buffer.getvalue(), PARTS, part.name)
         return {name: np.array([count]) for name, count in counts.items()}
 
     def scored(self, rows: Sequence[Row]) -> pa.Table:
@@ -272,20 +271,20 @@ def rung(found: Neighbours | None, row: int) -> Literal["live", "cached", "null"
     return "null" if found is None or not found.mask[row].any() else found.rungs[row]
 
 
-def finish(place: Place, files: list[str], identity: dict[str, Any]) -> dict[str, int]:
+def finish(output: OutputFolder, files: list[str], identity: dict[str, Any]) -> dict[str, int]:
     """Add up what the parts say of themselves; write rejected.jsonl and, last, the manifest. Returns the counts."""
-    for name in (names := place.names(PARTS)):
+    for name in (names := output.names(PARTS)):
         if name.endswith(".partial"):  # of a worker that was killed
-            place.filesystem.delete_file(place.path(PARTS, name))
+            output.filesystem.delete_file(output.path(PARTS, name))
     written = [name for name in names if name.endswith(".parquet")]
     counts, rejected = Counter(dict.fromkeys(COUNTS, 0)), []
     for name in written:
-        metadata = parquet.read_schema(place.path(PARTS, name), filesystem=place.filesystem).metadata
+        metadata = parquet.read_schema(output.path(PARTS, name), filesystem=output.filesystem).metadata
         counts.update(json.loads(metadata[COUNTED]))
         rejected += json.loads(metadata[REASONS])
-    place.write("".join(json.dumps(row) + "\n" for row in rejected).encode(), REJECTED)
+    output.write("".join(json.dumps(row) + "\n" for row in rejected).encode(), REJECTED)
     manifest = {"counts": dict(counts), "files": files, "parts": written, **identity}
-    place.write(json.dumps(manifest, indent=2).encode(), MANIFEST)
+    output.write(json.dumps(manifest, indent=2).encode(), MANIFEST)
     return dict(counts)
 
 

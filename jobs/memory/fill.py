@@ -25,6 +25,7 @@ from jobs.memory.store import MemoryAddress
 from jobs.run.progress import progress
 from jobs.run.telemetry import INGEST, RunGauges, StageMetrics
 from jobs.run.worker import per_node, set_up_worker
+from refbert.config import ReferenceConfig
 from refbert.corpus import text_of
 from refbert.memory.manifest import manifest_of
 from refbert.memory.texts import reference_id, reference_texts
@@ -42,7 +43,7 @@ OUTCOMES = tuple(INGEST)
 """What becomes of rows: read is the sum of the others."""
 
 FIGURES = ("tokens", "bytes", "look_up_s", "encode_s", "store_wait_s")
-"""What a chunk took: tokens encoded, bytes sent, seconds of asking what is stored, of encoding, of waiting for the store."""
+"""Of a chunk: tokens encoded, bytes sent, seconds of asking what is stored, of encoding, of waiting for the store."""
 
 PROJECTION = "projection_matrix"
 """Name under which a collection keeps the projection of its states."""
@@ -59,7 +60,7 @@ class EncodeAndStore:
     """Ray Data stage: chunks in, counts out. Looks up, encodes and stores in one call, so that states never travel."""
 
     def __init__(
-        self, config: RunConfig, address: MemoryAddress, corpus: PreparedCorpus, todo: NDArray[np.int64]
+        self, config: RunConfig, address: MemoryAddress, corpus: PreparedCorpus, pending: NDArray[np.int64]
     ) -> None:
         device = set_up_worker(per_node(config.ingest.most_encoders), config.ingest.gpus_per_encoder)
         self.teacher = load_teacher(config.teacher, device)
@@ -69,7 +70,7 @@ class EncodeAndStore:
         self.projection = stored_projection(self.store, self.teacher)
         self.passages = PassageRows(corpus.table("train"))
         self.distinct = corpus.distinct_rows()
-        self.todo, self.chunk_texts = todo, config.ingest.batch
+        self.pending, self.chunk_texts = pending, config.ingest.batch
         self.encoding, self.storing = StageMetrics("encode"), StageMetrics("store")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -77,7 +78,7 @@ class EncodeAndStore:
 
         `rejections` holds its rejected rows as JSON lines.
         """
-        (chunk,) = self.todo[batch["id"]]
+        (chunk,) = self.pending[batch["id"]]
         places = self.distinct[chunk * self.chunk_texts : (chunk + 1) * self.chunk_texts]
         rows = self.passages.at(np.asarray(places))
         by_id = {self.texts.identifier(text_of(row)): row for row in rows}
@@ -94,20 +95,20 @@ class EncodeAndStore:
             tokens += len(token_ids)
         written, rejected = self.writer.finish()
         wait_s = self.writer.wait_s - waited_s
-        took = {
+        figures = {
             "tokens": tokens,
             "bytes": self.writer.sent_bytes - sent_bytes,
             "look_up_s": looked_up_s,
             "encode_s": time.monotonic() - started_s - looked_up_s - wait_s,
             "store_wait_s": wait_s,
         }
-        self.encoding.count(rows=len(new), tokens=tokens, busy_s=took["encode_s"], wait_s=looked_up_s)
-        self.storing.count(rows=written, bytes=took["bytes"], wait_s=wait_s)
+        self.encoding.count(rows=len(new), tokens=tokens, busy_s=figures["encode_s"], wait_s=looked_up_s)
+        self.storing.count(rows=written, bytes=figures["bytes"], wait_s=wait_s)
         counts = {"read": len(rows), "skipped": len(stored), "written": written, "rejected": len(rejected)}
         return {
             "chunk": np.array([chunk]),
             **{name: np.array([counts.get(name, 0)]) for name in OUTCOMES},
-            **{name: np.array([took[name]]) for name in FIGURES},
+            **{name: np.array([figures[name]]) for name in FIGURES},
             "rejections": np.array(["".join(map(_as_line, rejected))], dtype=object),
         }
 
@@ -131,13 +132,13 @@ def fill_memory(
     duplicates = corpus.counts.train - corpus.counts.distinct
     counts = Counter(dict.fromkeys(OUTCOMES, 0))
     counts.update(read=unread + duplicates, rejected=unread, duplicate=duplicates)
-    took: dict[str, float] = dict.fromkeys(FIGURES, 0)
+    figures: dict[str, float] = dict.fromkeys(FIGURES, 0)
     with connect(config.store, url) as client:
         store = Store(client, config.store)
-        address = MemoryAddress(url, open_collection(config, store, corpus, teacher))
-        made = load_progress(store, corpus, config.ingest.batch)
-        counts.update(read=made.done_texts, skipped=made.done_texts)
-        store.attach(LOAD, made.state("loading", store.count(), counts))
+        address = MemoryAddress(url, open_collection(store, config.references, corpus, teacher, config.seed))
+        load = load_progress(store, corpus, config.ingest.batch)
+        counts.update(read=load.done_texts, skipped=load.done_texts)
+        store.attach(LOAD, load.state("loading", store.count(), counts))
         rejections = config.run_directory / REJECTED
         rejections.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(corpus.rejected(), rejections)
@@ -147,47 +148,50 @@ def fill_memory(
             RunGauges(INGEST, config.name, counts),
             progress("ingest", corpus.counts.distinct, "text") as update,
         ):
-            update(made.done_texts)
-            for done in stored_chunks(config, address, corpus, made.todo):
+            update(load.done_texts)
+            for done in stored_chunks(config, address, corpus, load.pending):
                 counts.update(done.counts)
-                took = {name: took[name] + done.took[name] for name in FIGURES}
+                figures = {name: figures[name] + done.figures[name] for name in FIGURES}
                 dead_letters.write(done.rejections)
                 if not done.counts["rejected"]:  # else its rows are to be in the next job's dead letters too
-                    made.finish(done.chunk, done.counts["written"])
+                    load.finish(done.chunk, done.counts["written"])
                 shown = ("written", "skipped", "rejected")
-                update(done.counts["read"], **{name: counts[name] for name in shown}, store_wait_s=took["store_wait_s"])
+                update(
+                    done.counts["read"], **{name: counts[name] for name in shown}, store_wait_s=figures["store_wait_s"]
+                )
         publish_term_statistics(client, config.store)
         held = store.count()
-        store.attach(LOAD, made.state("complete", held, counts))
-        made.forget()
+        store.attach(LOAD, load.state("complete", held, counts))
+        load.forget()
     log.info("memory holds %d references (%s)", held, ", ".join(f"{name} {counts[name]}" for name in OUTCOMES))
     log.info(
         "encoders: %d tokens in %.1f s, %.1f s of asking what is stored; store: %.1f MB, waited for %.1f s",
-        took["tokens"], took["encode_s"], took["look_up_s"], took["bytes"] / 1e6, took["store_wait_s"],
+        figures["tokens"], figures["encode_s"], figures["look_up_s"], figures["bytes"] / 1e6, figures["store_wait_s"],
     )  # fmt: skip
     if counts["rejected"]:
         log.warning("%d rows rejected, with their reasons in %s", counts["rejected"], rejections)
     return dict(counts)
 
 
-def open_collection(config: RunConfig, store: Store, corpus: PreparedCorpus, teacher: Teacher) -> Manifest:
+def open_collection(
+    store: Store, references: ReferenceConfig, corpus: PreparedCorpus, teacher: Teacher, seed: int
+) -> Manifest:
     """Create the run's collection, or see that it is this run's; returns its manifest.
 
-    Where states are to be projected, the first ingest fits the projection and stores it with the collection.
+    Where states are to be projected, the first ingest fits the projection, on texts drawn by the seed, and stores it with the
+    collection.
     """
-    wanted = manifest_of(teacher, config.references)
+    wanted = manifest_of(teacher, references)
     if wanted.dim == wanted.encoder_dim or store.exists():
         return store.ensure(wanted)
-    projection = sampled_projection(config, corpus, teacher, wanted.dim)
-    return store.ensure(
-        manifest_of(teacher, config.references, projection.fingerprint), {PROJECTION: projection.to_bytes()}
-    )
+    projection = sampled_projection(corpus, teacher, wanted.dim, seed)
+    return store.ensure(manifest_of(teacher, references, projection.fingerprint), {PROJECTION: projection.to_bytes()})
 
 
-def sampled_projection(config: RunConfig, corpus: PreparedCorpus, teacher: Teacher, dim: int) -> Projection:
-    """Fit a projection to the states of some training texts, drawn by the run's seed."""
+def sampled_projection(corpus: PreparedCorpus, teacher: Teacher, dim: int, seed: int) -> Projection:
+    """Fit a projection to the states of some training texts, drawn by the seed."""
     rows = corpus.distinct_rows()
-    drawn = np.random.default_rng(config.seed).permutation(rows)[:PROJECTION_SAMPLE]
+    drawn = np.random.default_rng(seed).permutation(rows)[:PROJECTION_SAMPLE]
     texts = list(texts_in(corpus.table("train"), np.sort(drawn)))
     with progress("sample", len(texts), "text") as update:
         states = []
@@ -208,22 +212,22 @@ class StoredChunk(NamedTuple):
 
     chunk: int
     counts: dict[str, int]
-    took: dict[str, float]
+    figures: dict[str, float]
     rejections: str
 
 
 def stored_chunks(
-    config: RunConfig, address: MemoryAddress, corpus: PreparedCorpus, todo: NDArray[np.int64]
+    config: RunConfig, address: MemoryAddress, corpus: PreparedCorpus, pending: NDArray[np.int64]
 ) -> Iterator[StoredChunk]:
     """Stream the chunks to do through the encoders; yields each once the store has acknowledged it."""
-    if not len(todo):
+    if not len(pending):
         return
     ingest = config.ingest
     stage = ray.data.range(
-        len(todo), override_num_blocks=max(1, min(len(todo) // CHUNKS_PER_BLOCK, MOST_BLOCKS))
+        len(pending), override_num_blocks=max(1, min(len(pending) // CHUNKS_PER_BLOCK, MOST_BLOCKS))
     ).map_batches(
         EncodeAndStore,
-        fn_constructor_args=(config, address, corpus, todo),
+        fn_constructor_args=(config, address, corpus, pending),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=ingest.num_encoders, max_size=ingest.most_encoders),
         num_cpus=0 if ingest.gpus_per_encoder else 1,
@@ -232,8 +236,8 @@ def stored_chunks(
     for block in stage.iter_batches(batch_size=None):
         for row, chunk in enumerate(block["chunk"].tolist()):
             counts = {name: int(block[name][row]) for name in OUTCOMES}
-            took = {name: float(block[name][row]) for name in FIGURES}
-            yield StoredChunk(chunk, counts, took, block["rejections"][row])
+            figures = {name: float(block[name][row]) for name in FIGURES}
+            yield StoredChunk(chunk, counts, figures, block["rejections"][row])
 
 
 IDS_PER_CHECK = 1024

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from jobs.corpus.prepared import PreparedCorpus
+from refbert.atomic import whole_file
 from vector_store.store import Store
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class LoadProgress:
         self._chunks = self._open()
 
     @property
-    def todo(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def pending(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """The numbers of the chunks that are not done."""
         return np.flatnonzero(self._chunks == 0)
 
@@ -73,9 +74,8 @@ class LoadProgress:
         if not self.path.exists():
             self.path.parent.mkdir(exist_ok=True)
             num_chunks = -(-self.corpus.counts.distinct // self.chunk_texts)
-            draft = self.path.with_suffix(".draft")
-            np.lib.format.open_memmap(draft, mode="w+", dtype=np.uint32, shape=(num_chunks,))
-            draft.rename(self.path)
+            with whole_file(self.path) as scratch:
+                np.lib.format.open_memmap(scratch, mode="w+", dtype=np.uint32, shape=(num_chunks,))
         return np.lib.format.open_memmap(self.path, mode="r+")
 
 

@@ -6,9 +6,7 @@ other runs over the same corpus and memory read it; a memory that has grown sinc
 search per passage, which pays where training sees a passage more than once, or waits for searches.
 """
 
-import hashlib
 import io
-import json
 import os
 import uuid
 from collections.abc import Sequence
@@ -19,17 +17,19 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from jobs.config import RunConfig
 from jobs.corpus.prepared import PreparedCorpus
 from jobs.memory.store import MemoryAddress
 from jobs.run.progress import progress
+from refbert.atomic import checksum, digest, whole_file
+from refbert.config import ReferenceConfig
 from refbert.corpus import text_of
-from refbert.memory.retrieval import open_retriever
+from refbert.memory.retrieval import NeighbourSource, open_retriever
 from refbert.memory.texts import ReferenceTexts
 from vector_store import term_statistics
 from vector_store.client import Client, connect
+from vector_store.config import StoreConfig
 from vector_store.pipeline import pipelined
-from vector_store.schema import Choice
+from vector_store.schema import Choice, Manifest
 from vector_store.store import Store
 
 CHOICE = np.dtype([("id", np.uint8, (16,)), ("score", "<f4")])
@@ -56,49 +56,57 @@ class NeighbourPlan:
         return [_unpack(row) for row in self._rows[rows]]
 
 
-def neighbour_plan(config: RunConfig, address: MemoryAddress, corpus: PreparedCorpus, texts: ReferenceTexts) -> Path:
-    """Return the path of the corpus's plan under this config, building or completing it where it is not there.
+def neighbour_plan(
+    store: StoreConfig,
+    references: ReferenceConfig,
+    address: MemoryAddress,
+    corpus: PreparedCorpus,
+    texts: ReferenceTexts,
+) -> Path:
+    """Return the path of the corpus's plan under these options, building or completing it where it is not there.
 
     The memory must not change meanwhile, and a dense one should have its index built: an approximate search may choose others.
     """
-    with connect(config.store, address.url) as client:
-        path = corpus.directory / "plans" / f"{_digest(config, address, client)}.npy"
+    with connect(store, address.url) as client:
+        path = corpus.directory / "plans" / f"{_digest(store, references, address.manifest, client)}.npy"
         path.parent.mkdir(exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
-                _build(config, client, corpus, texts, path)
+                retriever = open_retriever(client, store, texts, references.criterion)
+                _build(retriever, references.count, corpus, texts, path)
     return path
 
 
-def _digest(config: RunConfig, address: MemoryAddress, client: Client) -> str:
+def _digest(store: StoreConfig, references: ReferenceConfig, manifest: Manifest, client: Client) -> str:
     """16 hex digits of what decides the neighbours of a prepared corpus.
 
     The memory's state is its number of points and its published term statistics, read in a moment: points deleted and as many
     others added go unnoticed, and rows whose point is gone then read the null reference.
     """
-    references, statistics = config.references, term_statistics.read(client, config.store)
-    decides = [
+    statistics = term_statistics.read(client, store)
+    return digest(
         FORMAT,
-        ",".join(sorted(config.store.nodes)),
-        config.store.collection,
-        Store(client, config.store).count(),
-        hashlib.sha256(statistics.frequent.tobytes()).hexdigest(),
-        address.manifest.model_dump(mode="json", exclude={"encoder"}),
+        ",".join(sorted(store.nodes)),
+        store.collection,
+        Store(client, store).count(),
+        checksum(statistics.frequent.tobytes()),
+        manifest.model_dump(mode="json", exclude={"encoder"}),
         references.criterion,
         references.count,
         references.exclude_same_document,
         sorted(references.exclude_splits),
-    ]
-    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+    )
 
 
-def _build(config: RunConfig, client: Client, corpus: PreparedCorpus, texts: ReferenceTexts, path: Path) -> None:
-    """Append chunk by chunk to a draft, going on where a killed build ended; rename it when it is whole."""
-    retriever = open_retriever(client, config.store, texts, config.references.criterion)
+def _build(retriever: NeighbourSource, count: int, corpus: PreparedCorpus, texts: ReferenceTexts, path: Path) -> None:
+    """Append chunk by chunk to the scratch file, from where a killed build ended."""
     passages = corpus.table("train")
-    draft = path.with_suffix(".draft")
-    shape = passages.num_rows, config.references.count
-    with draft.open("ab") as file, progress("plan", passages.num_rows, "text") as update:
+    shape = passages.num_rows, count
+    with (
+        whole_file(path, path.with_suffix(".draft")) as scratch,
+        scratch.open("ab") as file,
+        progress("plan", passages.num_rows, "text") as update,
+    ):
         done = _resume(file, shape)
         update(done)
 
@@ -111,12 +119,11 @@ def _build(config: RunConfig, client: Client, corpus: PreparedCorpus, texts: Ref
 
         starts = range(done, passages.num_rows, BATCH)
         for number, choices in enumerate(pipelined(choose, starts), start=1):
-            file.write(_pack(choices, config.references.count))
+            file.write(_pack(choices, count))
             if number % BATCHES_PER_CHUNK == 0:
                 _sync(file)
             update(len(choices))
         _sync(file)
-    draft.rename(path)
 
 
 def _resume(file: BinaryIO, shape: tuple[int, int]) -> int:

@@ -1,4 +1,4 @@
-"""The store of a run: where it answers, who starts it, and this process's client of it."""
+"""The store of a run: where it answers, and who starts it."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,6 @@ import ray
 
 from jobs.config import RunConfig
 from refbert.errors import InputError
-from vector_store.client import Client, connect
 from vector_store.config import EMBEDDED, StoreConfig
 from vector_store.schema import Manifest
 from vector_store.server.process import embedded_server
@@ -52,11 +51,6 @@ def running_store(config: RunConfig) -> Iterator[str]:
         yield url
 
 
-def patient_store(config: RunConfig) -> StoreConfig:
-    """Return the run's store options with the patience of a job that nobody waits for."""
-    return config.store.model_copy(update={"lookup_deadline_ms": PATIENCE_MS})
-
-
-def connect_store(config: RunConfig, url: str, rank: int | None = None) -> Client:
-    """Open this process's client of a running store; of several nodes one on its machine, else that of a worker's rank."""
-    return connect(config.store, url, rank=rank)
+def patient_store(store: StoreConfig) -> StoreConfig:
+    """Return the store's options with the patience of a job that nobody waits for."""
+    return store.model_copy(update={"lookup_deadline_ms": PATIENCE_MS})

@@ -65,7 +65,7 @@ def write_manifest(config: RunConfig, training: dict[str, float]) -> None:
 
 
 @contextmanager
-def sole_training(directory: Path) -> Iterator[None]:
+def training_lock(directory: Path) -> Iterator[None]:
     """Hold the directory's lock: two trainings under one name would mix their checkpoints."""
     lock = FileLock(directory / "training.lock", blocking=False)
     try:

@@ -129,7 +129,7 @@ class MemoryWatch:
         else:
             self._is_lost = False
             if self.status.state == "away" and isinstance(connection.reader.source, Retriever):
-                connection.reader.source.rest_no_longer()
+                connection.reader.source.reset_breaker()
             self._set("ok")
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from jobs.run.progress import progress
 from jobs.tasks.corpus import AUGMENTED, NEAR_DUPLICATE, TaskCorpus, augmented, prepare_task
 from jobs.tasks.student import RESULT, TaskStudentJob, train_and_score
 from jobs.tasks.teacher import TaskTeacher, task_teacher, with_answers_to_copies
-from refbert.config import LossConfig, TaskConfig
+from refbert.config import LossConfig, ReferenceConfig, TaskConfig
 from refbert.memory.texts import reference_texts
 from refbert.teacher import load_teacher
 
@@ -34,18 +34,18 @@ def task_name(task: TaskConfig) -> str:
     return Path(task.path or task.train or "custom").stem if task.name == "custom" else task.name
 
 
-def ablated_task(config: RunConfig, url: str, starts: dict[str, Path]) -> dict[str, Any]:
+def ablate_task(config: RunConfig, url: str, starts: dict[str, Path]) -> dict[str, Any]:
     """Make the task's teacher and memory, train and score every arm; returns what the report says of it."""
     assert config.task is not None
     name = task_name(config.task)
     log.info("task %s", name)
-    corpus = prepare_task(config)
+    corpus = prepare_task(config.task, config.home)
     teacher = task_teacher(config, corpus)
     loaded, references = load_teacher(teacher.config), config.references
     memory, stored = name, corpus.prepared
     if config.task_stage.augment.copies:
         corpus = augmented(config, corpus, loaded)
-        teacher = with_answers_to_copies(config, corpus, teacher)
+        teacher = with_answers_to_copies(config.train, corpus, teacher)
         if config.task_stage.needs_states:  # then copies are stored, and nobody reads them; else answers are enough
             memory, stored = corpus.prepared.directory.name, corpus.prepared
             references = references.model_copy(update={"exclude_splits": (*references.exclude_splits, AUGMENTED)})
@@ -61,26 +61,30 @@ def ablated_task(config: RunConfig, url: str, starts: dict[str, Path]) -> dict[s
     texts = reference_texts(loaded, manifest, config.references)
     jobs = []
     for arm in config.ablate.arms:
-        armed = armed_config(config, arm)
-        plan = neighbour_plan(armed, address, corpus.prepared, texts) if armed.reads_references else None
+        arm_run = arm_config(config, arm)
+        plan = (
+            neighbour_plan(config.store, arm_run.references, address, corpus.prepared, texts)
+            if arm_run.reads_references
+            else None
+        )
         for seed in range(config.ablate.seeds_of.get(name, config.ablate.seeds)):
             jobs.append(
                 TaskStudentJob(
-                    armed.model_copy(update={"seed": config.seed + seed}),
+                    arm_run.model_copy(update={"seed": config.seed + seed}),
                     address,
                     corpus,
                     teacher,
                     plan,
                     starts.get("vanilla" if arm in VANILLA else "references"),
                     config.run_directory / "tasks" / name / f"{arm}-{config.seed + seed}",
-                    evaluations(config, arm),
+                    evaluations(config.references, arm),
                 )
             )
     train_students(jobs, name)
-    return task_report(config, corpus, teacher, jobs)
+    return task_report(corpus, teacher, jobs)
 
 
-def armed_config(config: RunConfig, arm: Arm) -> RunConfig:
+def arm_config(config: RunConfig, arm: Arm) -> RunConfig:
     """Return the run of one arm: what its student reads, and what it learns from."""
     references = config.references.model_copy(
         update={"plan": True, "exclude_splits": (*config.references.exclude_splits, NEAR_DUPLICATE)}
@@ -99,9 +103,9 @@ def armed_config(config: RunConfig, arm: Arm) -> RunConfig:
     return config.model_copy(update=update)
 
 
-def evaluations(config: RunConfig, arm: Arm) -> dict[str, tuple[str, tuple[str, ...]]]:
+def evaluations(references: ReferenceConfig, arm: Arm) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Name the ways in which an arm's student is asked: its own first; the nearest's also with its reference swapped."""
-    nearest, excluded = config.references.criterion, config.references.exclude_splits
+    nearest, excluded = references.criterion, references.exclude_splits
     guarded = (*excluded, NEAR_DUPLICATE)
     if arm != "nearest":
         return {arm: ("random" if arm == "random" else "none", guarded)}
@@ -131,9 +135,7 @@ def train_students(jobs: list[TaskStudentJob], name: str) -> None:
             update(1)
 
 
-def task_report(
-    config: RunConfig, corpus: TaskCorpus, teacher: TaskTeacher, jobs: list[TaskStudentJob]
-) -> dict[str, Any]:
+def task_report(corpus: TaskCorpus, teacher: TaskTeacher, jobs: list[TaskStudentJob]) -> dict[str, Any]:
     """Gather the scores of one task by arm and seed, of its teacher, and what the leak guard found."""
     arms: dict[str, dict[int, Any]] = {}
     for job in jobs:

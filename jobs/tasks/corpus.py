@@ -4,7 +4,6 @@ Training rows that nearly repeat a development row are stored under a split of t
 guard. So are copies of training rows (refbert/augmentation.py), which are there to be learned from. Reads and writes files.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,10 +21,11 @@ from jobs.corpus.prepared import (
     CorpusCounts,
     PreparedCorpus,
     first_rows,
-    opened,
-    whole_directory,
+    open_prepared,
 )
+from refbert.atomic import checksum, digest, first_whole_folder
 from refbert.augmentation import Augmenter
+from refbert.config import TaskConfig
 from refbert.corpus import Text, text_of
 from refbert.leaks import Leaks, find_leaks
 from refbert.tasks import Example, TaskData, load_task
@@ -70,19 +70,18 @@ def example_text(example: Example) -> Text:
     return example.text if example.text_pair is None else (example.text, example.text_pair)
 
 
-def prepare_task(config: RunConfig) -> TaskCorpus:
-    """Read the run's task, look for leaks, and prepare its training split, or find it prepared."""
-    assert config.task is not None
-    data = load_task(config.task)
+def prepare_task(task: TaskConfig, home: Path) -> TaskCorpus:
+    """Read a task, look for leaks, and prepare its training split, or find it prepared."""
+    data = load_task(task)
     evaluated = {name: data.split(name) for name in data.dev_splits}
     found = {name: find_leaks(_texts(data.split("train")), _texts(split)) for name, split in evaluated.items()}
     leaked = _marked(len(data.split("train")), *(leaks.train_rows for leaks in found.values()))
     repeated = {name: _marked(len(evaluated[name]), leaks.evaluation_rows) for name, leaks in found.items()}
     rows = _passages(data, leaked)
-    directory = config.home / "corpora" / f"{data.task.name}-{_digest(rows)}"
+    directory = home / "corpora" / f"{data.task.name}-{_rows_digest(rows)}"
     if not (directory / "manifest.json").exists():
         _write(rows, found, directory)
-    return TaskCorpus(data, opened(directory), leaked, repeated)
+    return TaskCorpus(data, open_prepared(directory), leaked, repeated)
 
 
 def augmented(config: RunConfig, corpus: TaskCorpus, teacher: Teacher) -> TaskCorpus:
@@ -92,13 +91,12 @@ def augmented(config: RunConfig, corpus: TaskCorpus, teacher: Teacher) -> TaskCo
     embeddings call like them.
     """
     augment = config.task_stage.augment
-    decides = [corpus.prepared.directory.name, teacher.fingerprint, augment.model_dump(mode="json"), config.seed]
-    digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
-    directory = config.home / "corpora" / f"{corpus.data.task.name}-{digest}"
+    key = digest(corpus.prepared.directory.name, teacher.fingerprint, augment.model_dump(mode="json"), config.seed)
+    directory = config.home / "corpora" / f"{corpus.data.task.name}-{key}"
     if not (directory / "manifest.json").exists():
         given = corpus.prepared.table("train")
         _write(pa.concat_tables([given, _copies(given, Augmenter(teacher, augment), config.seed)]), {}, directory)
-    prepared = opened(directory)
+    prepared = open_prepared(directory)
     rows = corpus.data.split("train")
     copies = [
         Example(row["text"], row["text_pair"], None, row["document"], number)
@@ -155,15 +153,12 @@ def _passages(data: TaskData, leaked: NDArray[np.bool_]) -> pa.Table:
     )
 
 
-def _digest(rows: pa.Table) -> str:
-    digest = hashlib.sha256()
-    for row in rows.to_pylist():
-        digest.update(json.dumps(row).encode())
-    return digest.hexdigest()[:16]
+def _rows_digest(rows: pa.Table) -> str:
+    return checksum("".join(map(json.dumps, rows.to_pylist())).encode())[:16]
 
 
 def _write(rows: pa.Table, leaks: dict[str, Leaks], directory: Path) -> None:
-    with whole_directory(directory) as scratch:
+    with first_whole_folder(directory) as scratch:
         with pa.OSFile(str(scratch / "train.arrow"), "wb") as file, pa.ipc.new_file(file, PASSAGE_SCHEMA) as writer:
             writer.write_table(rows)
         distinct = first_rows(rows)

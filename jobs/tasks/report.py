@@ -70,7 +70,7 @@ def score_rows(report: dict[str, Any]) -> Rows:
     for arm in arms_of(report):
         own = glue_average({name: mean_score(task, arm) for name, task in tasks.items()})
         cells = [_with_spread(list(seed_scores(task, arm).values())) for task in tasks.values()]
-        rows.append((arm, *cells, f"{own:.2f}", f"{100 * own / average:.1f} %"))
+        rows.append((arm, *cells, f"{own:.2f}", _cell(100 * _ratio(own, average), ".1f", " %")))
     return rows
 
 
@@ -92,23 +92,23 @@ def comparison_rows(report: dict[str, Any]) -> Rows:
     for arm in arms_of(report):
         if arm == "nearest":
             continue
-        found = compared(report, arm)
+        found = compare_with_nearest(report, arm)
         differences = [f"{value:+.2f}" for value in found["by_task"].values()]
         rows.append(
             (
                 f"nearest - {arm}",
                 *differences,
                 f"{found['mean']:+.2f}",
-                f"{found['relative']:+.1f} %",
+                _cell(found["relative"], "+.1f", " %"),
                 f"{found['better_on']} of {len(differences)}",
-                f"{found['p']:.3f}",
+                _cell(found["p"], ".3f"),
             )
         )
     return rows
 
 
-def compared(report: dict[str, Any], arm: str) -> dict[str, Any]:
-    """Return differences `nearest` minus `arm`: by task, their mean, relative to the arm's average, tasks won, and p."""
+def compare_with_nearest(report: dict[str, Any], arm: str) -> dict[str, Any]:
+    """Return differences `nearest` minus `arm`: by task, their mean, in percent of the arm's average, tasks won, and p."""
     by_task, pairs = {}, []
     for name, task in report["tasks"].items():
         ours, theirs = seed_scores(task, "nearest"), seed_scores(task, arm)
@@ -120,7 +120,7 @@ def compared(report: dict[str, Any], arm: str) -> dict[str, Any]:
     return {
         "by_task": by_task,
         "mean": mean,
-        "relative": 100 * mean / average if average else math.nan,
+        "relative": 100 * _ratio(mean, average),
         "better_on": sum(value > 0 for value in by_task.values()),
         "p": float(stats.ttest_1samp(pairs, 0).pvalue) if len(pairs) > 1 and np.ptp(pairs) else math.nan,
     }
@@ -143,25 +143,34 @@ def leak_rows(report: dict[str, Any]) -> Rows:
 
 
 def goals(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the ablation's goals with the values reached, for the arms that it has."""
+    """Return the ablation's goals with the values reached, for the arms that it has.
+
+    A share of a score of 0 (a teacher or an arm that learned nothing) has no value: the goal is not met.
+    """
     arms, tasks = arms_of(report), report["tasks"]
     if "nearest" not in arms:
         return []
     average = glue_average({name: teacher_score(task) for name, task in tasks.items()})
     own = glue_average({name: mean_score(task, "nearest") for name, task in tasks.items()})
     kept = report["config"]["ablate"]["kept_goal"]
-    wanted = [("nearest / teacher, average", own / average, kept)]
+    wanted = [("nearest / teacher, average", _ratio(own, average), kept)]
     if "vanilla" in arms:
-        against = compared(report, "vanilla")
+        against = compare_with_nearest(report, "vanilla")
         wanted += [
             ("nearest - vanilla, average, points", against["mean"], 0.01),
             ("tasks on which nearest is above vanilla", against["better_on"], max(1, len(tasks) - 1)),
         ]
     if "vanilla_without_distillation" in arms:
-        relative = compared(report, "vanilla_without_distillation")["relative"]
+        relative = compare_with_nearest(report, "vanilla_without_distillation")["relative"]
         wanted.append(("nearest over vanilla without task distillation, percent", relative, 8.1))
     return [
-        {"name": name, "value": round(value, 4), "goal": goal, "direction": ">=", "met": value >= goal}
+        {
+            "name": name,
+            "value": None if math.isnan(value) else round(value, 4),
+            "goal": goal,
+            "direction": ">=",
+            "met": value >= goal,
+        }
         for name, value, goal in wanted
     ]
 
@@ -232,7 +241,7 @@ def markdown(report: dict[str, Any]) -> str:
         _row(
             (
                 goal["name"],
-                f"{goal['value']:.3f}",
+                _cell(goal["value"], ".3f"),
                 f"{goal['direction']} {goal['goal']}",
                 "yes" if goal["met"] else "no",
             )
@@ -281,6 +290,15 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
 def _with_spread(values: list[float]) -> str:
     return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan
+
+
+def _cell(value: float | None, form: str, unit: str = "") -> str:
+    """A formatted number; a dash where there is none."""
+    return "-" if value is None or math.isnan(value) else f"{value:{form}}{unit}"
 
 
 def _row(cells: tuple[str, ...]) -> str:

@@ -26,7 +26,7 @@ from jobs.run.worker import per_node, set_up_worker
 from jobs.tasks.corpus import TaskCorpus
 from jobs.tasks.teacher import TaskTeacher, predictions
 from jobs.training.stream import DistillStream
-from refbert.atomic import write_whole
+from refbert.atomic import whole_file, write_whole
 from refbert.batch import moved
 from refbert.corpus import Text, text_length
 from refbert.distillation import Distiller, new_student
@@ -70,7 +70,9 @@ def train_and_score(job: TaskStudentJob) -> dict[str, Any]:
     """Train the student and score it on the development splits; writes student/ and, last, result.json."""
     started_s = time.monotonic()
     config = job.config
-    device = set_up_worker(students_per_node(config), config.train.gpus_per_worker, config.train.threads_per_worker)
+    device = set_up_worker(
+        students_per_node(config.train.gpus_per_worker), config.train.gpus_per_worker, config.train.threads_per_worker
+    )
     teacher = load_teacher(job.teacher.config, device)
     student: Any = starting_student(job, teacher)
     student.to(device)
@@ -87,7 +89,7 @@ def train_and_score(job: TaskStudentJob) -> dict[str, Any]:
             asked = reference_texts(teacher, job.address.manifest, reading)
             source = None
             if criterion != "none" and config.reads_references:
-                source = open_retriever(client, patient_store(config), asked, criterion)
+                source = open_retriever(client, patient_store(config.store), asked, criterion)
             reader = Reader(student, asked.tokenizer, asked.manifest.text_tokens, asked, source, strict=True)
             scores[name] = {
                 split: _scored(job, split, answers(reader, job.corpus.texts(split)))
@@ -100,9 +102,9 @@ def train_and_score(job: TaskStudentJob) -> dict[str, Any]:
     return result
 
 
-def students_per_node(config: RunConfig) -> int:
-    """How many students train on one node at once: each takes one CPU, or its GPUs."""
-    have, gpus = ray.cluster_resources(), config.train.gpus_per_worker
+def students_per_node(gpus: float) -> int:
+    """How many students train on one node at once: each takes one CPU, or its `gpus`."""
+    have = ray.cluster_resources()
     return per_node(int(have.get("GPU", 0) / gpus if gpus else have["CPU"]))
 
 
@@ -171,8 +173,8 @@ def train_phase(
             if step > (phase.epochs - 1) * sampler.per_epoch
         ]
     loss = float(np.mean(last_epoch))
-    torch.save({"student": student.state_dict(), "loss": loss}, finished.with_suffix(".partial"))
-    finished.with_suffix(".partial").rename(finished)
+    with whole_file(finished) as scratch:
+        torch.save({"student": student.state_dict(), "loss": loss}, scratch)
     return loss
 
 
@@ -189,7 +191,7 @@ def _open_stream(
 ) -> DistillStream:
     config = job.config
     criterion = config.references.criterion
-    source = open_retriever(client, patient_store(config), texts, criterion) if config.reads_references else None
+    source = open_retriever(client, patient_store(config.store), texts, criterion) if config.reads_references else None
     return DistillStream(
         job.corpus.prepared.table("train"),
         sampler,

@@ -4,10 +4,8 @@ A teacher that already has a trained head (teacher.head=classification) is taken
 a killed fine-tuning goes on from its last epoch.
 """
 
-import hashlib
 import json
 import logging
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,10 +19,11 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification
 
-from jobs.config import RunConfig
+from jobs.config import RunConfig, TrainConfig
 from jobs.run.progress import progress
 from jobs.run.worker import set_up_worker
 from jobs.tasks.corpus import TaskCorpus
+from refbert.atomic import digest, whole_file, whole_folder
 from refbert.config import TeacherConfig
 from refbert.corpus import Text, by_length, text_length
 from refbert.errors import InputError
@@ -55,7 +54,7 @@ class TaskTeacher:
 
 def task_teacher(config: RunConfig, corpus: TaskCorpus) -> TaskTeacher:
     """Fine-tune the run's teacher on the task and let it answer every split, or find that done."""
-    directory = config.home / "teachers" / f"{corpus.data.task.name}-{_digest(config, corpus)}"
+    directory = config.home / "teachers" / f"{corpus.data.task.name}-{_teacher_digest(config, corpus)}"
     directory.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(directory.with_suffix(".lock")):
         if not (directory / "manifest.json").exists():
@@ -77,24 +76,23 @@ def task_teacher(config: RunConfig, corpus: TaskCorpus) -> TaskTeacher:
     return TaskTeacher(fine_tuned, logits, scores, manifest["seconds"], directory)
 
 
-def with_answers_to_copies(config: RunConfig, corpus: TaskCorpus, teacher: TaskTeacher) -> TaskTeacher:
+def with_answers_to_copies(train: TrainConfig, corpus: TaskCorpus, teacher: TaskTeacher) -> TaskTeacher:
     """Let the teacher answer the copies among the training rows too, or find that done."""
     answered = teacher.directory / f"{corpus.prepared.directory.name}.npy"
     with FileLock(teacher.directory.with_suffix(".lock")):
         if not answered.exists():
-            work: Any = ray.remote(num_cpus=1, num_gpus=config.train.gpus_per_worker)(answer_copies)
-            ray.get(work.remote(config, corpus, teacher.config, answered))
+            work: Any = ray.remote(num_cpus=1, num_gpus=train.gpus_per_worker)(answer_copies)
+            ray.get(work.remote(train, corpus, teacher.config, answered))
     logits = {**teacher.logits, "train": np.concatenate([teacher.logits["train"], np.load(answered)])}
     return replace(teacher, logits=logits)
 
 
-def answer_copies(config: RunConfig, corpus: TaskCorpus, teacher: TeacherConfig, answered: Path) -> None:
+def answer_copies(train: TrainConfig, corpus: TaskCorpus, teacher: TeacherConfig, answered: Path) -> None:
     """Write the logits (copies, labels) of the training rows that are copies."""
-    device = set_up_worker(1, config.train.gpus_per_worker, config.train.threads_per_worker)
+    device = set_up_worker(1, train.gpus_per_worker, train.threads_per_worker)
     logits = answers(load_teacher(teacher, device), corpus.texts("train")[corpus.num_labelled :])
-    with answered.with_suffix(".partial").open("wb") as file:
+    with whole_file(answered) as scratch, scratch.open("wb") as file:
         np.save(file, logits)
-    answered.with_suffix(".partial").rename(answered)
 
 
 def predictions(data: TaskData, logits: NDArray[np.float32]) -> NDArray[Any]:
@@ -106,23 +104,20 @@ def make_teacher(config: RunConfig, corpus: TaskCorpus, directory: Path) -> Iter
     """Write the teacher's directory, its manifest last; yields steps done with their figures."""
     started_s = time.monotonic()
     device = set_up_worker(1, config.train.gpus_per_worker, config.train.threads_per_worker)
-    scratch = directory.with_name(f"{directory.name}.partial")
-    scratch.mkdir(exist_ok=True)
-    if config.teacher.head == "classification":
-        teacher = load_teacher(config.teacher, device)
-    else:
-        yield from _fine_tune(config, corpus, scratch, device)
-        given = {"model": str(scratch / "teacher"), "head": "classification"}
-        teacher = load_teacher(config.teacher.model_copy(update=given), device)
-    logits = {name: answers(teacher, corpus.texts(name)) for name in corpus.data.splits}
-    np.savez(scratch / LOGITS, allow_pickle=False, **logits)
-    (scratch / "manifest.json").write_text(json.dumps({"seconds": round(time.monotonic() - started_s, 1)}))
-    shutil.rmtree(directory, ignore_errors=True)
-    scratch.rename(directory)
+    with whole_folder(directory, resume=True) as scratch:
+        if config.teacher.head == "classification":
+            teacher = load_teacher(config.teacher, device)
+        else:
+            yield from _fine_tune(config, corpus, scratch, device)
+            given = {"model": str(scratch / "teacher"), "head": "classification"}
+            teacher = load_teacher(config.teacher.model_copy(update=given), device)
+        logits = {name: answers(teacher, corpus.texts(name)) for name in corpus.data.splits}
+        np.savez(scratch / LOGITS, allow_pickle=False, **logits)
+        (scratch / "manifest.json").write_text(json.dumps({"seconds": round(time.monotonic() - started_s, 1)}))
 
 
 def answers(teacher: Teacher, texts: Sequence[Text]) -> NDArray[np.float32]:
-    """Return the teacher's logits (rows, labels) of texts or pairs, in their sampler."""
+    """Return the teacher's logits (rows, labels) of texts or pairs, in their order."""
     found: list[Any] = [None] * len(texts)
     for rows in by_length(texts, teacher.config.batch):
         ids, mask, segments = tokenize(teacher.tokenizer, [texts[row] for row in rows], teacher.config.tokens)
@@ -174,19 +169,19 @@ def _fine_tune(
         if step % 10 == 0 or step == tuning.epochs * sampler.per_epoch:
             yield step - before, {"loss": loss}
             before = step
-    model.save_pretrained(folder.with_suffix(".writing"))
-    tokenizer.save_pretrained(folder.with_suffix(".writing"))
-    folder.with_suffix(".writing").rename(folder)
+    with whole_folder(folder) as saved:
+        model.save_pretrained(saved)
+        tokenizer.save_pretrained(saved)
 
 
-def _digest(config: RunConfig, corpus: TaskCorpus) -> str:
+def _teacher_digest(config: RunConfig, corpus: TaskCorpus) -> str:
     """12 hex digits of everything that the teacher and its answers depend on."""
     evaluated = [[name, corpus.texts(name)] for name in corpus.data.splits if name != "train"]
-    decides = [
+    return digest(
         corpus.prepared.directory.name,
-        hashlib.sha256(json.dumps(evaluated).encode()).hexdigest(),
+        digest(*evaluated, digits=64),
         config.teacher.model_dump(mode="json", exclude={"batch"}),
         config.task_stage.teacher.model_dump(mode="json"),
         config.seed,
-    ]
-    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]
+        digits=12,
+    )

@@ -7,7 +7,6 @@ last, lies its checksum. A thread writes while the training goes on. Needs no Ra
 
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from refbert.atomic import checksum
+from refbert.atomic import checksum, whole_folder
 from refbert.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -61,26 +60,10 @@ def training_tensors(engine: Any) -> dict[str, Tensor]:
 
 def write_checkpoint(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Write a checkpoint's folder, completely or not at all, its checksum last. `state` is JSON."""
-    scratch = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    save_file(tensors, scratch / FILE, metadata={"state": json.dumps(state)})
-    sync(scratch / FILE)
-    manifest = {"bytes": (scratch / FILE).stat().st_size, "sha256": checksum(scratch / FILE)}
-    (scratch / MANIFEST).write_text(json.dumps(manifest))
-    sync(scratch / MANIFEST)
-    shutil.rmtree(folder, ignore_errors=True)  # one that was found damaged: its steps have been made again
-    scratch.rename(folder)
-    sync(folder.parent)
-
-
-def sync(path: Path) -> None:
-    """Have the disk hold what was written to a file, or which names a folder has."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with whole_folder(folder, durable=True) as scratch:  # replaces one that was found damaged
+        save_file(tensors, scratch / FILE, metadata={"state": json.dumps(state)})
+        manifest = {"bytes": (scratch / FILE).stat().st_size, "sha256": checksum(scratch / FILE)}
+        (scratch / MANIFEST).write_text(json.dumps(manifest))
 
 
 def damage(folder: Path) -> str | None:

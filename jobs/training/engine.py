@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from jobs.config import RunConfig, TrainConfig
+from jobs.config import TrainConfig
 from jobs.training.checkpoint import make_moments
 from refbert.distillation import Distiller
 from refbert.errors import UnavailableError
@@ -15,19 +15,18 @@ from refbert.optimisation import adamw, warmup_decay
 from refbert.student import RefBertModel
 
 
-def build_engine(distiller: Distiller, config: RunConfig, step: int = 0) -> Any:
+def build_engine(distiller: Distiller, train: TrainConfig, step: int = 0) -> Any:
     """Wrap the model in DeepSpeed: AdamW, linear warm-up and linear decay, ZeRO stage and precision of the config.
 
     `step` steps have been made already.
     """
-    if not config.train.gpus_per_worker:
+    if not train.gpus_per_worker:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read at DeepSpeed's import
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
     # Its start-up would compile a shared-memory all-reduce for CPUs; gloo needs none, and no C++ compiler is asked for.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    train = config.train
     fit_layers(distiller, train)
     optimizer = adamw(distiller, train.learning_rate, train.weight_decay)
     engine, *_ = deepspeed.initialize(

@@ -21,15 +21,16 @@ from jobs.corpus.prepared import PreparedCorpus
 from jobs.memory.neighbour_plan import NeighbourPlan
 from jobs.memory.store import MemoryAddress, patient_store
 from jobs.memory.student_memory import student_memory_options
-from jobs.run.directory import claim_directory, sole_training, write_manifest
+from jobs.run.directory import claim_directory, training_lock, write_manifest
 from jobs.run.worker import set_up_worker
 from jobs.training.checkpoint import Checkpoint, Checkpoints, consolidated
 from jobs.training.engine import build_engine
-from jobs.training.metrics import METRICS, Meter, Progress, followed_metrics
+from jobs.training.metrics import METRICS, MetricsLogger, TrainingProgress, training_bar
 from jobs.training.recovery import Recovery, failure_config, scaling_config
 from jobs.training.stream import DistillStream
 from refbert.attention import QKV
 from refbert.batch import Batch, moved
+from refbert.config import LossConfig
 from refbert.distillation import Distiller, Targets, new_student
 from refbert.errors import InputError
 from refbert.folder import save_student
@@ -89,7 +90,7 @@ def distil(config: RunConfig, corpus: PreparedCorpus, address: MemoryAddress | N
             "training waits: %d workers x (1 CPU or %g GPU) wanted, the cluster has %g CPU and %g GPU",
             fewest, train.gpus_per_worker, have.get("CPU", 0), have.get("GPU", 0),
         )  # fmt: skip
-    with sole_training(directory), followed_metrics(directory / METRICS, train.steps):
+    with training_lock(directory), training_bar(directory / METRICS, train.steps):
         result: Any = trainer.fit()
     assert result.return_value is not None  # rank 0's
     write_manifest(config, result.return_value)
@@ -113,41 +114,45 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, float]:
         if train.precision == "bf16" and not has_fast_bf16(device) and rank == 0:
             log.warning("train.precision=bf16: this CPU emulates it, a hundred times slower than fp32; set fp32")
         distiller = Distiller(student, config.loss, autocast=autocasts(train.precision, device))
-        stream = stack.enter_context(opened_stream(job, teacher, rank, world_size))
+        stream = stack.enter_context(open_stream(job, teacher, rank, world_size))
         if train.targets == "memory":
             teacher = None  # its weights are no longer needed
         checkpoints = stack.enter_context(
             closing(Checkpoints(job.run_directory / "checkpoints", train.keep_checkpoints))
         )
-        engine, made = restore(distiller, stream, job, agreed_checkpoint(checkpoints, rank))
-        meter = stack.enter_context(Meter(train, job.run_directory, made, rank, device))
+        engine, progress = restore(distiller, stream, job, agreed_checkpoint(checkpoints, rank))
+        metrics = stack.enter_context(MetricsLogger(train, job.run_directory, progress, rank, device))
 
-        while meter.step < train.steps:
+        while metrics.step < train.steps:
             for index in range(accumulation):
                 is_counted = index * world_size + rank < train.micro_batches
                 if is_counted:
                     number = stream.number
                     batch, stored = next(stream)
                     batch = moved(batch, device)
-                    targets = moved(stored, device) if stored else teacher_targets(teacher, batch, config)
+                    targets = (
+                        moved(stored, device)
+                        if stored
+                        else teacher_targets(teacher, batch, config.loss, config.student.num_hidden_layers)
+                    )
                     torch.manual_seed(config.seed * 1_000_003 + number)  # dropout is the same on any number of workers
                 loss, parts = engine(batch, targets)
                 engine.backward(loss * (share if is_counted else 0.0))
                 engine.step()  # updates weights at the accumulation boundary
                 if is_counted:
-                    meter.add(loss, parts, stream)
-            meter.finish_step(engine)
-            if meter.step % train.save_every == 0 and meter.step < train.steps:
-                save(checkpoints, engine, stream, meter.snapshot(stream), job.corpus)
-        made = meter.snapshot(stream)
+                    metrics.add(loss, parts, stream)
+            metrics.finish_step(engine)
+            if metrics.step % train.save_every == 0 and metrics.step < train.steps:
+                save(checkpoints, engine, stream, metrics.snapshot(stream), job.corpus)
+        progress = metrics.snapshot(stream)
         write_student(engine, stream.texts, job, rank)
-        save(checkpoints, engine, stream, made, job.corpus)
+        save(checkpoints, engine, stream, progress, job.corpus)
         checkpoints.wait()
-        return meter.summary(made)
+        return metrics.summary(progress)
 
 
 @contextmanager
-def opened_stream(job: DistillJob, teacher: Teacher, rank: int, world_size: int) -> Iterator[DistillStream]:
+def open_stream(job: DistillJob, teacher: Teacher, rank: int, world_size: int) -> Iterator[DistillStream]:
     """Open this worker's stream, with its own client of the store."""
     config = job.config
     with ExitStack() as stack:
@@ -158,7 +163,7 @@ def opened_stream(job: DistillJob, teacher: Teacher, rank: int, world_size: int)
             client = stack.enter_context(connect(config.store, job.address.url, rank=rank))
             criterion = config.references.criterion if config.reads_references else "none"
             source = open_retriever(
-                client, patient_store(config), texts, criterion, patience_s=config.train.store_patience_s
+                client, patient_store(config.store), texts, criterion, patience_s=config.train.store_patience_s
             )
             targets = Store(client, config.store) if config.train.targets == "memory" else None
         passages = job.corpus.table("train")
@@ -179,18 +184,15 @@ def opened_stream(job: DistillJob, teacher: Teacher, rank: int, world_size: int)
         yield stream
 
 
-def teacher_targets(teacher: Teacher | None, batch: Batch, config: RunConfig) -> Targets:
+def teacher_targets(teacher: Teacher | None, batch: Batch, loss: LossConfig, student_layers: int) -> Targets:
     """Ask the teacher for what the losses compare."""
     assert teacher is not None
-    loss = config.loss
     encoding = teacher.encode(
         batch.input_ids,
         batch.mask,
         loss.needs_every_layer,
         batch.token_type_ids,
-        score_layers=loss.teacher_layers(config.student.num_hidden_layers, teacher.num_layers)
-        if loss.attention
-        else (),
+        score_layers=loss.teacher_layers(student_layers, teacher.num_layers) if loss.attention else (),
         qkv_layer=(loss.relation_layer or teacher.num_layers) if loss.relates_qkv else None,
     )
     # inference_mode tensors cannot be saved for backward; a clone is an ordinary one
@@ -217,13 +219,15 @@ def agreed_checkpoint(checkpoints: Checkpoints, rank: int) -> Path | None:
     return found[0]
 
 
-def restore(distiller: Distiller, stream: DistillStream, job: DistillJob, newest: Path | None) -> tuple[Any, Progress]:
+def restore(
+    distiller: Distiller, stream: DistillStream, job: DistillJob, newest: Path | None
+) -> tuple[Any, TrainingProgress]:
     """Build the engine, and bring it and the stream to a checkpoint if there is one.
 
     However many workers wrote that. Refuses one of a corpus that has changed since.
     """
     if newest is None:
-        return build_engine(distiller, job.config), Progress()
+        return build_engine(distiller, job.config.train), TrainingProgress()
     checkpoint = Checkpoint(newest)
     state = checkpoint.state()
     if state["corpus"] != job.corpus.content:
@@ -231,18 +235,20 @@ def restore(distiller: Distiller, stream: DistillStream, job: DistillJob, newest
             "the corpus has changed since the checkpoint was written, so its position means nothing any more; give "
             "another name=... to train anew, or put the old files back"
         )
-    made = Progress(**state["progress"])
+    progress = TrainingProgress(**state["progress"])
     checkpoint.load_weights(distiller)
-    engine = build_engine(distiller, job.config, made.step)
+    engine = build_engine(distiller, job.config.train, progress.step)
     checkpoint.load_optimizer(engine)
     stream.load_state_dict(state["stream"])
-    return engine, made
+    return engine, progress
 
 
-def save(checkpoints: Checkpoints, engine: Any, stream: DistillStream, made: Progress, corpus: PreparedCorpus) -> None:
+def save(
+    checkpoints: Checkpoints, engine: Any, stream: DistillStream, progress: TrainingProgress, corpus: PreparedCorpus
+) -> None:
     """Begin to write a checkpoint; every rank takes part."""
-    state = {"stream": stream.state_dict(), "progress": vars(made), "corpus": corpus.content}
-    checkpoints.save(engine, made.step, state)
+    state = {"stream": stream.state_dict(), "progress": vars(progress), "corpus": corpus.content}
+    checkpoints.save(engine, progress.step, state)
 
 
 def write_student(engine: Any, texts: ReferenceTexts, job: DistillJob, rank: int) -> None:

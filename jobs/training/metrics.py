@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from jobs.config import TrainConfig
-from jobs.run.progress import progress
+from jobs.run.progress import progress as progress_bar
 from jobs.run.telemetry import TRAINING, RunGauges, StageMetrics
 from jobs.training.stream import DistillStream
 
@@ -26,7 +26,7 @@ RUNGS = ("live", "cached", "null")
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """What a checkpoint carries beside weights: the step, the time it took, and look-ups of all workers by rung."""
 
     step: int = 0
@@ -35,25 +35,27 @@ class Progress:
     lookups: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RUNGS, 0))
 
 
-class Meter:
+class MetricsLogger:
     """Counts steps and writes them down: metrics.jsonl and TensorBoard.
 
     Losses are means over the micro-batches of all workers; waiting and look-ups are the writer's own, rank 0's, since its
     start.
     """
 
-    def __init__(self, train: TrainConfig, directory: Path, made: Progress, rank: int, device: torch.device) -> None:
+    def __init__(
+        self, train: TrainConfig, directory: Path, progress: TrainingProgress, rank: int, device: torch.device
+    ) -> None:
         self.train, self.directory, self.device = train, directory, device
         self.is_writer = rank == 0
-        self.step = made.step
-        self.before = made
+        self.step = progress.step
+        self.before = progress
         self.started_s = time.monotonic()
         self.sums: dict[str, Tensor] = {}
         self.micro_batches = 0
         self.stream: DistillStream | None = None
-        self.window_s, self.window_wait_s, self.window_step = self.started_s, 0.0, made.step
+        self.window_s, self.window_wait_s, self.window_step = self.started_s, 0.0, progress.step
         self.window_counts: dict[str, int] = {}
-        self.metrics = StageMetrics("train")
+        self.stage = StageMetrics("train")
 
     def __enter__(self) -> Self:
         if self.is_writer:
@@ -104,10 +106,10 @@ class Meter:
         wait_s = self.stream.wait_s - self.window_wait_s
         line["data/wait_fraction"] = wait_s / window_s
         if self.stream.source is not None:
-            line |= {f"store/{step}": count for step, count in self.stream.source.counts.items()}
+            line |= {f"store/{rung}": count for rung, count in self.stream.source.counts.items()}
             line["store/query_ms"] = self.stream.source.lookup_ms
         given = {name: count - self.window_counts.get(name, 0) for name, count in self.stream.counts.items()}
-        self.metrics.count(**given, wait_s=wait_s, busy_s=window_s - wait_s)
+        self.stage.count(**given, wait_s=wait_s, busy_s=window_s - wait_s)
         self.sums, self.micro_batches = {}, 0
         self.window_counts = dict(self.stream.counts)
         self.window_s, self.window_wait_s, self.window_step = now_s, self.stream.wait_s, self.step
@@ -118,32 +120,32 @@ class Meter:
                     self.board.add_scalar(name, value, self.step)
             self.latest.update(line)
 
-    def snapshot(self, stream: DistillStream) -> Progress:
+    def snapshot(self, stream: DistillStream) -> TrainingProgress:
         """Return what a checkpoint must know, earlier submissions included; every rank takes part."""
         counts = stream.source.counts if stream.source else {}
         ours = torch.tensor([float(counts.get(rung, 0)) for rung in RUNGS], device=self.device)
         torch.distributed.all_reduce(ours)
         before = self.before
-        return Progress(
+        return TrainingProgress(
             self.step,
             before.seconds + time.monotonic() - self.started_s,
             before.wait_s + stream.wait_s,
             {rung: before.lookups[rung] + int(now) for rung, now in zip(RUNGS, ours, strict=True)},
         )
 
-    def summary(self, made: Progress) -> dict[str, float]:
+    def summary(self, progress: TrainingProgress) -> dict[str, float]:
         """Return the report's figures of the whole training so far, in all submissions and after all failures."""
         train, lines = self.train, (self.directory / STARTS).read_text().splitlines()
         return {
-            "steps": made.step,
-            "seconds": round(made.seconds, 1),
-            "examples_per_s": round(made.step * train.global_batch / max(made.seconds, 1e-9), 2),
-            "data_wait_fraction": round(made.wait_s / max(made.seconds, 1e-9), 4),
+            "steps": progress.step,
+            "seconds": round(progress.seconds, 1),
+            "examples_per_s": round(progress.step * train.global_batch / max(progress.seconds, 1e-9), 2),
+            "data_wait_fraction": round(progress.wait_s / max(progress.seconds, 1e-9), 4),
             "world_size": torch.distributed.get_world_size(),
             "zero_stage": train.zero_stage,
             "starts": len(lines),
             "steps_repeated": sum(json.loads(line)["steps_repeated"] for line in lines),
-            **{f"lookups_{rung}": number for rung, number in made.lookups.items()},
+            **{f"lookups_{rung}": number for rung, number in progress.lookups.items()},
         }
 
     def _note_start(self, reached: int) -> None:
@@ -158,13 +160,13 @@ class Meter:
 
 
 @contextmanager
-def followed_metrics(metrics: Path, steps: int) -> Iterator[None]:
+def training_bar(metrics: Path, steps: int) -> Iterator[None]:
     """Show a bar that follows metrics.jsonl, which lies where the driver sees it, wherever the workers run."""
     done = threading.Event()
 
     def follow() -> None:
         shown = 0
-        with progress("distil", steps, "step") as update:
+        with progress_bar("distil", steps, "step") as update:
             while True:
                 last = done.wait(1.0)
                 lines = metrics.read_text().splitlines() if metrics.exists() else []

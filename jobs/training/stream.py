@@ -33,7 +33,7 @@ from vector_store.pipeline import IN_FLIGHT
 from vector_store.schema import Neighbours
 from vector_store.store import Store
 
-Made: TypeAlias = tuple[Batch, Targets | None]
+BatchAndTargets: TypeAlias = tuple[Batch, Targets | None]
 """A micro-batch and what is learned from it, None where only a teacher can say."""
 
 
@@ -75,14 +75,14 @@ class DistillStream:
         self.wait_s = 0.0
         self.counts = {"rows": 0, "tokens": 0, "bytes": 0}
         self._executor = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="lookup")
-        self._ahead: deque[tuple[int, Future[Made]]] = deque()
+        self._ahead: deque[tuple[int, Future[BatchAndTargets]]] = deque()
         self._prefetch = prefetch
-        self._go_on_from(0)
+        self._seek(0)
 
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> Made:
+    def __next__(self) -> BatchAndTargets:
         while len(self._ahead) <= self._prefetch:
             number = next(self._numbers)
             self._ahead.append((number, self._executor.submit(self.make, number)))
@@ -105,9 +105,9 @@ class DistillStream:
         for _, future in self._ahead:
             future.cancel()
         self._ahead.clear()
-        self._go_on_from(state["micro_batches"])
+        self._seek(state["micro_batches"])
 
-    def _go_on_from(self, start: int) -> None:
+    def _seek(self, start: int) -> None:
         self.number = start + self.rank
         self._numbers: Iterator[int] = (
             number
@@ -119,7 +119,7 @@ class DistillStream:
         """Stop looking ahead."""
         self._executor.shutdown(cancel_futures=True)
 
-    def make(self, number: int) -> Made:
+    def make(self, number: int) -> BatchAndTargets:
         """Build one micro-batch by its number alone."""
         numbers = self.sampler.rows(number)
         rows = self.passages.at(numbers)

@@ -84,7 +84,7 @@ def test_every_arm_is_scored_and_the_nearest_in_every_way(done):
 
 
 def test_near_duplicates_of_the_development_split_are_found_and_not_read(done):
-    corpus = prepare_task(done)
+    corpus = prepare_task(done.task, done.home)
     assert corpus.leaked.sum() == 2
     assert corpus.repeated["dev"][:2].all()
     assert corpus.repeated["dev"].sum() == 2
@@ -93,7 +93,7 @@ def test_near_duplicates_of_the_development_split_are_found_and_not_read(done):
 
 
 def test_copies_are_learned_from_and_never_read_nor_do_they_read_their_own_row(done):
-    corpus = prepare_task(done)
+    corpus = prepare_task(done.task, done.home)
     teacher = load_teacher(task_teacher(done, corpus).config)
     more = augmented(done, corpus, teacher)
     assert more.num_labelled == len(corpus.data.split("train")) == 50

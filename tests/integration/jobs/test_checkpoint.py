@@ -47,7 +47,7 @@ def on_ranks(tmp_path, tiny_run):
                     checkpoint = Checkpoint(tmp_path / source)
                     made = checkpoint.state()["step"]
                     checkpoint.load_weights(distiller)
-                engine = build_engine(distiller, config, made)
+                engine = build_engine(distiller, config.train, made)
                 if source:
                     checkpoint.load_optimizer(engine)
                 for step in range(made, made + steps):

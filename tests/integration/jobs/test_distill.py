@@ -11,7 +11,7 @@ from jobs import distill, evaluate, export
 from jobs.corpus.prepared import prepare
 from jobs.memory.neighbour_plan import NeighbourPlan
 from jobs.memory.store import running_store
-from jobs.run.directory import sole_training
+from jobs.run.directory import training_lock
 from jobs.run.failures import known_cause
 from jobs.training import loop
 from refbert.errors import InputError
@@ -94,12 +94,12 @@ def test_a_complete_run_says_so_and_trains_no_more(one_worker, caplog):
 
 def test_a_directory_is_trained_in_by_one_job_at_a_time(one_worker):
     with (
-        sole_training(one_worker.run_directory),
+        training_lock(one_worker.run_directory),
         pytest.raises(InputError, match="another job is training in"),
-        sole_training(one_worker.run_directory),
+        training_lock(one_worker.run_directory),
     ):
         pass
-    with sole_training(one_worker.run_directory):
+    with training_lock(one_worker.run_directory):
         pass
 
 
@@ -165,16 +165,16 @@ def test_a_worker_that_is_killed_and_a_damaged_checkpoint_cost_steps_and_nothing
         from jobs.training import loop
         from jobs.training.checkpoint import FILE
 
-        finish = loop.Meter.finish_step
+        finish = loop.MetricsLogger.finish_step
 
-        def finish_or_die(meter, engine):
-            finish(meter, engine)
-            if meter.step == 8 and meter.is_writer and not (folder / "died").exists():
+        def finish_or_die(metrics, engine):
+            finish(metrics, engine)
+            if metrics.step == 8 and metrics.is_writer and not (folder / "died").exists():
                 (folder / "died").touch()
                 (folder / "checkpoints" / "step-00000006" / FILE).write_bytes(b"damaged")
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        loop.Meter.finish_step = finish_or_die
+        loop.MetricsLogger.finish_step = finish_or_die
         return train_worker(loop_config)
 
     monkeypatch.setattr(loop, "train_worker", dies_once)
@@ -226,11 +226,11 @@ def watch_workers(patch, served: Path, killed_at: int | None) -> None:
     def watched(loop_config):
         from jobs.training import loop
 
-        finish, take = loop.Meter.finish_step, loop.DistillStream.__next__
+        finish, take = loop.MetricsLogger.finish_step, loop.DistillStream.__next__
 
-        def finish_or_die(meter, engine):
-            finish(meter, engine)
-            if meter.step == killed_at:
+        def finish_or_die(metrics, engine):
+            finish(metrics, engine)
+            if metrics.step == killed_at:
                 raise RuntimeError("killed by the test")
 
         def noted(stream):
@@ -239,7 +239,7 @@ def watch_workers(patch, served: Path, killed_at: int | None) -> None:
                 file.write(json.dumps([number, batch.input_ids.tolist()]) + "\n")
             return batch, targets
 
-        loop.Meter.finish_step, loop.DistillStream.__next__ = finish_or_die, noted
+        loop.MetricsLogger.finish_step, loop.DistillStream.__next__ = finish_or_die, noted
         return train_worker(loop_config)
 
     patch.setattr(loop, "train_worker", watched)

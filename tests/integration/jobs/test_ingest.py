@@ -210,9 +210,9 @@ def test_chunks_that_a_killed_load_had_finished_are_neither_read_nor_asked_for_a
     asked: list[int] = []
     whole = fill.stored_chunks
 
-    def counted(config, address, corpus, todo):
-        asked.append(len(todo))
-        return whole(config, address, corpus, todo)
+    def counted(config, address, corpus, pending):
+        asked.append(len(pending))
+        return whole(config, address, corpus, pending)
 
     monkeypatch.setattr(fill, "stored_chunks", counted)
     with running_store(config) as url, connect(config.store, url) as client:

