@@ -143,18 +143,11 @@ def http_load(
     path: str = "/v1/embeddings",
     model: str = "any",
 ) -> dict[str, Any]:
-    """Seconds of each answer, and how long it all took."""
-    given = {
-        "address": address,
-        "path": path,
-        "texts": texts,
-        "clients": clients,
-        "per_request": per_request,
-        "seconds": seconds,
-        "model": model,
-    }
+    """Return the seconds of each request, and of all of them."""
+    load = {"address": address, "path": path, "texts": texts, "clients": clients, "per_request": per_request}
+    load |= {"seconds": seconds, "model": model}
     command = [sys.executable, str(Path(__file__).with_name("http_load.py"))]
-    done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, input=json.dumps(load), capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the load on {address} failed: {done.stderr[-500:]}")
     return json.loads(done.stdout)

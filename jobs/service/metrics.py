@@ -3,7 +3,8 @@
 One registry per replica. Where there are several, `merged` joins their texts, and each sample names its replica.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -27,18 +28,9 @@ class Metrics:
     def __init__(self, replica: str = "") -> None:
         self.registry = CollectorRegistry()
         self._replica = replica
-
-        def histogram(
-            name: str, text: str, labels: Sequence[str] = (), buckets: Sequence[float] = SECONDS
-        ) -> Histogram:
-            return Histogram(f"refbert_{name}", text, labels, buckets=buckets, registry=self.registry)
-
-        def counter(name: str, text: str, labels: Sequence[str] = ()) -> Counter:
-            return Counter(f"refbert_{name}", text, labels, registry=self.registry)
-
-        def gauge(name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
-            return Gauge(f"refbert_{name}", text, labels, registry=self.registry)
-
+        counter = partial(Counter, namespace="refbert", registry=self.registry)
+        gauge = partial(Gauge, namespace="refbert", registry=self.registry)
+        histogram = partial(Histogram, namespace="refbert", registry=self.registry, buckets=SECONDS)
         self.requests = counter("requests", "Requests answered, by route and status.", ("route", "status"))
         self.request_s = histogram("request_seconds", "From a request's head to its answer.", ("route",))
         self.errors = counter("errors", "Requests that got no result, by kind.", ("kind",))

@@ -21,7 +21,7 @@ def test_the_page_names_limits_errors_and_keys(client):
         refused = operation["responses"]["422"]["content"]["application/json"]["schema"]
         assert refused == {"$ref": "#/components/schemas/ErrorResponse"}
     assert "HTTPValidationError" not in page["components"]["schemas"]
-    for name in ("AttendedReference", "ExplainedReference", "NearestReference"):
+    for name in ("AttendedReference", "ExplainedReference"):
         reference = page["components"]["schemas"][name]["properties"]
         assert reference["step"]["deprecated"]
         assert "deprecated" not in reference["rung"]
