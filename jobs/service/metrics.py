@@ -15,7 +15,7 @@ from vector_store.schema import Rung
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-"""From a cached single text to the deadline: each bucket about twice the one before."""
+"""Buckets from a cached single text to the deadline, each about twice the one before."""
 
 TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
