@@ -1,11 +1,12 @@
-"""The service: throughput and latency beside a bare loop and beside infinity-emb with the teacher, its start, its memory.
+"""The service: throughput and latency beside a bare loop and beside infinity-emb with the teacher, cold start, memory.
 
     python benchmarks/serve.py [--quick] [--out DIR] [--only PART ...] [--run YAML_OR_NAME]
     python benchmarks/serve.py --only infinity --infinity ENVIRONMENT [--teacher PATH] [--run YAML_OR_NAME]
 
 Parts: throughput at 1, 8 and 64 clients, for single texts and batches of 32; soak, ten minutes of steady load; infinity, only
-where `--infinity` says where its virtual environment is, or shall be made (1 to 3 GB). Serves a trained run of $REFBERT_HOME,
-by default the demo's: `python jobs/demo.py` first. The goal on infinity wants a student of all-mpnet-base-v2, and that teacher.
+with `--infinity`, the folder of its virtual environment (1 to 3 GB; made where it is missing). Serves a trained run of
+$REFBERT_HOME, by default the demo's: run `python jobs/demo.py` first. The goal on infinity needs the teacher
+all-mpnet-base-v2, and a student of it.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ PARTS = ("throughput", "soak", "infinity")
 
 
 def main() -> None:
-    """Measure the parts that are asked for."""
+    """Measure the requested parts."""
     given = arguments(
         __doc__ or "",
         PARTS,

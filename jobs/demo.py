@@ -1,10 +1,10 @@
-"""The whole way in one command: corpus, memory, distilled student, report, and one request to the served student.
+"""The whole pipeline in one command: corpus, memory, distilled student, report, and one request to the served student.
 
     python jobs/demo.py                        what `make demo` runs
     python jobs/demo.py train.steps=200        shorter
     python jobs/demo.py MY_RUN.yaml            on your own corpus and teacher
 
-A second run reuses the memory and the trained student; a killed one is continued by starting it again.
+A second run reuses the memory and the trained student. A killed run resumes when it is started again.
 """
 
 if __name__ == "__main__":
@@ -62,7 +62,7 @@ def ask(address: str, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def show_answer(text: Text, answer: dict[str, Any]) -> None:
-    """Print what was asked, what was read beside it, and the start of the vector."""
+    """Print the text, the reference that it read, and the start of its vector."""
     embedding = answer["data"][0]
     reference, timing = embedding["reference"], answer["timing_ms"]
     vector = embedding["embedding"]

@@ -1,11 +1,11 @@
-"""Serve a distilled student over HTTP and gRPC with Ray Serve; each answer says which reference was read, if asked.
+"""Serve a distilled student over HTTP and gRPC with Ray Serve; on request an answer names the references that were read.
 
     python jobs/serve.py [RUN.yaml] [key=value ...]        until interrupted; a page to try it at http://localhost:8000
     curl -s localhost:8000/v1/embeddings -H 'content-type: application/json' -d '{"input": "a text", "explain": true}'
     serve run jobs.serve:app run=RUN.yaml                  the same, deployed by Ray Serve's own command or config file
 
-The student alone answers: no teacher is loaded. A store that is slow or gone costs quality, never an error: the answer then
-comes from a cached reference or the null reference, and says so. docs/serving.md is for who operates it.
+Only the student is loaded, no teacher. A store that is slow or gone costs quality, never an error: texts then read cached
+references or the null reference, and the answer says so. docs/serving.md tells how to operate the service.
 """
 
 if __name__ == "__main__":
@@ -37,7 +37,7 @@ CONTINUES_RUN = True
 
 
 class AppArguments(BaseModel, extra="forbid"):
-    """What a Serve config file says under `args` of `import_path: jobs.serve:app`."""
+    """What a config file of Ray Serve's has under `args` of `import_path: jobs.serve:app`."""
 
     run: str | None = Field(None, description="The run's YAML, by default the demo's.")
     overrides: list[str] = Field([], description="Options to change, as on the command line: `serve.num_replicas=2`.")
@@ -46,8 +46,8 @@ class AppArguments(BaseModel, extra="forbid"):
 def app(args: AppArguments) -> serve.Application:
     """Build the application for `serve run`, `serve deploy` and config files.
 
-    Where it listens is then Serve's own `http_options` and `grpc_options`, which are not known here: without keys it refuses,
-    unless serve.allow_public_without_key is set.
+    The addresses are then Ray Serve's own `http_options` and `grpc_options`, which are not known here. So it raises InputError
+    without keys, unless serve.allow_public_without_key is set.
     """
     config, _ = student_run(load_config(args.run, args.overrides), None)
     require_key(config.serve, is_public=True)
@@ -55,16 +55,16 @@ def app(args: AppArguments) -> serve.Application:
 
 
 def run(config: RunConfig) -> None:
-    """Serve until interrupted. Another memory than the student's is refused; one that is found later degrades."""
+    """Serve until interrupted. Refuses another memory than the student's; one that appears later degrades the answers."""
     config, folder = student_run(config, None)
     with memory_of(config, folder), served(config) as address:
-        log.info("serving %s: a page at %s, its API at %s/docs; Ctrl-C ends it", config.name, address, address)
+        log.info("serving %s: page at %s, API at %s/docs; Ctrl-C stops it", config.name, address, address)
         threading.Event().wait()
 
 
 @contextmanager
 def served(config: RunConfig) -> Iterator[str]:
-    """Start the service, yield its HTTP address, and stop what was started."""
+    """Start the service, yield its HTTP address, and stop what was started. Raises UnavailableError where it does not start."""
     config, _ = student_run(config, None)
     require_key(config.serve, is_public=is_public(config.serve))
     port = config.serve.port or free_ports(1, config.serve.host)[0]
@@ -101,7 +101,7 @@ def _serve_is_running() -> bool:
 
 
 def _stop(name: str, was_running: bool) -> None:
-    """Stop what was started: only the application where others' applications share the cluster's Serve."""
+    """Stop what was started: only the application where Ray Serve was running already."""
     if was_running:
         serve.delete(name)
     else:

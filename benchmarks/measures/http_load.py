@@ -1,10 +1,10 @@
-"""Clients that ask an embeddings API without a pause, in a process of their own: their work is not the service's.
+"""Clients that send requests to an embeddings API without a pause, in a process apart from the service.
 
     echo '{"address": ..., "path": ..., "texts": [...], "clients": 8, "per_request": 1, "seconds": 5, "model": "x"}' |
         python http_load.py
 
 Plain sockets and prepared bodies: a client library would take more of a small machine than the service. Prints the seconds
-of each answer, and of all, as JSON; any answer but 200 ends it.
+of each request, and of all, as JSON. Any status but 200 ends it.
 """
 
 import asyncio
@@ -39,14 +39,14 @@ async def client(host: str, port: int, requests: Any, until_s: float, took_s: li
 
 async def load(given: dict[str, Any]) -> dict[str, Any]:
     """Run all clients for the given time."""
-    place = urlsplit(given["address"])
+    url = urlsplit(given["address"])
     texts, size = itertools.cycle(given["texts"]), given["per_request"]
     bodies = []
     for _ in range(max(1, len(given["texts"]) // size)):
         some = [next(texts) for _ in range(size)]
         body = json.dumps({"input": some if size > 1 else some[0], "model": given["model"]}).encode()
         head = (
-            f"POST {given['path']} HTTP/1.1\r\nhost: {place.netloc}\r\ncontent-type: application/json\r\n"
+            f"POST {given['path']} HTTP/1.1\r\nhost: {url.netloc}\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\n\r\n"
         )
         bodies.append(head.encode() + body)
@@ -55,7 +55,7 @@ async def load(given: dict[str, Any]) -> dict[str, Any]:
     until_s = started_s + given["seconds"]
     async with asyncio.TaskGroup() as group:
         for _ in range(given["clients"]):
-            group.create_task(client(place.hostname or "", place.port or 80, requests, until_s, took_s))
+            group.create_task(client(url.hostname or "", url.port or 80, requests, until_s, took_s))
     return {"seconds": time.perf_counter() - started_s, "took_s": took_s}
 
 

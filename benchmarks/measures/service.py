@@ -1,6 +1,6 @@
-"""The service's throughput and latency beside the student in a bare loop, its start, and its memory over time.
+"""Throughput and latency of the service beside the student in a bare loop, its cold start, and its memory over time.
 
-The run that is served is one that was trained, under $REFBERT_HOME. Clients are a process of their own on the same machine.
+Serves a trained run under $REFBERT_HOME. The clients are a process apart, on the same machine.
 """
 
 import json
@@ -32,7 +32,7 @@ MOST_TEXTS = 4096
 BARE = "student and look-up, bare loop"
 
 DEADLINE_S = 60.0
-"""Of a request: 64 clients with 32 texts each wait longer for each other than people would."""
+"""Deadline of a request: 64 clients with 32 texts each wait longer for each other than the default allows."""
 
 NOTE = (
     "Held-out texts of the run, each client without a pause; clients, service, store and, in turn with them, the bare loop "
@@ -44,7 +44,7 @@ NOTE = (
 
 
 def measure(config: RunConfig, quick: bool) -> Part:
-    """Throughput at each number of clients for single texts and batches, and the bare loop in turn with them."""
+    """Measure throughput at each number of clients for single texts and batches, in turn with the bare loop."""
     seconds, turns = (2.0, 1) if quick else (10.0, 5)
     texts = list(some_texts(config))
     loads = [(clients, size) for size in (1, BATCH) for clients in CLIENTS]
@@ -52,7 +52,7 @@ def measure(config: RunConfig, quick: bool) -> Part:
     cores = os.cpu_count() or 1
     bare: dict[int, list[float]] = {threads: [] for threads in dict.fromkeys((cores, max(1, cores - 1)))}
     with running(config) as (address, start_s, bare_loop):
-        for size in (1, BATCH):  # warms caches and connections up
+        for size in (1, BATCH):  # warm up caches and connections
             http_load(address, texts, 8, size, seconds)
         bare_loop(texts, seconds, cores)
         for turn in range(turns):
@@ -88,7 +88,7 @@ def measure(config: RunConfig, quick: bool) -> Part:
 
 
 def soak(config: RunConfig, quick: bool) -> Part:
-    """Resident memory of the replica and the proxy over ten minutes of steady load; the first minute is warm-up."""
+    """Measure resident memory of the replica and the proxy over ten minutes of steady load; the first minute is warm-up."""
     seconds, every_s = (12.0, 2.0) if quick else (600.0, 15.0)
     texts = list(some_texts(config))
     rows: Rows = []
@@ -109,7 +109,7 @@ def soak(config: RunConfig, quick: bool) -> Part:
 
 @contextmanager
 def running(config: RunConfig) -> Iterator[tuple[str, float, Callable[[list[Text], float, int], float]]]:
-    """The service's address, the seconds of its start, and the bare loop: texts, seconds and threads to texts per second."""
+    """Yield the address, the seconds of the start, and the bare loop: (texts, seconds, threads) to texts per second."""
     config = config.model_copy(update={"serve": config.serve.model_copy(update={"port": 0, "deadline_s": DEADLINE_S})})
     config, folder = student_run(config, None)
     with ray_session(), memory_of(config, folder) as url:
@@ -143,30 +143,23 @@ def http_load(
     path: str = "/v1/embeddings",
     model: str = "any",
 ) -> dict[str, Any]:
-    """Seconds of each answer, and how long it all took."""
-    given = {
-        "address": address,
-        "path": path,
-        "texts": texts,
-        "clients": clients,
-        "per_request": per_request,
-        "seconds": seconds,
-        "model": model,
-    }
+    """Return the seconds of each request, and of all of them."""
+    load = {"address": address, "path": path, "texts": texts, "clients": clients, "per_request": per_request}
+    load |= {"seconds": seconds, "model": model}
     command = [sys.executable, str(Path(__file__).with_name("http_load.py"))]
-    done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, input=json.dumps(load), capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the load on {address} failed: {done.stderr[-500:]}")
     return json.loads(done.stdout)
 
 
 def rate(load: dict[str, Any]) -> float:
-    """Requests per second."""
+    """Return requests per second."""
     return len(load["took_s"]) / load["seconds"]
 
 
 def row(contender: str, clients: int, size: int, loads: list[dict[str, Any]]) -> dict[str, Any]:
-    """One line of a table, over all turns."""
+    """Return one line of the table, over all turns."""
     took_ms = 1000 * np.concatenate([load["took_s"] for load in loads])
     requests_per_s = statistics.median(map(rate, loads))
     return {
@@ -180,7 +173,7 @@ def row(contender: str, clients: int, size: int, loads: list[dict[str, Any]]) ->
 
 
 def some_texts(config: RunConfig) -> Iterator[Text]:
-    """Held-out texts of the run's corpus, and as many that are stored as are missing to a few thousand."""
+    """Yield held-out texts of the run's corpus, then stored ones, up to MOST_TEXTS."""
     corpus = prepare(config)
     count = 0
     for name in ("heldout", "train"):
@@ -191,7 +184,7 @@ def some_texts(config: RunConfig) -> Iterator[Text]:
 
 
 def resident_mib() -> dict[str, float]:
-    """Resident memory of the service's processes, by role."""
+    """Return the resident memory of the service's processes, by role."""
     found = {"replica_mib": 0.0, "proxy_mib": 0.0}
     for process in Path("/proc").glob("[0-9]*"):
         try:

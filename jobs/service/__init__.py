@@ -1,1 +1,1 @@
-"""The rooms of the service that `jobs/serve.py` starts: what a replica is made of."""
+"""The service that `jobs/serve.py` starts: what a replica is made of."""

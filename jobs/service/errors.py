@@ -38,7 +38,7 @@ class DeadlineExceeded(Exception):
 
 
 class Overloaded(Exception):
-    """Too many texts wait; `retry_after_s` says when there is likely room."""
+    """Too many texts wait; `Retry-After` says when there is likely room."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)

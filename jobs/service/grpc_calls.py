@@ -9,7 +9,7 @@
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -24,30 +24,23 @@ from vector_store.schema import parts
 
 log = logging.getLogger(__name__)
 
-Request = TypeVar("Request")
 Response = TypeVar("Response")
+Method: TypeAlias = Callable[..., Awaitable[Response]]
 
 ADD_SERVICER = "jobs.service.proto.refbert_pb2_grpc.add_RefBertServicer_to_server"
 """What Ray Serve's gRPC proxy is told to serve."""
 
 
-def _call(
-    empty: type[Response],
-) -> Callable[
-    [Callable[["GrpcCalls", Request, float], Awaitable[Response]]],
-    Callable[["GrpcCalls", Request, Any], Awaitable[Response]],
-]:
-    """Make a call of a method that takes a message and a deadline: key, limits, metrics, and errors as status codes.
+def _call(empty: type[Response]) -> Callable[[Method[Response]], Method[Response]]:
+    """Make a gRPC call of a method that takes a message and a deadline: checks, metrics, and errors as status codes.
 
     An error becomes the status of the call and an `empty` message. `grpc_context` is Ray Serve's name for the call's context.
     """
 
-    def decorate(
-        method: Callable[["GrpcCalls", Request, float], Awaitable[Response]],
-    ) -> Callable[["GrpcCalls", Request, Any], Awaitable[Response]]:
+    def decorate(method: Method[Response]) -> Method[Response]:
         route = f"grpc/{method.__name__.title()}"
 
-        async def call(self: "GrpcCalls", request: Request, grpc_context: Any) -> Response:
+        async def call(self: "GrpcCalls", request: Any, grpc_context: Any) -> Response:
             service, started_s = self.service, time.perf_counter()
             metadata = {str(key).lower(): str(value) for key, value in grpc_context.invocation_metadata() or ()}
             named, code, error_name = request_id(metadata), "OK", None

@@ -38,7 +38,7 @@ NEAREST = 5
 NEAREST_CACHE_BYTES = 2**20
 
 RETIREMENT_S = 30.0
-"""Time between a student's replacement and its end: longer than a batch and its look-up take."""
+"""Seconds from a student's replacement to its end: longer than a batch and its look-up take."""
 
 
 class MemoryStatus(NamedTuple):
@@ -59,9 +59,9 @@ class Connection:
 
 
 class MemoryWatch:
-    """Finds references for one student and knows whether its memory can be read.
+    """Looks up references for one student, and keeps watching whether its memory can be read.
 
-    Two threads may look up and explain while its own checks. `close` it when no batch uses it any more.
+    Any thread may read; its own thread checks. `close` it when no batch uses it any more.
     """
 
     def __init__(self, config: RunConfig, folder: Path, student: Reader, metrics: Metrics) -> None:
@@ -83,13 +83,13 @@ class MemoryWatch:
 
     @property
     def reader(self) -> Reader:
-        """The student beside its memory; without it while there is none that may be read."""
+        """The student beside its memory, or alone while no memory can be read."""
         connection = self._readable()
         return connection.reader if connection else self._student
 
     @property
     def wide_reader(self) -> Reader | None:
-        """A reader that finds more texts than the student reads; None while there is no memory that may be read."""
+        """A reader that finds more texts than the student reads; None while no memory can be read."""
         connection = self._readable()
         return connection.wide_reader if connection else None
 

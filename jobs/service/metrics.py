@@ -3,7 +3,8 @@
 One registry per replica. Where there are several, `merged` joins their texts, and each sample names its replica.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -14,7 +15,7 @@ from vector_store.schema import Rung
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-"""From a cached single text to the deadline: each bucket about twice the one before."""
+"""Buckets from a cached single text to the deadline, each about twice the one before."""
 
 TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -27,18 +28,9 @@ class Metrics:
     def __init__(self, replica: str = "") -> None:
         self.registry = CollectorRegistry()
         self._replica = replica
-
-        def histogram(
-            name: str, text: str, labels: Sequence[str] = (), buckets: Sequence[float] = SECONDS
-        ) -> Histogram:
-            return Histogram(f"refbert_{name}", text, labels, buckets=buckets, registry=self.registry)
-
-        def counter(name: str, text: str, labels: Sequence[str] = ()) -> Counter:
-            return Counter(f"refbert_{name}", text, labels, registry=self.registry)
-
-        def gauge(name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
-            return Gauge(f"refbert_{name}", text, labels, registry=self.registry)
-
+        counter = partial(Counter, namespace="refbert", registry=self.registry)
+        gauge = partial(Gauge, namespace="refbert", registry=self.registry)
+        histogram = partial(Histogram, namespace="refbert", registry=self.registry, buckets=SECONDS)
         self.requests = counter("requests", "Requests answered, by route and status.", ("route", "status"))
         self.request_s = histogram("request_seconds", "From a request's head to its answer.", ("route",))
         self.errors = counter("errors", "Requests that got no result, by kind.", ("kind",))

@@ -174,18 +174,7 @@ class AttendedReference(ServedReference):
 
 
 class ExplainedReference(ServedReference, extra="allow"):
-    """A reference that the explained text read: its tokens, their attention mass by layer, and the change without it."""
-
-    tokens: list[str]
-    mass: dict[str, float]
-    token_mass: dict[str, list[float]]
-
-
-class NearestReference(ServedReference):
-    """A stored text, and the cosines of its vector with the explained text's, with references and without."""
-
-    cosine: float
-    cosine_without: float
+    """A reference or a stored text of an explanation, with further fields that `Explanation` describes."""
 
 
 class Usage(BaseModel):
@@ -267,7 +256,7 @@ class Explanation(BaseModel):
     text: Text
     tokens: list[str]
     references: list[ExplainedReference] = Field(
-        description="What was read, best first: tokens, mass by layer and by token."
+        description="What was read, best first: tokens, mass by layer and by token, and the change without it."
     )
     layers: list[dict[str, Any]] = Field(description="How each reading layer divided its attention.")
     strongest_layer: int | str | None
@@ -276,7 +265,9 @@ class Explanation(BaseModel):
     )
     without_references: dict[str, Any] = Field(description="How far the answer moves when nothing is read.")
     labels: dict[str, dict[str, float]] | None = Field(description="A classifier's answer with references and without.")
-    nearest: list[NearestReference] = Field(description="Stored texts, by cosine with the text's vector.")
+    nearest: list[ExplainedReference] = Field(
+        description="Stored texts, by cosine with the text's vector, and their cosine with its vector without references."
+    )
     model: str
     timing_ms: Timing
 

@@ -1,4 +1,4 @@
-"""The service of a trained run in this process: all of it but Ray Serve."""
+"""The service of a trained run in this process, without Ray Serve."""
 
 import contextlib
 import itertools
@@ -23,12 +23,12 @@ from jobs.service.middleware import RequestMiddleware
 
 @pytest.fixture(autouse=True)
 def at_home(home_of_the_run) -> None:
-    """Every test here reads the trained run."""
+    """Every test here uses the trained run."""
 
 
 @pytest.fixture(scope="session")
 def serving(trained) -> Callable[..., RunConfig]:
-    """The run with other options of serve and store; `section__key` changes one."""
+    """The run with other options; the keyword `section__key` changes one."""
 
     def make(**changes: Any) -> RunConfig:
         tree = trained.model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""The HTTP API in process, with a real student and a real store: what callers send and what they get."""
+"""Requests and responses of the HTTP API, in process, with a real student and a real store."""
 
 import base64
 import json
@@ -27,7 +27,7 @@ def vectors(answer):
     return np.array([item["embedding"] for item in answer["data"]])
 
 
-def test_batch_results_equal_single_results_whoever_shares_the_batch(client):
+def test_a_texts_result_does_not_depend_on_its_batch(client):
     texts = [*TEXTS, "short", " ".join(TEXTS * 3)]
     together = vectors(embed(client, texts))
     alone = np.concatenate([vectors(embed(client, text)) for text in texts])
@@ -38,13 +38,13 @@ def test_batch_results_equal_single_results_whoever_shares_the_batch(client):
             np.testing.assert_allclose(vectors(answer)[0], row, atol=1e-5)
 
 
-def test_the_three_line_api_says_what_the_service_says(client, trained):
+def test_refbert_load_returns_the_vectors_of_the_service(client, trained):
     with refbert.load(trained.run_directory / "student", trained.store_directory) as student:
         wanted = student.encode(TEXTS)
     np.testing.assert_allclose(vectors(embed(client, TEXTS)), wanted, atol=1e-5)
 
 
-def test_token_ids_are_read_as_the_text_that_they_are_of(client, trained):
+def test_token_ids_give_the_vector_of_their_text(client, trained):
     tokenizer = load_tokenizer(str(trained.run_directory / "student"))
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
     wanted = vectors(embed(client, TEXTS))
@@ -55,7 +55,7 @@ def test_token_ids_are_read_as_the_text_that_they_are_of(client, trained):
     np.testing.assert_allclose(mixed[2], vectors(embed(client, [TEXTS[:2]]))[0], atol=1e-5)
 
 
-def test_too_many_tokens_are_cut_as_a_text_is(client, trained):
+def test_too_many_token_ids_are_truncated_like_a_long_text(client, trained):
     tokenizer = load_tokenizer(str(trained.run_directory / "student"))
     text = " ".join(TEXTS * 5)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -64,14 +64,14 @@ def test_too_many_tokens_are_cut_as_a_text_is(client, trained):
     assert cut_ids["usage"]["prompt_tokens"] == 16
 
 
-def test_base64_is_the_same_numbers(client):
+def test_base64_has_the_same_numbers_as_float(client):
     numbers = vectors(embed(client, TEXTS))
     coded = embed(client, TEXTS, encoding_format="base64")
     decoded = [np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in coded["data"]]
     np.testing.assert_array_equal(np.array(decoded), numbers.astype(np.float32))
 
 
-def test_an_explained_answer_names_its_references_with_their_attention(client, trained):
+def test_explain_returns_references_with_their_attention(client, trained):
     stored = prepare(trained).table("train")["text"].to_pylist()[:3]
     for text in stored:
         answer = embed(client, [text, "something else"], explain=True)["data"][0]
@@ -87,7 +87,7 @@ def test_an_explained_answer_names_its_references_with_their_attention(client, t
     np.testing.assert_allclose(vectors(embed(client, stored)), vectors(embed(client, stored, explain=True)), atol=1e-5)
 
 
-def test_attention_in_an_answer_is_that_of_the_explanation(client):
+def test_attention_of_an_embedding_equals_that_of_the_explanation(client):
     explained = client.post("/v1/explain", json={"input": TEXTS[0]}).json()
     answer = embed(client, [TEXTS[0], " ".join(TEXTS)], explain=True)["data"][0]
     for read, wanted in zip((answer["reference"], *answer["further_references"]), explained["references"], strict=True):
@@ -96,7 +96,7 @@ def test_attention_in_an_answer_is_that_of_the_explanation(client):
         assert read["attention_mass"] == pytest.approx(wanted["mass"], abs=1e-5)
 
 
-def test_an_explanation_ranks_stored_texts_and_compares_with_no_reference(client):
+def test_an_explanation_ranks_stored_texts_with_references_and_without(client):
     explained = client.post("/v1/explain", json={"input": TEXTS[0]}).json()
     cosines = [read["cosine"] for read in explained["nearest"]]
     assert len(cosines) == 5
@@ -111,7 +111,7 @@ def test_similarities_are_cosines_of_the_vectors(client):
     np.testing.assert_allclose([item["similarity"] for item in answer["data"]], others @ own, atol=1e-5)
 
 
-def test_a_student_with_a_head_labels_and_one_without_says_so(client, connect, serving, classifier, trained):
+def test_a_student_with_a_head_classifies_and_one_without_refuses(client, connect, serving, classifier, trained):
     refused = client.post("/v1/classify", json={"input": TEXTS})
     assert refused.status_code == 422
     assert "has no head" in refused.json()["error"]["message"]
@@ -148,14 +148,14 @@ def test_openais_client_works_unchanged(listen, serving, tmp_path):
     assert answer.usage.prompt_tokens == answer.usage.total_tokens > 0
 
 
-def test_a_request_keeps_its_id_and_gets_one_where_it_has_none(client):
+def test_a_request_id_is_returned_and_made_where_missing_or_malformed(client):
     assert client.get("/healthz", headers={"X-Request-Id": "abc-1"}).headers["x-request-id"] == "abc-1"
     assert re.fullmatch("[0-9a-f]{32}", client.get("/healthz").headers["x-request-id"])
     forged = client.get("/healthz", headers={"X-Request-Id": 'a" b'}).headers["x-request-id"]
     assert re.fullmatch("[0-9a-f]{32}", forged)
 
 
-def test_metrics_count_requests_texts_and_the_ladder(client):
+def test_metrics_count_requests_texts_and_rungs(client):
     embed(client, TEXTS)
     text = client.get("/metrics").text
     assert re.search(r'refbert_requests_total\{route="/v1/embeddings",status="200"\} [1-9]', text)
@@ -165,7 +165,7 @@ def test_metrics_count_requests_texts_and_the_ladder(client):
     assert re.search(r'refbert_student_info\{fingerprint="[0-9a-f]{12}",model="served"\} 1.0', text)
 
 
-def test_the_log_has_one_json_line_per_request_and_no_text(connect, serving, capfd):
+def test_the_request_log_has_one_json_line_per_request_without_its_text(connect, serving, capfd):
     with connect(serving(serve__request_log=True)) as client:
         client.post("/v1/embeddings", json={"input": ["a secret text"]}, headers={"X-Request-Id": "log-1"})
         client.post("/v1/embeddings", json={"input": ["a secret text"], "secret": 1})
@@ -177,7 +177,7 @@ def test_the_log_has_one_json_line_per_request_and_no_text(connect, serving, cap
     assert set(line["stages_ms"]) == {"queue", "lookup", "student"}
 
 
-def test_a_bug_is_500_with_the_requests_id_and_neither_traceback_nor_text(connect, serving, monkeypatch, caplog):
+def test_a_bug_is_a_500_with_the_request_id_but_no_traceback_and_no_text(connect, serving, monkeypatch, caplog):
     text = "a secret text"
     with connect(serving()) as client:
 
@@ -194,7 +194,7 @@ def test_a_bug_is_500_with_the_requests_id_and_neither_traceback_nor_text(connec
     assert "in broken" in caplog.text
 
 
-def test_one_requests_broken_text_costs_no_other_request_its_answer(connect, serving, monkeypatch):
+def test_a_text_that_fails_does_not_fail_other_requests_of_its_batch(connect, serving, monkeypatch):
     with connect(serving(serve__batch_wait_ms=100.0)) as client:
         student = client.app.service.student
         prepare_all = student.prepare
@@ -210,7 +210,7 @@ def test_one_requests_broken_text_costs_no_other_request_its_answer(connect, ser
             assert list(pool.map(ask, ["one", "poison", "two"])) == [200, 500, 200]
 
 
-def test_spans_say_what_a_requests_time_was_made_of(connect, serving, monkeypatch):
+def test_a_requests_span_has_a_child_for_each_stage(connect, serving, monkeypatch):
     from opentelemetry import trace
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -236,7 +236,7 @@ def test_spans_say_what_a_requests_time_was_made_of(connect, serving, monkeypatc
         assert spans[f"refbert {stage}"].parent.span_id == request.context.span_id
 
 
-def test_forwards_hold_like_lengths_within_the_budget_and_every_text_once():
+def test_texts_are_cut_into_batches_of_like_length_within_the_token_budget():
     lengths = [3, 16, 9, 8, 100, 4, 17]
     forwards = cut(range(len(lengths)), lengths, max_texts=3, max_tokens=48)
     assert sorted(place for forward in forwards for place in forward) == list(range(len(lengths)))

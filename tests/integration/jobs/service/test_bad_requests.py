@@ -1,4 +1,4 @@
-"""Whatever a caller sends, it gets its 4xx in one line, and the service goes on."""
+"""Whatever a caller sends, it gets a one-line error, and the service goes on."""
 
 import asyncio
 import json
@@ -89,13 +89,13 @@ def test_a_bad_request_is_refused_in_one_line(client, body, status, message):
         "huge",
     ],
 )
-def test_a_body_that_is_no_json_is_refused(client, body, status):
+def test_a_body_that_is_not_json_is_refused(client, body, status):
     answer = client.post("/v1/embeddings", content=body, headers=JSON)
     assert answer.status_code == status
     assert answer.json()["error"]["message"]
 
 
-def test_other_bodies_paths_and_methods_are_refused_as_clearly(client):
+def test_other_media_types_paths_and_methods_are_refused(client):
     form = client.post("/v1/embeddings", data={"input": "x"})
     assert form.status_code == 422
     for method, path, status in (("GET", "/v1/embeddings", 405), ("POST", "/v1/nope", 404), ("DELETE", "/", 405)):
@@ -105,11 +105,11 @@ def test_other_bodies_paths_and_methods_are_refused_as_clearly(client):
     assert client.get("/healthz", headers={"x-timeout-ms": "soon"}).status_code == 422
 
 
-def test_the_service_answers_after_all_of_that(client):
+def test_the_service_still_answers_after_bad_requests(client):
     assert client.post("/v1/embeddings", json={"input": "still there?"}).status_code == 200
 
 
-def test_a_slow_body_is_408_and_a_growing_one_413(open_app, serving):
+def test_a_slow_body_is_a_408_and_a_body_over_the_limit_a_413(open_app, serving):
     async def ask(app, *bodies, pause_s=0.0):
         sent = []
 
@@ -141,7 +141,7 @@ def test_a_slow_body_is_408_and_a_growing_one_413(open_app, serving):
         app.service.student.memory.close()
 
 
-def test_a_slow_client_gets_its_408_while_others_are_answered(listen, serving):
+def test_a_slow_client_gets_a_408_while_others_are_answered(listen, serving):
     with (
         listen(serving(serve__deadline_s=1.0)) as address,
         socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as slow,
@@ -157,7 +157,7 @@ def test_a_slow_client_gets_its_408_while_others_are_answered(listen, serving):
         assert slow.recv(100).startswith(b"HTTP/1.1 408")
 
 
-def test_a_replica_whose_queue_has_ended_or_is_stuck_asks_to_be_replaced(connect, serving, monkeypatch):
+def test_the_health_check_fails_for_a_stuck_queue_and_one_that_has_ended(connect, serving, monkeypatch):
     with connect(serving()) as client, ThreadPoolExecutor(1) as pool:
         queue = client.app.service.queue
         queue.check()
@@ -175,7 +175,7 @@ def test_a_replica_whose_queue_has_ended_or_is_stuck_asks_to_be_replaced(connect
 
 
 def blocked(client, monkeypatch):
-    """Let the student wait for an event."""
+    """Block the student until the returned event is set."""
     free, student = threading.Event(), client.app.service.student
     forward_now = student.forward
 
@@ -187,7 +187,7 @@ def blocked(client, monkeypatch):
     return free
 
 
-def test_a_full_queue_is_429_with_a_time_to_come_back_and_empties_again(connect, serving, monkeypatch):
+def test_a_full_queue_is_a_429_with_retry_after_until_it_has_room(connect, serving, monkeypatch):
     config = serving(serve__max_queued_texts=8, serve__max_texts=8, serve__max_batch=4)
     with connect(config) as client, ThreadPoolExecutor(16) as pool:
         free = blocked(client, monkeypatch)
@@ -210,7 +210,7 @@ def test_a_full_queue_is_429_with_a_time_to_come_back_and_empties_again(connect,
         assert "refbert_queued_texts 0.0" in text
 
 
-def test_a_request_whose_time_is_over_is_504_and_is_not_computed(connect, serving, monkeypatch):
+def test_a_request_after_its_deadline_is_a_504_and_is_not_computed(connect, serving, monkeypatch):
     with connect(serving(serve__deadline_s=5.0)) as client:
         free = blocked(client, monkeypatch)
         started_s = time.monotonic()
@@ -226,7 +226,7 @@ def test_a_request_whose_time_is_over_is_504_and_is_not_computed(connect, servin
         assert float(texts.split()[1]) <= 3  # those two that a thread had taken, and the last
 
 
-def test_before_a_student_is_loaded_the_service_says_503(connect, serving, monkeypatch):
+def test_requests_before_a_student_is_loaded_are_503(connect, serving, monkeypatch):
     with connect(serving()) as client:
         service = client.app.service
         loaded, service.student = service.student, None

@@ -1,4 +1,4 @@
-"""A memory that is slow, dead or another teacher's costs quality, never an answer; it is read again by itself. In process."""
+"""A memory that is slow, dead or another teacher's costs quality, never an answer, and is read again once it is back."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def asked(client, text):
 
 
 def until(client, **wanted):
-    """Wait until /readyz says what is wanted, and return its answer."""
+    """Wait until /readyz has the wanted fields, and return its answer."""
     deadline = time.monotonic() + 30
     while True:
         answer = client.get("/readyz")
@@ -56,7 +56,7 @@ def without_reference(config, text):
     return torch.nn.functional.normalize(vector, dim=0).numpy()
 
 
-def test_a_killed_store_costs_quality_but_no_answer(connect, serving, trained):
+def test_a_killed_store_degrades_answers_but_fails_none(connect, serving, trained):
     with connect(serving(serve__memory_check_s=600.0, store__lookup_deadline_ms=300.0)) as client:
         known, live = asked(client, TEXT)
         assert live["rung"] == live["step"] == "live"
@@ -79,9 +79,7 @@ def test_a_killed_store_costs_quality_but_no_answer(connect, serving, trained):
         pass
 
 
-def test_a_killed_store_is_started_again_and_every_request_of_a_steady_load_answered(
-    connect, serving, trained, steady_load
-):
+def test_a_killed_store_restarts_while_every_request_is_answered(connect, serving, trained, steady_load):
     with connect(serving(**QUICK)) as client, steady_load(client) as statuses:
         until(client, memory="ok")
         os.kill(store_pid(trained), signal.SIGKILL)
@@ -94,7 +92,7 @@ def test_a_killed_store_is_started_again_and_every_request_of_a_steady_load_answ
     assert set(statuses) == {(200,)}
 
 
-def test_a_store_that_hangs_delays_no_answer_beyond_its_deadline(connect, serving, trained):
+def test_a_hanging_store_delays_answers_by_its_deadline_at_most(connect, serving, trained):
     with connect(serving(**QUICK)) as client:
         until(client, memory="ok")
         pid = store_pid(trained)
@@ -113,9 +111,7 @@ def test_a_store_that_hangs_delays_no_answer_beyond_its_deadline(connect, servin
             time.sleep(0.1)
 
 
-def test_a_memory_of_another_teacher_is_not_read_and_its_versions_switch_under_load(
-    connect, serving, trained, steady_load
-):
+def test_versions_switch_under_load_and_another_teachers_is_not_read(connect, serving, trained, steady_load):
     config = serving(store__collection="live", **QUICK)
     shape = RefBertConfig.from_pretrained(trained.run_directory / "student")
     manifest = trained_manifest(shape.memory, trained.run_directory)
@@ -158,7 +154,7 @@ def test_a_student_is_replaced_under_load_without_a_failed_request(connect, serv
         assert asked(client, TEXT)[1]["id"]
 
 
-def test_a_student_without_memory_is_ready_and_reads_none(connect, serving, trained, tmp_path):
+def test_a_student_without_a_memory_is_ready_and_reads_the_null_reference(connect, serving, trained, tmp_path):
     from refbert import RefBertModel
 
     shape = RefBertConfig.from_pretrained(trained.run_directory / "student")

@@ -1,4 +1,4 @@
-"""The page at / in a real headless browser: it asks the service, and draws what was read."""
+"""The page at / in a real headless browser: it asks the service and shows what was read."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ FLAGS = [
 
 @pytest.fixture(scope="module")
 def page(serving, listen, tmp_path_factory):
-    """The document of a text's page when its scripts are done."""
+    """The page's document after its scripts have run on a text."""
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine: apt-get install chromium")
 
@@ -28,7 +28,7 @@ def page(serving, listen, tmp_path_factory):
     return dump
 
 
-def test_the_page_shows_what_was_read_where_attention_fell_and_what_it_changed(page):
+def test_the_page_shows_references_attention_and_the_answer_without_them(page):
     document = page()
     assert "memory answers" in document
     assert 'class="rung live">live<' in document
@@ -41,13 +41,13 @@ def test_the_page_shows_what_was_read_where_attention_fell_and_what_it_changed(p
     assert "<b>too</b>" not in document  # a text is shown as text
 
 
-def test_the_page_shows_a_classifiers_scores_with_a_reference_and_without(page, classifier):
+def test_the_page_shows_a_classifiers_scores_with_references_and_without(page, classifier):
     document = page(classifier)
     assert ">Prediction<" in document
     assert document.count("<td>good</td>") == document.count("<td>bad</td>") == 1
 
 
-def test_the_page_says_in_words_what_is_wrong(page):
+def test_the_page_shows_error_messages(page):
     document = page(query="?text=%20%20")
     assert "text 0 is empty" in document
     assert 'id="results" aria-live="polite" hidden' in document

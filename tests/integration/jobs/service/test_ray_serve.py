@@ -1,4 +1,4 @@
-"""The service on real Ray Serve: HTTP and gRPC through its proxies, a student replaced while it answers, replicas killed."""
+"""The service on real Ray Serve: HTTP and gRPC through its proxies, keys, and students replaced under load."""
 
 import socket
 import threading
@@ -40,7 +40,7 @@ def vectors(client, texts):
     return np.array([item["embedding"] for item in answer.json()["data"]])
 
 
-def test_batch_equals_single_through_the_proxy_and_ids_come_back_once(service):
+def test_the_proxy_returns_equal_vectors_for_batch_and_single_and_one_request_id(service):
     _, client, _ = service
     alone = np.concatenate([vectors(client, text) for text in TEXTS])
     np.testing.assert_allclose(vectors(client, TEXTS), alone, atol=1e-5)
@@ -52,7 +52,7 @@ def test_batch_equals_single_through_the_proxy_and_ids_come_back_once(service):
     assert "RefBERT" in client.get("/").text
 
 
-def test_a_key_is_wanted_and_rotates_without_a_restart(service):
+def test_a_key_is_required_and_rotates_without_a_restart(service):
     _, client, file = service
     assert client.post("/v1/embeddings", json={"input": "x"}, headers={"authorization": "Bearer no"}).status_code == 401
     assert httpx.post(f"{client.base_url}/v1/embeddings", json={"input": "x"}).headers["www-authenticate"] == "Bearer"
@@ -65,7 +65,7 @@ def test_a_key_is_wanted_and_rotates_without_a_restart(service):
     assert client.get("/v1/models").status_code == 200
 
 
-def test_grpc_answers_what_http_answers(service):
+def test_grpc_returns_what_http_returns(service):
     config, client, _ = service
     metadata = [("authorization", "Bearer sk-one"), ("x-request-id", "grpc-1")]
     with grpc.insecure_channel(f"127.0.0.1:{config.serve.grpc_port}") as channel:
@@ -101,7 +101,7 @@ def test_grpc_answers_what_http_answers(service):
     assert 'refbert_requests_total{route="grpc/Embed",status="OK"} 1.0' in client.get("/metrics").text
 
 
-def test_running_replicas_load_another_student_while_the_old_one_answers(service, classifier, steady_load):
+def test_replicas_load_another_student_without_a_failed_request(service, classifier, steady_load):
     config, client, _ = service
     replicas = serve.get_deployment_handle("StudentService", config.name)
     with steady_load(client) as statuses:
@@ -116,7 +116,7 @@ def test_running_replicas_load_another_student_while_the_old_one_answers(service
 
 
 @pytest.mark.long
-def test_a_service_is_deployed_again_without_a_failed_or_a_waiting_request(service, classifier, steady_load):
+def test_a_service_is_redeployed_without_a_failed_or_delayed_request(service, classifier, steady_load):
     config, client, _ = service
     slowest_s = []
 
@@ -138,7 +138,7 @@ def test_a_service_is_deployed_again_without_a_failed_or_a_waiting_request(servi
     assert max(slowest_s) < 5  # a replica's start takes longer
 
 
-def test_a_serve_config_file_builds_the_same_application_and_wants_a_key(trained, monkeypatch):
+def test_a_serve_config_file_builds_the_application_and_requires_a_key(trained, monkeypatch):
     arguments = AppArguments(run=str(trained.run_directory / "config.yaml"), overrides=["serve.num_replicas=2"])
     with pytest.raises(InputError, match="without a key"):
         job.app(arguments)

@@ -1,4 +1,4 @@
-"""Store and replica killed at steady load on real Ray Serve: every request is answered, a few at the second try."""
+"""Store and replica killed under steady load on real Ray Serve: every request is answered, a few at the second try."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from jobs.serve import served
 
 
 @pytest.mark.long
-def test_the_store_then_a_replica_are_killed_at_steady_load_and_every_request_is_answered(serving, steady_load):
+def test_every_request_is_answered_while_the_store_and_a_replica_are_killed(serving, steady_load):
     config = serving(
         serve__memory_check_s=0.5, serve__num_replicas=2, serve__cpus_per_replica=0.5, store__lookup_deadline_ms=300.0
     )
@@ -42,7 +42,7 @@ def test_the_store_then_a_replica_are_killed_at_steady_load_and_every_request_is
 
 
 def states(client):
-    """What either replica says of itself, in all likelihood."""
+    """The readiness of the replicas; eight requests reach both in all likelihood."""
     return {client.get("/readyz").json()["status"] for _ in range(8)}
 
 

@@ -1,4 +1,4 @@
-"""Keys: several, from two places, rotating without a restart, and no public service without one."""
+"""API keys: from a variable and a file, rotated without a restart, and required of a public service."""
 
 import os
 import time
@@ -18,13 +18,13 @@ def check_always(monkeypatch):
     monkeypatch.setattr(keys_module, "CHECK_EVERY_S", 0.0)
 
 
-def test_without_a_key_configured_nobody_needs_one():
+def test_no_key_is_required_where_none_is_configured():
     keys = Keys(VARIABLE, None)
     assert not keys.are_required
     assert keys.accept(None)
 
 
-def test_keys_come_from_a_variable_and_a_file(monkeypatch, tmp_path):
+def test_keys_are_read_from_a_variable_and_a_file(monkeypatch, tmp_path):
     monkeypatch.setenv(VARIABLE, "one, two\nthree")
     (tmp_path / "keys").write_text("four\n\n  five \n")
     keys = Keys(VARIABLE, str(tmp_path / "keys"))
@@ -32,7 +32,7 @@ def test_keys_come_from_a_variable_and_a_file(monkeypatch, tmp_path):
     assert not any(map(keys.accept, (None, "", "six", "one,", "fou", "ONE", "ключ")))
 
 
-def test_a_changed_file_rotates_keys_at_once_and_a_lost_one_keeps_them(tmp_path):
+def test_a_changed_key_file_is_read_again_and_a_missing_one_keeps_the_keys(tmp_path):
     file = tmp_path / "keys"
     file.write_text("old\n")
     keys = Keys(VARIABLE, str(file))
@@ -50,7 +50,7 @@ def test_a_changed_file_rotates_keys_at_once_and_a_lost_one_keeps_them(tmp_path)
     assert keys.are_required
 
 
-def test_a_file_without_a_key_does_not_start(tmp_path):
+def test_a_key_file_that_is_missing_or_empty_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         Keys(VARIABLE, str(tmp_path / "none"))
     (tmp_path / "keys").write_text("\n")
@@ -70,7 +70,7 @@ def test_a_file_without_a_key_does_not_start(tmp_path):
         ({"grpc_port": 9000}, True),
     ],
 )
-def test_a_public_service_needs_a_key_or_force(monkeypatch, options, public):
+def test_a_public_service_requires_a_key_unless_forced(monkeypatch, options, public):
     config = ServeConfig(api_keys_env=VARIABLE, **options)
     assert is_public(config) is public
     forced = config.model_copy(update={"allow_public_without_key": True})

@@ -1,4 +1,4 @@
-"""Metrics are Prometheus text, alone and put together."""
+"""Metrics in Prometheus' text format, of one replica and of several."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ def samples(text):
     }
 
 
-def test_replicas_keep_their_own_numbers_under_one_head():
+def test_merged_metrics_keep_each_replicas_samples_under_one_head():
     both = []
     for replica, count in (("a", 1), ("b", 2)):
         metrics = Metrics(replica)
@@ -35,7 +35,7 @@ def test_replicas_keep_their_own_numbers_under_one_head():
         assert found["refbert_memory_state", label, ("state", "ok")] == 1
 
 
-def test_a_single_replica_has_no_name_and_every_rung_is_there_from_the_start():
+def test_every_rung_and_error_kind_has_a_series_from_the_start():
     found = samples(Metrics().text())
     rungs = ("live", "cached", "null")
     assert [found["refbert_references_total", ("rung", rung), ("step", rung)] for rung in rungs] == [0, 0, 0]
@@ -44,7 +44,7 @@ def test_a_single_replica_has_no_name_and_every_rung_is_there_from_the_start():
     assert found["refbert_queued_texts",] == 0
 
 
-def test_the_dashboard_asks_for_metrics_that_there_are():
+def test_the_dashboard_queries_only_exported_metrics():
     metrics = Metrics()
     metrics.requests.labels("/", "200")
     metrics.request_s.labels("/")

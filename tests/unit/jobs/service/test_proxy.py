@@ -1,4 +1,4 @@
-"""The middleware in Ray's proxy: a request that nobody has begun to answer is told when to try again."""
+"""The middleware in Ray's proxy: a request without a response gets a 503 and a time to retry."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from jobs.service.errors import NotReady, error_body, headers_of, kind_of
 from jobs.service.proxy import LOST, LostReplica, middlewares
 
 
-def test_a_request_that_was_lost_is_503_as_the_service_would_say_it():
+def test_a_lost_request_is_a_503_in_the_services_own_form():
     async def lost(scope, receive, send):
         assert scope["type"] == "http"
 
@@ -23,7 +23,7 @@ def test_a_request_that_was_lost_is_503_as_the_service_would_say_it():
     assert headers_of(error).items() <= {("Retry-After", answer.headers["retry-after"])}
 
 
-def test_an_answer_passes_as_it_is():
+def test_a_response_passes_unchanged():
     async def answer(request):
         return PlainTextResponse("here", 500)
 
@@ -32,6 +32,6 @@ def test_an_answer_passes_as_it_is():
     assert (found.status_code, found.text) == (500, "here")
 
 
-def test_the_proxy_imports_no_models():
+def test_the_proxy_imports_neither_torch_nor_transformers():
     code = "import sys, jobs.service.proxy; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
