@@ -1,10 +1,18 @@
 """The student's promises: references change what it says, padding and company do not, and it survives saving."""
 
 import math
+from inspect import Parameter, signature
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+    Trainer,
+    TrainingArguments,
+)
 
 from refbert import RefBertConfig, RefBertForSequenceClassification, RefBertModel
 from refbert.student import masked_mean
@@ -273,3 +281,63 @@ def test_states_of_another_width_are_refused():
     inputs["reference_states"] = inputs["reference_states"][..., :-1]
     with pytest.raises(ValueError, match="width 15, this student reads 16"):
         student(**inputs)
+
+
+@pytest.mark.parametrize("kind", [RefBertModel, RefBertForSequenceClassification])
+def test_an_unknown_input_is_refused_by_name_and_the_nearest_known_one_is_named(kind):
+    student = kind(
+        RefBertConfig(vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=1, num_attention_heads=4, dim=DIM)
+    )
+    inputs = make_inputs([5], [4])
+    with pytest.raises(TypeError, match="no input reference_state; did you mean reference_states"):
+        student(inputs["input_ids"], reference_state=inputs["reference_states"])
+    for name in ("position_ids", "num_items_in_batch"):
+        with pytest.raises(TypeError, match=f"no input {name}; known are input_ids, attention_mask, "):
+            student(**inputs, **{name: None})
+
+
+@pytest.mark.parametrize("kind", [RefBertModel, RefBertForSequenceClassification])
+def test_the_standard_output_options_are_those_of_transformers(kind):
+    config = RefBertConfig(vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, dim=DIM)
+    student, inputs = kind(config).eval(), make_inputs([5], [4])
+    assert student(**inputs).hidden_states is None
+    by_argument = student(**inputs, output_hidden_states=True, output_attentions=True)
+    config.output_hidden_states = True
+    assert len(student(**inputs).hidden_states) == len(by_argument.hidden_states) == 3
+    assert student(**inputs, output_hidden_states=False).hidden_states is None
+    parts = student(**inputs, output_attentions=True, return_dict=False)
+    assert isinstance(parts, tuple)
+    assert torch.equal(parts[0], by_argument[0])
+    assert len(parts) == len(by_argument)
+    config.return_dict = False
+    assert isinstance(student(**inputs), tuple)
+
+
+@pytest.mark.parametrize("kind", [RefBertModel, RefBertForSequenceClassification])
+def test_the_signature_of_forward_names_every_input(kind):
+    """transformers' Trainer drops a data set's columns that it does not name, and passes more where it takes any."""
+    parameters = signature(kind.forward).parameters
+    assert {"token_type_ids", "return_dict", *make_inputs([3], [2])} <= set(parameters)
+    assert not [name for name, parameter in parameters.items() if parameter.kind is Parameter.VAR_KEYWORD]
+
+
+def test_transformers_trainer_trains_a_classifier_with_references_and_predicts_its_logits(tmp_path):
+    pytest.importorskip("accelerate", reason="transformers' Trainer needs it")
+    torch.manual_seed(0)
+    model = RefBertForSequenceClassification(
+        RefBertConfig(
+            vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=1, num_attention_heads=4, dim=DIM, num_labels=3
+        )
+    )
+    inputs = make_inputs([6, 2, 4, 5], [3, 4, 0, 2])
+    rows = [{name: tensor[row] for name, tensor in inputs.items()} | {"labels": row % 3} for row in range(4)]
+    options = TrainingArguments(
+        tmp_path, max_steps=2, per_device_train_batch_size=2, use_cpu=True, report_to="none", save_strategy="no",
+        gradient_checkpointing=True, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(model, options, train_dataset=rows, eval_dataset=rows)
+    before = model.encoder.layers[0].attention.reference_key.weight.clone()
+    assert trainer.train().global_step == 2
+    assert not torch.equal(model.encoder.layers[0].attention.reference_key.weight, before)
+    predicted = torch.from_numpy(trainer.predict(rows).predictions)
+    torch.testing.assert_close(predicted, model.eval()(**inputs).logits.detach(), atol=1e-5, rtol=1e-5)
