@@ -25,7 +25,7 @@ from transformers.utils import ModelOutput
 
 from refbert.attention import QKV
 from refbert.student_config import RefBertConfig
-from refbert.student_layers import AttentionTrace, Embeddings, Layer, ReadOut, Reference
+from refbert.student_layers import Attention, AttentionTrace, Embeddings, Layer, ReadOut, Reference
 
 Forward = TypeVar("Forward", bound=Callable[..., ModelOutput])
 
@@ -92,6 +92,8 @@ class RefBertPreTrainedModel(PreTrainedModel):
             nn.init.ones_(module.match)
         elif isinstance(module, RefBertModel) and module.null_reference is not None:
             nn.init.normal_(module.null_reference, std=spread)
+        if isinstance(module, Attention | ReadOut) and module.gate is not None:
+            nn.init.zeros_(module.gate)
 
 
 def _standard_call(forward: Forward) -> Forward:

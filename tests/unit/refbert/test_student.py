@@ -1,6 +1,7 @@
 """The student's promises: references change what it says, padding and company do not, and it survives saving."""
 
 import math
+from collections.abc import Iterator
 from inspect import Parameter, signature
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BertModel,
+    PreTrainedModel,
     Trainer,
     TrainingArguments,
 )
@@ -341,3 +343,80 @@ def test_transformers_trainer_trains_a_classifier_with_references_and_predicts_i
     assert not torch.equal(model.encoder.layers[0].attention.reference_key.weight, before)
     predicted = torch.from_numpy(trainer.predict(rows).predictions)
     torch.testing.assert_close(predicted, model.eval()(**inputs).logits.detach(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def uninitialised_memory_is_nan() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)  # with fill_uninitialized_memory, which is on by default
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "without", "added"),
+    [
+        (RefBertModel, {}, {"reference_gate": True}),
+        (RefBertModel, {}, {"reference_readout": True}),
+        (RefBertModel, {"reference_readout": True}, {"reference_gate": True}),
+        (RefBertModel, {"reference_mode": "none"}, {"reference_mode": "concat", "reference_gate": True}),
+        (RefBertModel, {"reference_mode": "none"}, {"reference_mode": "replace"}),
+        (RefBertModel, {"reference_keys": "embedding"}, {"reference_keys": "states"}),
+        (RefBertModel, {"reference_layers": "first"}, {"reference_layers": "all"}),
+        (RefBertModel, {}, {"embedding_size": 8, "ignore_mismatched_sizes": True}),
+        (RefBertModel, {}, {"num_hidden_layers": 3}),
+        (RefBertForSequenceClassification, {}, {"num_labels": 3}),
+    ],
+)
+def test_what_a_saved_student_lacks_is_initialised_when_it_is_loaded(
+    tmp_path, uninitialised_memory_is_nan, kind, without, added
+):
+    saved = make_student(**without)
+    saved.save_pretrained(tmp_path)
+    loaded = kind.from_pretrained(tmp_path, **added)
+    encoder = loaded.base_model
+    before, fresh = saved.state_dict(), type(loaded)(loaded.config).state_dict()
+    missing = {name for name, tensor in encoder.state_dict().items() if not _holds(before, name, tensor)}
+    missing = {name if loaded is encoder else f"encoder.{name}" for name in missing}
+    missing |= {name for name in loaded.state_dict() if name.startswith("classifier.")}
+    assert missing
+    for name in missing:
+        tensor = loaded.state_dict()[name]
+        assert tensor.isfinite().all(), name
+        assert tensor.std(correction=0) == pytest.approx(fresh[name].std(correction=0).item(), rel=0.5, abs=1e-9), name
+        if name.endswith((".gate", ".null", ".match")):
+            assert torch.equal(tensor, fresh[name]), name
+    if encoder.readout is not None:
+        assert (encoder.readout.null == ReadOut.NULL_SCORE).all()
+        assert (encoder.readout.match == 1).all()
+    gates = [tensor for name, tensor in loaded.state_dict().items() if name.endswith(".gate")]
+    assert bool(gates) == loaded.config.reference_gate
+    assert all((gate == 0).all() for gate in gates)
+    assert loaded(**make_inputs([5, 3], [4, 0]))[0].isfinite().all()
+
+
+def _holds(state: dict[str, torch.Tensor], name: str, tensor: torch.Tensor) -> bool:
+    return name in state and torch.equal(state[name], tensor)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *OPTIONS,
+        {"embedding_size": 8, "reference_mode": "none"},
+        {"embedding_size": 8, "reference_readout": True, "reference_gate": True, "reference_keys": "embedding"},
+    ],
+    ids=lambda o: "-".join(map(str, o.values())),
+)
+def test_init_weights_sets_every_parameter_and_buffer(options):
+    """`from_pretrained` builds a model without memory: what `__init__` sets is lost, `_init_weights` has to set all."""
+    config = RefBertConfig(vocab_size=VOCABULARY, hidden_size=24, num_attention_heads=4, dim=DIM, **options)
+    with torch.device("meta"):
+        model: PreTrainedModel = RefBertForSequenceClassification(config)
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.fill_(torch.nan)
+    model.apply(model._init_weights)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    assert [name for name, tensor in tensors.items() if not tensor.isfinite().all()] == []
