@@ -10,8 +10,12 @@ Shapes: batch, tokens, ref_tokens, hidden, dim (the teacher's hidden size), refe
 head_dim, labels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from difflib import get_close_matches
+from functools import wraps
+from inspect import signature
+from typing import Any, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +25,23 @@ from transformers.utils import ModelOutput
 
 from refbert.attention import QKV
 from refbert.student_config import RefBertConfig
-from refbert.student_layers import AttentionTrace, Embeddings, Layer, ReadOut, Reference
+from refbert.student_layers import Attention, AttentionTrace, Embeddings, Layer, ReadOut, Reference
+
+Forward = TypeVar("Forward", bound=Callable[..., ModelOutput])
 
 
 @dataclass
 class RefBertOutput(ModelOutput):
-    """What the encoder says.
+    """Output of the encoder.
 
-    `last_hidden_state` (batch, tokens, hidden); `projected_states` (batch, tokens, dim), the same in the teacher's space;
-    `sentence_embedding` (batch, dim), the masked mean of those, not normalised; `hidden_states` where asked for,
-    embeddings first, each (batch, tokens, hidden); `attention_scores` where asked for, of each layer, as in `AttentionTrace`,
-    and with them `readout_scores` (batch, heads, tokens, 1 + ref_tokens), as in `ReadOut`; `qkv` where asked for, of the last
-    layer.
+    - `last_hidden_state` (batch, tokens, hidden).
+    - `projected_states` (batch, tokens, dim): the same in the teacher's space.
+    - `sentence_embedding` (batch, dim): the masked mean of `projected_states`, not normalised.
+    - `hidden_states`, by `output_hidden_states`: of the embeddings, then of each layer, each (batch, tokens, hidden).
+    - `attention_scores`, by `output_attentions`: of each layer, as in `AttentionTrace`. Their `softmax(-1)` is what other
+      models of transformers return as `attentions`, here over the layer's own tokens and the reference's.
+    - `readout_scores`, by `output_attentions`: (batch, heads, tokens, 1 + ref_tokens), as in `ReadOut`.
+    - `qkv`, by `output_qkv`: of the last layer.
     """
 
     last_hidden_state: Tensor | None = None
@@ -83,6 +92,31 @@ class RefBertPreTrainedModel(PreTrainedModel):
             nn.init.ones_(module.match)
         elif isinstance(module, RefBertModel) and module.null_reference is not None:
             nn.init.normal_(module.null_reference, std=spread)
+        if isinstance(module, Attention | ReadOut) and module.gate is not None:
+            nn.init.zeros_(module.gate)
+
+
+def _standard_call(forward: Forward) -> Forward:
+    """Give a `forward` transformers' conventions, and refuse keywords that it does not know.
+
+    `output_hidden_states`, `output_attentions` and `return_dict` are by default as the config says; without `return_dict` the
+    output is a tuple. An unknown keyword raises TypeError, which names the nearest known one.
+    """
+    known = signature(forward).parameters
+
+    @wraps(forward)
+    def call(model: RefBertPreTrainedModel, *args: Any, **inputs: Any) -> Any:
+        for name in sorted(inputs.keys() - known.keys()):
+            nearest = get_close_matches(name, known, 1)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(list(known)[1:])}"
+            raise TypeError(f"{type(model).__name__}.forward() has no input {name}; {hint}")
+        for name in ("output_hidden_states", "output_attentions", "return_dict"):
+            if inputs.get(name) is None:
+                inputs[name] = getattr(model.config, name)
+        output = forward(model, *args, **inputs)
+        return output if inputs["return_dict"] else output.to_tuple()
+
+    return cast(Forward, call)
 
 
 class RefBertModel(RefBertPreTrainedModel):
@@ -114,6 +148,7 @@ class RefBertModel(RefBertPreTrainedModel):
         assert isinstance(value, nn.Embedding)
         self.embeddings.word_embeddings = value
 
+    @_standard_call
     def forward(
         self,
         input_ids: Tensor,
@@ -122,19 +157,20 @@ class RefBertModel(RefBertPreTrainedModel):
         reference_ids: Tensor | None = None,
         reference_states: Tensor | None = None,
         reference_mask: Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        *,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         output_qkv: bool = False,
         output_projected_states: bool = True,
-        **_: Any,
+        return_dict: bool | None = None,
     ) -> RefBertOutput:
-        """Encode (batch, tokens) ids, each reading its reference.
+        """Encode (batch, tokens) ids, each text with its reference.
 
-        `reference_states` (batch, ref_tokens, reference_dim) are the teacher's, `reference_ids` and `reference_mask`
-        (batch, ref_tokens) go with them. A row whose mask is all zero, and every row where no states are given, reads the
-        null reference. Raises ValueError for states of another width. `output_attentions` and `output_qkv` compute attention
-        step by step, in every layer or in the last. Without `output_projected_states` only the mean is projected, a twentieth
-        of the work less.
+        `reference_states` (batch, ref_tokens, reference_dim) are the teacher's; `reference_ids` and `reference_mask`
+        (batch, ref_tokens) go with them. A row whose mask is all zero reads the null reference, and so does every row where no
+        states are given. `output_attentions` computes attention step by step in every layer, `output_qkv` in the last. Without
+        `output_projected_states` only the mean is projected, a twentieth of the work less. Without `return_dict` the output is
+        a tuple. Raises ValueError for states of another width, TypeError for an unknown keyword.
         """
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         hidden = self.embeddings(input_ids, token_type_ids)
@@ -210,9 +246,40 @@ class RefBertForSequenceClassification(RefBertPreTrainedModel):
         self.encoder.fuse()
         return self
 
-    def forward(self, input_ids: Tensor, labels: Tensor | None = None, **inputs: Any) -> RefBertClassifierOutput:
-        """Return logits (batch, labels); with `labels` (batch,) also the loss: cross-entropy, or MSE for one label."""
-        encoded = self.encoder(input_ids, **inputs)
+    @_standard_call
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        reference_ids: Tensor | None = None,
+        reference_states: Tensor | None = None,
+        reference_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        output_qkv: bool = False,
+        output_projected_states: bool = True,
+        return_dict: bool | None = None,
+    ) -> RefBertClassifierOutput:
+        """Return logits (batch, labels); with `labels` (batch,) also the loss: cross-entropy, or MSE for one label.
+
+        Everything else is as in `RefBertModel.forward`.
+        """
+        encoded = self.encoder(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            reference_ids,
+            reference_states,
+            reference_mask,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            output_qkv=output_qkv,
+            output_projected_states=output_projected_states,
+            return_dict=True,
+        )
         logits = self.classifier(self.dropout(encoded.sentence_embedding))
         loss = None
         if labels is not None:

@@ -30,6 +30,7 @@ class RefBertConfig(PretrainedConfig):
     """
 
     model_type = "refbert"
+    keys_to_ignore_at_inference = ["projected_states", "sentence_embedding"]  # noqa: RUF012 - Trainer predicts logits alone
 
     def __init__(
         self,

@@ -89,7 +89,7 @@ class Attention(nn.Module):
             nn.Linear(config.reference_dim, config.hidden_size) if reads and config.reference_keys == "states" else None
         )
         self.reference_value = nn.Linear(config.reference_dim, config.hidden_size) if reads else None
-        self.gate = nn.Parameter(torch.zeros(self.heads)) if reads and config.reference_gate else None
+        self.gate = nn.Parameter(torch.empty(self.heads)) if reads and config.reference_gate else None
         self.own: nn.Linear | None = None
         self.referred: nn.Linear | None = None
 
@@ -231,7 +231,7 @@ class ReadOut(nn.Module):
         self.key = nn.Linear(config.reference_dim, config.readout_width, bias=False)
         self.null = nn.Parameter(torch.empty(config.readout_heads))
         self.match = nn.Parameter(torch.empty(config.readout_heads))
-        self.gate = nn.Parameter(torch.zeros(config.readout_heads)) if config.reference_gate else None
+        self.gate = nn.Parameter(torch.empty(config.readout_heads)) if config.reference_gate else None
 
     def forward(
         self,

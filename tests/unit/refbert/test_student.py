@@ -1,10 +1,20 @@
 """The student's promises: references change what it says, padding and company do not, and it survives saving."""
 
 import math
+from collections.abc import Iterator
+from inspect import Parameter, signature
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+)
 
 from refbert import RefBertConfig, RefBertForSequenceClassification, RefBertModel
 from refbert.student import masked_mean
@@ -273,3 +283,140 @@ def test_states_of_another_width_are_refused():
     inputs["reference_states"] = inputs["reference_states"][..., :-1]
     with pytest.raises(ValueError, match="width 15, this student reads 16"):
         student(**inputs)
+
+
+@pytest.mark.parametrize("kind", [RefBertModel, RefBertForSequenceClassification])
+def test_an_unknown_input_is_refused_by_name_and_the_nearest_known_one_is_named(kind):
+    student = kind(
+        RefBertConfig(vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=1, num_attention_heads=4, dim=DIM)
+    )
+    inputs = make_inputs([5], [4])
+    with pytest.raises(TypeError, match="no input reference_state; did you mean reference_states"):
+        student(inputs["input_ids"], reference_state=inputs["reference_states"])
+    for name in ("position_ids", "num_items_in_batch"):
+        with pytest.raises(TypeError, match=f"no input {name}; known are input_ids, attention_mask, "):
+            student(**inputs, **{name: None})
+
+
+@pytest.mark.parametrize("kind", [RefBertModel, RefBertForSequenceClassification])
+def test_the_standard_output_options_are_those_of_transformers(kind):
+    config = RefBertConfig(vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, dim=DIM)
+    student, inputs = kind(config).eval(), make_inputs([5], [4])
+    assert student(**inputs).hidden_states is None
+    by_argument = student(**inputs, output_hidden_states=True, output_attentions=True)
+    config.output_hidden_states = True
+    assert len(student(**inputs).hidden_states) == len(by_argument.hidden_states) == 3
+    assert student(**inputs, output_hidden_states=False).hidden_states is None
+    parts = student(**inputs, output_attentions=True, return_dict=False)
+    assert isinstance(parts, tuple)
+    assert torch.equal(parts[0], by_argument[0])
+    assert len(parts) == len(by_argument)
+    config.return_dict = False
+    assert isinstance(student(**inputs), tuple)
+
+
+@pytest.mark.parametrize("kind", [RefBertModel, RefBertForSequenceClassification])
+def test_the_signature_of_forward_names_every_input(kind):
+    """transformers' Trainer drops a data set's columns that it does not name, and passes more where it takes any."""
+    parameters = signature(kind.forward).parameters
+    assert {"token_type_ids", "return_dict", *make_inputs([3], [2])} <= set(parameters)
+    assert not [name for name, parameter in parameters.items() if parameter.kind is Parameter.VAR_KEYWORD]
+
+
+def test_transformers_trainer_trains_a_classifier_with_references_and_predicts_its_logits(tmp_path):
+    pytest.importorskip("accelerate", reason="transformers' Trainer needs it")
+    torch.manual_seed(0)
+    model = RefBertForSequenceClassification(
+        RefBertConfig(
+            vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=1, num_attention_heads=4, dim=DIM, num_labels=3
+        )
+    )
+    inputs = make_inputs([6, 2, 4, 5], [3, 4, 0, 2])
+    rows = [{name: tensor[row] for name, tensor in inputs.items()} | {"labels": row % 3} for row in range(4)]
+    options = TrainingArguments(
+        tmp_path, max_steps=2, per_device_train_batch_size=2, use_cpu=True, report_to="none", save_strategy="no",
+        gradient_checkpointing=True, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(model, options, train_dataset=rows, eval_dataset=rows)
+    before = model.encoder.layers[0].attention.reference_key.weight.clone()
+    assert trainer.train().global_step == 2
+    assert not torch.equal(model.encoder.layers[0].attention.reference_key.weight, before)
+    predicted = torch.from_numpy(trainer.predict(rows).predictions)
+    torch.testing.assert_close(predicted, model.eval()(**inputs).logits.detach(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def uninitialised_memory_is_nan() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)  # with fill_uninitialized_memory, which is on by default
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "without", "added"),
+    [
+        (RefBertModel, {}, {"reference_gate": True}),
+        (RefBertModel, {}, {"reference_readout": True}),
+        (RefBertModel, {"reference_readout": True}, {"reference_gate": True}),
+        (RefBertModel, {"reference_mode": "none"}, {"reference_mode": "concat", "reference_gate": True}),
+        (RefBertModel, {"reference_mode": "none"}, {"reference_mode": "replace"}),
+        (RefBertModel, {"reference_keys": "embedding"}, {"reference_keys": "states"}),
+        (RefBertModel, {"reference_layers": "first"}, {"reference_layers": "all"}),
+        (RefBertModel, {}, {"embedding_size": 8, "ignore_mismatched_sizes": True}),
+        (RefBertModel, {}, {"num_hidden_layers": 3}),
+        (RefBertForSequenceClassification, {}, {"num_labels": 3}),
+    ],
+)
+def test_what_a_saved_student_lacks_is_initialised_when_it_is_loaded(
+    tmp_path, uninitialised_memory_is_nan, kind, without, added
+):
+    saved = make_student(**without)
+    saved.save_pretrained(tmp_path)
+    loaded = kind.from_pretrained(tmp_path, **added)
+    encoder = loaded.base_model
+    before, fresh = saved.state_dict(), type(loaded)(loaded.config).state_dict()
+    missing = {name for name, tensor in encoder.state_dict().items() if not _holds(before, name, tensor)}
+    missing = {name if loaded is encoder else f"encoder.{name}" for name in missing}
+    missing |= {name for name in loaded.state_dict() if name.startswith("classifier.")}
+    assert missing
+    for name in missing:
+        tensor = loaded.state_dict()[name]
+        assert tensor.isfinite().all(), name
+        assert tensor.std(correction=0) == pytest.approx(fresh[name].std(correction=0).item(), rel=0.5, abs=1e-9), name
+        if name.endswith((".gate", ".null", ".match")):
+            assert torch.equal(tensor, fresh[name]), name
+    if encoder.readout is not None:
+        assert (encoder.readout.null == ReadOut.NULL_SCORE).all()
+        assert (encoder.readout.match == 1).all()
+    gates = [tensor for name, tensor in loaded.state_dict().items() if name.endswith(".gate")]
+    assert bool(gates) == loaded.config.reference_gate
+    assert all((gate == 0).all() for gate in gates)
+    assert loaded(**make_inputs([5, 3], [4, 0]))[0].isfinite().all()
+
+
+def _holds(state: dict[str, torch.Tensor], name: str, tensor: torch.Tensor) -> bool:
+    return name in state and torch.equal(state[name], tensor)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *OPTIONS,
+        {"embedding_size": 8, "reference_mode": "none"},
+        {"embedding_size": 8, "reference_readout": True, "reference_gate": True, "reference_keys": "embedding"},
+    ],
+    ids=lambda o: "-".join(map(str, o.values())),
+)
+def test_init_weights_sets_every_parameter_and_buffer(options):
+    """`from_pretrained` builds a model without memory: what `__init__` sets is lost, `_init_weights` has to set all."""
+    config = RefBertConfig(vocab_size=VOCABULARY, hidden_size=24, num_attention_heads=4, dim=DIM, **options)
+    with torch.device("meta"):
+        model: PreTrainedModel = RefBertForSequenceClassification(config)
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.fill_(torch.nan)
+    model.apply(model._init_weights)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    assert [name for name, tensor in tensors.items() if not tensor.isfinite().all()] == []
