@@ -15,6 +15,7 @@ import logging
 from jobs.config import RunConfig
 from jobs.evaluation.model_card import model_card, write_card
 from jobs.launch import launch
+from jobs.memory.student_memory import reads_memory
 from refbert.errors import InputError
 from refbert.export import export_onnx
 from refbert.folder import load_model
@@ -33,7 +34,8 @@ def run(config: RunConfig) -> None:
         raise InputError(f"{report} is not there; evaluate the run first: `python jobs/evaluate.py`")
     model = load_model(student)
     export = export_onnx(model, student / "onnx", config.export.int8, config.export.tolerance)
-    card = model_card(json.loads(report.read_text()), config.name, model.config.memory, export, config.export.license)
+    memory = model.config.memory if reads_memory(config, student) else None
+    card = model_card(json.loads(report.read_text()), config.name, memory, export, config.export.license)
     write_card(card, student)
     log.info("exported: %s, no output further than %.1e from the student's", student / "onnx", export.difference)
     if export.int8_difference is not None:

@@ -14,7 +14,7 @@ from refbert.export import MODEL, MODEL_INT8, Export
 def model_card(
     report: dict[str, Any], name: str, memory: dict[str, Any] | None, export: Export, license_name: str | None
 ) -> str:
-    """Return the card as Markdown with the Hub's front matter; `memory` is the manifest in the student's config."""
+    """Return the card as Markdown with the Hub's front matter; `memory` is the manifest of what the student reads."""
     measured = {key: value for key, value in report.items() if key != "explanation"}  # it quotes the corpus
     body = [line for line in markdown(measured, name).splitlines()[2:] if not line.startswith("![")]
     lines = [
@@ -30,6 +30,8 @@ def model_card(
         *body,
         "",
         "## Load",
+        "",
+        "In this folder, with the package `refbert`" + (" and its extra `memory`:" if memory else ":"),
         "",
         "```python",
         *_usage(memory is not None, "logits" in export.outputs),
@@ -59,18 +61,19 @@ def write_card(card: str, student: Path) -> None:
 def _usage(has_memory: bool, has_head: bool) -> list[str]:
     answer = 'student.predict(["a text"])' if has_head else 'student.encode(["a text"])'
     if not has_memory:
-        return ["import refbert", "", 'student = refbert.load("this folder")', answer]
+        return ["import refbert", "", 'student = refbert.load(".")', f"print({answer})"]
     return [
         "import refbert",
         "",
-        'with refbert.load("this folder", "http://host:6334") as student:  # or a store\'s directory',
-        f"    {answer}",
+        'memory = "http://host:6334"  # the server that holds it, or a store\'s directory',
+        'with refbert.load(".", memory) as student:',
+        f"    print({answer})",
     ]
 
 
 def _memory(memory: dict[str, Any] | None) -> list[str]:
     if memory is None:
-        return ["This student was trained without a memory and reads no references.", ""]
+        return ["This student reads no references.", ""]
     return [
         "## Memory",
         "",

@@ -113,7 +113,8 @@ class Reader:
         self.batch = batch
         self.strict = strict
         self._tokenizing = threading.Lock()
-        self._opened = ExitStack()
+        self._opened = ExitStack()  # the memory, where `load` opened one
+        self._is_closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -122,7 +123,7 @@ class Reader:
         self.close()
 
     def close(self) -> None:
-        """Let the memory go, where this reader opened one."""
+        """Let the memory go where `load` opened one; this reader answers no more then."""
         self._opened.close()
 
     def encode(self, texts: Sequence[Text]) -> NDArray[np.float32]:
@@ -184,6 +185,8 @@ class Reader:
         """Find the texts' references; None where there is no memory, or a broken one."""
         if self.source is None:
             return None
+        if self._is_closed:
+            raise InputError("this student was closed, and its memory with it; load it again")
         if self.texts is None:
             return neighbours_from(self.source(texts), len(texts))
         try:
@@ -252,6 +255,7 @@ def load(
         Store(client, store).require(manifest)
         look_up = open_look_up(path, manifest, tokenizer, client, store, options)
         reader = Reader(model, tokenizer, most, *look_up, batch=batch)
+        stack.callback(setattr, reader, "_is_closed", True)
         reader._opened = stack.pop_all()
     return reader
 

@@ -1,5 +1,7 @@
 """The three-line API's promises: order and company change nothing, references do, labels are the head's."""
 
+import shutil
+import sys
 import zlib
 
 import numpy as np
@@ -8,8 +10,10 @@ import torch
 
 import refbert
 from refbert import RefBertConfig, RefBertForSequenceClassification, RefBertModel
-from refbert.errors import InputError
+from refbert.config import ReferenceConfig
+from refbert.errors import InputError, UnavailableError
 from refbert.teacher import load_tokenizer
+from vector_store.schema import Manifest
 
 DIM = 16
 TEXTS = ["a good phone", "bad", "the film was much too long and it says nothing at all", "good", "no", "Is it? It is."]
@@ -81,3 +85,62 @@ def test_bad_input_says_what_to_do(folder, tmp_path):
         student.encode("a text")
     with pytest.raises(InputError, match="holds no student"):
         refbert.load(tmp_path)
+
+
+def refusal(*arguments, **options):
+    """The one line that `load` refuses with."""
+    with pytest.raises((InputError, UnavailableError)) as refused:
+        refbert.load(*arguments, **options)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+@pytest.fixture
+def reading(folder, tmp_path):
+    """Write a copy of the student that says other things of its memory; each keyword goes into its config."""
+    manifest = Manifest(
+        encoder="t", fingerprint="f", tokenizer="t", layer=2, text_tokens=5, tokens=5, encoder_dim=DIM, dim=DIM,
+        bm25_k1=1.2, bm25_b=0.75, bm25_average_tokens=24,
+    )  # fmt: skip
+    complete = {"collection": "c", "references": ReferenceConfig().model_dump(mode="json")}
+
+    def write(**changes):
+        copy = shutil.copytree(folder, tmp_path / "student", dirs_exist_ok=True)
+        config = RefBertConfig.from_pretrained(folder)
+        config.update({"memory": manifest.model_dump(mode="json"), **complete, **changes})
+        config.save_pretrained(copy)
+        return copy
+
+    return write
+
+
+def test_texts_are_cut_where_the_teachers_were_which_the_folder_says(folder, reading):
+    long = "it is a film that is much too long"
+    by_memory, by_itself = (refbert.load(reading(**says)) for says in ({}, {"memory": None, "text_tokens": 5}))
+    assert refbert.load(folder).tokenize([long]).input_ids.shape == (1, 11)
+    for student in (by_memory, by_itself, refbert.load(folder, tokens=5)):
+        assert student.tokenize([long]).input_ids.shape == (1, 5)
+
+
+def test_references_that_cannot_be_read_are_refused_in_one_line(folder, reading, tmp_path, monkeypatch):
+    options = ReferenceConfig().model_dump(mode="json")
+    assert "without a memory" in refusal(folder, tmp_path)
+    assert "an earlier release wrote it" in refusal(reading(references=None, collection=None), tmp_path)
+    assert "angle: Extra inputs" in refusal(reading(references={**options, "angle": 3}), tmp_path)
+    assert "read no references" in refusal(reading(references={**options, "criterion": "none"}), tmp_path)
+    assert "read no references" in refusal(reading(reference_mode="none"), tmp_path)
+    assert "format 3, this release reads 2" in refusal(reading(memory={"format_version": 3, "angle": 3}), tmp_path)
+    assert "neither a server's URL" in refusal(folder, {"criterion": "keywords"})
+    monkeypatch.setitem(sys.modules, "vector_store.place", None)  # as where gRPC is not installed
+    assert "pip install 'refbert[memory]'" in refusal(reading(), tmp_path)
+
+
+def test_a_folder_that_is_no_whole_student_is_refused_in_one_line(reading, tiny_teacher_path):
+    assert "holds a bert, wanted a refbert student" in refusal(tiny_teacher_path)
+    folder = reading()
+    (folder / "model.safetensors").write_bytes(b"\0" * 9)
+    assert "copy the whole student/ folder" in refusal(folder)
+    (folder / "model.safetensors").unlink()
+    assert "copy the whole student/ folder" in refusal(folder)
+    (folder / "config.json").write_text("{")
+    assert "copy the whole student/ folder" in refusal(folder)
