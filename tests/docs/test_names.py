@@ -1,9 +1,13 @@
-"""Links between documents lead somewhere, and the index of docs/ lists every one."""
+"""Links between documents lead somewhere, options that they name exist, and the index of docs/ lists every one."""
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel
+
+from jobs.config import RunConfig
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = [*REPOSITORY.glob("*.md"), *sorted((REPOSITORY / "docs").rglob("*.md"))]
@@ -28,3 +32,22 @@ def test_the_index_lists_every_document():
     listed = set(re.findall(r"\]\(([^)]+\.md)\)", (REPOSITORY / "docs/README.md").read_text()))
     documents = {str(file.relative_to(REPOSITORY / "docs")) for file in (REPOSITORY / "docs").rglob("*.md")}
     assert documents - {"README.md"} <= listed
+
+
+def options(section: type[BaseModel]) -> set[str]:
+    """The options of a section and, with dots, of the sections in it."""
+    names = set(section.model_fields)
+    for name, field in section.model_fields.items():
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                names |= {f"{name}.{option}" for option in options(inner)}
+    return names
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in DOCUMENTS if file.name not in ("log.md", "CHANGELOG.md")], ids=lambda file: file.name
+)
+def test_options_that_documents_name_exist(file):
+    sections = "|".join(name for name, field in RunConfig.model_fields.items() if isinstance(field.annotation, type))
+    named = re.findall(rf"`((?:{sections})\.[a-z_.]+)(?:=[^`]*)?`", file.read_text())
+    assert not {name for name in named if not name.endswith((".py", ".yaml"))} - options(RunConfig)
