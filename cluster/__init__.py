@@ -1,1 +1,1 @@
-"""Where it runs: a Ray cluster that is already there, or one started on this machine for the time of a job."""
+"""Run on a cluster: a local Ray cluster, and size, checks and monitoring of a deployment."""

@@ -1,4 +1,4 @@
-"""`python -m cluster`: a Ray cluster and the store on one machine. Prints; the work is elsewhere."""
+"""`python -m cluster`: commands for a Ray cluster and the store on one machine. Prints; other modules do the work."""
 
 import argparse
 import asyncio
@@ -11,14 +11,14 @@ from cluster.arguments import parse
 from cluster.local import STATE, STORE, Cluster, halt, home, known_cluster, start
 from refbert.errors import InputError, UnavailableError
 
-if TYPE_CHECKING:  # its import costs seconds, and only some verbs need it
+if TYPE_CHECKING:  # importing it takes seconds, and only some commands need it
     from ray.job_submission import JobSubmissionClient
 
 FINE, MISSING, BAD, UNAVAILABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run one verb, of the command line or of these words; bad input gives 2, what does not start or is not there 3."""
+    """Run one command; `words` replaces the command line. Returns 2 for bad input, 3 for what is missing or does not start."""
     arguments = parse(words)
     try:
         return VERBS[arguments.command](arguments)
@@ -64,7 +64,7 @@ def _status(_: argparse.Namespace) -> int:
 def _submit(arguments: argparse.Namespace) -> int:
     cluster = _require_cluster()
     if cluster.parts[0] not in cluster.living():
-        raise UnavailableError("the cluster's head does not run; start it with `python -m cluster up`")
+        raise UnavailableError("the cluster's head is not running; start it with `python -m cluster up`")
     import shlex
 
     client = _job_client(cluster)
@@ -107,13 +107,13 @@ def _require_cluster() -> Cluster:
     cluster = known_cluster()
     if cluster is None:
         raise UnavailableError(
-            f"no cluster was started under {home()} ({STATE} is not there); run `python -m cluster up`, or set REFBERT_HOME"
+            f"no cluster was started under {home()} ({STATE} is missing); run `python -m cluster up`, or set REFBERT_HOME"
         )
     return cluster
 
 
 def _print_parts(cluster: Cluster) -> list[str]:
-    """Say what lives and where; returns what does not."""
+    """Print which parts run and where; return those that do not."""
     living = cluster.living()
     where = dict.fromkeys(cluster.workers, f"{cluster.cpus_per_worker} CPUs, {cluster.gpus_per_worker} GPUs")
     where |= {cluster.parts[0]: f"dashboard and jobs at {cluster.address}, nodes join {cluster.gcs}"}

@@ -1,4 +1,4 @@
-"""The command line of `python -m cluster`: its verbs, their options and examples. Parses; does nothing else."""
+"""Command line of `python -m cluster`: its commands with their options and examples. Only parses."""
 
 import argparse
 
@@ -18,19 +18,19 @@ EXAMPLES = {
 }
 
 HELP = {
-    "up": "start a Ray head, workers and the embedded store on this machine, or what of them is missing",
-    "status": "say what of the cluster lives, and which jobs run; exit code 0 where all does, 1 where not, 3 without a cluster",
-    "submit": "run a command as a Ray job on the cluster: prints its output and ends with its exit code",
+    "up": "start a Ray head, workers and the embedded store on this machine; starts only what is missing",
+    "status": "show which parts run, and the jobs; exit code 0 where all parts run, 1 where not, 3 without a cluster",
+    "submit": "run a command as a Ray job on the cluster: prints its output and exits with its code",
     "down": "stop what `up` has started, and nothing else",
 }
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The verb as `command` and its options; ends the process with code 2 and a usage line where they are wrong."""
+    """Parse the command (as `command`) and its options; exits with code 2 and a usage line where they are wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m cluster",
-        description="A Ray cluster and the reference memory on one machine, with the same parts as one of many machines. Its "
-        "state, logs and store lie under $REFBERT_HOME (default: the current directory).",
+        description="A Ray cluster and the reference memory on one machine, with the same parts as a cluster of many machines. "
+        "Its state, logs and store are under $REFBERT_HOME (default: the current directory).",
         epilog="examples:" + "".join(EXAMPLES.values()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -48,7 +48,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     up = verbs["up"]
     up.add_argument("--workers", type=_positive, default=2, metavar="N", help="worker nodes (default: %(default)s)")
     up.add_argument(
-        "--cpus-per-worker", type=_positive, metavar="N", help="logical CPUs of each (default: the cores, shared out)"
+        "--cpus-per-worker",
+        type=_positive,
+        metavar="N",
+        help="logical CPUs of each (default: the cores, divided evenly)",
     )
     up.add_argument(
         "--gpus-per-worker", type=_natural, default=0, metavar="N", help="GPUs of each (default: %(default)s)"
@@ -71,7 +74,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
     submit = verbs["submit"]
     submit.add_argument(
-        "--working-dir", metavar="PATH", help="folder to send along; without, the job runs in this repository"
+        "--working-dir",
+        metavar="PATH",
+        help="folder to send to the cluster; without it the job runs in this repository",
     )
     submit.add_argument("--no-wait", action="store_true", help="print the job's id and return at once")
     submit.add_argument("entrypoint", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run")

@@ -1,8 +1,8 @@
-"""A cluster on one machine: a Ray head, Ray worker nodes and the embedded store, started, looked at and stopped together.
+"""A cluster on one machine: start, inspect and stop a Ray head, Ray worker nodes and the embedded store together.
 
-What is there is written down in $REFBERT_HOME/cluster.json; what lives is read from the processes themselves. Every part runs
-under this Python, in this repository, with token authentication. On loopback nothing listens beyond it; at another address
-Ray's own servers listen on every interface, and the token is what guards them.
+The cluster's parts are recorded in $REFBERT_HOME/cluster.json; whether they run is read from the processes. Every part runs
+with this Python, in this repository, with token authentication. With a loopback address nothing listens beyond loopback; with
+another one Ray's servers listen on every interface, protected by the token.
 """
 
 import hashlib
@@ -31,16 +31,16 @@ HEAD, STORE = "head", "store"
 LOOPBACK = "127.0.0.1"
 STORE_KEY = "QDRANT_API_KEY"
 STORE_URL = "REFBERT_STORE_URL"
-"""Where jobs on this cluster find the store that their config calls embedded."""
+"""URL of the store for jobs on this cluster whose config says `embedded`."""
 
 STORE_START_S = 60.0
 OBJECT_STORE_SHARE = 0.2
-"""Of the machine's memory, for all nodes together; Ray's own default is 0.3 for each."""
+"""Share of the machine's memory for all nodes together; Ray's default is 0.3 for each node."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What `up` was asked for, and where it put it. `address` is Ray's dashboard and job server, `gcs` what nodes join."""
+    """The options of `up` and the resulting addresses: `address` of Ray's dashboard and job server, `gcs` that nodes join."""
 
     id: str
     host: str
@@ -55,11 +55,11 @@ class Cluster:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of everything that should live."""
+        """Names of all parts."""
         return (HEAD, *self.workers, *((STORE,) if self.store_url else ()))
 
     def living(self) -> dict[str, list[int]]:
-        """Process ids of the parts that live: a node without its raylet, or a head without its GCS, does not."""
+        """Process ids of the parts that run: a node without its raylet, or a head without its GCS, does not."""
         needs = {HEAD: ("raylet/raylet", "gcs_server"), STORE: ("vector_store",)}
         found = marked(self.id)
         return {
@@ -75,7 +75,7 @@ def home() -> Path:
 
 
 def known_cluster() -> Cluster | None:
-    """The cluster that was started under this home, living or not."""
+    """The cluster that was started under this home, running or not; None where there is none."""
     file = home() / STATE
     try:
         saved = json.loads(file.read_text())
@@ -83,7 +83,7 @@ def known_cluster() -> Cluster | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} cannot be read ({error}); stop what runs by hand and delete it") from None
+        raise InputError(f"{file} cannot be read ({error}); stop its processes by hand and delete it") from None
 
 
 def start(
@@ -95,9 +95,9 @@ def start(
     dashboard_port: int,
     store: bool,
 ) -> tuple[Cluster, list[str]]:
-    """Start what is missing; returns the cluster and the parts that were started now.
+    """Start the missing parts, and return the cluster with the names of the parts that were started.
 
-    Raises InputError where another host is asked for than the one it has, or the store would be open to everybody.
+    InputError where the cluster has another host or number of workers, or the store would be reachable without a key.
     """
     _check_host(host, store)
     cluster = known_cluster()
@@ -137,13 +137,13 @@ def start(
             env=_environment(cluster, "token"), check=True, capture_output=True,
         )  # fmt: skip
     for part in missing:
-        stop(cluster.id, part)  # what a broken part has left
+        stop(cluster.id, part)  # remaining processes of a broken part
         _start_store(cluster) if part == STORE else _start_node(cluster, part)
     return cluster, missing
 
 
 def halt(cluster: Cluster) -> int:
-    """Stop every part, the store first so that it writes what it has; returns how many processes there were."""
+    """Stop every part, the store first so that it can flush; return the number of processes."""
     stopped = stop(cluster.id, STORE) + stop(cluster.id)
     shutil.rmtree(cluster.temp_dir, ignore_errors=True)
     (home() / STATE).unlink(missing_ok=True)
@@ -210,12 +210,12 @@ def _start_store(cluster: Cluster) -> None:
             time.sleep(0.1)
     last = (directory / "server.log").read_text(errors="replace").strip().splitlines()[-1:]
     raise UnavailableError(
-        f"the store of {directory} did not start: {' '.join(last)}; end what else uses it, or give --no-store"
+        f"the store of {directory} did not start: {' '.join(last)}; stop other users of it, or give --no-store"
     )
 
 
 def _environment(cluster: Cluster, part: str) -> dict[str, str]:
-    """What a part's processes see: their mark, the token's mode, this Python first, and where home and store are."""
+    """Environment of a part's processes: their mark, the token mode, this Python first, and the paths of home and store."""
     path = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
     packages = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     inherited = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", STORE_URL)}
@@ -233,7 +233,7 @@ def _check_host(host: str, store: bool) -> None:
     try:
         loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
-        raise InputError(f"--host={host} is no IP address; give one of this machine's, such as 127.0.0.1") from None
+        raise InputError(f"--host={host} is no IP address; give one of this machine, such as 127.0.0.1") from None
     if loopback and host != LOOPBACK:
         raise InputError(
             f"--host={host}: Ray knows {LOOPBACK} only as loopback; give that, or another address of this machine"

@@ -1,8 +1,8 @@
-"""`python -m cluster.loopback start ...`: Ray's own command, on 127.0.0.1 and nowhere else.
+"""`python -m cluster.loopback start ...`: Ray's command line, listening on 127.0.0.1 only.
 
-`ray start --node-ip-address=127.0.0.1` takes the machine's outward address in its place, and then its servers listen on all
+`ray start --node-ip-address=127.0.0.1` replaces the address by the machine's external one, and its servers listen on all
 interfaces (Ray 2.60, services.resolve_ip_for_localhost). With VARIABLE=0, meant for systems whose firewalls ask about every
-listener, Ray stays on loopback, in every process that inherits it; but then it refuses worker nodes, which here is undone.
+listener, Ray and its child processes stay on loopback. Ray then refuses worker nodes, so this module allows them again.
 """
 
 import os

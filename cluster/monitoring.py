@@ -3,8 +3,8 @@
     python -m cluster.monitoring | kubectl apply -f -
     python -m cluster.monitoring --release monitoring --namespace refbert
 
-Rules become a PrometheusRule, which Prometheus selects by the label `release`; each dashboard a ConfigMap with the label
-`grafana_dashboard`, which Grafana's sidecar loads. One source for Kubernetes and docker/compose.yaml.
+The rules become a PrometheusRule, which Prometheus selects by the label `release`. Each dashboard becomes a ConfigMap with the
+label `grafana_dashboard`, which Grafana's sidecar loads. docker/compose.yaml uses the same files.
 """
 
 import argparse

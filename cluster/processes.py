@@ -1,6 +1,6 @@
-"""The processes of a local cluster: each is known by a mark in its environment, which its children inherit.
+"""The processes of a local cluster, recognized by a variable in their environment, which child processes inherit.
 
-No process id is ever trusted over time: what has the mark is ours, whatever else has come and gone. Knows no Ray.
+Process ids are not stored, because they are reused: a process with the variable belongs to the cluster. Knows no Ray.
 """
 
 import contextlib
@@ -11,20 +11,20 @@ from collections.abc import Iterable
 from pathlib import Path
 
 MARK = "REFBERT_CLUSTER"
-"""Environment variable with `<cluster>/<part>`, such as 1f3c.../worker-1."""
+"""Environment variable that marks a process: `<cluster>/<part>`, such as 1f3c.../worker-1."""
 
 GRACE_S = 20.0
 
 
 def marked(cluster: str) -> dict[str, list[int]]:
-    """Living processes of a cluster by part: those with its mark, and all that they have started."""
+    """Process ids of a cluster by part: the processes with its mark, and all their descendants."""
     found: dict[str, list[int]] = {}
     parts: dict[int, str] = {}
     parents = {pid: parent for pid in _processes() if (parent := _living_parent(pid)) is not None}
     for pid in parents:
         if part := _part(pid, cluster):
             parts[pid] = part
-    for pid in parents:  # Ray's workers rename themselves, which may overwrite their environment
+    for pid in parents:  # Ray's workers change their title, which may overwrite their environment
         line, current = [pid], pid
         while current not in parts and parents.get(current, 0) > 1:
             current = parents[current]
@@ -42,7 +42,7 @@ def runs(pids: Iterable[int], name: str) -> bool:
 
 
 def stop(cluster: str, part: str | None = None) -> int:
-    """End a cluster's processes, or those of one part: SIGTERM, and SIGKILL for what lives on; returns how many there were."""
+    """Stop a cluster's processes, or those of one part, by SIGTERM and after GRACE_S by SIGKILL; return their number."""
 
     def living() -> list[int]:
         found = marked(cluster)
@@ -67,7 +67,7 @@ def _processes() -> list[int]:
 
 
 def _living_parent(pid: int) -> int | None:
-    """The parent of a process; None where it is gone or a zombie."""
+    """Parent of a process; None where the process has ended or is a zombie."""
     try:
         state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
     except (OSError, ValueError):

@@ -1,11 +1,11 @@
-"""How many nodes, shards, disk and memory a Qdrant cluster needs for so many references.
+"""Compute the nodes, shards, disk and memory that a Qdrant cluster needs for a number of references.
 
-    python -m cluster.sizing RUN.yaml [key.sub=value ...]                      the run's references, by the powers of ten
+    python -m cluster.sizing RUN.yaml [key.sub=value ...]                      the run's references, for powers of ten
     python -m cluster.sizing RUN.yaml --references 5000000 --replication 3
     python -m cluster.sizing jobs/configs/quickstart.yaml references.datatype=int8
 
-What a reference takes comes from points made of a sample of the run's corpus, as `jobs/ingest.py --show` makes them; the rest
-is the arithmetic below, which names its assumptions.
+The size of a reference is measured on points from a sample of the run's corpus, as in `jobs/ingest.py --show`. The rest is
+arithmetic with the assumptions below.
 """
 
 import argparse
@@ -18,34 +18,34 @@ from jobs.config import RunConfig, load_config
 from refbert.errors import InputError
 
 DISK_PER_STORED_BYTE = 1.05
-"""Segments on disk over the bytes of points as they travel. Measured: 1.012 with float16, 1.022 with int8 (2,850 references of
+"""Bytes of segments on disk per byte of points as messages. Measured: 1.012 with float16, 1.022 with int8 (2,850 references of
 the quickstart, embedded engine); the rest is for the copy of the inverted index that a server's optimizers write."""
 LOGS_GB = 5.0
-"""Of a node without references, on disk: the write-ahead logs of its shards (some 0.1 GB each) and of the cluster."""
+"""Disk of a node without references: the write-ahead logs of its shards (about 0.1 GB each) and of the cluster."""
 FREE_DISK = 1 / 3
-"""Share of a volume kept free: optimizers write a segment anew before they drop the old one."""
+"""Share of a volume that is kept free: optimizers write a new segment before they delete the old one."""
 CACHED_SHARE = 0.1
-"""Share of the states that should fit the page cache: what is looked up often. The rest is read from disk."""
+"""Share of the states that should fit the page cache, because they are read often. The rest is read from disk."""
 BASE_GB = 2.0
-"""Of a node without references, in memory."""
+"""Memory of a node without references."""
 SHARD_GB = 60.0
-"""Largest shard: what may move to another node, or be restored, in minutes."""
+"""Size of the largest shard: it can be moved to another node, or be restored, in minutes."""
 SHARDS_PER_NODE = 2
-"""The fewest: a collection's shard number is for good, so this is how often nodes can double."""
+"""Fewest shards per node. The number of shards is fixed, so it limits how many nodes can be added later."""
 NODE_DISK_GB = 2000.0
-"""Volume of a node over which another node is added."""
+"""Largest volume of a node; for more another node is added."""
 NODE_RAM_GB = 128.0
 
 
 class ReferenceSize(NamedTuple):
-    """What one reference takes in the mean: bytes of its point on the wire, and of memory that the engine cannot drop."""
+    """Mean size of a reference: bytes of its point as a message, and bytes that the engine must hold in memory."""
 
     stored_bytes: float
     ram_bytes: int
 
 
 class Sizing(NamedTuple):
-    """A cluster for so many references; disk and memory are of one node, GB are 10^9 bytes."""
+    """Size of a cluster for a number of references; disk and memory are per node, 1 GB is 10^9 bytes."""
 
     references: int
     nodes: int
@@ -57,7 +57,7 @@ class Sizing(NamedTuple):
 
 
 def size(references: int, each: ReferenceSize, nodes: int = 3, replication: int = 2) -> Sizing:
-    """Size a cluster of at least `nodes` nodes. ValueError where a shard's copies would have to share a node."""
+    """Size a cluster of at least `nodes` nodes. ValueError where two copies of a shard would be on one node."""
     if replication > nodes:
         raise ValueError(
             f"replication {replication} over {nodes} nodes: a copy needs a node of its own; give more nodes"
@@ -83,7 +83,7 @@ def size(references: int, each: ReferenceSize, nodes: int = 3, replication: int 
 
 
 def table(each: ReferenceSize, references: Iterable[int], nodes: int = 3, replication: int = 2) -> str:
-    """Return a Markdown table, with the sample's mean above it: the table follows from that alone."""
+    """Return a Markdown table, and above it the mean size of a reference, from which it is computed."""
     lines = [
         f"{each.stored_bytes:.0f} bytes per reference, {each.ram_bytes} of memory; {replication} copies:",
         "",
@@ -100,7 +100,7 @@ def table(each: ReferenceSize, references: Iterable[int], nodes: int = 3, replic
 
 
 def _rounded(gigabytes: float) -> int:
-    """Up to whole GB, and above a thousand to three digits."""
+    """Round up to whole GB, above 1000 GB to three digits."""
     step = max(1, 10 ** (math.floor(math.log10(max(gigabytes, 1))) - 2))
     return math.ceil(gigabytes / step) * step
 
@@ -109,7 +109,7 @@ POWERS = tuple(10**power for power in range(6, 10))
 
 
 def main(arguments: list[str]) -> int:
-    """Print the table of a run."""
+    """Print the table for a run."""
     parser = argparse.ArgumentParser(
         prog="python -m cluster.sizing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -134,7 +134,7 @@ def main(arguments: list[str]) -> int:
 
 
 def measured(config: RunConfig) -> ReferenceSize:
-    """Take the means from points of a sample of the run's corpus."""
+    """Measure the mean size on points from a sample of the run's corpus."""
     from jobs.memory.shard_plan import ram_per_reference
     from jobs.plan import reference_sample
     from refbert.memory.manifest import manifest_of

@@ -1,6 +1,6 @@
-"""Health check of the image: is the Ray node of this container up? Exit code 0 or 1, one line when it is not.
+"""Health check of the image: exit code 0 where the container's Ray node is up, else 1 and one line.
 
-A container that runs a job or the demo by itself, without `ray start`, has no such node: switch the check off for it
+A container that runs a job or the demo without `ray start` has no Ray node: disable the check for it
 (`docker run --no-healthcheck`).
 """
 
@@ -13,7 +13,7 @@ PORT = os.environ.get("REFBERT_AGENT_PORT", "52365")  # ray start --dashboard-ag
 
 
 def main() -> int:
-    """Ask the node's agent for the health of its raylet."""
+    """Ask the node's agent for the health of the raylet."""
     address = f"http://127.0.0.1:{PORT}/api/local_raylet_healthz"
     try:
         with urllib.request.urlopen(address, timeout=4) as answer:

@@ -1,13 +1,13 @@
-"""Build the Dockerfile's tree without a Docker engine, and run commands in it: finds a missing system package.
+"""Build the Dockerfile's stages without a Docker engine, and run commands in them, to find missing system packages.
 
     python docker/try_tree.py /tmp/tree                              build the target `cpu`, then check it
     python docker/try_tree.py /tmp/tree -- python jobs/demo.py train.steps=20
     python docker/try_tree.py /tmp/tree --build-arg TORCH_INDEX=     where pip already knows an index with torch for CPUs
 
-Reads docker/Dockerfile itself: each stage is a folder, RUN runs in it by chroot, as the stage's user, with a clean environment.
-The base image is made by debootstrap from the release that its tag names. This machine's pip settings (index, constraints,
-certificates) are passed on, and folders they name are there read-only. Needs root, debootstrap and some 5 GB; a finished
-stage is used again until `--fresh`. Of Docker's language it knows what the file uses, and stops at anything else.
+Reads docker/Dockerfile: each stage is a folder, in which RUN runs by chroot, as the stage's user, with a clean environment.
+The base image is made by debootstrap from the release in its tag. This machine's pip settings (index, constraints,
+certificates) are passed on; the folders they name are mounted read-only. Needs root, debootstrap and about 5 GB. A finished
+stage is reused until `--fresh`. Supports the instructions that the file uses, and stops at any other.
 """
 
 import argparse
@@ -28,7 +28,7 @@ DOCKERFILE = ROOT / "docker" / "Dockerfile"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 HOST = "/mnt/host"
 NO_EFFECT = {"HEALTHCHECK", "CMD", "LABEL", "EXPOSE"}
-"""What concerns a running container, not its files."""
+"""Instructions that do not change files."""
 
 CHECKS = {
     "no compiler": "for tool in cc c++ gcc g++ clang nvcc; do ! command -v $tool || exit 1; done",
@@ -52,7 +52,7 @@ print(len(modules), "modules of", len(names), "dependencies,", len(own), "of our
 
 
 class Instruction(NamedTuple):
-    """One line of a Dockerfile, its continuations joined."""
+    """One line of a Dockerfile, with its continuation lines joined."""
 
     word: str
     rest: str
@@ -60,7 +60,7 @@ class Instruction(NamedTuple):
 
 @dataclass
 class Stage:
-    """A named stage: what it starts from and what it does."""
+    """A named stage: its base and its instructions."""
 
     name: str
     base: str
@@ -69,7 +69,7 @@ class Stage:
 
 @dataclass
 class State:
-    """What a stage has set so far, and hands on to the stages that start from it."""
+    """Settings of a stage, which later stages based on it inherit."""
 
     environment: dict[str, str] = field(default_factory=lambda: {"PATH": PATH})
     arguments: dict[str, str] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class State:
 
 
 def instructions(text: str) -> Iterator[Instruction]:
-    """Split a Dockerfile; comments go, also those between continued lines."""
+    """Split a Dockerfile into instructions, without comments, also between continuation lines."""
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     for line in re.sub(r"\\\n", " ", "\n".join(lines)).splitlines():
         word, _, rest = line.strip().partition(" ")
@@ -86,7 +86,7 @@ def instructions(text: str) -> Iterator[Instruction]:
 
 
 def stages(text: str) -> tuple[dict[str, Stage], dict[str, str]]:
-    """Return the stages by name in their order, and the arguments that stand before them with their defaults."""
+    """Return the stages by name in their order, and the arguments before them with their defaults."""
     found: dict[str, Stage] = {}
     arguments: dict[str, str] = {}
     current: Stage | None = None
@@ -103,12 +103,12 @@ def stages(text: str) -> tuple[dict[str, Stage], dict[str, str]]:
 
 
 def filled(text: str, values: dict[str, str]) -> str:
-    """Put values in the place of $NAME and ${NAME}."""
+    """Replace $NAME and ${NAME} by their values."""
     return re.sub(r"\$\{?(\w+)\}?", lambda match: values.get(match[1], ""), text)
 
 
 def context_files(rules: list[str]) -> list[Path]:
-    """The files of the checkout that .dockerignore lets into the build: the last rule that fits a path decides."""
+    """The files of the checkout that .dockerignore does not exclude: the last matching rule decides."""
 
     def fits(path: str, rule: str) -> bool:
         if rule.startswith("**/"):
@@ -137,9 +137,9 @@ def pip_settings() -> dict[str, str]:
 
 
 def shown_inside(settings: dict[str, str]) -> tuple[dict[str, str], set[Path]]:
-    """The settings as a stage must have them, and what of this machine it must see, which lies below HOST there.
+    """The settings for a stage, with paths below HOST, and the paths of this machine to mount there.
 
-    Of a folder that serves as an index its parent is seen too: its pages link to files beside it.
+    For a folder that serves as an index the parent is mounted: its pages link to files beside it.
     """
     seen = set()
 
@@ -165,7 +165,7 @@ class Builder:
         self.states: dict[str, State] = {}
 
     def build(self, name: str) -> State:
-        """Build a stage, and those it needs, where it is not built yet; return what it has set."""
+        """Build a stage and those it needs, unless they are built; return its settings."""
         if name in self.states:
             return self.states[name]
         stage = self.stages[name]
@@ -191,7 +191,7 @@ class Builder:
         return state
 
     def obey(self, instruction: Instruction, folder: Path, state: State, is_built: bool) -> None:
-        """Carry out one instruction; in a stage that is built only what it sets."""
+        """Execute one instruction; in a stage that is built, only its settings."""
         word, rest = instruction
         values = state.arguments | state.environment
         if word == "ENV":
@@ -213,10 +213,10 @@ class Builder:
         elif word == "COPY":
             self.copy(shlex.split(rest), folder, state, is_built)
         elif word not in NO_EFFECT:
-            sys.exit(f"error: {DOCKERFILE.name} has {word} {rest}, which this script does not know; teach it")
+            sys.exit(f"error: {DOCKERFILE.name} has {word} {rest}, which this script does not support; add it")
 
     def copy(self, words: list[str], folder: Path, state: State, is_built: bool) -> None:
-        """COPY from another stage, which is built for it, or from the checkout less what .dockerignore names."""
+        """COPY from another stage, which is built first, or from the checkout without the files that .dockerignore excludes."""
         source: Path | None = None
         if words[0].startswith("--from="):
             name = words.pop(0).removeprefix("--from=")
@@ -238,7 +238,7 @@ class Builder:
                 shutil.copyfile(ROOT / path, goal / path)
 
     def run(self, folder: Path, state: State, command: str, check: bool = False) -> int:
-        """Run a shell command in a stage's folder, as its user, in namespaces of its own that end with it."""
+        """Run a shell command in a stage's folder as its user, in new namespaces that end with it."""
         uid = state.user.split(":")[0]
         passwd = [line.split(":") for line in (folder / "etc/passwd").read_text().splitlines()]
         home = next((line[5] for line in passwd if line[2] == uid), "/")
@@ -278,10 +278,10 @@ class Builder:
 
 
 def bootstrap(image: str, folder: Path) -> None:
-    """Make the files of a Debian image, by the release that its tag names."""
+    """Create the files of a Debian image, from the release in its tag."""
     release = re.match(r"debian:(\w+)", image)
     if release is None:
-        sys.exit(f"error: the base is {image}; this script makes Debian's only, debian:RELEASE-...")
+        sys.exit(f"error: the base is {image}; this script supports only Debian, debian:RELEASE-...")
     subprocess.run(["debootstrap", "--variant=minbase", release[1], folder], check=True, stdout=subprocess.DEVNULL)
 
 

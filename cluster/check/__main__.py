@@ -1,7 +1,7 @@
-"""Check everything that deploys this project.
+"""Check every deployment file of this project.
 
 python -m cluster.check            exit code 0, or 1 with a line for each mistake
-python -m cluster.check FOLDER     of another checkout
+python -m cluster.check FOLDER     for another checkout
 """
 
 import sys
@@ -26,7 +26,7 @@ PARTS: tuple[tuple[str, Callable[[Path], list[str]]], ...] = (
 
 
 def main(root: Path) -> int:
-    """Run every part, print its mistakes, and return the exit code."""
+    """Check every part, print the mistakes, and return the exit code."""
     count = 0
     for name, part in PARTS:
         found = part(root / name) if (root / name).exists() else [f"{name} is not there"]

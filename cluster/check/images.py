@@ -1,4 +1,4 @@
-"""The Dockerfile by hadolint, the compose file by the compose specification's schema, and what this project asks of both."""
+"""Check the Dockerfile by hadolint, the compose file by its specification's schema, and both by this project's rules."""
 
 import json
 import re
@@ -18,7 +18,7 @@ COMPILERS = re.compile(r"\b(gcc|g\+\+|clang|build-essential|cmake|ninja-build|py
 
 
 def dockerfile_mistakes(path: Path) -> list[str]:
-    """Lint a Dockerfile; see that its base is pinned, and that no target runs as root or brings a compiler."""
+    """Lint a Dockerfile; check that its base is pinned, and that it neither runs as root nor installs a compiler."""
     beside = Path(sys.executable).with_name("hadolint")
     hadolint = str(beside) if beside.exists() else shutil.which("hadolint")
     if hadolint is None:

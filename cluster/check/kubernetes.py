@@ -1,7 +1,7 @@
-"""Kubernetes manifests, the values of Qdrant's chart, Ray's own cluster launcher file: schemas, and what this project asks.
+"""Check Kubernetes manifests, the values of Qdrant's chart and Ray's cluster launcher file.
 
-Beyond the schemas: every container says what it needs and gives up privileges; keys come from secrets; what a pod mounts
-exists; the run's YAML and the service's config are ones that Ray and the jobs take.
+Beyond the schemas: every container declares its resources and drops privileges, keys come from secrets, mounted volumes
+exist, and the jobs and Ray accept the run's YAML and the service's config.
 """
 
 import json
@@ -20,7 +20,7 @@ from jobs.config import load_config
 from refbert.errors import InputError
 
 MADE_BY_HAND = {"ray-token", "redis", "qdrant-keys", "qdrant-tls", "service-keys"}
-"""Secrets that docs/kubernetes.md tells to make."""
+"""Secrets that docs/kubernetes.md tells the user to create."""
 
 CUSTOM_GROUPS = ("ray.io/", "monitoring.coreos.com/")
 SECRET_NAME = re.compile(r"KEY|TOKEN|PASSWORD|SECRET")
@@ -28,7 +28,7 @@ RUN_FILE = "/etc/refbert/run.yaml"
 
 
 def documents(folder: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Every document of every YAML file of a folder, with the file's name."""
+    """Read every document of a folder's YAML files, each with the file's name."""
     found = []
     for path in sorted(folder.glob("*.yaml")):
         found += [(path.name, document) for document in yaml.safe_load_all(path.read_text()) if document]
@@ -52,7 +52,7 @@ def manifest_mistakes(folder: Path) -> list[str]:
 
 
 def pods(node: Any) -> Iterator[dict[str, Any]]:
-    """Every pod's specification below a node, wherever it lies."""
+    """Every pod specification anywhere below a node of a document."""
     if isinstance(node, dict):
         if isinstance(node.get("containers"), list):
             yield node
@@ -64,7 +64,7 @@ def pods(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def pod_mistakes(pod: dict[str, Any], claims: set[str]) -> Iterator[str]:
-    """What this project asks of a pod beyond its schema; `claims` are volumes that its StatefulSet gives it."""
+    """Check a pod by this project's rules; `claims` are the volumes that its StatefulSet provides."""
     security = pod.get("securityContext", {})
     if not security.get("runAsNonRoot") or security.get("seccompProfile") != {"type": "RuntimeDefault"}:
         yield "securityContext wants runAsNonRoot: true and seccompProfile RuntimeDefault"
@@ -90,7 +90,7 @@ def pod_mistakes(pod: dict[str, Any], claims: set[str]) -> Iterator[str]:
 
 
 def reference_mistakes(document: dict[str, Any], every: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
-    """Secrets, ConfigMaps and claims that a document names and nobody makes; a RayJob's cluster."""
+    """Check that the secrets, ConfigMaps and claims that a document names exist, and the cluster of a RayJob."""
     made = {(other["kind"], other["metadata"]["name"]) for _, other in every}
     text = json.dumps(document)
     secrets = re.findall(r'"(?:secretKeyRef|credentials|secret)": {"name": "([^"]+)"', text)
@@ -110,7 +110,7 @@ def reference_mistakes(document: dict[str, Any], every: list[tuple[str, dict[str
 
 
 def run_mistakes(every: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
-    """The run's YAML as jobs and service read it, with their overrides; the service's config as Ray Serve reads it."""
+    """Check the run's YAML as jobs and service read it, with their overrides, and the service's config as Ray Serve does."""
     runs = [(name, other["data"]["run.yaml"]) for name, other in every if "run.yaml" in other.get("data", ())]
     if len(runs) != 1:
         yield f"{len(runs)} ConfigMaps have a run.yaml, wanted one"
@@ -131,7 +131,7 @@ def run_mistakes(every: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
 
 
 def job_arguments(spec: dict[str, Any]) -> list[str]:
-    """The overrides of a RayJob's entrypoint; InputError where that is no job of this project on the run's YAML."""
+    """The overrides in a RayJob's entrypoint; InputError where it is not a job of this project on the run's YAML."""
     _, script, run, *overrides = spec["entrypoint"].split()
     if run != RUN_FILE or not (Path(__file__).parents[2] / script).is_file():
         raise InputError(f"the entrypoint runs {script} {run}, wanted a job and {RUN_FILE}")
@@ -156,7 +156,7 @@ def service_arguments(spec: dict[str, Any]) -> list[str]:
 
 
 def refusal(run: str, overrides: list[str]) -> str | None:
-    """What a job would say of a run's YAML with these overrides; None where it would start."""
+    """A job's error message for a run's YAML with these overrides; None where it would start."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.yaml"
         path.write_text(run)
@@ -178,7 +178,7 @@ def values_mistakes(path: Path) -> list[str]:
 
 
 def launcher_mistakes(path: Path) -> list[str]:
-    """Check Ray's cluster launcher file against the schema that comes with Ray, and that it asks for a token."""
+    """Check Ray's cluster launcher file against Ray's schema, and that it requires a token."""
     schema = json.loads((files("ray.autoscaler") / "ray-schema.json").read_text())
     config = yaml.safe_load(path.read_text())
     validator = jsonschema.Draft7Validator(schema)

@@ -1,4 +1,4 @@
-"""Alert rules, dashboards and the scrape config: schemas, PromQL, and that every metric named is one that somebody exports."""
+"""Check alert rules, dashboards and the scrape config: schemas, PromQL, and that every metric is exported by something."""
 
 import json
 import re
@@ -23,17 +23,17 @@ QDRANT = {
     "process_major_page_faults_total", "cluster_enabled", "cluster_peers_total", "cluster_term", "cluster_commit",
     "cluster_pending_operations_total", "cluster_voter",
 }  # fmt: skip
-"""What a node's /metrics says, by Qdrant's documentation (Monitoring & Telemetry, v1.16 and later)."""
+"""Metrics of a node, from Qdrant's documentation (Monitoring & Telemetry, v1.16 and later)."""
 
 OTHERS = {"up", "kubelet_volume_stats_available_bytes", "kubelet_volume_stats_capacity_bytes"}
-"""Prometheus' own, and Kubernetes'."""
+"""Metrics of Prometheus itself and of Kubernetes."""
 
 SUFFIX = re.compile(r"_(total|bucket|sum|count)$")
 
 
 @cache
 def exported() -> frozenset[str]:
-    """Every metric's name, without a histogram's or counter's suffix, from the code that exports it."""
+    """Names of all metrics, without suffixes of histograms and counters, from the code that exports them."""
     from jobs.run.telemetry import INGEST, STAGE, TRAINING
     from jobs.service.metrics import Metrics
 
@@ -44,7 +44,7 @@ def exported() -> frozenset[str]:
 
 
 def ray_metrics() -> set[str]:
-    """The names in the source of the installed Ray: what its dashboards ask, and what its modules define."""
+    """Names of metrics in the installed Ray's source: those of its dashboards, and those that its modules define."""
     ray = Path(str(files("ray")))
     asked = "".join(path.read_text() for path in (ray / "dashboard/modules/metrics/dashboards").glob("*_panels.py"))
     names = set(re.findall(r"\b((?:ray|autoscaler)_[a-z0-9_]+)", asked))
@@ -56,7 +56,7 @@ def ray_metrics() -> set[str]:
 
 
 def rule_mistakes(path: Path) -> list[str]:
-    """Check a file of alert rules: fields, expressions, metrics, and that every rule says how bad and what."""
+    """Check a file of alert rules: fields, expressions, metrics, and that every rule has a severity and a summary."""
     rules = yaml.safe_load(path.read_text())
     resource = {
         "apiVersion": "monitoring.coreos.com/v1",
@@ -89,7 +89,7 @@ def dashboard_mistakes(path: Path) -> list[str]:
     found = []
     for panel in dashboard["panels"]:
         for target in panel.get("targets", ()):
-            # What Grafana fills in before Prometheus reads it.
+            # Variables that Grafana replaces before Prometheus reads the expression.
             expression = target["expr"].replace("$__rate_interval", "5m").replace("$__range", "1h")
             found += [f"{path.name}: {panel['title']}: {mistake}" for mistake in expression_mistakes(expression)]
     identifiers = [panel["id"] for panel in dashboard["panels"]]
@@ -99,7 +99,7 @@ def dashboard_mistakes(path: Path) -> list[str]:
 
 
 def expression_mistakes(expression: str) -> Iterator[str]:
-    """Parse a PromQL expression, and look up the metrics that it names."""
+    """Check that an expression is PromQL, and that its metrics are exported."""
     try:
         tree = promql_parser.parse(expression)
     except ValueError as error:

@@ -1,6 +1,6 @@
-"""Validators of what is deployed: Kubernetes' own schemas, and those written from custom_resources.yaml beside them.
+"""Validate documents by Kubernetes' schemas, and by those that are built from custom_resources.yaml.
 
-A validator turns a document into lines that say where it is wrong.
+Each check returns lines that say where the document is wrong, and how.
 """
 
 import json
@@ -30,7 +30,7 @@ SIMPLE: dict[str, dict[str, Any]] = {
 
 
 def kubernetes_mistakes(document: dict[str, Any]) -> list[str]:
-    """Check a resource of Kubernetes itself; a field that it does not have is a mistake."""
+    """Check a resource of Kubernetes itself; an unknown field is a mistake."""
     group, _, version = document["apiVersion"].rpartition("/")
     name = "-".join(part for part in (document["kind"].lower(), group.split(".")[0], version) if part)
     file = _schemas() / f"{name}.json"
@@ -66,14 +66,14 @@ def custom_schema(kind: str) -> dict[str, Any] | None:
 
 
 def mistakes(schema: dict[str, Any], document: Any) -> list[str]:
-    """Each way in which a document is not as its schema wants it: where, and what."""
+    """Every violation of the schema by a document: where, and what."""
     validator = jsonschema.Draft202012Validator(schema, registry=_registry())
     found = sorted(validator.iter_errors(document), key=lambda error: list(map(str, error.absolute_path)))
     return [f"{'.'.join(map(str, error.absolute_path)) or 'the document'}: {_short(error)}" for error in found]
 
 
 def _short(error: jsonschema.ValidationError) -> str:
-    """The deepest cause where alternatives failed, else the message; cut where a whole document would be printed."""
+    """The most specific cause, shortened where the message would contain a whole document."""
     deepest = jsonschema.exceptions.best_match([error])
     message = (deepest or error).message
     return message if len(message) < 300 else f"...{message[-300:]}"

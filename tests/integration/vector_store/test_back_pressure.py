@@ -1,6 +1,6 @@
-"""A store that is slower than who writes to it: the writer waits, with a bounded number of points on their way.
+"""A store that is slower than its writer: the writer waits, with a bounded number of points in flight.
 
-One that is gone ends the load.
+A store that is gone ends the load.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The table of bad input: each row is refused in clear words, and harms nothing, not even the start after a kill.
+"""A table of invalid input: each row is refused in clear words, and harms nothing, not even the restart after a kill.
 
 Rows of the first table go through `Store`, as a job's would; those of the second through the raw stubs, as anything that
 speaks Qdrant's protocol might. For the embedded server only: it has a key, a message limit, and it is killed.

@@ -1,4 +1,4 @@
-"""The index is built on a copy in a process of its own. For the embedded server only, in process."""
+"""The index is built on a copy by a child process. For the embedded server only, in process."""
 
 import contextlib
 import os

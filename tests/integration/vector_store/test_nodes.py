@@ -1,4 +1,4 @@
-"""Several nodes at one address: embedded servers with the same points stand for a cluster whose shards have copies."""
+"""Several nodes in one URL: embedded servers with the same points stand in for a cluster whose shards have copies."""
 
 import os
 import signal

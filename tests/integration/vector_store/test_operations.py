@@ -1,4 +1,4 @@
-"""Verify, delete, compare and versions: the same against the embedded server and a real one."""
+"""Verify, delete, compare and versions: the same tests against the embedded server and a Qdrant server."""
 
 import dataclasses
 import re

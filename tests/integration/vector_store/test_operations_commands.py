@@ -1,4 +1,4 @@
-"""`python -m vector_store`, verb by verb: what it prints and the code it ends with."""
+"""Each command of `python -m vector_store`: its output and its exit code."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""Snapshots and their way back: the embedded server's for real, a Qdrant server's REST port by what is sent to it."""
+"""Creating and restoring snapshots: with the real embedded server, and with a fake of a Qdrant server's REST port."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A memory through parquet files: out of one store, into another, with whatever can be wrong with the files."""
+"""A memory through parquet files: exported, imported into another store, and refused where a file is damaged."""
 
 import dataclasses
 import json

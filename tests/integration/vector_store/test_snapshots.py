@@ -1,4 +1,4 @@
-"""Archives of a collection: made by the running server, restored offline. For the embedded server only."""
+"""Archives of a collection: created by the running server, restored offline. For the embedded server only."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""Frequent tokens are found by a sample, published with the collection, and left out by every reader's queries."""
+"""Frequent tokens are estimated from a sample, published with the collection, and left out by every reader's queries."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Every alert has its remedy in the documentation, and fires when it should, by Prometheus' own tool where it is installed."""
+"""Every alert has a documented remedy, and fires under its condition, tested by promtool where it is installed."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""The certificate that the documentation makes is one that the store's client accepts, by the names that nodes have."""
+"""The store's client accepts the certificate that the documentation generates, for the names of the nodes."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""`python -m cluster.check` passes on this checkout, and says so where a file is broken."""
+"""`python -m cluster.check` passes on this checkout, and finds the mistake in a broken file."""
 
 import shutil
 

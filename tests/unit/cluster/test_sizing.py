@@ -1,4 +1,4 @@
-"""A cluster's size follows from the bytes of a reference, and the documentation's table from `cluster.sizing`."""
+"""The size of a cluster follows from the bytes of a reference; the documented table is that of `cluster.sizing`."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The Dockerfile as `docker/try_tree.py` reads it; building the tree needs root and minutes, and is done by hand."""
+"""`docker/try_tree.py` parses the Dockerfile; building the tree needs root and minutes, and is done by hand."""
 
 import importlib.util
 import sys

@@ -1,4 +1,4 @@
-"""Points and answers are kept within one budget of bytes, the longest unused dropped first."""
+"""Points and answers are cached within one budget of bytes; the least recently used are evicted first."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Which node of a cluster a process asks first, and after what. What happens when one fails is tested on real servers."""
+"""Which node of a cluster a process uses first and after a failure; failover is also tested on real servers."""
 
 from types import SimpleNamespace
 

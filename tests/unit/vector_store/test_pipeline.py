@@ -1,4 +1,4 @@
-"""Calls overlap, results keep their order, and nothing runs far ahead of who takes them."""
+"""Calls overlap, results keep their order, and items are not read far ahead."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""The collection that the contract is tried on: its name, its vectors, and short words for its points."""
+"""The collection of the contract tests: its name, its vectors, and helpers for its points."""
 
 from qdrant_client import models
 

@@ -1,4 +1,4 @@
-"""What any Qdrant must do for us, by official client and raw stubs; of these tests only those of shards ask which answers."""
+"""Contract of every Qdrant server, by official client and raw stubs; only the tests of shards depend on the server."""
 
 import os
 from urllib.parse import urlsplit

@@ -1,4 +1,4 @@
-"""Collections: made, listed, described, changed, indexed and deleted."""
+"""Collections: created, listed, described, updated, indexed and deleted."""
 
 import time
 import uuid

@@ -1,4 +1,4 @@
-"""Points: stored, read back, changed, deleted, and refused where they are bad."""
+"""Points: stored, read, changed, deleted, and refused where they are invalid."""
 
 import uuid
 

@@ -1,4 +1,4 @@
-"""Queries: nearest by each vector, filtered, paged, fused, in batches, and refused where they are bad."""
+"""Queries: nearest by each vector, filtered, paged, fused, in batches, and refused where they are invalid."""
 
 import pytest
 from qdrant_client import grpc as api

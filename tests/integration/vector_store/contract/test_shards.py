@@ -1,4 +1,4 @@
-"""Shards, copies and read consistency: what a cluster does, and one embedded server says."""
+"""Shards, copies and read consistency, of a cluster and of the embedded server."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Snapshots of a collection: made, listed, deleted, and not found where there are none."""
+"""Snapshots of a collection: created, listed, deleted, and not found where there are none."""
 
 import grpc
 import pytest

@@ -1,4 +1,4 @@
-"""What the tests of the embedded server begin with: a store at an address, a plain collection, a filled memory."""
+"""Helpers for tests of the embedded server: a store at an address, a plain collection, a filled memory."""
 
 from contextlib import contextmanager
 

@@ -1,4 +1,4 @@
-"""Calls that the embedded server refuses: by name where it lacks them, in clear words where their values are bad."""
+"""Calls that the embedded server refuses: unsupported ones by name, invalid values in clear words."""
 
 import grpc
 import pytest

@@ -1,4 +1,4 @@
-"""The embedded server keeps what it acknowledged: clean restarts, kills under load, changes applied whole."""
+"""The embedded server keeps what it has acknowledged: clean restarts, kills under load, atomic changes."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""A full disk refuses writes, loses nothing, and is over once there is room."""
+"""On a full disk writes are refused and nothing is lost; once there is space, writing goes on."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Keys: asked for where one is set, and required off loopback."""
+"""API keys: checked where one is set, and required off loopback."""
 
 import grpc
 import pytest

@@ -1,4 +1,4 @@
-"""Look-ups while the store is away or hangs: live, cached, null, and back; or patient."""
+"""Look-ups while the store is away or hangs: live, cached, null, and live again; or with patience."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""The embedded server starts once, lives while any user does, and ends after the last."""
+"""The embedded server starts once, runs while it has users, and ends after the last one."""
 
 import json
 import multiprocessing
