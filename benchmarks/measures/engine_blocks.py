@@ -14,15 +14,13 @@ from typing import Any
 
 import torch
 
-from jobs import distill
 from jobs.config import RunConfig
 from jobs.corpus.prepared import PreparedCorpus
 from jobs.memory.store import MemoryAddress
 from jobs.training.engine import build_engine
-from jobs.training.loop import DistillJob, targets_of
-from jobs.training.stream import DistillStream
+from jobs.training.loop import DistillJob, open_stream, teacher_targets
+from jobs.training.stream import BatchAndTargets, DistillStream
 from measures.collection import process_cpu_s, server_pid
-from refbert.batch import Batch
 from refbert.distillation import Distiller, new_student
 from refbert.memory.manifest import manifest_of
 from refbert.teacher import Teacher
@@ -36,7 +34,7 @@ STEP_NOTE = (
     "CPU: of this process with its look-up threads, and of the embedded server, mean per step."
 )
 
-Feed = Callable[[int], Iterator[Batch]]
+Feed = Callable[[int], Iterator[BatchAndTargets]]
 """From the number of a block's first micro-batch to the block's micro-batches; called before the block is timed."""
 
 
@@ -74,7 +72,7 @@ class EngineBlocks:
             "server_cpu_ms": 1000 * server_s / steps,
         }
 
-    def _block(self, name: str, batches: Iterator[Batch], steps: int) -> None:
+    def _block(self, name: str, batches: Iterator[BatchAndTargets], steps: int) -> None:
         time.sleep(IDLE_S)
         own_s, server_s, started_s = time.process_time(), process_cpu_s(self.pid), time.perf_counter()
         for _ in range(steps):
@@ -83,15 +81,16 @@ class EngineBlocks:
         self.cpu_s[name][0] += time.process_time() - own_s
         self.cpu_s[name][1] += process_cpu_s(self.pid) - server_s
 
-    def _step(self, name: str, batches: Iterator[Batch]) -> None:
+    def _step(self, name: str, batches: Iterator[BatchAndTargets]) -> None:
         times = [time.perf_counter()]
 
         def passed(result: Any) -> Any:
             times.append(time.perf_counter())
             return result
 
-        batch = passed(next(batches))
-        targets = passed(targets_of(batch, self.teacher, self.config))
+        batch, stored = passed(next(batches))
+        loss_config, layers = self.config.loss, self.config.student.layers
+        targets = passed(stored or teacher_targets(self.teacher, batch, loss_config, layers))
         loss, _ = passed(self.engine(batch, targets))
         passed(self.engine.backward(loss))
         passed(self.engine.step())
@@ -103,7 +102,7 @@ def engine_blocks(config: RunConfig, teacher: Teacher, names: Sequence[str]) -> 
     """The config's student under DeepSpeed, within `alone`; the config's embedded server runs already."""
     torch.set_num_threads(os.cpu_count() or 1)
     distiller = Distiller(new_student(config.student, teacher, config.seed), config.loss)
-    return EngineBlocks(build_engine(distiller, config), teacher, config, names)
+    return EngineBlocks(build_engine(distiller, config.train), teacher, config, names)
 
 
 @contextmanager
@@ -117,10 +116,10 @@ def alone() -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
-def opened_stream(
+def single_worker_stream(
     config: RunConfig, url: str, corpus: PreparedCorpus, teacher: Teacher
 ) -> AbstractContextManager[DistillStream]:
     """The job's own stream of a single worker, with a client and a cache of its own."""
     address = MemoryAddress(url, manifest_of(teacher, config.references))
     job = DistillJob(config, address, corpus, None, config.run_directory)
-    return distill.opened_stream(job, teacher, rank=0, world_size=1)
+    return open_stream(job, teacher, rank=0, world_size=1)

@@ -15,7 +15,7 @@ from jobs.memory.fill import fill_memory
 from jobs.memory.store import running_store
 from jobs.run.session import ray_session
 from measures.distilling import BATCH, TOKENS, run_job, training_config
-from measures.engine_blocks import STEP_NOTE, EngineBlocks, alone, engine_blocks, opened_stream
+from measures.engine_blocks import STEP_NOTE, EngineBlocks, alone, engine_blocks, single_worker_stream
 from measures.goals import Goal, Part, Rows, median_ratio
 from refbert.teacher import Teacher, load_teacher
 from vector_store.server.process import embedded_server
@@ -66,8 +66,8 @@ def in_blocks(
 ) -> tuple[EngineBlocks, float]:
     """Train blocks in turns after one of each to warm up; also the share of the live blocks that data was waited for."""
     with embedded_server(config.store_directory) as url, alone(), ExitStack() as stack:
-        live = stack.enter_context(opened_stream(config, url, corpus, teacher))
-        copied = stack.enter_context(opened_stream(config, url, corpus, teacher))
+        live = stack.enter_context(single_worker_stream(config, url, corpus, teacher))
+        copied = stack.enter_context(single_worker_stream(config, url, corpus, teacher))
         timed = engine_blocks(config, teacher, (LIVE, RAM))
         feeds = {
             LIVE: lambda first: live,

@@ -16,7 +16,7 @@ import torch
 from jobs.config import RunConfig, load_config
 from jobs.corpus.prepared import already_prepared
 from jobs.run.worker import quiet_libraries
-from jobs.training.loop import targets_of
+from jobs.training.loop import teacher_targets
 from jobs.training.stream import DistillStream
 from refbert.distillation import Distiller, new_student
 from refbert.memory.manifest import manifest_of
@@ -47,8 +47,8 @@ def train(config: RunConfig) -> list[float]:
     windows: list[float] = []
     started_s = time.perf_counter()
     for step in range(options.steps):
-        batch = next(stream)
-        loss, _ = distiller(batch, targets_of(batch, teacher, config))
+        batch, _ = next(stream)
+        loss, _ = distiller(batch, teacher_targets(teacher, batch, config.loss, config.student.layers))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(distiller.parameters(), options.clip)
         optimizer.step()

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from jobs.config import RunConfig
 from jobs.corpus.parts import ReadAndSplit
 from jobs.corpus.prepared import PassageRows, PreparedCorpus
-from jobs.training.loop import targets_of
+from jobs.training.loop import teacher_targets
 from measures.collection import process_cpu_s, server_pid
 from measures.distilling import BATCH
-from measures.engine_blocks import opened_stream
+from measures.engine_blocks import single_worker_stream
 from refbert.corpus import corpus_files, text_of
 from refbert.distillation import Distiller, new_student
 from refbert.memory.manifest import manifest_of
@@ -148,11 +148,11 @@ def _store_rates(
         started_s = cpu_s()
         store.existing(ids)
         exists = (cpu_s() - started_s) / num
-        with opened_stream(config, url, corpus, teacher) as stream:
+        with single_worker_stream(config, url, corpus, teacher) as stream:
             stream.make(0)  # reads the term statistics
             started_s = cpu_s()
             num_batches = max(4, num // BATCH)
-            received = sum(stream.make(number).reference_states.numel() for number in range(1, 1 + num_batches))
+            received = sum(stream.make(number)[0].reference_states.numel() for number in range(1, 1 + num_batches))
             looked_up = (cpu_s() - started_s) / (num_batches * BATCH)
         files = [file for file in directory.rglob("*") if file.is_file() and LOG_FOLDER not in file.parts]
         disk_bytes = sum(file.stat().st_blocks * 512 for file in files) / num
@@ -184,7 +184,7 @@ def _student(
     for row, (token_ids, states) in enumerate(teacher.encode_texts(asked)):
         fill_row(row, found, [StoredPoint("", states, token_ids, None)], [0.0])
     batch = student_batch(ids, mask, found, texts.manifest.dim, None, segments)
-    targets = targets_of(batch, teacher, config)
+    targets = teacher_targets(teacher, batch, config.loss, config.student.layers)
     for step in range(1 + steps):
         if step == 1:
             started_s = time.perf_counter()

@@ -15,7 +15,7 @@ from jobs.memory.fill import fill_memory
 from jobs.memory.store import running_store
 from jobs.run.session import ray_session
 from measures.distilling import BATCH, TOKENS, training_config
-from measures.engine_blocks import STEP_NOTE, EngineBlocks, alone, engine_blocks, opened_stream
+from measures.engine_blocks import STEP_NOTE, EngineBlocks, alone, engine_blocks, single_worker_stream
 from measures.goals import Part, Rows, median_ratio
 from measures.ingest import bert_base
 from refbert.teacher import Teacher, load_teacher
@@ -62,15 +62,16 @@ def in_blocks(
     stored = config.model_copy(update={"train": config.train.model_copy(update={"targets": "memory"})})
     with embedded_server(config.store_directory) as url, ExitStack() as stack:
         streams = {
-            TEACHER: stack.enter_context(opened_stream(config, url, corpus, teacher)),
-            MEMORY: stack.enter_context(opened_stream(stored, url, corpus, teacher)),
+            TEACHER: stack.enter_context(single_worker_stream(config, url, corpus, teacher)),
+            MEMORY: stack.enter_context(single_worker_stream(stored, url, corpus, teacher)),
         }
         timed = engine_blocks(config, teacher, (TEACHER, MEMORY))
         feeds = {name: lambda first, stream=stream: stream for name, stream in streams.items()}
         timed.run(feeds, steps, 1)
         timed.run(feeds, steps, rounds)
-        batch = streams[MEMORY].make(0)
+        batch, learned = streams[MEMORY].make(0)
+        assert learned is not None
         wanted = teacher.encode(batch.input_ids, batch.mask).states[batch.mask.bool()]
-        found = batch.stored_targets().layers[-1][batch.mask.bool()]
+        found = learned.layers[-1][batch.mask.bool()]
         error = torch.mean((found - wanted).square()) / wanted.var()
     return timed, float(error)
