@@ -11,7 +11,6 @@ import pytest
 
 import refbert
 from jobs.corpus.prepared import prepare
-from jobs.service.student import cut, padded
 from refbert.teacher import load_tokenizer
 
 TEXTS = ["The film is slow and far too long.", "A lovely phone.", "Congress will debate the bill on Monday, it says."]
@@ -234,12 +233,3 @@ def test_a_requests_span_has_a_child_for_each_stage(connect, serving, monkeypatc
     assert request.attributes["refbert.texts"] == 3
     for stage in ("queue", "lookup", "student"):
         assert spans[f"refbert {stage}"].parent.span_id == request.context.span_id
-
-
-def test_texts_are_cut_into_batches_of_like_length_within_the_token_budget():
-    lengths = [3, 16, 9, 8, 100, 4, 17]
-    forwards = cut(range(len(lengths)), lengths, max_texts=3, max_tokens=48)
-    assert sorted(place for forward in forwards for place in forward) == list(range(len(lengths)))
-    assert forwards == [[0, 5, 3], [2, 1], [6], [4]]
-    for forward in forwards:
-        assert len(forward) == 1 or len(forward) * padded(max(lengths[place] for place in forward)) <= 48
