@@ -1,6 +1,6 @@
-"""What an encoder's attention computes inside: queries, keys and values by forward hooks, scores from those.
+"""Record the queries, keys and values of an encoder's attention by forward hooks, and compute its scores from them.
 
-Finds the three linear layers by their names, so that BERT, RoBERTa, ELECTRA, ALBERT, MPNet, DistilBERT and their like need no
+The three linear layers are found by name, so BERT, RoBERTa, ELECTRA, ALBERT, MPNet, DistilBERT and similar encoders need no
 code of their own. Knows nothing of losses.
 
 Shapes: batch, tokens, width (of all heads together), heads.
@@ -35,7 +35,7 @@ class QKV(NamedTuple):
 
 @dataclass
 class AttentionRecord:
-    """What the attention of one forward computed, layer by layer in the order of the calls."""
+    """The attention of one forward, layer by layer in the order of the calls."""
 
     linears: tuple[list[Tensor], list[Tensor], list[Tensor]] = field(default_factory=lambda: ([], [], []))
     position_bias: list[Tensor] = field(default_factory=list)
@@ -81,7 +81,7 @@ def _keep_output(module: nn.Module, outputs: list[Tensor]) -> Callable[[], None]
 
 
 def plain_scores(record: AttentionRecord, probabilities: tuple[Tensor, ...] | None, heads: int) -> bool:
-    """Whether softmax of the recorded scores is what the encoder attended by, for texts without padding."""
+    """Whether the softmax of the recorded scores gives the encoder's own attention probabilities, for texts without padding."""
     if probabilities is None:
         return False
     tolerance = 0.02  # bf16 rounds probabilities by 0.004; a rotation of the keys moves them by far more

@@ -1,8 +1,8 @@
-"""Copies of a labelled task's texts with some words replaced by like ones: more for a teacher to answer and a student to learn.
+"""Augment a labelled task's texts: copies in which some words are replaced by similar ones.
 
 TinyBERT's data augmentation (Jiao et al. 2020, sec. 3.3, algorithm 1), with one difference: there a masked language model and
-GloVe propose a word's candidates, here the teacher's own token embeddings do, which any encoder has. A replaced word may turn
-the meaning round, so a copy has no label: what it is taught with are the teacher's states and answers.
+GloVe propose a word's candidates; here the teacher's own token embeddings do, which any encoder has. A replaced word may
+reverse the meaning, so a copy has no label: the student learns the teacher's states and answers for it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,11 +17,11 @@ from refbert.errors import InputError
 from refbert.teacher import Teacher
 
 AT_ONCE = 512
-"""Texts, and words whose candidates are looked for."""
+"""Texts, and words whose candidates are searched, per batch."""
 
 
 class Augmenter:
-    """Makes copies of texts; knows the words of a vocabulary, and of each word the ones that are like it."""
+    """Makes copies of texts with words replaced. Holds the whole words of a vocabulary and finds similar ones for each."""
 
     def __init__(self, teacher: Teacher, config: AugmentConfig) -> None:
         """Raises InputError where the teacher's tokenizer cannot say where words are."""

@@ -1,4 +1,4 @@
-"""What a student reads of a batch of texts: their tokens and their references.
+"""A student's input: the tokens of a batch of texts, and their references.
 
 Shapes: batch, tokens, ref_tokens, references (the most that a row has), dim (the width of a stored state).
 """
@@ -18,9 +18,9 @@ Moved = TypeVar("Moved")
 class Batch:
     """Texts with their references.
 
-    `input_ids`, `mask` and, where texts are pairs, `token_type_ids` (batch, tokens); `reference_ids`, `reference_mask`
-    (batch, ref_tokens); `reference_states` (batch, ref_tokens, dim), zero where the mask is; `reference_spans`
-    (batch, references, ref_tokens), true where a token is of that reference, or None where each row has one at most.
+    `input_ids`, `mask` and, where texts are pairs, `token_type_ids` (batch, tokens); `reference_ids` and `reference_mask`
+    (batch, ref_tokens); `reference_states` (batch, ref_tokens, dim), zero where the mask is zero; `reference_spans`
+    (batch, references, ref_tokens), true where a token belongs to that reference, or None where each row has one at most.
     """
 
     input_ids: Tensor
@@ -32,7 +32,7 @@ class Batch:
     token_type_ids: Tensor | None = None
 
     def student_inputs(self) -> dict[str, Tensor]:
-        """Return what the student's `forward` takes, by its names."""
+        """Return the keyword arguments of the student's `forward`."""
         segments = {} if self.token_type_ids is None else {"token_type_ids": self.token_type_ids}
         return {
             **segments,
@@ -44,7 +44,7 @@ class Batch:
         }
 
     def reference_vectors(self) -> tuple[Tensor, Tensor]:
-        """Return each reference's mean state, (batch x references, dim), and which of them there are."""
+        """Return the mean state of each reference (batch x references, dim), and a mask of those that exist."""
         if self.reference_spans is None:
             return masked_mean(self.reference_states, self.reference_mask), self.reference_mask.bool().any(1)
         weights = self.reference_spans.to(self.reference_states.dtype)
@@ -53,7 +53,7 @@ class Batch:
 
 
 def moved(of: Moved, device: torch.device) -> Moved:
-    """Return a dataclass of tensors, such as a `Batch`, on a device. Tuples of tensors are moved, None stays."""
+    """Return a copy of a dataclass of tensors, such as a `Batch`, on a device. Fields may be tuples of tensors, or None."""
 
     def move(value: Any) -> Any:
         if isinstance(value, tuple):

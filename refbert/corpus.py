@@ -1,4 +1,4 @@
-"""Turn files of text into passages: read, check, split, and decide which are held out.
+"""Turn files of text into passages: read and check rows, split them, and decide which are held out.
 
 Bad rows come out as `Rejected`, never as exceptions: one bad row must not kill a job. Knows files and strings; nothing of
 models, and nothing of who runs it where.
@@ -63,7 +63,7 @@ def normalise(text: str) -> str: ...
 @overload
 def normalise(text: tuple[str, str]) -> tuple[str, str]: ...
 def normalise(text: Text) -> Text:
-    """Return `text`, or both of a pair, in NFC with white space folded: what identity and splits are computed from."""
+    """Return `text`, or both texts of a pair, in NFC with white space folded. Identity and splits are computed from it."""
     if isinstance(text, tuple):
         return normalise(text[0]), normalise(text[1])
     return re.sub(r"\s+", " ", unicodedata.normalize("NFC", text)).strip()
@@ -76,28 +76,28 @@ def text_of(passage: Mapping[str, Any]) -> Text:
 
 
 def text_digest(text: Text) -> bytes:
-    """Return 32 bytes that stand for a normalised text or pair; no two are joined alike, since neither holds a line's end."""
+    """Return the SHA-256 of a normalised text or pair. Pairs are joined by a line end, which no normalised text contains."""
     return hashlib.sha256((text if isinstance(text, str) else "\n".join(text)).encode()).digest()
 
 
 def text_length(text: Text) -> int:
-    """Characters of a text, or of both of a pair: what grows with its tokens."""
+    """Return the characters of a text, or of both texts of a pair: a measure that grows with tokens."""
     return len(text) if isinstance(text, str) else sum(map(len, text))
 
 
 def by_length(texts: Sequence[Text], batch: int) -> Iterator[list[int]]:
-    """Cut the places of texts into batches of like length, shortest first: little of what shares a forward is padding."""
+    """Return batches of indices into `texts`, of similar length so that there is little padding, the shortest first."""
     order = sorted(range(len(texts)), key=lambda place: text_length(texts[place]))
     return (order[start : start + batch] for start in range(0, len(order), batch))
 
 
 def split_of(text: Text, heldout_fraction: float) -> SplitName:
-    """Held out or not, by hash of the text itself: duplicates fall on the same side, whatever the order of files."""
+    """Return a text's split, by the text's hash: duplicates are in the same split, whatever the order of files."""
     return "heldout" if falls_in(text, heldout_fraction) else "train"
 
 
 def falls_in(text: Text, share: float, salt: int = 0) -> bool:
-    """Whether a text is of a share of all texts, by its hash; another `salt` (0 to 3) draws another share."""
+    """Whether a text falls in a share of all texts, by its hash. Each `salt` (0 to 3) draws another share."""
     digest = text_digest(normalise(text))[8 * salt : 8 * salt + 8]
     return int.from_bytes(digest, "big") < share * 2**64
 
@@ -133,9 +133,9 @@ def corpus_files(config: CorpusConfig) -> list[str]:
 
 
 def remote_states(config: CorpusConfig, files: Sequence[str]) -> list[tuple[int, int]]:
-    """Return size in bytes and time of the last change in nanoseconds of each file of a URI: what tells a replaced one.
+    """Return size in bytes and modification time in nanoseconds of each file of a URI, to notice a replaced file.
 
-    A filesystem that knows no times gives 0 for them.
+    Times are 0 on a filesystem that has none.
     """
     filesystem, _ = _filesystem(config.path)
     return [(state.size or 0, state.mtime_ns or 0) for state in filesystem.get_file_info(list(files))]
@@ -164,8 +164,8 @@ def estimated_rows(config: CorpusConfig, files: list[str]) -> int | None:
 def read_rows(file: str, config: CorpusConfig, start: int = 0) -> Iterator[Row | Rejected]:
     """Yield every row of one file of the corpus, good or rejected, in order. Streams: a file may exceed memory.
 
-    The `start` first rows are passed over: of parquet whole row groups unread, of lines unparsed but in wikitext, whose titles
-    must be seen. Raises InputError where the file as a whole cannot be read.
+    The first `start` rows are skipped: whole row groups of parquet unread, lines unparsed, except in wikitext, whose titles
+    are needed. Raises InputError where the file as a whole cannot be read.
     """
     passed = 0 if config.format == "wikitext" else start
     records = _hub_records(file, config, passed) if file.startswith(HUB) else _file_records(file, config, passed)
@@ -213,7 +213,7 @@ def split_passages(text: str, tokens: int, offsets: Callable[[str], list[tuple[i
 
 
 def halves(text: str) -> tuple[str, str] | None:
-    """Cut a text in two at the sentence's end nearest its middle, else at the nearest space; None where it has no space."""
+    """Split a text in two at the sentence end nearest its middle, else at the nearest space; None where it has no space."""
     spaces = [match.start() for match in re.finditer(" ", text)]
     ends = [place for place in spaces if text[place - 1] in ".!?;" and len(text) // 4 <= place <= 3 * len(text) // 4]
     if not spaces:
@@ -223,7 +223,7 @@ def halves(text: str) -> tuple[str, str] | None:
 
 
 def _fault(record: dict[str, Any], config: CorpusConfig) -> str | None:
-    """Say why a record is no row: each of its texts must be one, and encodable like its label and document."""
+    """Say why a record is rejected: its texts must be non-empty strings, and encodable, as must its label and document."""
     texts = [name for name in (config.text_field, config.text_pair_field) if name]
     values = [record.get(name) for name in (*texts, config.label_field, config.document_field) if name]
     if any("\ud800" <= character <= "\udfff" for value in values if isinstance(value, str) for character in value):

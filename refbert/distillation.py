@@ -32,10 +32,10 @@ from refbert.teacher import Teacher
 
 @dataclass(frozen=True)
 class Targets:
-    """What a batch is to be learned from: `layers`, `logits` and `qkv` as in `Encoding`, `mask` (batch, tokens).
+    """The teacher's outputs for a batch: `layers`, `logits` and `qkv` as in `Encoding`, `mask` (batch, tokens).
 
     `attention_scores` are those of `LossConfig.teacher_layers`. `labels` (batch,) are a labelled task's own, NaN for a row
-    without one. What is not learned from may be absent.
+    without one. Targets that no loss reads may be None.
     """
 
     layers: tuple[Tensor, ...]
@@ -47,9 +47,9 @@ class Targets:
 
 
 class Distiller(nn.Module):
-    """A student with what training needs beside it: projections of its inner layers into the teacher's space.
+    """A student and the losses that it learns by, with projections of its inner layers into the teacher's space.
 
-    With `autocast` their matrix products are in bfloat16, weights and losses in float32 still.
+    With `autocast` the forward's matrix products are in bfloat16; weights and losses stay in float32.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Distiller(nn.Module):
         self.embedding_projection = nn.Linear(width, dim) if config.embedding else None
 
     def forward(self, batch: Batch, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the weighted loss and its unweighted parts, detached, by name."""
+        """Return the weighted loss, and its parts by name: unweighted and detached."""
         weights = self.config
         with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=self.autocast):
             output = self.student(
@@ -120,7 +120,7 @@ class Distiller(nn.Module):
 
 
 def check_losses(loss: LossConfig, student: StudentConfig, teacher: Teacher) -> None:
-    """Raise InputError where teacher or student lack what the losses compare: to be called before anything is computed."""
+    """Raise InputError where teacher or student lack what the losses compare. Call it before any computation."""
     layers = student.num_hidden_layers
     mapped = loss.teacher_layers(layers, teacher.num_layers)
     if loss.layer_map != "last" and (len(mapped) != layers or max(mapped) > teacher.num_layers):
@@ -150,9 +150,10 @@ def check_losses(loss: LossConfig, student: StudentConfig, teacher: Teacher) -> 
 def new_student(
     config: StudentConfig, teacher: Teacher, seed: int, reference_dim: int | None = None
 ) -> RefBertModel | RefBertForSequenceClassification:
-    """Build an untrained student for a teacher: its vocabulary, its width of states and, where it has one, its head.
+    """Build an untrained student with the teacher's vocabulary, width of states and, where the teacher has a head, labels.
 
-    `reference_dim` is the width of stored states where they are not the teacher's own.
+    `reference_dim` is the width of stored states, where it is not the teacher's. Raises InputError where `initial` wants layers
+    that do not fit.
     """
     labels = {"num_labels": teacher.model.config.num_labels} if teacher.config.head == "classification" else {}
     shape = RefBertConfig(

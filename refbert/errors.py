@@ -1,4 +1,4 @@
-"""Errors a user can mend. Each message is one line: what was found, what was wanted, what to do."""
+"""Errors that a user can fix. Each message is one line: what was found, what was wanted, what to do next."""
 
 
 class InputError(ValueError):

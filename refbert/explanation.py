@@ -1,10 +1,10 @@
-"""What a student read of its reference, and what that changed: the maths of an explanation.
+"""The maths of an explanation: how much attention went to a text's references, and how much they changed its output.
 
-Knows scores and outputs of one text; nothing of where references come from. Attention mass says where a layer looked; only the
-change of the output says what it took from there.
+Works on the scores and outputs of one text. Knows nothing of where references come from. Attention mass says where a layer
+looked; only the change of the output says how much that mattered.
 
-Shapes: heads, tokens (the text's own), seen (own tokens, unless the reference replaces them, then null slot and reference
-tokens), ref_tokens, dim.
+Shapes: heads, tokens (the text's own), seen (the own tokens, unless the reference replaces them, then the null slot and the
+reference's tokens), ref_tokens, dim.
 """
 
 from dataclasses import dataclass
@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class AttentionMass:
-    """Where one layer's attention went, in the mean over heads; each text token's is 1 in all.
+    """Where one layer's attention went, as the mean over heads. It sums to 1 for each token of the text.
 
-    `own` and `null` (tokens,): to the text's own tokens and to the null slot; `references` (tokens, ref_tokens).
+    `own` (tokens,) went to the text's own tokens, `null` (tokens,) to the null slot, `references` (tokens, ref_tokens) to the
+    reference's tokens.
     """
 
     own: Tensor
@@ -27,14 +28,14 @@ class AttentionMass:
 
     @property
     def per_reference_token(self) -> Tensor:
-        """(ref_tokens,) in the mean over the text's tokens."""
+        """Mean over the text's tokens, (ref_tokens,)."""
         return self.references.mean(0)
 
 
 def attention_mass(scores: Tensor, ref_tokens: int) -> AttentionMass:
-    """Softmax of one text's scores (heads, tokens, seen), -inf where masked, divided by who is looked at.
+    """Split the attention of one text by what it went to. `scores` (heads, tokens, seen) are -inf where masked.
 
-    The text has no padding: each of its tokens counts alike.
+    The text must have no padding, since each of its tokens counts alike.
     """
     own = scores.shape[-1] - 1 - ref_tokens
     assert own in (0, scores.shape[1]), "seen are own tokens or none, the null slot and the reference tokens"
@@ -44,10 +45,10 @@ def attention_mass(scores: Tensor, ref_tokens: int) -> AttentionMass:
 
 @dataclass(frozen=True)
 class OutputChange:
-    """How an output without a reference differs from that with it.
+    """How the output with a reference differs from the output without.
 
-    `cosine_distance` is 1 - cosine of the sentence vectors; `relative` the length of their difference over that of the one
-    without; `probabilities` (labels,) with minus without, None where there is no classifier.
+    `cosine_distance` is 1 - cosine of the two sentence vectors. `relative` is the norm of their difference over the norm of the
+    vector without. `probabilities` (labels,) are those with minus those without, None where there is no classifier.
     """
 
     cosine_distance: float
@@ -58,7 +59,7 @@ class OutputChange:
 def output_change(
     with_: Tensor, without: Tensor, logits_with: Tensor | None = None, logits_without: Tensor | None = None
 ) -> OutputChange:
-    """Compare two sentence vectors (dim,) and, of a classifier, two rows of logits (labels,)."""
+    """Compare two sentence vectors (dim,) and, for a classifier, two rows of logits (labels,)."""
     moved = None
     if logits_with is not None and logits_without is not None:
         moved = answer(logits_with) - answer(logits_without)
@@ -71,14 +72,14 @@ def output_change(
 
 
 def answer(logits: Tensor) -> Tensor:
-    """Probabilities of the labels (..., labels); of a single label, a regression's, the number itself."""
+    """Return the probabilities of the labels (..., labels). A single label is a regression's: its number stays unchanged."""
     return logits if logits.shape[-1] == 1 else logits.softmax(-1)
 
 
 def leaving_out(ranks: Tensor, count: int) -> Tensor:
-    """Masks (1 + count + 1, ref_tokens) of one text's references: all of them, without each in turn, none.
+    """Return masks (1 + count + 1, ref_tokens) of one text's references: all of them, all but each in turn, none.
 
-    `ranks` (ref_tokens,) says which reference a token is of, 0 the best.
+    `ranks` (ref_tokens,) is the rank of the reference that a token belongs to, 0 for the best.
     """
     each = [ranks != rank for rank in range(count)]
     return torch.stack([torch.ones_like(ranks, dtype=torch.bool), *each, torch.zeros_like(ranks, dtype=torch.bool)])

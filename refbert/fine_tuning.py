@@ -1,7 +1,6 @@
-"""Teach an encoder a labelled task, on one device: what makes a task's teacher, and a student that no teacher helps.
+"""Fine-tune an encoder on a labelled task, on one device: a task's teacher, or a student.
 
-A killed training goes on from its last
-epoch. Knows nothing of references' whereabouts and of Ray.
+A killed training resumes after its last epoch. Knows nothing of the memory and of Ray.
 """
 
 import logging
@@ -29,8 +28,8 @@ def train_epochs(
 ) -> Iterator[tuple[int, float]]:
     """Train for `config.epochs` of `per_epoch` steps; yields (steps made, loss) after each.
 
-    `loss_of(step)` is the loss of a step's batch, steps counted from 0. After every epoch `checkpoint` is written, and found
-    again by a training that was killed; it is deleted at the end. Raises ValueError where the loss is no finite number.
+    `loss_of(step)` is the loss of a step's batch, steps counted from 0. `checkpoint` is written after every epoch, resumed from
+    where it exists, and deleted at the end. Raises ValueError where the loss is not finite.
     """
     steps = config.epochs * per_epoch
     optimizer = adamw(model, config.learning_rate, config.weight_decay)

@@ -1,6 +1,6 @@
-"""How an untrained student starts: from its teacher's token embeddings, or from its layers too.
+"""Initialise a student from its teacher's token embeddings, or from its layers too.
 
-Knows both encoders' modules and nothing of training.
+Knows the modules of both encoders, and nothing of training.
 """
 
 from typing import Any
@@ -16,10 +16,10 @@ from refbert.student_layers import Layer
 def start_from_teacher_embeddings(student: RefBertModel, static_vectors: Tensor) -> None:
     """Set the token embeddings to the teacher's (vocabulary, dim), projected on their first principal components.
 
-    The projection keeps what fits into the student's width; its spread is scaled to the initialiser's. A student as wide
-    as its teacher, or wider, gets the teacher's embeddings rotated, padded by zeros. A factorised table keeps fewer
-    components, and its projection starts with orthonormal columns: the best approximation of that rank, turned so that
-    every hidden unit gets its share.
+    There are as many components as the student's table is wide. Their standard deviation is scaled to the initialiser's. A
+    student as wide as its teacher, or wider, gets the teacher's embeddings rotated and padded with zeros. The projection of a
+    factorised table starts with random orthonormal columns, so that every hidden unit gets its share. Raises ValueError where
+    the vocabularies differ.
     """
     table = student.embeddings.word_embeddings.weight
     if len(static_vectors) != len(table):
@@ -40,9 +40,9 @@ def start_from_teacher_embeddings(student: RefBertModel, static_vectors: Tensor)
 def start_from_teacher_layers(student: RefBertModel, teacher: Any) -> None:
     """Copy a BERT teacher's embeddings and every n-th of its layers, the last one included (TinyBERT's g(m) = n m).
 
-    `teacher` is a Hugging Face BERT without a head. The projection into its space starts as the identity; what reads references
-    is left as it was.
-    Raises ValueError, which says what differs, where the teacher is no BERT of the student's widths.
+    `teacher` is a Hugging Face BERT without a head. The projection into the teacher's space starts as the identity. Modules
+    that read references are left unchanged. Raises ValueError, which names the differences, where the teacher is no BERT of the
+    student's widths.
     """
     ours, theirs = student.config, teacher.config
     wanted = {

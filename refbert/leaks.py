@@ -1,4 +1,4 @@
-"""Find training rows that are near-duplicates of evaluation rows: what a memory must not show to a test.
+"""Find training rows that are near-duplicates of evaluation rows, which a memory must not show when a student is tested.
 
 Two texts are near-duplicates where the Jaccard similarity of their character n-grams, in lower case and without
 punctuation, reaches a threshold. The search is exact, by prefix filtering (Chaudhuri, Ganti, Kaushik 2006; Bayardo, Ma,
@@ -23,7 +23,7 @@ Texts = tuple[str, str | None]  # a text, or a pair
 
 
 class Leak(NamedTuple):
-    """Training row `train` is like evaluation row `evaluation`; of a pair's two similarities the lesser one."""
+    """Training row `train` resembles evaluation row `evaluation`. A pair's `similarity` is the smaller of its two."""
 
     train: int
     evaluation: int

@@ -1,4 +1,4 @@
-"""What the student is taught: pure functions of student and teacher tensors, each with its source.
+"""The distillation losses: pure functions of student and teacher tensors, each with its source.
 
 Shapes: batch, tokens, width (either side's), heads, labels. `mask` (batch, tokens) is 1 on real tokens.
 """
@@ -72,9 +72,9 @@ def contrastive_loss(
     """InfoNCE between (batch, width) sentence vectors, nats, mean over both directions.
 
     log(batch) minus this is a lower bound of the mutual information of student and teacher (van den Oord et al. 2018,
-    eq. 5), which RefBERT's theory is about. Negatives are the other rows of the batch and, where given, the teacher's
-    vectors of the `references` (n, width) that were read, where `references_mask` (n,) is true: a student that copies
-    its reference is told apart from one that uses it (ours).
+    eq. 5), the quantity of RefBERT's theory. Negatives are the other rows of the batch and, where given, the teacher's
+    vectors of the `references` (n, width) that were read, where `references_mask` (n,) is true. A student that only copies its
+    reference is penalised by them (ours).
     """
     student, teacher = F.normalize(student, dim=-1), F.normalize(teacher, dim=-1)
     similarity = student @ teacher.T / temperature
@@ -89,7 +89,7 @@ def contrastive_loss(
 def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of (batch, labels) logits and (batch,) classes, nats; squared error where there is one logit.
 
-    Mean over rows; one whose label is NaN counts as 0, so that a labelled row weighs the same in every batch.
+    Mean over all rows. A row whose label is NaN adds 0, so that a labelled row weighs the same in every batch.
     """
     known, labels = ~labels.isnan(), labels.nan_to_num()
     if logits.shape[-1] == 1:

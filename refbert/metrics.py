@@ -1,4 +1,4 @@
-"""How close a student is to its teacher on text that neither was trained on together.
+"""Fidelity: how close a student is to its teacher on held-out texts.
 
 All are computed in float32 from aligned batches of the same texts. Shapes: texts, tokens, dim.
 """
@@ -23,7 +23,7 @@ class Fidelity(NamedTuple):
 
 
 def fidelity(squared_error: float, student: Tensor, teacher: Tensor, pool: int) -> Fidelity:
-    """Summarise: mean squared error of token states, and (texts, dim) sentence vectors of both sides.
+    """Compute every metric from the mean squared error of token states and the (texts, dim) sentence vectors of both sides.
 
     `pool` is the number of candidates of the mutual-information bound; retrieval searches among all texts.
     """

@@ -1,6 +1,6 @@
 """The optimizer of every training here: AdamW, linear warm-up, linear decay.
 
-Knows nothing of what is learned, of data, or of how the work is spread.
+Knows nothing of losses, of data, or of workers.
 """
 
 import torch

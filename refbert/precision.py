@@ -1,4 +1,4 @@
-"""Where bfloat16 is worth computing in: on GPUs, and on CPUs that have instructions for it."""
+"""Where bfloat16 is used: on GPUs, and on CPUs that have instructions for it."""
 
 import logging
 from functools import cache
@@ -12,13 +12,13 @@ def has_fast_bf16(device: str | torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices itself.
 
     An x86 CPU without AVX512-BF16 or AMX emulates it: 1.3 GFLOP/s against 136 in float32, on two cores with AVX2
-    (docs/log.md, 2026-11-25). Of other processors nothing is known, and what was asked for is done.
+    (docs/log.md, 2026-11-25). Of other processors nothing is known, so the answer is yes.
     """
     return torch.device(device).type != "cpu" or _cpu_has_fast_bf16()
 
 
 def autocasts(precision: str, device: str | torch.device) -> bool:
-    """Whether matrix products go to bfloat16: `autocast` was asked for, and the device is no slower for it."""
+    """Whether matrix products are in bfloat16: `autocast` was asked for, and the device has fast bfloat16."""
     if precision != "autocast":
         return False
     if not has_fast_bf16(device):

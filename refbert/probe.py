@@ -1,6 +1,6 @@
-"""How much of a labelled task the vectors of a frozen encoder carry: a linear classifier on them.
+"""Probe a frozen encoder: the accuracy of a linear classifier on its vectors.
 
-Knows features and labels only; whose features they are is the caller's affair.
+Knows features and labels only, not which encoder they come from.
 """
 
 from collections import Counter
@@ -23,6 +23,6 @@ def probe_accuracy(
 
 
 def majority_accuracy(train_labels: Sequence[str], test_labels: Sequence[str]) -> float:
-    """Accuracy of always saying the most frequent training label: the floor of every probe."""
+    """Accuracy of always predicting the most frequent training label: the floor of every probe."""
     favourite = Counter(train_labels).most_common(1)[0][0]
     return sum(label == favourite for label in test_labels) / len(test_labels)

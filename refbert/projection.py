@@ -1,7 +1,7 @@
-"""Narrow a teacher's states before they are stored: principal components of a sample of them.
+"""Reduce the width of a teacher's states before they are stored, to the principal components of a sample.
 
-A stored state of fewer numbers costs less memory and less to fetch; the student projects it to its own width anyway. What
-PreTTR (MacAvaney et al., SIGIR 2020) learns by a layer of its own is taken from the data here. Knows nothing of storage.
+A narrower state takes less memory and less time to fetch; the student projects it to its own width anyway. PreTTR (MacAvaney
+et al., SIGIR 2020) learns such a layer; here it is computed from the data. Knows nothing of storage.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Projection:
         return ((states.astype(np.float32) - self.mean) @ self.components).astype(np.float16)
 
     def restore(self, states: NDArray[np.float16]) -> NDArray[np.float32]:
-        """Return the nearest (tokens, teacher_dim) states to projected ones: what is lost stays lost."""
+        """Return the least-squares reconstruction (tokens, teacher_dim) of projected states."""
         return states.astype(np.float32) @ self.components.T + self.mean
 
     def to_bytes(self) -> bytes:

@@ -1,6 +1,6 @@
-"""What makes one text a good reference of another: keyword weights and static sentence vectors.
+"""What references are found by: keyword weights and static sentence vectors.
 
-Both are functions of token ids alone, so a look-up never costs a neural encoder. Knows nothing of where references lie.
+Both are functions of token ids alone, so a look-up needs no neural encoder. Knows nothing of where references are stored.
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ class Keywords(NamedTuple):
 def document_keywords(token_ids: NDArray[np.int32], special_ids: Sequence[int], config: ReferenceConfig) -> Keywords:
     """BM25 term weights of a stored text (Robertson & Zaragoza 2009, eq. 3.15, without the IDF factor).
 
-    The store multiplies by IDF at query time. The average length is a constant of the memory, so a weight never depends
-    on what was ingested before it.
+    The store multiplies by IDF at query time. The average length is a constant of the memory, so a weight does not depend
+    on what was ingested before.
     """
     unique, counts = _term_counts(token_ids, special_ids)
     length = counts.sum() / config.bm25_average_tokens
@@ -32,7 +32,7 @@ def document_keywords(token_ids: NDArray[np.int32], special_ids: Sequence[int], 
 
 
 def query_keywords(token_ids: NDArray[np.int32], special_ids: Sequence[int]) -> Keywords:
-    """Weight 1 for each distinct token of an asking text: BM25's query side."""
+    """Give each distinct token of a query text the weight 1: BM25's query side."""
     unique, _ = _term_counts(token_ids, special_ids)
     return Keywords(unique, np.ones(len(unique), dtype=np.float32))
 
@@ -50,7 +50,7 @@ def sentence_table(static_vectors: NDArray[np.float32]) -> NDArray[np.float16]:
 def sentence_vector(
     token_ids: NDArray[np.int32], special_ids: Sequence[int], table: NDArray[np.float16]
 ) -> NDArray[np.float32]:
-    """Mean of the rarity-weighted static vectors (dim,), L2-normalised; zeros for a text of special tokens only."""
+    """Return the mean of the rarity-weighted static vectors (dim,), L2-normalised; zeros for a text of special tokens only."""
     ids = token_ids[~np.isin(token_ids, special_ids)]
     if not len(ids):
         return np.zeros(table.shape[1], dtype=np.float32)

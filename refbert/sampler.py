@@ -1,6 +1,7 @@
-"""Which rows of a corpus make up each batch, over all epochs: functions of a seed and a batch's number alone.
+"""Samplers: which rows of a corpus make up each batch, over all epochs.
 
-Any number of workers that share the numbers out sees the same batches, and one number is the whole state to resume from.
+The rows are a function of the seed and the batch's number alone. Batches are therefore the same for any number of workers, and
+one number is the whole state to resume from.
 """
 
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ class ShuffleSampler:
 
 
 class BucketSampler:
-    """Which rows of a labelled data set make up each batch, over all epochs: texts of like length share one.
+    """Batches of a labelled data set, over all epochs, in which texts have similar lengths.
 
     The last batch of an epoch may be smaller. `lengths` (rows,) are in any unit that grows with tokens.
     """

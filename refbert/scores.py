@@ -1,4 +1,4 @@
-"""GLUE's official metrics, and the one figure that a task and the whole benchmark are quoted by.
+"""GLUE's official metrics, and the main score of a task and of the whole benchmark.
 
 All are fractions of 1, not percent. Wang et al. 2019, Section 3; predictions are class numbers or, in a regression, scores.
 """
@@ -39,7 +39,7 @@ def score(metrics: Sequence[str], labels: ArrayLike, predictions: ArrayLike) -> 
 
 
 def main_score(splits: Mapping[str, Mapping[str, float]]) -> float:
-    """The task's one figure, as GLUE averages it: the mean of its metrics (MRPC, QQP, STS-B), and that of its splits (MNLI)."""
+    """Return a task's main score, as GLUE computes it: the mean over metrics (MRPC, QQP, STS-B) and over splits (MNLI)."""
     return float(np.mean([np.mean(list(scores.values())) for scores in splits.values()]))
 
 

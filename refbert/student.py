@@ -1,10 +1,10 @@
 """The student: a small BERT encoder whose attention also sees the teacher's states of a reference text.
 
-RefBERT (Wang et al., IJCNN 2021) lets the key and the value of the first layer's attention take the teacher's
-pre-computed representations of a reference sample. The paper's exact formula is not public: where the reference is read,
-beside or in place of the layer's own keys and values, and where its keys come from are options of `RefBertConfig`.
+In RefBERT (Wang et al., IJCNN 2021) the keys and values of the first layer's attention are the teacher's precomputed states of
+a reference text. The paper's exact formula is not public. `RefBertConfig` therefore has options for the layers that read the
+reference, for reading it beside or instead of the layer's own keys and values, and for where its keys come from.
 
-A `PreTrainedModel`: `save_pretrained`, `from_pretrained`, the Auto classes and the Hub work once this is imported.
+Models are `PreTrainedModel`s: `save_pretrained`, `from_pretrained`, the Auto classes and the Hub work once this is imported.
 
 Shapes: batch, tokens, ref_tokens, hidden, dim (the teacher's hidden size), reference_dim (of a stored state), heads,
 head_dim, labels.
@@ -55,7 +55,7 @@ class RefBertOutput(ModelOutput):
 
 @dataclass
 class RefBertClassifierOutput(ModelOutput):
-    """`logits` (batch, labels), `loss` where labels were given, and the encoder's parts of the same name."""
+    """Output of the classifier: `logits` (batch, labels), `loss` where labels were given, the rest as in `RefBertOutput`."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -68,7 +68,7 @@ class RefBertClassifierOutput(ModelOutput):
 
 
 class RefBertPreTrainedModel(PreTrainedModel):
-    """Weight initialisation and loading shared by the heads."""
+    """Weight initialisation and loading, shared by the encoder and the classifier."""
 
     config_class = RefBertConfig
     base_model_prefix = "encoder"
@@ -120,7 +120,7 @@ def _standard_call(forward: Forward) -> Forward:
 
 
 class RefBertModel(RefBertPreTrainedModel):
-    """The encoder. Without references it reads the learned null reference instead."""
+    """The encoder. A text without a reference reads the learned null reference."""
 
     def __init__(self, config: RefBertConfig) -> None:
         super().__init__(config)
@@ -137,7 +137,7 @@ class RefBertModel(RefBertPreTrainedModel):
         return self.embeddings.word_embeddings
 
     def fuse(self) -> Self:
-        """Join matrices that read the same input, for inference only: the results are the same, the state dict grows."""
+        """Join the matrices that read the same input, for inference only. Results stay the same; the state dict grows."""
         for layer in self.layers:
             assert isinstance(layer, Layer)
             layer.attention.fuse()
@@ -205,7 +205,7 @@ class RefBertModel(RefBertPreTrainedModel):
     def _reference(
         self, batch: int, ids: Tensor | None, states: Tensor | None, mask: Tensor | None
     ) -> Reference | None:
-        """Put the null slot before the reference's tokens; it is visible only where the row has no reference."""
+        """Put the null slot before the reference's tokens. It is visible only in rows without a reference."""
         if self.null_reference is None:
             return None
         null = self.null_reference.expand(batch, 1, -1)
@@ -232,7 +232,7 @@ class RefBertModel(RefBertPreTrainedModel):
 
 
 class RefBertForSequenceClassification(RefBertPreTrainedModel):
-    """A head on the sentence embedding: classes, or a number where `num_labels` is 1."""
+    """The encoder with a linear head on the sentence embedding: a classifier, or a regression where `num_labels` is 1."""
 
     def __init__(self, config: RefBertConfig) -> None:
         super().__init__(config)

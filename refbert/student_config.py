@@ -1,4 +1,4 @@
-"""The student's configuration: its shape, and where and how it reads a reference."""
+"""The student's configuration: its shape, and in which layers and how it reads a reference."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,17 +16,17 @@ class RefBertConfig(PretrainedConfig):
       a projection without bias (ALBERT, sec. 3.1). With 128, 5.6 M parameters fewer of BERT's vocabulary.
     - `reference_layers`: `first` (the paper), `all`, or a list of layer numbers. Each reading layer costs two
       dim -> hidden projections where keys come from states, one where they come from embeddings.
-    - `reference_mode`: `concat` (own keys and values beside the reference's), `replace` (the reference's only: the paper read
-      literally), `none` (vanilla TinyBERT: no reference parameters at all).
-    - `reference_readout`: also copy from the reference's states at the end, in the teacher's own space (`ReadOut`); ours.
-      Two projections of `readout_width`, whatever the teacher's width.
-    - `reference_gate`: what is read goes through a gate that starts at zero (`Attention`, `ReadOut`): an encoder that knew
-      something before keeps it until reading helps. For `concat`.
-    - `reference_keys`: `states`, or `embedding`: the student's own embedding of the reference's token ids through the
-      layer's own key projection; values always come from the states.
+    - `reference_mode`: `concat` (own keys and values, then the reference's), `replace` (the reference's only: the paper taken
+      literally), `none` (vanilla TinyBERT, without any reference parameters).
+    - `reference_readout`: also copy from the reference's states after the last layer, in the teacher's own space (`ReadOut`);
+      ours. Two projections of `readout_width`, whatever the teacher's width.
+    - `reference_gate`: scale what is read by a gate that starts at zero (`Attention`, `ReadOut`). A pretrained encoder then
+      starts unchanged. For `concat`.
+    - `reference_keys`: `states`, or `embedding`: the student's own embedding of the reference's token ids, through the
+      layer's own key projection. Values always come from the states.
     - `text_tokens`: how many tokens of a text its teacher read, special tokens included: texts are cut there.
     - `memory`, `collection`, `references`: the manifest of the memory that the student was distilled with, its
-      collection's name, and how it looks up (`refbert.config.ReferenceConfig`); None for a student that reads none.
+      collection's name, and the look-up's options (`refbert.config.ReferenceConfig`); None for a student that reads none.
     """
 
     model_type = "refbert"
@@ -92,12 +92,12 @@ class RefBertConfig(PretrainedConfig):
 
     @property
     def reads_any(self) -> bool:
-        """Whether the student reads a reference at all: in a layer, or at the end."""
+        """Whether the student reads a reference, in any layer or by the read-out."""
         return any(map(self.reads_reference, range(self.num_hidden_layers))) or self.reads_out
 
     @property
     def reads_out(self) -> bool:
-        """Whether the student copies from the reference's states at the end."""
+        """Whether the student has a read-out."""
         return self.reference_readout and self.reference_mode != "none"
 
     def reads_reference(self, layer: int) -> bool:

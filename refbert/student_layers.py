@@ -1,4 +1,4 @@
-"""What a student is made of: BERT's embeddings and layers, attention that also sees a reference, and the read-out.
+"""The student's modules: BERT's embeddings and layers, attention that also sees a reference, and the read-out.
 
 Shapes are named as in `refbert.student`.
 """
@@ -18,9 +18,10 @@ from refbert.student_config import RefBertConfig
 
 @dataclass
 class Reference:
-    """The reference as the layers read it: a null slot before the reference's own tokens.
+    """The reference as the layers read it: a null slot, then the reference's tokens.
 
-    `states` (batch, 1 + ref_tokens, reference_dim), `embedding` (batch, 1 + ref_tokens, hidden) or None, `mask` likewise, bool.
+    `states` (batch, 1 + ref_tokens, reference_dim), `embedding` (batch, 1 + ref_tokens, hidden) or None, and `mask`
+    (batch, 1 + ref_tokens), bool.
     """
 
     states: Tensor
@@ -29,11 +30,11 @@ class Reference:
 
 
 class AttentionTrace(NamedTuple):
-    """What one layer's attention computed.
+    """Scores, queries, keys and values of one layer's attention.
 
-    `scores` (batch, heads, tokens, seen), scaled, before softmax, -inf where masked. Seen are the layer's own tokens, unless
-    the reference replaces them, then, where it reads one, null slot and reference tokens. `qkv` is of its own tokens, None
-    where the reference replaces them.
+    `scores` (batch, heads, tokens, seen) are scaled, before softmax, -inf where masked. `seen` are the layer's own tokens,
+    unless the reference replaces them; then, in a layer that reads one, the null slot and the reference's tokens. `qkv` is of
+    the layer's own tokens, None where the reference replaces them.
     """
 
     scores: Tensor
@@ -41,7 +42,7 @@ class AttentionTrace(NamedTuple):
 
 
 class Embeddings(nn.Module):
-    """Token, position and segment embeddings, normalised: BERT's; tokens by way of a narrower table where it is factorised."""
+    """BERT's token, position and segment embeddings, summed and normalised. The token table may be factorised."""
 
     def __init__(self, config: RefBertConfig) -> None:
         super().__init__()
@@ -70,8 +71,8 @@ class Embeddings(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention over the layer's own tokens and, where the layer reads one, the reference's.
 
-    With a gate the reference has a softmax of its own, and each head adds tanh(gate) of what it finds there (Flamingo, Alayrac
-    et al. 2022, sec. 2.2); gates start at 0, so that at first nothing is read.
+    With a gate the reference has a softmax of its own, and each head adds tanh(gate) times its result (Flamingo, Alayrac et al.
+    2022, sec. 2.2). Gates start at 0, so an untrained gate reads nothing.
     """
 
     def __init__(self, config: RefBertConfig, layer: int) -> None:
@@ -94,7 +95,7 @@ class Attention(nn.Module):
         self.referred: nn.Linear | None = None
 
     def fuse(self) -> None:
-        """Make one matrix of those that read the same input, for inference: a tenth to a fifth less time for each (CPU)."""
+        """Join the matrices that read the same input, for inference. Saves a tenth to a fifth of their time (CPU)."""
         if self.value is not None:
             assert self.key is not None
             self.own = _joined(self.query, self.key, self.value)
@@ -107,7 +108,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """(batch, tokens, hidden) to the same; `mask` (batch, tokens) is True on tokens that may be seen.
 
-        Where `traces` is given, computes step by step and appends its own.
+        Where `traces` is given, attention is computed step by step and this layer's trace is appended.
         """
         keys, values, visible = [], [], []
         if self.own is not None:
@@ -146,7 +147,7 @@ class Attention(nn.Module):
     def _attended(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, is_traced: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """(batch, heads, tokens, head_dim) under one softmax and, where traced, the scores before it."""
+        """Attend with one softmax: (batch, heads, tokens, head_dim) and, where traced, the scores before softmax."""
         q, k, v = self._split(query), self._split(key), self._split(value)
         seen = mask[:, None, None, :]
         if not is_traced:
@@ -163,7 +164,7 @@ class Attention(nn.Module):
         dropout: float,
         is_traced: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """Own tokens and, through the gate, the reference's; scores of both are such that one softmax gives their shares."""
+        """Attend to own tokens and, through the gate, to the reference's. A softmax over the scores gives their shares."""
         assert self.gate is not None
         gate = self.gate.tanh()[:, None, None]
         own, reference = (
@@ -182,9 +183,9 @@ class Attention(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float) -> Tensor:
-    """Scaled dot-product attention, all (batch, heads, tokens, head_dim); under autocast on a CPU in float32.
+    """Scaled dot-product attention, all (batch, heads, tokens, head_dim). Under autocast on a CPU it computes in float32.
 
-    torch 2.13 takes five times as long for its backward in bfloat16 there as in float32.
+    There the backward of torch 2.13 takes five times as long in bfloat16 as in float32.
     """
     if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
@@ -193,7 +194,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: flo
 
 
 class Layer(GradientCheckpointingLayer):
-    """Attention and feed-forward, each with residual and post-normalisation: BERT's."""
+    """BERT's layer: attention and feed-forward, each with residual and post-normalisation."""
 
     def __init__(self, config: RefBertConfig, layer: int) -> None:
         super().__init__()
@@ -215,14 +216,15 @@ class Layer(GradientCheckpointingLayer):
 class ReadOut(nn.Module):
     """Mix the student's last states with the teacher's states of the reference, in the teacher's own space.
 
-    Each head attends from the student's tokens to the reference's and to a null slot; what falls on reference tokens copies
-    that share of their states, the rest is the student's own. Pointer-generator networks (See et al. 2017, eq. 9) and kNN-LM
-    (Khandelwal et al. 2020, eq. 3) mix distributions so; here it is states, which a head cuts by width.
+    Each head attends from the student's tokens to the reference's tokens and to a null slot. The output is the mean of the
+    reference's states, weighted by their attention, and of the student's own state, weighted by the null slot's. So do
+    pointer-generator networks (See et al. 2017, eq. 9) and kNN-LM (Khandelwal et al. 2020, eq. 3) mix distributions. Here
+    states are mixed, and each head mixes its part of their width.
     """
 
     NULL_SCORE = 0.0
-    """Where the null slot starts: level with a token that matches nothing. At 5, which starts by copying little, the first 600
-    steps got less out of the reference (docs/log.md)."""
+    """Initial score of the null slot: that of a token that matches nothing. At 5, where little is copied at first, the first
+    600 steps gained less from the reference (docs/log.md)."""
 
     def __init__(self, config: RefBertConfig) -> None:
         super().__init__()
@@ -244,9 +246,9 @@ class ReadOut(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return (batch, tokens, dim), `own` states mixed with the reference's `states` (batch, ref_tokens, dim), and scores.
 
-        Scores (batch, heads, tokens, 1 + ref_tokens) are those before softmax, the null slot first, -inf where masked.
-        `hidden` (batch, tokens, hidden) asks. Tokens of the same id score `match` more. Where `mask` (batch, ref_tokens) is all
-        zero, `own` comes back as it is.
+        Scores (batch, heads, tokens, 1 + ref_tokens) are before softmax, the null slot first, -inf where masked. Queries come
+        from `hidden` (batch, tokens, hidden). A reference token of the same id scores `match` more. Rows whose `mask`
+        (batch, ref_tokens) is all zero return `own` unchanged.
         """
         states = states.to(hidden.dtype)
         query, key = self._split(self.query(hidden)), self._split(self.key(F.layer_norm(states, states.shape[-1:])))
@@ -272,7 +274,7 @@ class ReadOut(nn.Module):
 
 
 def _joined(*parts: nn.Linear) -> nn.Linear:
-    """One linear map whose output is that of its parts, side by side."""
+    """Make one linear layer whose output is that of the parts, concatenated."""
     with torch.device("meta"):
         joined = nn.Linear(parts[0].in_features, sum(part.out_features for part in parts))
     joined.weight = nn.Parameter(torch.cat([part.weight for part in parts]), requires_grad=False)

@@ -44,12 +44,15 @@ class Tokens(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoding:
-    """What a teacher says of a batch.
+    """A teacher's output for a batch.
 
-    `states` (batch, tokens, dim) is the last layer, `layers` every layer with the embeddings first, or only the last;
-    `logits` (batch, labels) where the teacher has a head. `mask` (batch, tokens) is 1 on real tokens. Where asked for:
-    `attention_scores` of the chosen layers, each (batch, heads, tokens, tokens), scaled, before mask and softmax, and `qkv` of
-    the chosen layer.
+    - `states` (batch, tokens, dim): of the last layer.
+    - `layers`, each like `states`: the embeddings, then every layer; or only the last layer.
+    - `logits` (batch, labels), where the teacher has a head.
+    - `mask` (batch, tokens): 1 on real tokens.
+    - `attention_scores`, where asked for: of the chosen layers, each (batch, heads, tokens, tokens), scaled, before mask and
+      softmax.
+    - `qkv`, where asked for: of the chosen layer.
     """
 
     input_ids: Tensor
@@ -111,8 +114,8 @@ class Teacher:
     ) -> Encoding:
         """Run the encoder on (batch, tokens) ids. `every_layer` keeps all hidden states, embeddings first.
 
-        `score_layers` and `qkv_layer` choose, counted from 1, whose attention is kept; what `check_attention` refuses is wrong
-        here.
+        `score_layers` and `qkv_layer` choose, counted from 1, the layers whose attention is kept. Where `check_attention`
+        raises, these would be wrong.
         """
         segments = {}
         if token_type_ids is not None and getattr(self.model.config, "type_vocab_size", 2) > 1:  # RoBERTa has but one
@@ -139,7 +142,7 @@ class Teacher:
 
     @torch.inference_mode()
     def check_attention(self, scores: bool) -> None:
-        """Raise InputError where queries, keys and values cannot be read or, for `scores`, do not tell the scores.
+        """Raise InputError where queries, keys and values cannot be read or, for `scores`, where they do not give the scores.
 
         Compares with the probabilities of the encoder's own attention on one text: relative or rotary positions show there.
         """
@@ -183,7 +186,7 @@ class Teacher:
 
 
 def load_teacher(config: TeacherConfig, device: str | torch.device = "cpu") -> Teacher:
-    """Load a frozen teacher. Raises InputError where the model or its tokenizer cannot be had."""
+    """Load a frozen teacher. Raises InputError where the model or its tokenizer cannot be loaded."""
     tokenizer = load_tokenizer(config.model)
     auto = AutoModel if config.head == "none" else AutoModelForSequenceClassification
     try:
@@ -210,7 +213,7 @@ def load_teacher(config: TeacherConfig, device: str | torch.device = "cpu") -> T
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load a fast tokenizer by Hub id or path. Raises InputError where it cannot be had."""
+    """Load a fast tokenizer by Hub id or path. Raises InputError where it cannot be loaded."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(local_path(name), use_fast=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -222,24 +225,24 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], tokens: int) -> Tokens:
-    """Return what the encoder reads of texts and pairs, cut at `tokens`: of a pair the longer text first."""
+    """Tokenize texts and pairs, truncated to `tokens`: the longer text of a pair is truncated first."""
     batch = tokenizer(list(texts), truncation="longest_first", max_length=tokens, padding=True, return_tensors="pt")
     has_pairs = any(isinstance(text, tuple) for text in texts)
     return Tokens(batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids") if has_pairs else None)
 
 
 def word_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int]]:
-    """Return each token's (start, end) in `text`, special tokens excluded: what passages are cut by."""
+    """Return each token's (start, end) in `text`, special tokens excluded. Passages are cut at them."""
     return list(tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"])
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return 16 hex digits that change with the vocabulary or the way texts are cut."""
+    """Return 16 hex digits that change with the vocabulary or the rules of tokenization."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         state = str(sorted(tokenizer.get_vocab().items()))
     else:
-        # Truncation and padding are left behind by the last call; they are not who the tokenizer is.
+        # Truncation and padding are those of the last call; they do not belong to the tokenizer's identity.
         state = json.dumps({**json.loads(backend.to_str()), "truncation": None, "padding": None}, sort_keys=True)
     return checksum(state.encode())[:16]
 

@@ -1,4 +1,4 @@
-"""Copies of texts with words replaced by like ones, on a real vocabulary."""
+"""Copies of texts with words replaced by similar ones, on a real vocabulary."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def words_of(text: str) -> list[str]:
     return text.lower().replace(",", " ,").replace(".", " .").replace("'", " ' ").split()
 
 
-def test_copies_differ_only_in_whole_words_and_each_is_a_candidate_of_the_one_it_replaces(augmenter):
+def test_copies_replace_whole_words_by_their_candidates_and_change_nothing_else(augmenter):
     (copies,) = augmenter.copies([TEXT], seed=0)
     assert 0 < len(set(copies)) == len(copies) <= 4
     assert TEXT not in copies
@@ -40,7 +40,7 @@ def test_copies_differ_only_in_whole_words_and_each_is_a_candidate_of_the_one_it
     assert replaced
 
 
-def test_candidates_are_the_nearest_by_centred_cosine_and_words_themselves(augmenter, teacher):
+def test_candidates_are_the_nearest_whole_words_by_centred_cosine(augmenter, teacher):
     ids = teacher.tokenizer.get_vocab()
     vectors = teacher.static_vectors() - teacher.static_vectors().mean(0)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -52,7 +52,7 @@ def test_candidates_are_the_nearest_by_centred_cosine_and_words_themselves(augme
     assert not any(augmenter.words[ids[token]] for token in ("##ing", "[CLS]", "[MASK]", "!", "a", "1990"))
 
 
-def test_both_texts_of_a_pair_are_changed_and_the_same_seed_gives_the_same(augmenter):
+def test_both_texts_of_a_pair_are_augmented_and_a_seed_repeats_its_copies(augmenter):
     first, again = (list(augmenter.copies([TEXT, PAIR], seed=3)) for _ in range(2))
     assert first == again
     assert first != list(augmenter.copies([TEXT, PAIR], seed=4))
@@ -65,7 +65,7 @@ def test_a_text_without_words_has_no_copies(augmenter):
     assert list(augmenter.copies(["1990 !", ""], seed=0)) == [[], []]
 
 
-def test_the_share_of_replaced_words_is_what_the_config_says(teacher):
+def test_the_share_of_replaced_words_is_the_configs(teacher):
     words = ["good", "bad", "film", "music", "story", "light", "river", "house"]
     text = " ".join(words * 50)
     for share in (0.1, 0.4, 1.0):
@@ -75,7 +75,7 @@ def test_the_share_of_replaced_words_is_what_the_config_says(teacher):
         assert changed == pytest.approx(share, abs=0.08)
 
 
-def test_a_byte_level_vocabulary_keeps_its_spaces():
+def test_copies_keep_their_spaces_with_a_byte_level_vocabulary():
     """RoBERTa's kind, where a token holds the space before its word."""
     corpus = ["the good film was long and the bad film was short"] * 20
     bpe = Tokenizer(models.BPE(unk_token="<unk>"))

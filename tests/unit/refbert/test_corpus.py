@@ -1,4 +1,4 @@
-"""Reading a corpus: every format gives the same rows, and a bad row is a line in a count, never a crash."""
+"""Reading a corpus: every format gives the same rows, and a bad row is rejected with a reason, never a crash."""
 
 import json
 
@@ -87,7 +87,7 @@ def test_bad_rows_are_rejected_with_their_reason_and_the_rest_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_rows_of_pairs_have_both_texts_or_a_reason(tmp_path, kind):
+def test_a_row_of_a_pair_has_both_texts_or_is_rejected_with_a_reason(tmp_path, kind):
     rows = [{"a": "one", "b": " two\n words"}, {"a": "three", "b": None}, {"a": "four", "b": " "}]
     if kind == "parquet":
         parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
@@ -100,7 +100,7 @@ def test_rows_of_pairs_have_both_texts_or_a_reason(tmp_path, kind):
         CorpusConfig(path=str(tmp_path), text_pair_field="b")
 
 
-def test_a_pair_is_told_by_both_texts_and_their_order():
+def test_a_pairs_digest_depends_on_both_texts_and_their_order():
     digests = [text_digest(text) for text in ("a b", ("a", "b"), ("b", "a"), ("a b", "c"), ("a", "b c"), "a")]
     assert len(set(digests)) == len(digests)
     pairs = [("the same", f"number {number}") for number in range(1000)]
@@ -108,7 +108,7 @@ def test_a_pair_is_told_by_both_texts_and_their_order():
     assert all(split_of((" the\tsame", pair[1]), 0.1) == split_of(pair, 0.1) for pair in pairs[:100])
 
 
-def test_labels_and_documents_travel_with_their_text(tmp_path):
+def test_rows_keep_their_label_and_document(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "x", "y": 3, "doc": "d1"}\n{"text": "z"}\n')
     first, second = rows_of(tmp_path, label_field="y", document_field="doc")
     assert (first.label, first.document) == ("3", "d1")
@@ -124,7 +124,7 @@ def test_labels_and_documents_travel_with_their_text(tmp_path):
         ("a.parquet", b"no parquet", "cannot be read as parquet"),
     ],
 )
-def test_an_unusable_corpus_is_one_clear_line(tmp_path, name, content, message):
+def test_an_unusable_corpus_is_refused_in_one_line(tmp_path, name, content, message):
     path = tmp_path / "missing"
     if name:
         path = tmp_path
@@ -134,7 +134,7 @@ def test_an_unusable_corpus_is_one_clear_line(tmp_path, name, content, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_wrong_column_names_the_right_ones(tmp_path):
+def test_an_unknown_column_is_refused_and_the_columns_are_named(tmp_path):
     write_parquet(tmp_path)
     with pytest.raises(InputError, match="has no column 'body', only text"):
         rows_of(tmp_path, text_field="body")
@@ -146,7 +146,7 @@ def test_a_long_line_across_read_blocks_stays_one_row(tmp_path):
     assert texts_of(rows_of(tmp_path)) == [normalise(long), "short"]
 
 
-def test_split_is_a_share_of_texts_and_the_same_for_duplicates():
+def test_the_heldout_split_has_its_share_of_texts_and_duplicates_share_a_split():
     texts = [f"text number {number}" for number in range(4000)]
     heldout = sum(split_of(text, 0.1) == "heldout" for text in texts) / len(texts)
     assert heldout == pytest.approx(0.1, abs=0.02)
@@ -181,7 +181,7 @@ def test_passages_keep_every_word_within_the_budget(tokens):
         ("word", None),
     ],
 )
-def test_a_passage_is_halved_at_a_sentences_end_near_its_middle(text, wanted):
+def test_a_passage_is_halved_at_the_sentence_end_nearest_its_middle(text, wanted):
     assert halves(text) == wanted
 
 
@@ -214,7 +214,7 @@ def write_row_groups(file, number_of_rows):
     ("write", "form"), [(write_lines, "text"), (write_articles, "wikitext"), (write_row_groups, "parquet")]
 )
 @pytest.mark.parametrize("start", [0, 1, 7, 8, 9, 29, 30, 31])
-def test_reading_from_a_row_on_gives_the_tail(tmp_path, write, form, start):
+def test_reading_from_a_start_row_gives_the_remaining_rows(tmp_path, write, form, start):
     write(tmp_path / "corpus", 30)
     config = CorpusConfig(path=str(tmp_path / "corpus"), format=form)
     rows = list(read_rows(config.path, config))

@@ -1,4 +1,4 @@
-"""One distillation step: which parts the loss has, and that a student learns from every kind of target."""
+"""One distillation step: the parts of the loss, and learning from every kind of target."""
 
 from dataclasses import replace
 
@@ -112,7 +112,7 @@ def test_mapped_losses_compare_the_layers_that_the_map_names(tiny):
 
 
 @pytest.mark.parametrize("of", [{"attention": 1.0}, {"relation": 1.0, "relation_of": "qkv", "relation_heads": 4}])
-def test_padding_changes_no_attention_loss_and_its_gradient_stays_with_the_student(tiny, of):
+def test_padding_does_not_change_the_attention_losses_and_only_the_student_has_gradients(tiny, of):
     distiller = Distiller(new_student(SMALL, tiny, seed=0), LossConfig(**{**ONLY, **of}))
     batch, targets = batch_and_targets(tiny)
     loss, _ = distiller(batch, targets)
@@ -129,7 +129,7 @@ def test_padding_changes_no_attention_loss_and_its_gradient_stays_with_the_stude
         )
 
 
-def test_what_needs_a_live_teacher_is_told_from_what_the_memory_has():
+def test_the_config_knows_which_losses_need_a_live_teacher():
     assert LossConfig().needs_only_last_states
     assert LossConfig(hidden=0, layer_map="uniform").needs_only_last_states  # a map that no loss reads
     assert LossConfig(relation=0, relation_of="qkv", relation_layer=1).needs_only_last_states
@@ -164,13 +164,13 @@ def test_what_needs_a_live_teacher_is_told_from_what_the_memory_has():
         ),
     ],
 )
-def test_losses_that_a_teacher_or_a_student_cannot_serve_are_one_clear_line(tiny, loss, student, message):
+def test_losses_that_teacher_or_student_cannot_compute_are_refused_in_one_line(tiny, loss, student, message):
     with pytest.raises(InputError, match=message) as error:
         check_losses(LossConfig(**loss), SMALL.model_copy(update=student), tiny)
     assert "\n" not in str(error.value)
 
 
-def test_losses_that_can_be_served_are_not_refused(tiny):
+def test_losses_that_can_be_computed_are_accepted(tiny):
     first = SMALL.model_copy(update={"reference_mode": "replace", "reference_layers": "first"})
     check_losses(LossConfig(attention=1, relation_of="qkv"), first, tiny)  # only the last layer is compared
     check_losses(
@@ -178,7 +178,7 @@ def test_losses_that_can_be_served_are_not_refused(tiny):
     )
 
 
-def test_each_of_several_references_is_a_negative_of_its_own(tiny):
+def test_each_of_several_references_is_a_separate_negative(tiny):
     batch, targets = batch_and_targets(tiny)
     one = batch.reference_vectors()
     tokens = batch.reference_mask.shape[1]
@@ -200,7 +200,7 @@ def test_each_of_several_references_is_a_negative_of_its_own(tiny):
     assert torch.isfinite(distiller(twice, targets)[0])
 
 
-def test_the_same_seed_gives_the_same_student_and_the_teachers_head_its_labels(tiny):
+def test_a_seed_gives_the_same_student_with_the_teachers_number_of_labels(tiny):
     first, second, other = (new_student(SMALL, tiny, seed=seed) for seed in (1, 1, 2))
     assert isinstance(first, RefBertForSequenceClassification)
     assert first.classifier.out_features == 2
@@ -227,7 +227,7 @@ def test_autocast_computes_in_bfloat16_and_keeps_weights_losses_and_gradients_in
     assert (gradients[True] - gradients[False]).norm() < 0.02 * gradients[False].norm()
 
 
-def test_rows_without_a_label_count_for_nothing_in_its_loss_and_each_labelled_one_weighs_the_same(tiny):
+def test_unlabelled_rows_add_nothing_to_the_label_loss_and_labelled_rows_weigh_the_same(tiny):
     distiller = Distiller(new_student(SMALL, tiny, seed=0), LossConfig(**{**ONLY, "label": 1.0, "prediction": 1.0}))
     batch, targets = batch_and_targets(tiny)
     labels = torch.tensor([0.0, float("nan"), 1.0, float("nan")])

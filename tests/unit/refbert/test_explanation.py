@@ -11,7 +11,7 @@ from refbert.explanation import answer, attention_mass, leaving_out, output_chan
 INF = float("inf")
 
 
-def test_mass_is_the_mean_over_heads_of_what_softmax_gives_each_slot():
+def test_attention_mass_is_the_mean_softmax_over_heads():
     # Two heads, two own tokens, seen: own, own, null (masked), one reference token; weights 1 1 . 2 and 1 2 . 1.
     log = math.log
     scores = torch.tensor([[[0, 0, -INF, log(2)]] * 2, [[0, log(2), -INF, 0]] * 2])
@@ -22,7 +22,7 @@ def test_mass_is_the_mean_over_heads_of_what_softmax_gives_each_slot():
     torch.testing.assert_close(mass.per_reference_token, torch.tensor([0.375]))
 
 
-def test_where_the_reference_replaces_own_tokens_all_mass_is_its_own():
+def test_in_replace_mode_no_mass_goes_to_own_tokens():
     scores = torch.tensor([[[-INF, 0.0, math.log(3)], [-INF, math.log(3), 0.0]]])
     mass = attention_mass(scores, ref_tokens=2)
     assert mass.own.tolist() == mass.null.tolist() == [0, 0]
@@ -31,7 +31,7 @@ def test_where_the_reference_replaces_own_tokens_all_mass_is_its_own():
 
 
 @pytest.mark.parametrize("mode", ["concat", "replace"])
-def test_the_mass_of_a_students_layer_is_one_for_each_token(mode):
+def test_attention_mass_sums_to_one_for_each_token(mode):
     torch.manual_seed(0)
     shape = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8, "dim": 6}
     student = RefBertModel(RefBertConfig(vocab_size=50, reference_mode=mode, **shape)).eval()
@@ -46,7 +46,7 @@ def test_the_mass_of_a_students_layer_is_one_for_each_token(mode):
             assert (float(mass.null.mean()) > 0) == bool(null)
 
 
-def test_the_change_of_an_output_is_that_of_hand():
+def test_output_change_equals_the_values_worked_out_by_hand():
     change = output_change(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 0.0]))
     assert change.cosine_distance == pytest.approx(1 - 3 / 5)
     assert change.relative == pytest.approx(4 / 3)
@@ -55,13 +55,13 @@ def test_the_change_of_an_output_is_that_of_hand():
     assert output_change(same, same).cosine_distance < 1e-12
 
 
-def test_labels_move_by_their_probabilities_and_numbers_by_themselves():
+def test_output_change_compares_probabilities_of_labels_and_numbers_of_a_regression():
     vector, even = torch.ones(2), torch.zeros(2)
     change = output_change(vector, vector, torch.tensor([math.log(3), 0.0]), even)
     torch.testing.assert_close(change.probabilities, torch.tensor([0.25, -0.25]))
     assert answer(torch.tensor([2.5])).tolist() == [2.5]
 
 
-def test_references_are_left_out_one_by_one_and_last_all():
+def test_masks_leave_out_each_reference_in_turn_then_all():
     masks = leaving_out(torch.tensor([0, 0, 1]), count=2)
     assert masks.int().tolist() == [[1, 1, 1], [0, 0, 1], [1, 1, 0], [0, 0, 0]]

@@ -1,4 +1,4 @@
-"""Exported graphs say what the student says, at any batch and length, and none is written that does not."""
+"""Exported graphs match the student at any batch and length; a graph that does not is not written."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ SHAPE = {
 }  # fmt: skip
 
 
-def test_an_encoder_and_its_int8_form_say_what_the_student_says(tmp_path):
+def test_an_exported_encoder_and_its_int8_form_match_the_student(tmp_path):
     torch.manual_seed(0)
     student = RefBertModel(RefBertConfig(**SHAPE))
     export = export_onnx(student, tmp_path / "onnx", int8=True)
@@ -28,7 +28,7 @@ def test_an_encoder_and_its_int8_form_say_what_the_student_says(tmp_path):
     assert differences(Graph(student), open_onnx(tmp_path / "onnx/model.onnx"))[0] > 1e-3  # it can tell
 
 
-def test_a_classifier_with_embedded_keys_and_readout_says_what_the_student_says_or_is_refused(tmp_path):
+def test_an_exported_classifier_with_embedded_keys_and_readout_matches_the_student_or_is_refused(tmp_path):
     torch.manual_seed(0)
     config = RefBertConfig(
         **SHAPE,

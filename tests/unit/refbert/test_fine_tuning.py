@@ -1,4 +1,4 @@
-"""Labelled training: its order, that it goes on after a kill as if nothing had happened, and what it refuses."""
+"""Fine-tuning: the order of batches, exact resumption after a kill, and refusal of a loss that is not finite."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from refbert.sampler import BucketSampler
 LENGTHS = np.random.default_rng(0).integers(3, 200, 70)
 
 
-def test_every_epoch_has_every_row_once_in_an_order_of_its_own():
+def test_every_epoch_has_every_row_once_in_a_new_order():
     order = BucketSampler(LENGTHS, batch=4, seed=1)
     epochs = [[order.rows(epoch * order.per_epoch + n) for n in range(order.per_epoch)] for epoch in range(2)]
     for epoch in epochs:
@@ -23,7 +23,7 @@ def test_every_epoch_has_every_row_once_in_an_order_of_its_own():
     assert np.array_equal(again.rows(20), order.rows(20))
 
 
-def test_rows_of_one_batch_are_of_like_length():
+def test_rows_of_a_batch_have_similar_lengths():
     def spread(batch: np.ndarray) -> int:
         return int(np.ptp(LENGTHS[batch]))
 
@@ -51,7 +51,7 @@ def trained(tmp_path, stop_after: int | None = None, seed: int = 0) -> tuple[nn.
 
 
 @pytest.mark.parametrize("stop_after", [5, 8, 9])
-def test_a_killed_training_ends_as_an_undisturbed_one(tmp_path, stop_after):
+def test_a_killed_training_resumes_to_the_same_weights(tmp_path, stop_after):
     (tmp_path / "whole").mkdir()
     whole, losses = trained(tmp_path / "whole")
     trained(tmp_path, stop_after)
@@ -63,7 +63,7 @@ def test_a_killed_training_ends_as_an_undisturbed_one(tmp_path, stop_after):
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
-def test_a_loss_that_is_no_number_stops_the_training(tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
     model = nn.Linear(2, 1)
     steps = train_epochs(
         model, lambda _: model(torch.full((1, 2), torch.inf)).sum(), 4, FineTuneConfig(), 0,

@@ -1,4 +1,4 @@
-"""What GLUE's server is sent."""
+"""Submission files for GLUE's server."""
 
 import zipfile
 
@@ -9,7 +9,7 @@ from refbert.errors import InputError
 from refbert.glue import GLUE, write_submission, zip_submission
 
 
-def test_answers_are_in_glues_words(tmp_path):
+def test_submitted_labels_are_glues_label_names(tmp_path):
     rows = GLUE["RTE"].splits[2].rows
     path = write_submission(tmp_path, GLUE["RTE"], "test", np.arange(rows) % 2)
     lines = path.read_text().split("\n")
@@ -20,7 +20,7 @@ def test_answers_are_in_glues_words(tmp_path):
     )
 
 
-def test_similarities_have_three_decimals_within_their_range(tmp_path):
+def test_submitted_similarities_have_three_decimals_and_are_clipped(tmp_path):
     path = write_submission(tmp_path, GLUE["STS-B"], "test", [-0.2, 2.34567, 5.1, *[1.0] * 1376])
     assert path.name == "STS-B.tsv"
     assert path.read_text().split("\n")[1:4] == ["0\t0.000", "1\t2.346", "2\t5.000"]
@@ -35,7 +35,7 @@ def test_similarities_have_three_decimals_within_their_range(tmp_path):
         ("MNLI", "test", 9796, "only test_matched, test_mism"),
     ],
 )
-def test_what_the_server_would_refuse_is_not_written(task, split, rows, reason, tmp_path):
+def test_a_submission_that_the_server_would_refuse_is_not_written(task, split, rows, reason, tmp_path):
     with pytest.raises(InputError, match=reason):
         write_submission(tmp_path, GLUE[task], split, [0] * rows)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""How an untrained student starts from its teacher."""
+"""Initialisation of a student from its teacher."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def student_of(tiny_teacher_path, **options):
 
 
 @torch.inference_mode()
-def test_a_student_of_all_of_its_teachers_layers_says_what_the_teacher_says(tiny_teacher_path):
+def test_a_student_with_all_of_its_teachers_layers_gives_the_teachers_states(tiny_teacher_path):
     teacher, student = student_of(tiny_teacher_path, reference_mode="none")
     ids, mask, segments = tokenize(teacher.tokenizer, TEXTS, 16)
     said = student(ids, mask, token_type_ids=segments).projected_states
@@ -53,14 +53,14 @@ def test_a_student_of_all_of_its_teachers_layers_says_what_the_teacher_says(tiny
     torch.testing.assert_close(said[mask.bool()], taught[mask.bool()], atol=1e-5, rtol=1e-5)
 
 
-def test_fewer_layers_are_every_nth_with_the_last_one(tiny_teacher_path):
+def test_a_student_with_fewer_layers_has_every_nth_of_the_teachers(tiny_teacher_path):
     teacher, student = student_of(tiny_teacher_path, num_hidden_layers=1)
     last = teacher.model.base_model.encoder.layer[1]
     assert torch.equal(student.layers[0].widen.weight, last.intermediate.dense.weight)
     assert torch.equal(student.layers[0].attention.query.bias, last.attention.self.query.bias)
 
 
-def test_a_factorised_table_is_the_best_of_its_rank(tiny_teacher_path):
+def test_a_factorised_table_is_the_best_approximation_of_its_rank(tiny_teacher_path):
     teacher, student = student_of(tiny_teacher_path, embedding_size=16)
     words = teacher.model.base_model.embeddings.word_embeddings.weight
     ours = student.embeddings.word_projection(student.embeddings.word_embeddings.weight)

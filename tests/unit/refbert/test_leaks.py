@@ -17,7 +17,7 @@ def jaccard(left: str, right: str) -> float:
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.7, 1.0])
-def test_the_search_finds_what_comparing_all_with_all_finds(threshold):
+def test_the_search_finds_the_same_as_comparing_all_pairs(threshold):
     draw = random.Random(0)
     words = ["the", "a", "man", "woman", "dog", "guitar", "plays", "is", "playing", "runs", "fast"]
     left, right = ([" ".join(draw.choices(words, k=draw.randint(1, 8))) for _ in range(120)] for _ in range(2))
@@ -28,7 +28,7 @@ def test_the_search_finds_what_comparing_all_with_all_finds(threshold):
     assert found == pytest.approx(wanted)
 
 
-def test_case_punctuation_and_width_make_no_difference_but_words_do():
+def test_similarity_ignores_case_punctuation_and_character_width_but_not_words():
     train = [("The cup fell!", None), ("A cup fell over.", None), ("?", None)]
     leaks = find_leaks(train, [("the cup, fell", None), ("!", None)])
     assert leaks.duplicates == [(0, 0, 1.0)]
@@ -43,7 +43,7 @@ def test_a_changed_word_in_a_long_text_is_a_near_duplicate():
     assert leak.similarity == pytest.approx(jaccard(text.replace("run", "stop"), text))
 
 
-def test_a_pair_is_a_near_duplicate_in_either_order_and_one_side_is_told_apart():
+def test_a_pair_is_a_near_duplicate_in_either_order_and_a_shared_side_alone_is_not():
     train = [
         ("He said no.", "She left."),
         ("She left.", "He said no."),
@@ -57,7 +57,7 @@ def test_a_pair_is_a_near_duplicate_in_either_order_and_one_side_is_told_apart()
     assert (twice.duplicates, len(twice.shared_sides)) == ([], 1)
 
 
-def test_the_similarity_of_a_pair_is_that_of_its_lesser_side():
+def test_the_similarity_of_a_pair_is_the_smaller_of_its_sides():
     long = "the euro was steady versus the swiss franc after hitting its highest"
     leaks = find_leaks([("Same.", long)], [("Same.", long + " today")])
     assert leaks.duplicates[0].similarity == pytest.approx(jaccard(long, long + " today"))

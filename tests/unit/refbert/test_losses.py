@@ -29,7 +29,7 @@ def test_contrastive_loss_equals_its_formula():
     assert contrastive_loss(student, teacher, 0.5).item() == pytest.approx(math.log(1 + math.exp(-2)))
 
 
-def test_a_copied_reference_costs_and_an_unread_one_does_not():
+def test_contrastive_loss_penalises_a_copied_reference_and_ignores_a_masked_one():
     student, teacher = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[3.0, 0.0], [0.0, 1.0]])
     references, reads = torch.tensor([[5.0, 0.0], [1.0, 0.0]]), torch.tensor([True, False])
     plain = contrastive_loss(student, teacher, 0.5).item()
@@ -86,7 +86,7 @@ def test_relation_loss_equals_the_slow_formula_over_unequal_widths_and_lengths()
     assert got == pytest.approx(slow_relation_loss(student, teacher, lengths, 4), rel=1e-4)
 
 
-def test_relation_loss_has_finite_gradients_where_tokens_are_padding():
+def test_relation_loss_has_finite_gradients_with_padding():
     student = torch.randn(2, 4, 8, requires_grad=True)
     mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]])
     relation_loss(student, torch.randn(2, 4, 8), mask, heads=2).backward()
@@ -99,7 +99,7 @@ def test_relation_loss_of_equal_states_is_zero():
     assert relation_loss(states, states, torch.ones(2, 4), heads=2).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_qkv_relation_loss_is_the_slow_formula_of_queries_keys_and_values_summed():
+def test_qkv_relation_loss_is_the_sum_over_queries_keys_and_values():
     generator = torch.Generator().manual_seed(0)
     student, teacher = (QKV(*torch.randn(3, 3, 5, width, generator=generator)) for width in (9, 12))
     lengths = [5, 2, 3]
@@ -129,7 +129,7 @@ def test_attention_loss_has_finite_gradients_where_scores_are_masked():
     torch.testing.assert_close(scores.grad[1, :, :2, :2], 2 * (scores - teacher).detach()[1, :, :2, :2] / 26)
 
 
-def test_attention_loss_of_unequal_heads_says_what_to_do():
+def test_attention_loss_with_unequal_heads_is_refused_with_advice():
     with pytest.raises(
         InputError, match=r"the student has 2, the teacher 3; set student.num_attention_heads=3, or .*relation_of=qkv"
     ):

@@ -18,23 +18,23 @@ def test_a_perfect_student_reaches_the_bound_of_its_pool():
     assert retrieval_top1(teacher * 3, teacher) == 1
 
 
-def test_a_blind_student_shares_no_information():
+def test_unrelated_vectors_share_no_information():
     assert mutual_information(vectors(400, 1), vectors(400, 2), pool=200, temperature=1.0) == pytest.approx(0, abs=0.05)
     assert retrieval_top1(vectors(400, 1), vectors(400, 2)) < 0.05
 
 
-def test_more_noise_is_less_information():
+def test_more_noise_gives_less_information():
     teacher = vectors(300, 0)
     bounds = [mutual_information(teacher + noise * vectors(300, 9), teacher, pool=300) for noise in (0.5, 2, 8)]
     assert bounds[0] > bounds[1] > bounds[2]
 
 
-def test_a_pool_larger_than_the_texts_is_the_texts():
+def test_a_pool_larger_than_the_texts_is_cut_to_their_number():
     teacher = vectors(50, 0)
     assert mutual_information(teacher, teacher, pool=1000) == pytest.approx(math.log(50), abs=1e-3)
 
 
-def test_fidelity_keeps_the_error_and_computes_the_rest():
+def test_fidelity_passes_on_the_error_and_computes_the_other_metrics():
     teacher = vectors(20, 0)
     report = fidelity(0.25, -teacher, teacher, pool=20)
     assert report.state_mse == 0.25

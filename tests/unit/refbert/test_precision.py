@@ -1,4 +1,4 @@
-"""bfloat16 is computed in where it is asked for and the processor has it."""
+"""bfloat16 is used where it was asked for and the processor has instructions for it."""
 
 import pytest
 import torch
@@ -29,14 +29,14 @@ def on_cpu(monkeypatch):
     ("found", "is_fast"),
     [({}, False), ({"amx_bf16": True}, True), ({"avx512_bf16": True}, True), ({"architecture": "aarch64"}, True)],
 )
-def test_a_cpu_that_emulates_bfloat16_computes_in_float32(on_cpu, found, is_fast):
+def test_a_cpu_without_bfloat16_instructions_computes_in_float32(on_cpu, found, is_fast):
     on_cpu(**found)
     assert (has_fast_bf16("cpu"), autocasts("autocast", "cpu")) == (is_fast, is_fast)
     assert not autocasts("fp32", "cpu")
     assert has_fast_bf16("cuda")
 
 
-def test_it_is_said_once_that_autocast_does_nothing(on_cpu, caplog):
+def test_autocast_without_effect_is_logged_once(on_cpu, caplog):
     caplog.set_level("INFO")
     on_cpu()
     for _ in range(3):
@@ -46,7 +46,7 @@ def test_it_is_said_once_that_autocast_does_nothing(on_cpu, caplog):
     ]
 
 
-def test_a_bf16_teacher_is_the_same_teacher_where_its_products_are_in_float32(on_cpu, tiny_teacher_path):
+def test_a_bf16_teacher_has_the_same_fingerprint_where_it_computes_in_float32(on_cpu, tiny_teacher_path):
     config = TeacherConfig(model=tiny_teacher_path, precision="bf16")
     on_cpu(amx_bf16=True)
     fast = load_teacher(config)

@@ -1,4 +1,4 @@
-"""Keyword weights against BM25's formula, and sentence vectors that put like texts together."""
+"""Keyword weights against BM25's formula, and sentence vectors that are close for similar texts."""
 
 import numpy as np
 import pytest
@@ -21,19 +21,19 @@ def test_document_weights_equal_bm25_without_idf():
     assert keywords.weights.tolist() == pytest.approx([2.2 / (1 + norm), 2 * 2.2 / (2 + norm)])
 
 
-def test_a_weight_does_not_depend_on_other_texts():
+def test_a_document_weight_does_not_depend_on_other_texts():
     config = ReferenceConfig()
     before = document_keywords(ids(7, 5), SPECIAL, config)
     document_keywords(ids(*range(200, 300)), SPECIAL, config)
     assert np.array_equal(before.weights, document_keywords(ids(7, 5), SPECIAL, config).weights)
 
 
-def test_a_query_names_each_token_once_and_no_special_ones():
+def test_a_query_has_each_distinct_token_once_without_special_tokens():
     assert query_keywords(ids(9, 9, 3), SPECIAL).token_ids.tolist() == [3, 9]
     assert query_keywords(ids(), SPECIAL).token_ids.tolist() == []
 
 
-def test_rare_tokens_decide_a_sentence_vector():
+def test_rare_tokens_weigh_most_in_a_sentence_vector():
     vectors = np.zeros((30_000, 3), dtype=np.float32)
     vectors[2, 0] = vectors[29_000, 1] = 1
     vector = sentence_vector(ids(2, 29_000), SPECIAL, sentence_table(vectors))
@@ -41,5 +41,5 @@ def test_rare_tokens_decide_a_sentence_vector():
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-3)
 
 
-def test_a_text_without_tokens_has_a_zero_vector():
+def test_a_text_of_special_tokens_only_has_a_zero_vector():
     assert not sentence_vector(ids(), SPECIAL, np.ones((200, 4), dtype=np.float16)).any()

@@ -8,7 +8,7 @@ from refbert.glue import GLUE
 from refbert.scores import glue_average, main_score, score
 
 
-def test_classes_are_scored_as_by_hand():
+def test_classification_metrics_equal_values_worked_out_by_hand():
     labels, predictions = (
         [1, 1, 1, 0, 0, 0],
         [1, 1, 0, 1, 0, 0],
@@ -28,7 +28,7 @@ def test_f1_is_of_class_one_and_macro_f1_of_all():
     assert found["macro_f1"] == pytest.approx((f1_of_one + f1_of_zero) / 2)
 
 
-def test_correlations_are_as_by_hand():
+def test_correlations_equal_values_worked_out_by_hand():
     labels, predictions = [0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 3.0, 2.0]
     # deviations (-1.5, -0.5, 0.5, 1.5) and (-1.5, -0.5, 1.5, 0.5): products add up to 4, squares to 5 each
     found = score(("pearson", "spearman"), labels, predictions)
@@ -38,16 +38,16 @@ def test_correlations_are_as_by_hand():
 
 
 @pytest.mark.parametrize("metric", ["matthews", "f1", "pearson", "spearman"])
-def test_predictions_that_never_change_score_zero(metric):
+def test_constant_predictions_score_zero(metric):
     assert score((metric,), [0, 1, 1, 0], [0, 0, 0, 0]) == {metric: 0.0}
 
 
-def test_a_prediction_that_is_no_number_is_never_averaged_away():
+def test_a_prediction_that_is_not_finite_is_refused():
     with pytest.raises(AssertionError, match="not a finite number"):
         score(("pearson",), [0.0, 1.0], [float("nan"), 1.0])
 
 
-def test_one_figure_is_the_mean_of_metrics_and_of_splits():
+def test_the_main_score_is_the_mean_over_metrics_and_splits():
     assert main_score({"dev": {"accuracy": 0.8, "f1": 0.9}}) == pytest.approx(0.85)
     assert main_score({"dev_matched": {"accuracy": 0.8}, "dev_mismatched": {"accuracy": 0.7}}) == pytest.approx(0.75)
     assert glue_average({"MRPC": 0.85, "MNLI": 0.75, "CoLA": 0.5}) == pytest.approx(0.7)

@@ -1,4 +1,4 @@
-"""The student's promises: references change what it says, padding and company do not, and it survives saving."""
+"""The student: references change its output, padding and the rest of the batch do not, and saving keeps it."""
 
 import math
 from collections.abc import Iterator
@@ -81,7 +81,7 @@ def test_batch_results_equal_single_results(options):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(str(v) for v in o.values()))
-def test_the_content_of_the_reference_changes_the_answer(options):
+def test_the_content_of_the_reference_changes_the_output(options):
     student = make_student(**options)
     inputs = make_inputs([5], [4])
     other = {**inputs, "reference_states": inputs["reference_states"].flip(-1)}
@@ -94,7 +94,7 @@ def test_the_content_of_the_reference_changes_the_answer(options):
 @pytest.mark.parametrize(
     "options", [*OPTIONS, {"reference_mode": "none"}], ids=lambda o: "-".join(map(str, o.values()))
 )
-def test_a_fused_student_says_the_same(options):
+def test_a_fused_student_gives_the_same_output(options):
     student = make_student(**options)
     inputs = make_inputs([7, 3, 5], [4, 6, 0])
     wanted = student(**inputs)
@@ -123,7 +123,7 @@ def test_the_null_reference_is_learned_only_from_rows_without_a_reference():
     assert student.null_reference.grad.abs().sum() > 0
 
 
-def test_the_readout_copies_as_much_as_its_attention_says():
+def test_the_readout_mixes_states_by_its_attention():
     """One token, one head, two reference tokens: the weights by hand."""
     torch.manual_seed(0)
     config = RefBertConfig(hidden_size=3, num_attention_heads=1, dim=2, readout_heads=1, readout_width=2)
@@ -146,7 +146,7 @@ def test_the_readout_copies_as_much_as_its_attention_says():
     assert torch.equal(masked, own)
 
 
-def test_closed_gates_read_nothing_and_learn_to_open():
+def test_closed_gates_read_nothing_and_have_gradients():
     student = make_student(reference_gate=True, reference_readout=True)
     gates = [parameter for name, parameter in student.named_parameters() if name.endswith(".gate")]
     for gate in gates:
@@ -160,7 +160,7 @@ def test_closed_gates_read_nothing_and_learn_to_open():
     assert all(gate.grad.isfinite().all() and gate.grad.abs().max() > 0 for gate in gates)
 
 
-def test_shares_of_a_gated_layer_are_what_it_adds():
+def test_the_scores_of_a_gated_layer_give_its_shares():
     """The scores of a trace are such that one softmax gives own tokens 1 and the reference |tanh(gate)|, normalised."""
     student = make_student(reference_gate=True)
     output = student(**make_inputs([5], [4]), output_attentions=True)
@@ -181,7 +181,7 @@ def test_mode_none_has_no_reference_parameters_and_ignores_references():
 @pytest.mark.parametrize(
     "options", [*OPTIONS, {"reference_mode": "none"}], ids=lambda o: "-".join(map(str, o.values()))
 )
-def test_attention_step_by_step_says_what_fused_attention_says(options):
+def test_attention_step_by_step_equals_fused_attention(options):
     student = make_student(**options)
     inputs = make_inputs([7, 3, 5], [4, 6, 0])
     fused, traced = student(**inputs), student(**inputs, output_attentions=True, output_qkv=True)
@@ -203,7 +203,7 @@ def test_attention_step_by_step_says_what_fused_attention_says(options):
         assert scores.shape[1:3] == (4, 7)
 
 
-def test_queries_and_keys_of_the_last_layer_give_its_scores():
+def test_scores_of_the_last_layer_follow_from_its_queries_and_keys():
     student = make_student()
     output = student(**make_inputs([7, 3], [4, 6]), output_attentions=True, output_qkv=True)
     queries, keys, values = output.qkv
@@ -215,7 +215,7 @@ def test_queries_and_keys_of_the_last_layer_give_its_scores():
     assert make_student(reference_mode="replace")(**make_inputs([3], [2]), output_qkv=True).qkv is None
 
 
-def test_default_shape_counts_as_the_paper_says():
+def test_the_default_shape_has_the_papers_number_of_parameters():
     """TinyBERT-4 has 14.35 M parameters; the first layer's two 768 -> 312 projections beside its own make 7.38x."""
     with torch.device("meta"):
         bert_base = sum(p.numel() for p in BertModel(BertConfig()).parameters())
@@ -240,7 +240,7 @@ def count(model: torch.nn.Module) -> int:
 @pytest.mark.parametrize(
     "options", [{}, {"embedding_size": 8}, {"reference_layers": [1], "memory": {"fingerprint": "abc"}}]
 )
-def test_saved_student_loads_with_auto_model_and_says_the_same(tmp_path, options):
+def test_a_saved_student_loads_with_auto_model_and_gives_the_same_output(tmp_path, options):
     student = make_student(**options)
     student.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path).eval()
@@ -251,7 +251,7 @@ def test_saved_student_loads_with_auto_model_and_says_the_same(tmp_path, options
 
 
 @pytest.mark.parametrize(("labels", "num_labels"), [([0, 2], 3), ([0.5, -1.0], 1)])
-def test_classifier_saves_loads_and_learns(tmp_path, labels, num_labels):
+def test_a_classifier_learns_saves_and_loads(tmp_path, labels, num_labels):
     torch.manual_seed(0)
     config = RefBertConfig(
         vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, dim=DIM,
@@ -277,7 +277,7 @@ def test_classifier_saves_loads_and_learns(tmp_path, labels, num_labels):
     torch.testing.assert_close(model(**inputs).logits, loaded(**inputs).logits, atol=1e-6, rtol=1e-6)
 
 
-def test_states_of_another_width_are_refused():
+def test_reference_states_of_another_width_are_refused():
     student = make_student()
     inputs = make_inputs([5], [4])
     inputs["reference_states"] = inputs["reference_states"][..., :-1]
@@ -286,7 +286,7 @@ def test_states_of_another_width_are_refused():
 
 
 @pytest.mark.parametrize("kind", [RefBertModel, RefBertForSequenceClassification])
-def test_an_unknown_input_is_refused_by_name_and_the_nearest_known_one_is_named(kind):
+def test_an_unknown_input_is_refused_and_the_nearest_known_one_is_named(kind):
     student = kind(
         RefBertConfig(vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=1, num_attention_heads=4, dim=DIM)
     )
@@ -299,7 +299,7 @@ def test_an_unknown_input_is_refused_by_name_and_the_nearest_known_one_is_named(
 
 
 @pytest.mark.parametrize("kind", [RefBertModel, RefBertForSequenceClassification])
-def test_the_standard_output_options_are_those_of_transformers(kind):
+def test_output_options_work_as_in_transformers(kind):
     config = RefBertConfig(vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, dim=DIM)
     student, inputs = kind(config).eval(), make_inputs([5], [4])
     assert student(**inputs).hidden_states is None
@@ -368,7 +368,7 @@ def uninitialised_memory_is_nan() -> Iterator[None]:
         (RefBertForSequenceClassification, {}, {"num_labels": 3}),
     ],
 )
-def test_what_a_saved_student_lacks_is_initialised_when_it_is_loaded(
+def test_parameters_that_a_checkpoint_lacks_are_initialised_on_loading(
     tmp_path, uninitialised_memory_is_nan, kind, without, added
 ):
     saved = make_student(**without)

