@@ -46,18 +46,15 @@ POSITIONS = 512
 """Position embeddings of a student, BERT's."""
 
 
-class IngestConfig(BaseModel, frozen=True, extra="forbid"):
+class IngestConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """How the corpus flows through the teacher into the memory."""
 
-    num_encoders: PositiveInt = Field(
-        1, description="Actors with a teacher each; without max_encoders exactly so many, with it the fewest."
-    )
-    max_encoders: PositiveInt | None = Field(
-        None, description="Autoscaling starts up to so many, while rows wait and the cluster has room or makes it."
-    )
-    batch: PositiveInt = Field(
-        256, description="Texts per encoder call: what is looked up, encoded and stored together."
-    )
+    num_encoders: PositiveInt = 1
+    """Actors with a teacher each; without max_encoders exactly so many, with it the fewest."""
+    max_encoders: PositiveInt | None = None
+    """Autoscaling starts up to so many, while rows wait and the cluster has room or makes it."""
+    batch: PositiveInt = 256
+    """Texts per encoder call: what is looked up, encoded and stored together."""
     gpus_per_encoder: NonNegativeFloat = 0.0
 
     @property
@@ -72,51 +69,39 @@ class IngestConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-class TrainConfig(BaseModel, frozen=True, extra="forbid"):
+class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """The distillation loop."""
 
     steps: PositiveInt = Field(900, description="Optimizer steps, not micro-batches.")
     num_workers: PositiveInt = 1
-    min_workers: PositiveInt | None = Field(
-        None,
-        description="Start, and go on after a failure, with as few where the cluster has no room for num_workers, and grow "
-        "again when it has; without, wait for all. Steps, batches and losses are the same on any number.",
-    )
-    max_failures: int = Field(
-        3, ge=-1, description="How often failed workers are started anew, from the newest checkpoint; -1: always."
-    )
-    collective_timeout_s: PositiveInt = Field(
-        120, description="How long a worker waits for the others within a step before they count as cut off."
-    )
-    store_patience_s: NonNegativeFloat = Field(
-        60.0, description="How long look-ups wait for a store that has gone away before they degrade."
-    )
+    min_workers: PositiveInt | None = None
+    """Start, and go on after a failure, with as few where the cluster has no room for num_workers, and grow again when it
+    has; without, wait for all. Steps, batches and losses are the same on any number."""
+    max_failures: int = Field(3, ge=-1)
+    """How often failed workers are started anew, from the newest checkpoint; -1: always."""
+    collective_timeout_s: PositiveInt = 120
+    """How long a worker waits for the others within a step before they count as cut off."""
+    store_patience_s: NonNegativeFloat = 60.0
+    """How long look-ups wait for a store that has gone away before they degrade."""
     micro_batch: PositiveInt = Field(32, description="Examples per worker per forward.")
     global_batch: PositiveInt = Field(32, description="Examples per optimizer step.")
     learning_rate: PositiveFloat = 1e-3
-    warmup_fraction: float = Field(
-        0.1, ge=0, le=1, description="Share of steps of linear warm-up; then linear decay to 0."
-    )
+    warmup_fraction: float = Field(0.1, ge=0, le=1)
+    """Share of steps of linear warm-up; then linear decay to 0."""
     weight_decay: NonNegativeFloat = 0.01
     clip: NonNegativeFloat = Field(1.0, description="Largest gradient norm; 0 turns clipping off.")
-    targets: Literal["teacher", "memory"] = Field(
-        "teacher", description="Where the teacher's states come from: a forward in the worker, or the memory itself."
-    )
-    zero_stage: Literal[0, 1, 2, 3] = Field(
-        0, description="What DeepSpeed shards over workers: nothing, optimizer states, gradients too, parameters too."
-    )
-    precision: Literal["fp32", "autocast", "bf16"] = Field(
-        "fp32",
-        description="autocast: the student's matrix products in bfloat16 over float32 weights (a step takes 0.6 of the time on "
-        "CPUs with AMX; float32 where they have no bf16 instructions); bf16: weights too, float32 masters in ZeRO. Losses and "
-        "AdamW are in float32 always.",
-    )
-    activation_checkpointing: bool = Field(
-        False, description="Keep only each layer's input for the backward, and compute the rest again: memory for time."
-    )
-    compile: bool = Field(
-        False, description="Compile the student's layers (torch.compile); needs a C++ compiler, and a minute at first."
-    )
+    targets: Literal["teacher", "memory"] = "teacher"
+    """Where the teacher's states come from: a forward in the worker, or the memory itself."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """What DeepSpeed shards over workers: nothing, optimizer states, gradients too, parameters too."""
+    precision: Literal["fp32", "autocast", "bf16"] = "fp32"
+    """autocast: the student's matrix products in bfloat16 over float32 weights (a step takes 0.6 of the time on CPUs with
+    AMX; float32 where they have no bf16 instructions); bf16: weights too, float32 masters in ZeRO. Losses and AdamW are in
+    float32 always."""
+    activation_checkpointing: bool = False
+    """Keep only each layer's input for the backward, and compute the rest again: memory for time."""
+    compile: bool = False
+    """Compile the student's layers (torch.compile); needs a C++ compiler, and a minute at first."""
     gpus_per_worker: NonNegativeFloat = 0.0
     threads_per_worker: PositiveInt | None = Field(None, description="CPU threads; by default the node's share.")
     prefetch: PositiveInt = Field(4, description="Micro-batches whose references are looked up ahead of the step.")
@@ -165,19 +150,14 @@ def _phases() -> tuple[PhaseConfig, ...]:
     )
 
 
-class TaskStageConfig(BaseModel, frozen=True, extra="forbid"):
+class TaskStageConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """How a labelled task is learned: first the teacher from labels, then the student from the teacher."""
 
     teacher: FineTuneConfig = Field(FineTuneConfig(), description="Fine-tuning, where teacher.head=none.")
-    augment: AugmentConfig = Field(
-        AugmentConfig(),
-        description="Copies of the training texts with words replaced, for students that are distilled.",
-    )
-    phases: tuple[PhaseConfig, ...] = Field(
-        default_factory=_phases,
-        min_length=1,
-        description="The student's, in turn: by default the teacher's states first, then its logits (TinyBERT, sec. 3.3).",
-    )
+    augment: AugmentConfig = AugmentConfig()
+    """Copies of the training texts with words replaced, for students that are distilled."""
+    phases: tuple[PhaseConfig, ...] = Field(default_factory=_phases, min_length=1)
+    """The student's, in turn: by default the teacher's states first, then its logits (TinyBERT, sec. 3.3)."""
 
     @property
     def needs_states(self) -> bool:
@@ -201,93 +181,72 @@ Arm = Annotated[
 ]
 
 
-class AblateConfig(BaseModel, frozen=True, extra="forbid"):
+class AblateConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """What an ablation compares: students by what they read and by how they learn, on labelled tasks, over seeds."""
 
     tasks: tuple[TaskConfig, ...] = Field((), description="The run's task, where none is given.")
     folder: str | None = Field(None, description="GLUE's folder, for tasks without a path of their own.")
     arms: tuple[Arm, ...] = ("nearest", "random", "null", "vanilla", "vanilla_without_distillation")
     seeds: PositiveInt = 3
-    seeds_of: dict[str, PositiveInt] = Field(
-        {"RTE": 5, "MRPC": 5}, description="More seeds for tasks whose development split is small."
-    )
-    general_stage: bool = Field(
-        True, description="Start every student from a general stage on the corpus: one with references, one without."
-    )
+    seeds_of: dict[str, PositiveInt] = {"RTE": 5, "MRPC": 5}
+    """More seeds for tasks whose development split is small."""
+    general_stage: bool = True
+    """Start every student from a general stage on the corpus: one with references, one without."""
     kept_goal: float = Field(0.94, gt=0, description="Share of the teacher's average that the student is to keep.")
     results: str | None = Field(None, description="Folder for a dated copy of the results.")
 
 
-class EvaluateConfig(BaseModel, frozen=True, extra="forbid"):
+class EvaluateConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """What the report measures."""
 
     texts: PositiveInt = Field(1000, description="Held-out texts for fidelity.")
     pool: PositiveInt = Field(1000, description="Candidates of the mutual-information bound.")
-    labelled_train: PositiveInt = Field(
-        3000, description="Training texts of the classifier head, where there are labels."
-    )
+    labelled_train: PositiveInt = 3000
+    """Training texts of the classifier head, where there are labels."""
     batch: PositiveInt = 32
     speed_repeats: PositiveInt = Field(30, description="Timed batches per contender, taken in turns.")
 
 
-class ServeConfig(BaseModel, frozen=True, extra="forbid"):
+class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """The service: where it listens, who may ask, how much, how long, and on how many replicas."""
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535, description="0 takes a free one.")
-    grpc_port: int | None = Field(
-        None,
-        ge=1,
-        le=65535,
-        description="Also answer gRPC there. Ray Serve listens on all interfaces for it: it needs keys as a public host does.",
-    )
-    api_keys_env: str = Field(
-        "REFBERT_API_KEYS",
-        description="Environment variable with the keys that may ask, apart by commas or white space.",
-    )
-    api_keys_file: str | None = Field(
-        None, description="File with a key per line, read again when it changes: keys rotate without a restart."
-    )
-    allow_public_without_key: bool = Field(
-        False, description="Let anyone who reaches a public host ask; without it such a service refuses to start."
-    )
+    grpc_port: int | None = Field(None, ge=1, le=65535)
+    """Also answer gRPC there. Ray Serve listens on all interfaces for it: it needs keys as a public host does."""
+    api_keys_env: str = "REFBERT_API_KEYS"
+    """Environment variable with the keys that may ask, apart by commas or white space."""
+    api_keys_file: str | None = None
+    """File with a key per line, read again when it changes: keys rotate without a restart."""
+    allow_public_without_key: bool = False
+    """Let anyone who reaches a public host ask; without it such a service refuses to start."""
 
     num_replicas: PositiveInt = Field(1, description="Without max_replicas exactly so many, with it the fewest.")
     max_replicas: PositiveInt | None = Field(None, description="Autoscaling starts up to so many.")
     target_ongoing_requests: PositiveFloat = Field(16.0, description="Per replica; autoscaling aims at it.")
-    surge_percent: int = Field(
-        25,
-        ge=0,
-        le=100,
-        description="Replicas beyond their number while new ones replace them, rounded up: none stops before another "
-        "answers. Needs room for them; with 0 old ones stop first.",
-    )
+    surge_percent: int = Field(25, ge=0, le=100)
+    """Replicas beyond their number while new ones replace them, rounded up: none stops before another answers. Needs room for
+    them; with 0 old ones stop first."""
     cpus_per_replica: NonNegativeFloat = Field(1.0, description="What Ray reserves; bookkeeping, not a limit.")
     gpus_per_replica: NonNegativeFloat = 0.0
-    threads_per_replica: PositiveInt | None = Field(
-        None, description="CPU threads of a forward; by default the node's share."
-    )
+    threads_per_replica: PositiveInt | None = None
+    """CPU threads of a forward; by default the node's share."""
 
     max_batch: PositiveInt = Field(64, description="Texts per look-up and forward.")
-    batch_tokens: PositiveInt = Field(
-        8192, description="Tokens per forward, padding included: long texts share one with fewer others."
-    )
-    batch_wait_ms: NonNegativeFloat = Field(
-        0.0,
-        description="How long an idle student waits for more texts; without, what arrives while it is busy is a batch.",
-    )
+    batch_tokens: PositiveInt = 8192
+    """Tokens per forward, padding included: long texts share one with fewer others."""
+    batch_wait_ms: NonNegativeFloat = 0.0
+    """How long an idle student waits for more texts; without, what arrives while it is busy is a batch."""
     max_queued_texts: PositiveInt = Field(2048, description="Per replica; over it, requests are refused with 429.")
 
     max_texts: PositiveInt = Field(256, description="Texts per request.")
     max_characters: PositiveInt = Field(20_000, description="Of one text.")
     max_request_bytes: PositiveInt = Field(4 * 2**20, description="Of one request's body.")
-    deadline_s: PositiveFloat = Field(
-        10.0, description="A request's time, its body's arrival included; callers may ask for less by X-Timeout-Ms."
-    )
+    deadline_s: PositiveFloat = 10.0
+    """A request's time, its body's arrival included; callers may ask for less by X-Timeout-Ms."""
 
-    memory_check_s: PositiveFloat = Field(
-        5.0, description="How often a replica sees whether its memory is there and still its teacher's."
-    )
+    memory_check_s: PositiveFloat = 5.0
+    """How often a replica sees whether its memory is there and still its teacher's."""
     request_log: bool = Field(False, description="One JSON line per request; never with texts.")
     tracing: bool = Field(False, description="OpenTelemetry spans, exported as the process's tracer provider says.")
 
@@ -303,49 +262,41 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-class ExportConfig(BaseModel, frozen=True, extra="forbid"):
+class ExportConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """What an exported student is."""
 
     int8: bool = Field(False, description="Also a graph with weights and activations in 8 bits.")
-    tolerance: PositiveFloat = Field(
-        1e-4, description="Greatest difference of the float32 graph from the student; over it, nothing is written."
-    )
+    tolerance: PositiveFloat = 1e-4
+    """Greatest difference of the float32 graph from the student; over it, nothing is written."""
     license: str | None = Field(None, description="License of the model card; left open by default.")
 
 
-class ExplainConfig(BaseModel, frozen=True, extra="forbid"):
+class ExplainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """Which text is explained, and by whom."""
 
     text: str = Field("", description="Taken as it stands, not as YAML.")
     text_pair: str | None = Field(None, description="The second of a pair, likewise.")
-    student: str | None = Field(
-        None, description="A student/ folder, such as a task student's; by default the run's own."
-    )
+    student: str | None = None
+    """A student/ folder, such as a task student's; by default the run's own."""
 
 
-class PredictConfig(BaseModel, frozen=True, extra="forbid"):
+class PredictConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """Which rows are scored, by whom, and what is written of each."""
 
-    path: str | None = Field(
-        None,
-        description="What to score, as corpus.path, whose other options say how it is read; by default the corpus.",
-    )
-    output: str | None = Field(
-        None, description="Folder or pyarrow URI of the result; by default predictions/ in the run's directory."
-    )
-    write: Literal["embeddings", "labels"] | None = Field(
-        None, description="By default labels where the student has a head, else embeddings."
-    )
+    path: str | None = None
+    """What to score, as corpus.path, whose other options say how it is read; by default the corpus."""
+    output: str | None = None
+    """Folder or pyarrow URI of the result; by default predictions/ in the run's directory."""
+    write: Literal["embeddings", "labels"] | None = None
+    """By default labels where the student has a head, else embeddings."""
     datatype: Literal["float32", "float16"] = Field("float32", description="Of a written embedding's numbers.")
-    student: str | None = Field(
-        None, description="A student/ folder, such as a task student's; by default the run's own."
-    )
+    student: str | None = None
+    """A student/ folder, such as a task student's; by default the run's own."""
     num_workers: PositiveInt = Field(1, description="Actors with a student and a client of the memory each.")
     gpus_per_worker: NonNegativeFloat = 0.0
     batch: PositiveInt = Field(64, description="Texts per forward, and per look-up.")
-    part_rows: PositiveInt = Field(
-        2048, description="Rows of a file that are written together: what a killed worker loses at most."
-    )
+    part_rows: PositiveInt = 2048
+    """Rows of a file that are written together: what a killed worker loses at most."""
 
 
 class RunConfig(BaseModel, frozen=True, extra="forbid"):

@@ -13,47 +13,31 @@ TaskName = Literal["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE
 MetricName = Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman"]
 
 
-class CorpusConfig(BaseModel, frozen=True, extra="forbid"):
+class CorpusConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """Which texts a run reads, and how they become passages."""
 
-    path: str = Field(
-        description="A file, a folder or any pyarrow filesystem URI (text, jsonl, parquet); `hub:NAME[:CONFIG]` for a "
-        "Hugging Face data set; `pypi:vader-snippets` for the demo's snippets."
-    )
-    format: Literal["auto", "text", "wikitext", "jsonl", "parquet"] = Field(
-        "auto",
-        description="`auto` goes by the file's ending; `wikitext` is text in which a line `= Title =` begins a document, and "
-        "titles are no texts.",
-    )
+    path: str
+    """A file, a folder or any pyarrow filesystem URI (text, jsonl, parquet); `hub:NAME[:CONFIG]` for a Hugging Face data set;
+    `pypi:vader-snippets` for the demo's snippets."""
+    format: Literal["auto", "text", "wikitext", "jsonl", "parquet"] = "auto"
+    """`auto` goes by the file's ending; `wikitext` is text in which a line `= Title =` begins a document, and titles are no
+    texts."""
     text_field: str = "text"
-    text_pair_field: str | None = Field(
-        None,
-        description="Column of a second text: each row is then a pair, one reference that the teacher reads together.",
-    )
+    text_pair_field: str | None = None
+    """Column of a second text: each row is then a pair, one reference that the teacher reads together."""
     label_field: str | None = Field(None, description="Column of a class label, for the labelled task of the report.")
-    document_field: str | None = Field(
-        None, description="Column that names a row's document; by default the row itself is one."
-    )
+    document_field: str | None = None
+    """Column that names a row's document; by default the row itself is one."""
     hub_split: str = Field("train", description="Split of a Hub data set.")
-    heldout_fraction: float = Field(
-        0.05,
-        gt=0,
-        lt=1,
-        description="Texts never stored nor trained on, chosen by hash; whole documents where rows name theirs.",
-    )
+    heldout_fraction: float = Field(0.05, gt=0, lt=1)
+    """Texts never stored nor trained on, chosen by hash; whole documents where rows name theirs."""
     max_texts: PositiveInt | None = Field(None, description="Stop after this many passages.")
-    long_texts: Literal["split", "truncate"] = Field(
-        "split",
-        description="Texts over the teacher's token budget: cut into passages, or cut off. Pairs can only be cut off, the "
-        "longer text first.",
-    )
-    pair_share: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="Share of the passages, chosen by hash, that are cut in two at a sentence's end and read as a pair: what "
-        "prepares a student for tasks on pairs.",
-    )
+    long_texts: Literal["split", "truncate"] = "split"
+    """Texts over the teacher's token budget: cut into passages, or cut off. Pairs can only be cut off, the longer text
+    first."""
+    pair_share: float = Field(0.0, ge=0, le=1)
+    """Share of the passages, chosen by hash, that are cut in two at a sentence's end and read as a pair: what prepares a
+    student for tasks on pairs."""
 
     @model_validator(mode="after")
     def _pairs_stay_whole(self) -> Self:
@@ -67,35 +51,27 @@ class CorpusConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-class TaskConfig(BaseModel, frozen=True, extra="forbid"):
+class TaskConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """A labelled task: one of GLUE's, or files of one's own."""
 
     name: TaskName = Field(description="A GLUE task, or `custom`.")
-    path: str | None = Field(
-        None,
-        description="A folder in GLUE's TSV form: the one that holds all tasks, or the task's own; by default the Hub's "
-        "nyu-mll/glue. For `custom`: a folder with train, dev and test files (csv, tsv, jsonl or parquet).",
-    )
+    path: str | None = None
+    """A folder in GLUE's TSV form: the one that holds all tasks, or the task's own; by default the Hub's nyu-mll/glue. For
+    `custom`: a folder with train, dev and test files (csv, tsv, jsonl or parquet)."""
     train: str | None = Field(None, description="custom: the training file, where path names no folder that holds one.")
     dev: str | None = Field(None, description="custom: the development file.")
     test: str | None = Field(None, description="custom: the test file; its labels may be missing.")
     text_field: str = "text"
-    text_pair_field: str | None = Field(
-        None, description="custom: the second text's column; by default `text_pair` where the first row has one."
-    )
+    text_pair_field: str | None = None
+    """custom: the second text's column; by default `text_pair` where the first row has one."""
     label_field: str = "label"
-    document_field: str | None = Field(
-        None, description="custom: column that names a row's document; by default the row itself is one."
-    )
+    document_field: str | None = None
+    """custom: column that names a row's document; by default the row itself is one."""
     regression: bool = Field(False, description="custom: labels are numbers to be met, not names of classes.")
-    metrics: tuple[MetricName, ...] = Field(
-        (),
-        description="custom: by default accuracy, or both correlations for regression. Their mean is the main score.",
-    )
-    max_train: PositiveInt | None = Field(
-        None,
-        description="At most this many training examples, chosen by hash: a smaller sample is part of a larger one.",
-    )
+    metrics: tuple[MetricName, ...] = ()
+    """custom: by default accuracy, or both correlations for regression. Their mean is the main score."""
+    max_train: PositiveInt | None = None
+    """At most this many training examples, chosen by hash: a smaller sample is part of a larger one."""
     seed: int = Field(0, description="Of the sample that max_train takes.")
 
     @model_validator(mode="after")
@@ -109,99 +85,72 @@ class TaskConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-class TeacherConfig(BaseModel, frozen=True, extra="forbid"):
+class TeacherConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """A frozen Hugging Face encoder."""
 
-    model: str = Field(
-        "pypi:all-MiniLM-L6-v2",
-        description="Hub id, local path, or `pypi:NAME` for an encoder that travels as a Python package.",
-    )
+    model: str = "pypi:all-MiniLM-L6-v2"
+    """Hub id, local path, or `pypi:NAME` for an encoder that travels as a Python package."""
     tokens: int = Field(32, ge=4, le=512, description="Token budget per text, special tokens included.")
     batch: PositiveInt = Field(64, description="Texts per forward.")
-    head: Literal["none", "classification"] = Field(
-        "none", description="`classification` loads the teacher with its head, for the prediction loss."
-    )
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="Of its weights, and of its products too where the device has bf16 instructions."
-    )
+    head: Literal["none", "classification"] = "none"
+    """`classification` loads the teacher with its head, for the prediction loss."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of its weights, and of its products too where the device has bf16 instructions."""
 
 
-class FineTuneConfig(BaseModel, frozen=True, extra="forbid"):
+class FineTuneConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """How an encoder learns a labelled task, on one device."""
 
     epochs: PositiveInt = 4
     batch: PositiveInt = 32
     learning_rate: PositiveFloat = 5e-5
-    warmup_fraction: float = Field(
-        0.1, ge=0, le=1, description="Share of steps of linear warm-up; then linear decay to 0."
-    )
+    warmup_fraction: float = Field(0.1, ge=0, le=1)
+    """Share of steps of linear warm-up; then linear decay to 0."""
     weight_decay: NonNegativeFloat = 0.01
     clip: NonNegativeFloat = Field(1.0, description="Largest gradient norm; 0 turns clipping off.")
-    precision: Literal["fp32", "autocast"] = Field(
-        "autocast",
-        description="Matrix products in bf16 over float32 parameters (7 times faster where a CPU has AMX; float32 where it has "
-        "no bf16 instructions), or all in float32.",
-    )
+    precision: Literal["fp32", "autocast"] = "autocast"
+    """Matrix products in bf16 over float32 parameters (7 times faster where a CPU has AMX; float32 where it has no bf16
+    instructions), or all in float32."""
 
 
-class AugmentConfig(BaseModel, frozen=True, extra="forbid"):
+class AugmentConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """Copies of a labelled task's training texts, for the teacher to answer (TinyBERT, sec. 3.3; its values but for copies)."""
 
-    copies: NonNegativeInt = Field(
-        0,
-        description="Of each text; TinyBERT makes 20. Epochs grow as much, and so does a memory whose states are learned.",
-    )
+    copies: NonNegativeInt = 0
+    """Of each text; TinyBERT makes 20. Epochs grow as much, and so does a memory whose states are learned."""
     replaced: float = Field(0.4, gt=0, le=1, description="Share of words that are replaced in a copy.")
     candidates: PositiveInt = Field(15, description="Words that one may be replaced by: the nearest to it.")
 
 
-class ReferenceConfig(BaseModel, frozen=True, extra="forbid"):
+class ReferenceConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """Which stored text a student reads beside its input."""
 
-    criterion: str = Field(
-        "keywords",
-        description="keywords (BM25 over token ids, the paper's `most common keywords`) | dense | hybrid | random | none, "
-        "or the dotted path of a function that makes a retriever.",
-    )
-    count: PositiveInt = Field(
-        1,
-        description="References per text, the best first: the student reads them one after another. RETRO gains up to some, "
-        "then loses; each costs its bytes on the wire and its tokens in every reading layer.",
-    )
-    dense_index: bool = Field(
-        False,
-        description="Also store the sentence vector that `dense` and `hybrid` need (dim x 4 bytes and an HNSW graph).",
-    )
-    tokens: PositiveInt | None = Field(
-        None, description="States stored per reference, from its start; by default all that the teacher read."
-    )
-    dim: PositiveInt | None = Field(
-        None,
-        description="Width of a stored state: principal components of the teacher's, fitted on a sample at the first "
-        "ingest. By default the teacher's own.",
-    )
-    datatype: Literal["float16", "int8"] = Field(
-        "float16", description="How a stored state's numbers are kept; int8 has a scale for each token."
-    )
-    dropout: float = Field(
-        0.1,
-        ge=0,
-        le=1,
-        description="Share of training examples that read the null reference instead, so that it is learned.",
-    )
+    criterion: str = "keywords"
+    """keywords (BM25 over token ids, the paper's `most common keywords`) | dense | hybrid | random | none, or the dotted path
+    of a function that makes a retriever."""
+    count: PositiveInt = 1
+    """References per text, the best first: the student reads them one after another. RETRO gains up to some, then loses; each
+    costs its bytes on the wire and its tokens in every reading layer."""
+    dense_index: bool = False
+    """Also store the sentence vector that `dense` and `hybrid` need (dim x 4 bytes and an HNSW graph)."""
+    tokens: PositiveInt | None = None
+    """States stored per reference, from its start; by default all that the teacher read."""
+    dim: PositiveInt | None = None
+    """Width of a stored state: principal components of the teacher's, fitted on a sample at the first ingest. By default the
+    teacher's own."""
+    datatype: Literal["float16", "int8"] = "float16"
+    """How a stored state's numbers are kept; int8 has a scale for each token."""
+    dropout: float = Field(0.1, ge=0, le=1)
+    """Share of training examples that read the null reference instead, so that it is learned."""
     exclude_same_document: bool = Field(True, description="Leak guard: a passage never reads its own document.")
     exclude_splits: tuple[str, ...] = Field((), description="Stored splits that are never read.")
-    plan: bool = Field(
-        False,
-        description="Look up every training text's reference once before training, and only fetch it from then on: the same "
-        "references, for training of several epochs, several runs over one memory, or where steps wait for look-ups.",
-    )
+    plan: bool = False
+    """Look up every training text's reference once before training, and only fetch it from then on: the same references, for
+    training of several epochs, several runs over one memory, or where steps wait for look-ups."""
     bm25_k1: PositiveFloat = 1.2
     bm25_b: float = Field(0.75, ge=0, le=1)
-    bm25_average_tokens: PositiveFloat = Field(
-        24.0,
-        description="BM25's average length; a constant, so that weights do not depend on what was ingested before.",
-    )
+    bm25_average_tokens: PositiveFloat = 24.0
+    """BM25's average length; a constant, so that weights do not depend on what was ingested before."""
 
     @model_validator(mode="after")
     def _dense_has_an_index(self) -> Self:
@@ -235,55 +184,38 @@ STUDENT_NAMES_BEFORE = {
 """Earlier names of the student's options, which older runs' saved configs hold, and the present ones."""
 
 
-class StudentConfig(BaseModel, frozen=True, extra="forbid"):
+class StudentConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """The student's shape, by the names of `RefBertConfig`, and how it starts.
 
     Defaults are TinyBERT-4's (TinyBERT, Table 1): 14.35 M parameters with BERT's vocabulary.
     """
 
     hidden_size: PositiveInt = 312
-    embedding_size: PositiveInt | None = Field(
-        None,
-        description="Width of the token embeddings, below hidden_size: a narrow table and a projection (ALBERT, sec. 3.1). 128 "
-        "makes the default shape 8.8 M parameters instead of 14.4 M. By default hidden_size.",
-    )
+    embedding_size: PositiveInt | None = None
+    """Width of the token embeddings, below hidden_size: a narrow table and a projection (ALBERT, sec. 3.1). 128 makes the
+    default shape 8.8 M parameters instead of 14.4 M. By default hidden_size."""
     num_hidden_layers: PositiveInt = 4
     num_attention_heads: PositiveInt = 12
     intermediate_size: PositiveInt = 1200
-    hidden_dropout_prob: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="TinyBERT has 0.1; a short distillation on dense targets underfits, it does not overfit.",
-    )
+    hidden_dropout_prob: float = Field(0.0, ge=0, lt=1)
+    """TinyBERT has 0.1; a short distillation on dense targets underfits, it does not overfit."""
     attention_probs_dropout_prob: float = Field(0.0, ge=0, lt=1, description="Likewise.")
-    reference_layers: Literal["first", "all"] | tuple[int, ...] = Field(
-        "all", description="Layers that read the reference. `first` is the paper's; `all` was better in our probe."
-    )
-    reference_mode: Literal["concat", "replace", "none"] = Field(
-        "concat",
-        description="Beside the layer's own keys and values, in their place, or not at all (vanilla TinyBERT).",
-    )
-    reference_keys: Literal["states", "embedding"] = Field(
-        "states",
-        description="Keys from the teacher's states, or from the student's embedding of the reference's tokens.",
-    )
-    reference_readout: bool = Field(
-        True,
-        description="Copy from the reference's states at the end too, in the teacher's own space; needs unprojected states. "
-        "Helps a short training; the student then leans on its reference (docs/log.md).",
-    )
-    reference_gate: bool = Field(
-        False,
-        description="What is read goes through gates that start at zero (Flamingo, sec. 2.2), under a softmax of its own. For "
-        "an encoder that starts from its teacher's layers: reading that nothing has taught yet undoes them (docs/log.md).",
-    )
-    initial: Literal["random", "teacher_embeddings", "teacher_layers"] = Field(
-        "teacher_embeddings",
-        description="Start the token embeddings from the teacher's, projected on their principal components; or copy them and "
-        "every n-th layer of a BERT teacher of the same hidden_size, num_attention_heads and intermediate_size (a factorised "
-        "table: its SVD).",
-    )
+    reference_layers: Literal["first", "all"] | tuple[int, ...] = "all"
+    """Layers that read the reference. `first` is the paper's; `all` was better in our probe."""
+    reference_mode: Literal["concat", "replace", "none"] = "concat"
+    """Beside the layer's own keys and values, in their place, or not at all (vanilla TinyBERT)."""
+    reference_keys: Literal["states", "embedding"] = "states"
+    """Keys from the teacher's states, or from the student's embedding of the reference's tokens."""
+    reference_readout: bool = True
+    """Copy from the reference's states at the end too, in the teacher's own space; needs unprojected states. Helps a short
+    training; the student then leans on its reference (docs/log.md)."""
+    reference_gate: bool = False
+    """What is read goes through gates that start at zero (Flamingo, sec. 2.2), under a softmax of its own. For an encoder
+    that starts from its teacher's layers: reading that nothing has taught yet undoes them (docs/log.md)."""
+    initial: Literal["random", "teacher_embeddings", "teacher_layers"] = "teacher_embeddings"
+    """Start the token embeddings from the teacher's, projected on their principal components; or copy them and every n-th
+    layer of a BERT teacher of the same hidden_size, num_attention_heads and intermediate_size (a factorised table: its
+    SVD)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -316,46 +248,31 @@ class StudentConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-class LossConfig(BaseModel, frozen=True, extra="forbid"):
+class LossConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """Weights of the distillation losses; a weight of zero turns its loss off."""
 
     hidden: NonNegativeFloat = Field(10.0, description="Token states (TinyBERT, eq. 8).")
     embedding: NonNegativeFloat = Field(0.0, description="Embedding output (TinyBERT, eq. 9); needs a teacher.")
-    attention: NonNegativeFloat = Field(
-        0.0,
-        description="Attention scores before softmax (TinyBERT, eq. 7); needs a teacher, with as many heads as the student.",
-    )
+    attention: NonNegativeFloat = 0.0
+    """Attention scores before softmax (TinyBERT, eq. 7); needs a teacher, with as many heads as the student."""
     relation: NonNegativeFloat = Field(1.0, description="Token-to-token relations of one layer (MiniLMv2, eq. 5).")
-    contrastive: NonNegativeFloat = Field(
-        0.2,
-        description="Sentence InfoNCE: the mutual-information bound. At 1 it crowds out the token states (docs/log.md).",
-    )
+    contrastive: NonNegativeFloat = 0.2
+    """Sentence InfoNCE: the mutual-information bound. At 1 it crowds out the token states (docs/log.md)."""
     prediction: NonNegativeFloat = Field(0.0, description="Soft cross-entropy (TinyBERT, eq. 10); needs teacher.head.")
-    label: NonNegativeFloat = Field(
-        0.0, description="Cross-entropy of a labelled task's own labels (squared error of a regression); no teacher's."
-    )
-    layer_map: Literal["last", "uniform"] | tuple[PositiveInt, ...] = Field(
-        "last",
-        description="Teacher layers that the hidden and the attention loss read: for the student's last layer, or for each of "
-        "its layers by TinyBERT's g(m) (`uniform`) or as listed, from 1; more than the last needs a teacher.",
-    )
-    relation_of: Literal["states", "qkv"] = Field(
-        "states",
-        description="What is related: states, which the memory has too, or MiniLMv2's queries, keys and values; those need a "
-        "teacher.",
-    )
-    relation_layer: PositiveInt | None = Field(
-        None,
-        description="Teacher layer, from 1, whose relations are taught; by default the last; another needs a teacher.",
-    )
-    relation_heads: PositiveInt = Field(
-        12, description="Heads that both sides are cut into for relations, whatever heads they have; MiniLMv2 takes 48."
-    )
+    label: NonNegativeFloat = 0.0
+    """Cross-entropy of a labelled task's own labels (squared error of a regression); no teacher's."""
+    layer_map: Literal["last", "uniform"] | tuple[PositiveInt, ...] = "last"
+    """Teacher layers that the hidden and the attention loss read: for the student's last layer, or for each of its layers by
+    TinyBERT's g(m) (`uniform`) or as listed, from 1; more than the last needs a teacher."""
+    relation_of: Literal["states", "qkv"] = "states"
+    """What is related: states, which the memory has too, or MiniLMv2's queries, keys and values; those need a teacher."""
+    relation_layer: PositiveInt | None = None
+    """Teacher layer, from 1, whose relations are taught; by default the last; another needs a teacher."""
+    relation_heads: PositiveInt = 12
+    """Heads that both sides are cut into for relations, whatever heads they have; MiniLMv2 takes 48."""
     contrastive_temperature: PositiveFloat = 0.05
-    reference_negatives: bool = Field(
-        True,
-        description="The references that were read are negatives of the contrastive loss too, so that none is copied.",
-    )
+    reference_negatives: bool = True
+    """The references that were read are negatives of the contrastive loss too, so that none is copied."""
     prediction_temperature: PositiveFloat = 1.0
 
     @model_validator(mode="after")

@@ -15,65 +15,44 @@ def nodes_in(url: str) -> tuple[str, ...]:
     return tuple(node.strip() for node in url.split(","))
 
 
-class StoreConfig(BaseModel, frozen=True, extra="forbid"):
+class StoreConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """The address of a memory, and the limits and settings of its client."""
 
-    url: str = Field(
-        default=EMBEDDED,
-        description="`embedded` starts a local server over the real engine; http(s)://host:6334 is a Qdrant gRPC address. "
-        "Nodes of one cluster are separated by commas: processes are distributed over them, and fail over to the next.",
-    )
+    url: str = EMBEDDED
+    """`embedded` starts a local server over the real engine; http(s)://host:6334 is a Qdrant gRPC address. Nodes of one
+    cluster are separated by commas: processes are distributed over them, and fail over to the next."""
     collection: str = Field(default="references", min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
-    api_key_env: str = Field(
-        default="QDRANT_API_KEY", description="Environment variable that holds the API key, if any."
-    )
-    lookup_deadline_ms: PositiveFloat = Field(
-        default=1000.0, description="A look-up that takes longer degrades to a cached or the null reference."
-    )
-    write_deadline_s: PositiveFloat = Field(
-        default=60.0, description="Longest time for one write with its retries; then the store counts as gone."
-    )
-    message_bytes: PositiveInt = Field(
-        default=MESSAGE_BYTES, description="Largest gRPC message accepted, on both sides."
-    )
-    upsert_bytes: PositiveInt = Field(
-        default=3_500_000, description="Largest upsert; batches over about 5 MB time out."
-    )
-    upserts_in_flight: PositiveInt = Field(
-        default=4, description="Most upserts in flight per writing process; more wait."
-    )
-    bulk_load: bool = Field(
-        default=True, description="Pause the HNSW index while a job loads points, and build it at the end."
-    )
-    index_deadline_s: PositiveFloat = Field(
-        default=3600.0, description="Longest wait for the index after a load; the build goes on after that."
-    )
-    cache_bytes: PositiveInt = Field(
-        default=64 * 2**20,
-        description="Cache of decoded references per process: those chosen often are not fetched again, and they are used "
-        "while the store is slow or gone.",
-    )
-    shard_number: PositiveInt | None = Field(
-        default=None,
-        description="Shards of a new collection, by default one per node of the cluster. Fixed at creation.",
-    )
+    api_key_env: str = "QDRANT_API_KEY"
+    """Environment variable that holds the API key, if any."""
+    lookup_deadline_ms: PositiveFloat = 1000.0
+    """A look-up that takes longer degrades to a cached or the null reference."""
+    write_deadline_s: PositiveFloat = 60.0
+    """Longest time for one write with its retries; then the store counts as gone."""
+    message_bytes: PositiveInt = MESSAGE_BYTES
+    """Largest gRPC message accepted, on both sides."""
+    upsert_bytes: PositiveInt = 3_500_000
+    """Largest upsert; batches over about 5 MB time out."""
+    upserts_in_flight: PositiveInt = 4
+    """Most upserts in flight per writing process; more wait."""
+    bulk_load: bool = True
+    """Pause the HNSW index while a job loads points, and build it at the end."""
+    index_deadline_s: PositiveFloat = 3600.0
+    """Longest wait for the index after a load; the build goes on after that."""
+    cache_bytes: PositiveInt = 64 * 2**20
+    """Cache of decoded references per process: those chosen often are not fetched again, and they are used while the store is
+    slow or gone."""
+    shard_number: PositiveInt | None = None
+    """Shards of a new collection, by default one per node of the cluster. Fixed at creation."""
     replication_factor: PositiveInt = Field(default=1, description="Copies of each shard, each on another node.")
-    write_consistency_factor: PositiveInt = Field(
-        default=1, description="Copies that must acknowledge a write; with fewer alive, writes fail."
-    )
-    read_consistency: PositiveInt | Literal["majority", "quorum", "all"] | None = Field(
-        default=None,
-        description="Copies that are read and compared on every read: a number, or a share of all; by default one is read.",
-    )
-    read_fan_out_factor: PositiveInt | None = Field(
-        default=None,
-        description="Further copies that are read at the same time; the first response is used: steadier latency, more work.",
-    )
-    max_document_frequency: PositiveInt = Field(
-        default=10_000,
-        description="Tokens in more points than this are left out of `keywords` queries, so that a look-up's cost does not "
-        "grow with the collection. Takes effect when term statistics are published, after a load.",
-    )
+    write_consistency_factor: PositiveInt = 1
+    """Copies that must acknowledge a write; with fewer alive, writes fail."""
+    read_consistency: PositiveInt | Literal["majority", "quorum", "all"] | None = None
+    """Copies that are read and compared on every read: a number, or a share of all; by default one is read."""
+    read_fan_out_factor: PositiveInt | None = None
+    """Further copies that are read at the same time; the first response is used: steadier latency, more work."""
+    max_document_frequency: PositiveInt = 10_000
+    """Tokens in more points than this are left out of `keywords` queries, so that a look-up's cost does not grow with the
+    collection. Takes effect when term statistics are published, after a load."""
 
     @property
     def nodes(self) -> tuple[str, ...]:
