@@ -268,33 +268,17 @@ class RefBertForSequenceClassification(RefBertPreTrainedModel):
         Everything else is as in `RefBertModel.forward`.
         """
         encoded = self.encoder(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            reference_ids,
-            reference_states,
-            reference_mask,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            output_qkv=output_qkv,
+            input_ids, attention_mask, token_type_ids, reference_ids, reference_states, reference_mask, return_dict=True,
+            output_hidden_states=output_hidden_states, output_attentions=output_attentions, output_qkv=output_qkv,
             output_projected_states=output_projected_states,
-            return_dict=True,
-        )
+        )  # fmt: skip
         logits = self.classifier(self.dropout(encoded.sentence_embedding))
         loss = None
         if labels is not None:
             one = self.config.num_labels == 1
             loss = F.mse_loss(logits.squeeze(-1), labels.float()) if one else F.cross_entropy(logits, labels)
-        return RefBertClassifierOutput(
-            loss=loss,
-            logits=logits,
-            projected_states=encoded.projected_states,
-            sentence_embedding=encoded.sentence_embedding,
-            hidden_states=encoded.hidden_states,
-            attention_scores=encoded.attention_scores,
-            readout_scores=encoded.readout_scores,
-            qkv=encoded.qkv,
-        )
+        parts = {name: part for name, part in encoded.items() if name != "last_hidden_state"}
+        return RefBertClassifierOutput(loss=loss, logits=logits, **parts)
 
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
