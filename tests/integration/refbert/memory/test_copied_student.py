@@ -30,7 +30,11 @@ from vector_store.store import Store
 STORED = [
     f"{what} {verb} {how}." for what in ("The film", "A phone") for verb in ("is", "was") for how in ("bad", "good")
 ]
-TEXTS = ["The film is much too long, and it says nothing at all that we had not heard before.", "a good phone", "it was bad"]
+TEXTS = [
+    "The film is much too long, and it says nothing at all that we had not heard before.",
+    "a good phone",
+    "it was bad",
+]
 OWN = """
 from vector_store.retriever import Retriever
 
