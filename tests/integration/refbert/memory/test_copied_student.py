@@ -61,9 +61,9 @@ def store_directory(tmp_path_factory):
         yield directory
 
 
-@pytest.fixture(scope="module", params=["keywords", "dense", "own.longest"])
+@pytest.fixture(scope="module")
 def student(request, tiny_teacher_path, tiny_run, store_directory, tmp_path_factory):
-    """A run's student/ folder; its memory is a collection of its own."""
+    """A run's student/ folder, of the criterion that the test asks for; its memory is a collection of its own."""
     references = ReferenceConfig(criterion=request.param, dense_index=request.param == "dense", dropout=0)
     config = tiny_run(name=request.param, references=references.model_dump(), store__collection=f"of-{request.param}")
     teacher = load_teacher(TeacherConfig(model=tiny_teacher_path, tokens=16))
@@ -96,6 +96,7 @@ def copied(student, tmp_path):
     return shutil.copytree(student, tmp_path / "copy")
 
 
+@pytest.mark.parametrize("student", ["keywords", "dense", "own.longest"], indirect=True)
 def test_a_copy_answers_as_the_original_without_the_run_and_without_ray(
     student, copied, store_directory, environment, tmp_path, monkeypatch
 ):
@@ -103,14 +104,15 @@ def test_a_copy_answers_as_the_original_without_the_run_and_without_ray(
     with refbert.load(student, store_directory) as reader:
         wanted = reader.encode(TEXTS)
     with embedded_server(store_directory) as url:
-        for place in (url, str(store_directory)):
-            words = [sys.executable, "-c", ANSWER, copied, place, tmp_path / "answer.npy", *TEXTS]
-            subprocess.run(words, env=environment, cwd=tmp_path, check=True)
-            np.testing.assert_array_equal(np.load(tmp_path / "answer.npy"), wanted)
+        place = url if "dense" in student.parent.name else str(store_directory)
+        words = [sys.executable, "-c", ANSWER, copied, place, tmp_path / "answer.npy", *TEXTS]
+        subprocess.run(words, env=environment, cwd=tmp_path, check=True)
+        np.testing.assert_array_equal(np.load(tmp_path / "answer.npy"), wanted)
     null = refbert.load(copied).encode(TEXTS)
     assert (np.abs(null - wanted).max(1) > 1e-4).all()
 
 
+@pytest.mark.parametrize("student", ["keywords"], indirect=True)
 def test_the_cards_snippet_runs_in_the_copied_folder_as_it_is_printed(
     copied, store_directory, environment, monkeypatch
 ):
@@ -128,6 +130,7 @@ def test_the_cards_snippet_runs_in_the_copied_folder_as_it_is_printed(
         assert len(np.fromstring(done.stdout.strip().strip("[]"), sep=" ")) == 48
 
 
+@pytest.mark.parametrize("student", ["keywords"], indirect=True)
 def test_what_cannot_be_read_is_refused_in_one_line(student, copied, store_directory, tmp_path, monkeypatch):
     monkeypatch.setattr("refbert.memory.reader.FIRST_ANSWER_S", 0.5)
     with pytest.raises(StoreError, match="there is no store in"):
@@ -146,18 +149,15 @@ def test_what_cannot_be_read_is_refused_in_one_line(student, copied, store_direc
         refbert.load(copied, store_directory)
 
 
-def test_a_dense_memory_is_asked_with_the_table_that_travels_with_the_student(student, copied, store_directory):
-    if not (copied / SENTENCE_TABLE).exists():
-        assert not RefBertConfig.from_pretrained(student).memory["dense_index"]
-        return
+@pytest.mark.parametrize("student", ["dense"], indirect=True)
+def test_a_dense_memory_is_asked_with_the_table_that_travels_with_the_student(copied, store_directory):
     (copied / SENTENCE_TABLE).unlink()
     with pytest.raises(InputError, match=r"sentence_table.safetensors is missing.*copy the whole student/ folder"):
         refbert.load(copied, store_directory)
 
 
-def test_a_reader_that_was_closed_says_so(student, store_directory, tmp_path, monkeypatch):
-    (tmp_path / "own.py").write_text(OWN)
-    monkeypatch.syspath_prepend(tmp_path)
+@pytest.mark.parametrize("student", ["keywords"], indirect=True)
+def test_a_reader_that_was_closed_says_so(student, store_directory):
     with refbert.load(student, store_directory) as reader:
         reader.encode(TEXTS)
     with pytest.raises(InputError, match="was closed"):
