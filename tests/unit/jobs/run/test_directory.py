@@ -28,7 +28,7 @@ def test_workers_shards_and_pace_may_change_between_submissions(home, tiny_run):
         ({"train__targets": "teacher", "train__clip": 0.5}, "train.clip, train.targets"),
     ],
 )
-def test_what_changes_the_student_is_refused_in_one_line_that_names_it(home, tiny_run, change, named):
+def test_a_changed_option_of_the_student_is_refused_by_name_in_one_line(home, tiny_run, change, named):
     claim_directory(tiny_run())
     with pytest.raises(
         InputError, match=f"holds a run with another {named}; give another name=..., or delete it"
