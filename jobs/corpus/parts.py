@@ -1,9 +1,9 @@
-"""The parts of a corpus that is being read: so many passages of one file each, written completely or not at all.
+"""A corpus is read in parts: each holds some thousand passages of one file, written completely or not at all.
 
     <corpora>/<key>.parts/<thousand>/<file>-<first row>-<next row>[-end].arrow     numbers in digits
 
-A reading that was killed goes on after the last part of each file: finished files are not opened again, finished rows of the
-others not parsed again. Parts travel by the shared home, so Ray carries counts only, and what a reader holds is one block.
+A killed job resumes after the last part of each file: finished files are not opened again, finished rows of the others not
+parsed again. Parts lie in the shared home: Ray carries counts only, and a reader holds one block in memory.
 """
 
 import time
@@ -44,11 +44,11 @@ SCHEMA = pa.schema(
 )
 BLOCK_ROWS = 2048
 PART_PASSAGES = 16_384
-"""What a killed reading repeats at most, of each file that was being read."""
+"""A killed job reads at most so many passages again, of each file that was open."""
 
 
 class CorpusPart(NamedTuple):
-    """A finished part, told by its name."""
+    """A finished part; its name says which rows are in it."""
 
     path: Path
     file: int
@@ -68,7 +68,7 @@ class CorpusPart(NamedTuple):
 
 
 class ReadAndSplit:
-    """Ray Data stage: files in, one row per part out, finished ones first. Bad rows are in their part, with their reason."""
+    """Ray Data stage: files in, one row per part out, finished parts first. A part also holds its bad rows, with the reason."""
 
     def __init__(self, folder: Path, corpus: CorpusConfig, teacher: str, tokens: int) -> None:
         self.folder, self.corpus, self.teacher, self.tokens = folder, corpus, teacher, tokens
@@ -110,7 +110,9 @@ class ReadAndSplit:
             with pa.OSFile(str(draft), "wb") as output, pa.ipc.new_file(output, SCHEMA) as writer:
                 while good < PART_PASSAGES and not is_last:
                     some = list(islice(rows, BLOCK_ROWS))
-                    made = [made for row in some for made in row_passages(row, self.corpus, tokenizer, self.tokens)]
+                    made = [
+                        passage for row in some for passage in row_passages(row, self.corpus, tokenizer, self.tokens)
+                    ]
                     next_row += len(some)
                     good += sum("rejected" not in passage for passage in made)
                     is_last = len(some) < BLOCK_ROWS or (most is not None and passages + good >= most)

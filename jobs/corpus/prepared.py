@@ -1,9 +1,9 @@
 """The prepared corpus: passages in random-access files, read and split once per corpus, teacher and token budget.
 
-Ray Data streams the files into parts, which survive a kill (see `parts`); the driver makes of them two Arrow files,
-`train` and `heldout`, which training rows are the first of their text, the rows that could not be read (with their reasons),
-and the counts. Ingest, training and evaluation all read them by memory map, so the order of a run depends on its seed and on
-nothing else. No step holds more than a part and a bucket of digests, however large the corpus.
+Ray Data streams the files into parts, which survive a kill (see `parts`). From these the driver writes two Arrow files, `train`
+and `heldout`; the numbers of the training rows that are the first of their text; the rows that could not be read, with their
+reasons; and the counts. Ingest, training and evaluation read them by memory map: the order of a run depends on its seed alone.
+Memory holds a part and a bucket of digests at most, however large the corpus.
 """
 
 import json
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 PASSAGE_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("rejected"))
 FORMAT_VERSION = 3
-"""Changes when a preparation of before cannot be read any more."""
+"""Changes when earlier preparations can no longer be read."""
 
 REJECTED = "rejected.jsonl"
 DISTINCT = "distinct.npy"
@@ -53,7 +53,7 @@ MOST_BLOCKS = 2000
 
 @dataclass(frozen=True)
 class CorpusCounts:
-    """What became of a corpus: rows rejected, and passages made of the rest, by split; `distinct` training texts."""
+    """Rows rejected, passages of the rest by split, `distinct` training texts, and the labels that occur."""
 
     rejected: int
     train: int
@@ -69,7 +69,7 @@ class PreparedCorpus:
     directory: Path
     counts: CorpusCounts
     content: str
-    """Tells what the training rows and their order are, wherever and whenever their files were put there."""
+    """Digest of the training rows in their order; the same wherever their files lie."""
 
     def table(self, split: str) -> pa.Table:
         """Memory-map one split: columns text, text_pair, label, document, source, split."""
@@ -149,7 +149,7 @@ def prepare(config: RunConfig) -> PreparedCorpus:
 
 
 def already_prepared(config: RunConfig) -> PreparedCorpus | None:
-    """Return the corpus where it has been read before, and read nothing."""
+    """Return the prepared corpus; None where it has not been prepared yet."""
     directory = _directory(config, corpus_files(config.corpus))
     return open_prepared(directory) if (directory / "manifest.json").exists() else None
 
@@ -193,7 +193,7 @@ def first_rows(passages: pa.Table) -> NDArray[np.int64]:
 
 def corpus_key(corpus: CorpusConfig, teacher: TeacherConfig, files: list[str]) -> str:
     """Return 16 hex digits that change with the options and with each file's size and time, wherever it lies."""
-    packaged = corpus.path.startswith(PREFIX)  # told by its checksum, wherever and whenever it was unpacked
+    packaged = corpus.path.startswith(PREFIX)  # its checksum identifies it, wherever and whenever it was unpacked
     states = [()] * len(files) if packaged else _file_states(corpus, files)
     named = [[Path(file).name if packaged else file, *state] for file, state in zip(files, states, strict=True)]
     options = json.dumps({"corpus": corpus.model_dump(mode="json")}, sort_keys=True)
@@ -217,13 +217,13 @@ def _write(corpus: CorpusConfig, teacher: TeacherConfig, files: list[str], direc
             manifest = {"files": files, "counts": asdict(found), "content": checksum(scratch / "train.arrow")[:16]}
             (scratch / "manifest.json").write_text(json.dumps(manifest, indent=2))
     except InputError:
-        shutil.rmtree(parts)  # what is wrong is in the files: nothing to go on from
+        shutil.rmtree(parts)  # the mistake is in the files: there is nothing to resume
         raise
     shutil.rmtree(parts)
 
 
 def _read_parts(corpus: CorpusConfig, teacher: TeacherConfig, files: list[str], folder: Path) -> list[CorpusPart]:
-    """Read the files that have no finished parts yet; the parts that make up the corpus, in the order of files."""
+    """Read what has no finished parts yet; return the parts of the whole corpus, in the order of files."""
     for draft in folder.glob("*.draft"):
         draft.unlink()
     source = ray.data.from_items(

@@ -1,6 +1,6 @@
-"""What is measured of a student beside its teacher: fidelity, a linear classifier, latency, one text explained.
+"""Measure a student beside its teacher: fidelity, a linear classifier, latency, one text explained.
 
-Runs on one worker of the cluster, which says how far it is; the driver shows that.
+Runs on one worker of the cluster, which reports its progress to the driver.
 """
 
 import json
@@ -52,7 +52,7 @@ class EvaluationJob:
 
 
 class Event(NamedTuple):
-    """News from the evaluating worker: a stage, how many texts it has to do, and how many more are done."""
+    """Progress of the evaluating worker: a stage, how many texts it has to do, and how many more are done."""
 
     stage: str
     total: int
@@ -160,7 +160,7 @@ def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
 
 
 def heldout_rows(job: EvaluationJob, teacher: Teacher, store: Store | None) -> list[dict[str, Any]]:
-    """Draw held-out passages; those that another run has stored in the same memory are left out, and said."""
+    """Draw held-out passages; those that another run has stored in the same memory are left out, with a warning."""
     table = job.corpus.table("heldout")
     chosen = np.random.default_rng(job.config.seed).permutation(table.num_rows)[: job.config.evaluate.texts]
     rows = PassageRows(table).at(np.sort(chosen))

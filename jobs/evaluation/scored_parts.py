@@ -1,4 +1,4 @@
-"""Offline scoring by parts: ranges of a file's rows, each written completely or not at all, and what the whole output says.
+"""Offline scoring in parts: each part is a range of a file's rows, written completely or not at all; a manifest sums them up.
 
 Runs on Ray Data; each worker has a student and a client of its memory.
 """
@@ -111,7 +111,7 @@ def scoring_identity(
 
 
 def claim_output(output: OutputFolder, identity: dict[str, Any]) -> None:
-    """Say whose the output is; refuse one that holds another result."""
+    """Write the result's identity into the output; refuse an output that holds another result."""
     before = output.read(IDENTITY)
     if before is None and output.names(PARTS):
         raise InputError(f"{output.root} holds parts of something else; give another predict.output=..., or delete it")
@@ -125,7 +125,7 @@ def claim_output(output: OutputFolder, identity: dict[str, Any]) -> None:
 
 
 def finished_counts(output: OutputFolder) -> dict[str, int] | None:
-    """Return the counts of a finished output; one whose parts are gone again loses its manifest."""
+    """Return the counts of a finished output, else None; where parts were deleted since, the manifest goes too."""
     content = output.read(MANIFEST)
     if content is None:
         return None
@@ -272,7 +272,7 @@ def rung(found: Neighbours | None, row: int) -> Literal["live", "cached", "null"
 
 
 def finish(output: OutputFolder, files: list[str], identity: dict[str, Any]) -> dict[str, int]:
-    """Add up what the parts say of themselves; write rejected.jsonl and, last, the manifest. Returns the counts."""
+    """Add up the counts in the parts' metadata; write rejected.jsonl and, last, the manifest. Returns the counts."""
     for name in (names := output.names(PARTS)):
         if name.endswith(".partial"):  # of a worker that was killed
             output.filesystem.delete_file(output.path(PARTS, name))

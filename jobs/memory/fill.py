@@ -1,7 +1,7 @@
 """Fill a memory: stream a prepared corpus through the teacher, and store each text's states where it is not yet stored.
 
-A row is done only when the store has acknowledged it; what the memory already holds is never encoded again, and what a killed
-job had finished is not even read again. Every row is accounted for: read = skipped + duplicate + written + rejected.
+A row is done only when the store has acknowledged it. What the memory already holds is never encoded again; what a killed job
+had finished is not even read again. Every row is accounted for: read = skipped + duplicate + written + rejected.
 """
 
 import json

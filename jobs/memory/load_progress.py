@@ -1,4 +1,4 @@
-"""How far a load came: one number per chunk of the corpus, in a file that a killed job leaves behind.
+"""Progress of a load: one number per chunk of the corpus, in a file that survives a killed job.
 
 A chunk is so many distinct training texts, the ones of one encoder call. Its number is what it wrote, plus one; 0 while it is
 not done. A chunk counts as done only when the store has acknowledged all of it, and is then neither read nor asked for again.
@@ -49,7 +49,7 @@ class LoadProgress:
         return int((self._chunks[self._chunks > 0] - 1).sum())
 
     def finish(self, chunk: int, written: int) -> None:
-        """Note that a chunk is stored whole. It need not be on disk before a machine's power fails: it is then asked again."""
+        """Note that a chunk is stored whole. A note that a power cut loses only means that the chunk is looked up again."""
         self._chunks[chunk] = written + 1
 
     def forget(self) -> None:
@@ -58,7 +58,7 @@ class LoadProgress:
             path.unlink()
 
     def state(self, state: str, points: int, counts: dict[str, int]) -> bytes:
-        """Return what the collection is to say of its load."""
+        """Return the load's state as the JSON that the collection keeps."""
         return json.dumps(
             {
                 "corpus": self.corpus.directory.name,
@@ -80,9 +80,9 @@ class LoadProgress:
 
 
 def load_progress(store: Store, corpus: PreparedCorpus, chunk_texts: int) -> LoadProgress:
-    """Go on with the collection's last load where it was of this corpus and did not end, else begin a new one.
+    """Resume the collection's last load where it was of this corpus and did not end, else begin a new one.
 
-    A load from which points have been deleted since begins anew: every text is then asked for again.
+    Where points have been deleted since, a new one begins: every text is then looked up again.
     """
     found = load_state(store)
     points = store.count()

@@ -2,8 +2,8 @@
 
 A plan is one array under the prepared corpus, aligned with its training passages, named by a digest of everything that
 decides neighbours: the memory and its state, the criterion, what is excluded, how many are wanted. Epochs, resumed runs, and
-other runs over the same corpus and memory read it; a memory that has grown since gets a plan of its own. Building one is a
-search per passage, which pays where training sees a passage more than once, or waits for searches.
+other runs over the same corpus and memory read it; a memory that has grown since gets a plan of its own. Building one takes a
+search per passage: it pays where training sees a passage more than once, or waits for searches.
 """
 
 import io
@@ -37,7 +37,7 @@ CHOICE = np.dtype([("id", np.uint8, (16,)), ("score", "<f4")])
 
 BATCH = 32
 BATCHES_PER_CHUNK = 64
-"""What a killed build loses at most."""
+"""A killed build repeats at most so many."""
 
 FORMAT = 2
 

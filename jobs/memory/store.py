@@ -17,7 +17,7 @@ CLUSTER_STORE = "REFBERT_STORE_URL"
 """Where a cluster serves the store that its jobs call embedded."""
 
 PATIENCE_MS = 30_000.0
-"""Look-ups run ahead of the step, so training can wait for a slow store where a server has to degrade."""
+"""Training looks up ahead of the step, so it can wait for a slow store; a server has to degrade."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ IDENTITY_OF_TASK = ("task", "task_stage")
 
 
 def training_identity(config: RunConfig, of_task: bool = False) -> dict[str, Any]:
-    """Return by name what this run's student depends on, or a task's student of it."""
+    """Return the options, by name, that this run's student depends on, or a task's student of this run."""
     identity = config.model_dump(mode="json", include={*IDENTITY, *(IDENTITY_OF_TASK if of_task else ())})
     del identity["references"]["plan"]  # how neighbours are looked up, not which
     train = config.train.model_dump(mode="json", include=IDENTITY_OF_TRAINING)
@@ -50,7 +50,7 @@ def claim_directory(config: RunConfig, student: Path | None = None) -> None:
 
 
 def is_complete(config: RunConfig) -> bool:
-    """Whether this very run has been trained to its end."""
+    """Whether the run has been trained to its end. Refuses a directory that another configuration has trained in."""
     manifest = config.run_directory / "manifest.json"
     if not manifest.exists():
         return False
@@ -66,7 +66,7 @@ def write_manifest(config: RunConfig, training: dict[str, float]) -> None:
 
 @contextmanager
 def training_lock(directory: Path) -> Iterator[None]:
-    """Hold the directory's lock: two trainings under one name would mix their checkpoints."""
+    """Hold the directory's lock, or raise InputError: two trainings under one name would mix their checkpoints."""
     lock = FileLock(directory / "training.lock", blocking=False)
     try:
         lock.acquire()

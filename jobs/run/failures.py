@@ -1,4 +1,4 @@
-"""What a failure means to the user: the known cause inside what Ray wraps around it, and the exit code of a job."""
+"""The known cause of a failure, inside whatever Ray wrapped around it, and the exit code of the job."""
 
 from refbert.errors import InputError, UnavailableError
 from vector_store.errors import StoreError, StoreUnavailable

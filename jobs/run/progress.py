@@ -1,4 +1,4 @@
-"""How a job shows that it is alive: one tqdm bar per stage on the driver, with rate, remaining time and latest figures.
+"""A job's progress bars: one of tqdm per stage, on the driver, with rate, remaining time and latest figures.
 
 On a terminal the bar redraws; in a log file, where redrawing would make one long line, it prints a line now and then.
 """

@@ -1,7 +1,7 @@
-"""What a run tells Prometheus, through Ray, on every node's metrics port (`ray start --metrics-export-port`).
+"""The metrics of a run for Prometheus, exported by Ray on every node's metrics port (`ray start --metrics-export-port`).
 
-Gauges of a run that is under way, `ray_refbert_NAME{run}`, are there for as long as its process lives: who watches one sees a
-run that stands still, and none that has ended. Counters of each stage of a job, labelled with the stage:
+Gauges of a run that is under way, `ray_refbert_NAME{run}`, are there for as long as its process lives: a run that stands
+still is seen, one that has ended is not. Counters of each stage of a job, labelled with the stage:
 
     ray_refbert_stage_rows_total           read: rows of files; encode: texts; store: points acknowledged; train: texts
     ray_refbert_stage_tokens_total         encode, train: tokens, special ones included
@@ -46,7 +46,7 @@ REPEAT_S = 5.0
 class RunGauges:
     """The gauges of one run in one process: what `values` holds of them, set again every few seconds until closed.
 
-    `values` is the owner's, who goes on changing it.
+    The owner of `values` keeps changing it.
     """
 
     def __init__(self, kind: Mapping[str, tuple[str, str]], run: str, values: dict[str, Any]) -> None:
@@ -64,7 +64,7 @@ class RunGauges:
         self.close()
 
     def close(self) -> None:
-        """Leave the series to end."""
+        """Stop setting the gauges: their series end."""
         self._closed.set()
         self._repeater.join()
 

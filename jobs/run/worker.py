@@ -25,7 +25,7 @@ def set_up_worker(workers_per_node: int, num_gpus: float, threads: int | None = 
 
 
 def quiet_libraries() -> None:
-    """Silence what says nothing to a user: progress bars over one file, advice about a library's next version."""
+    """Silence noise: progress bars over one file, advice about a library's next version."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning)

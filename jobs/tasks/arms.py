@@ -1,4 +1,4 @@
-"""The arms of an ablation on one task: what each student reads and learns from, its training, and the task's report.
+"""The arms of an ablation on one task: what each arm's students read and learn from, their training, and the task's report.
 
 Teacher, memory and plans of a task are made once and shared by its arms.
 """
@@ -104,7 +104,7 @@ def arm_config(config: RunConfig, arm: Arm) -> RunConfig:
 
 
 def evaluations(references: ReferenceConfig, arm: Arm) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Name the ways in which an arm's student is asked: its own first; the nearest's also with its reference swapped."""
+    """Return how an arm's student is evaluated, by name: its own way first; the nearest's also with its reference swapped."""
     nearest, excluded = references.criterion, references.exclude_splits
     guarded = (*excluded, NEAR_DUPLICATE)
     if arm != "nearest":

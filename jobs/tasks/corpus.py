@@ -1,7 +1,7 @@
 """A labelled task as a prepared corpus: its training split is what the memory stores, its development splits are held out.
 
 Training rows that nearly repeat a development row are stored under a split of their own, which look-ups leave out: the leak
-guard. So are copies of training rows (refbert/augmentation.py), which are there to be learned from. Reads and writes files.
+guard. Copies of training rows (refbert/augmentation.py), which are only trained on, have a split of their own too.
 """
 
 import json
@@ -87,8 +87,8 @@ def prepare_task(task: TaskConfig, home: Path) -> TaskCorpus:
 def augmented(config: RunConfig, corpus: TaskCorpus, teacher: Teacher) -> TaskCorpus:
     """Return the task with copies of its training rows behind them, made or found prepared.
 
-    A copy is of its row's document, which keeps it from reading that row. Words are replaced by those that the teacher's token
-    embeddings call like them.
+    A copy is of its row's document, which keeps it from reading that row. Words are replaced by their neighbours in the
+    teacher's token embeddings.
     """
     augment = config.task_stage.augment
     key = digest(corpus.prepared.directory.name, teacher.fingerprint, augment.model_dump(mode="json"), config.seed)

@@ -1,7 +1,7 @@
 """One student of a labelled task: trained phase by phase while it reads references from the task's memory, then scored.
 
 Runs on one worker of the cluster: tasks are small, and what is spread is the students. References and targets come from the
-memory, the teacher's logits from its answers: no teacher runs here. A killed training goes on from its last epoch.
+memory, the teacher's logits from its answers: no teacher runs here. A killed training resumes after its last epoch.
 """
 
 import json
@@ -159,7 +159,7 @@ def train_phase(
         stack.callback(stream.close)
 
         def loss_of(step: int) -> torch.Tensor:
-            if step != stream.number:  # a resumed training's first
+            if step != stream.number:  # the first step after a restore
                 stream.load_state_dict({"micro_batches": step})
             batch, targets = (moved(part, device) for part in next(stream))
             loss, _ = distiller(batch, targets)

@@ -1,8 +1,8 @@
-"""A training's checkpoint: one file that any number of workers and any ZeRO stage can go on from.
+"""A training's checkpoint: one file, from which any number of workers with any ZeRO stage can resume.
 
-It holds float32 weights and AdamW's two moments by parameter name, put together from all shards, and in its header what the
-loop must know. Not DeepSpeed's own shards: those fit only the workers and the stage that wrote them. Beside it, written
-last, lies its checksum. A thread writes while the training goes on. Needs no Ray.
+It holds float32 weights and AdamW's two moments by parameter name, put together from all shards, and in its header the
+loop's own state. DeepSpeed's own shards would fit only the workers and the stage that wrote them. The checksum is in a file
+of its own, written last. A thread writes while the training continues. Needs no Ray.
 """
 
 import json
@@ -103,7 +103,7 @@ class Checkpoints:
     def newest_intact(self) -> Path | None:
         """Find the newest checkpoint whose checksum holds, with a warning for each that is passed over; None without any.
 
-        Raises InputError where there are some and none is intact: to start over is for the user to say.
+        Raises InputError where there are some and none is intact: whether to start over is the user's decision.
         """
         older_format = sorted(self.folder.glob("checkpoint_*"))
         if older_format:
@@ -125,9 +125,9 @@ class Checkpoints:
         return None
 
     def save(self, engine: Any, step: int, state: dict[str, Any]) -> None:
-        """Copy what is to be kept, and write it while the training goes on; every rank takes part.
+        """Copy the state, and write it while the training continues; every rank takes part.
 
-        Waits for the checkpoint before, and raises what went wrong with it.
+        Waits for the checkpoint before, and raises its error if it had one.
         """
         tensors = training_tensors(engine)
         if engine.global_rank == 0:
@@ -135,7 +135,7 @@ class Checkpoints:
             self._writing = self._writer.submit(self._write, step, tensors, state)
 
     def wait(self) -> None:
-        """Return when what was saved is written; raises what went wrong."""
+        """Wait until the last save is on disk; raises its error if it had one."""
         if self._writing is not None:
             self._writing.result()
             self._writing = None
@@ -148,7 +148,7 @@ class Checkpoints:
         write_checkpoint(self.at(step), tensors, state)
         steps = self.steps()
         past = [other for other in steps if other <= step]
-        # Later ones were damaged, else the training had gone on from them.
+        # Later ones were damaged: else the training would have resumed from them.
         for other in {*steps} - {*past[: self.keep]}:
             shutil.rmtree(self.at(other), ignore_errors=True)
 

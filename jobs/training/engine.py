@@ -1,4 +1,4 @@
-"""The DeepSpeed engine of a training, as the config has it: what is sharded, in which precision, computed again or compiled."""
+"""Build the DeepSpeed engine of a training: sharding, precision, activation checkpointing and compilation by the config."""
 
 import logging
 import os
@@ -51,7 +51,7 @@ def build_engine(distiller: Distiller, train: TrainConfig, step: int = 0) -> Any
 
 
 def fit_layers(distiller: Distiller, train: TrainConfig) -> None:
-    """Have the student's layers compute their activations again in the backward, and compile each, where the config says so.
+    """Turn on activation checkpointing of the student's layers, and compile each, where the config says so.
 
     Losses stay the same, and the names of parameters too. Layers are alike, so that one compilation serves all of them.
     """

@@ -1,4 +1,4 @@
-"""What a training measures of itself: losses, rates and waiting, written to metrics.jsonl and TensorBoard, shown as a bar."""
+"""The metrics of a training: losses, rates and waiting, written to metrics.jsonl and TensorBoard, shown as a bar."""
 
 import json
 import threading
@@ -19,7 +19,7 @@ from jobs.training.stream import DistillStream
 
 METRICS = "metrics.jsonl"
 STARTS = "starts.jsonl"
-"""One line per start of the workers: at which step, on how many of them, and how many steps are made again for it."""
+"""One line per start of the workers: at which step, on how many workers, and how many steps are repeated for it."""
 
 RUNGS = ("live", "cached", "null")
 """Of the degrade ladder, by which every look-up is answered."""
@@ -36,7 +36,7 @@ class TrainingProgress:
 
 
 class MetricsLogger:
-    """Counts steps and writes them down: metrics.jsonl and TensorBoard.
+    """Averages the metrics of steps, and writes them to metrics.jsonl and TensorBoard.
 
     Losses are means over the micro-batches of all workers; waiting and look-ups are the writer's own, rank 0's, since its
     start.
@@ -121,7 +121,7 @@ class MetricsLogger:
             self.latest.update(line)
 
     def snapshot(self, stream: DistillStream) -> TrainingProgress:
-        """Return what a checkpoint must know, earlier submissions included; every rank takes part."""
+        """Return the progress for a checkpoint, earlier submissions included; every rank takes part."""
         counts = stream.source.counts if stream.source else {}
         ours = torch.tensor([float(counts.get(rung, 0)) for rung in RUNGS], device=self.device)
         torch.distributed.all_reduce(ours)
@@ -161,7 +161,7 @@ class MetricsLogger:
 
 @contextmanager
 def training_bar(metrics: Path, steps: int) -> Iterator[None]:
-    """Show a bar that follows metrics.jsonl, which lies where the driver sees it, wherever the workers run."""
+    """Show a bar that follows metrics.jsonl: the driver can read that file, wherever the workers run."""
     done = threading.Event()
 
     def follow() -> None:

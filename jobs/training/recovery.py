@@ -1,8 +1,8 @@
-"""How a training survives what happens to its workers: what is tried again and how often, and on how many of them.
+"""How a training recovers from failing workers: what is retried, how often, and on how many workers.
 
-A worker that is killed, preempted or cut off ends all of them; Ray Train starts them anew, on as many as there is room for,
-and they go on from the newest intact checkpoint. What would fail again (a mistake in the config, another teacher's memory)
-ends the job at once.
+A worker that is killed, preempted or cut off ends all of them. Ray Train restarts them, on as many as there is room for, and
+they resume from the newest intact checkpoint. What would fail again (a mistake in the config, another teacher's memory) ends
+the job at once.
 """
 
 import logging
@@ -18,14 +18,14 @@ from vector_store.errors import StoreUnavailable
 log = logging.getLogger(__name__)
 
 MESSAGE_CHARACTERS = 200
-"""Of a failure, on screen; Ray explains at length what may have killed a process, and its logs have all of it."""
+"""Shown of a failure; Ray explains at length what may have killed a process, and its logs have all of it."""
 
 
 class Recovery(UserCallback):
-    """Runs beside Ray Train's controller: says what failed, and lets no mistake be tried again."""
+    """Callback of Ray Train's controller: logs what failed, and ends the training on a mistake of the user."""
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Raise a known mistake, which ends the training; say of anything else that it is tried again."""
+        """Raise a known mistake, which ends the training; log anything else, which is retried."""
         for error in worker_exceptions.values():
             known = known_cause(error)
             if known is not None and not isinstance(known, StoreUnavailable):
@@ -36,7 +36,7 @@ class Recovery(UserCallback):
 
 
 def failure_config(train: TrainConfig) -> FailureConfig:
-    """How often failing workers are started anew; preempted ones always are."""
+    """How often failed workers are restarted; preempted ones always are."""
     return FailureConfig(max_failures=train.max_failures)
 
 

@@ -101,7 +101,7 @@ class DistillStream:
         return {"micro_batches": self.number - self.rank}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after `state`'s micro-batches, by whichever number of workers they were read."""
+        """Continue after `state`'s micro-batches, however many workers read them."""
         for _, future in self._ahead:
             future.cancel()
         self._ahead.clear()
@@ -116,7 +116,7 @@ class DistillStream:
         )
 
     def close(self) -> None:
-        """Stop looking ahead."""
+        """Stop prefetching."""
         self._executor.shutdown(cancel_futures=True)
 
     def make(self, number: int) -> BatchAndTargets:

@@ -58,7 +58,7 @@ def rows_of(parts: list[CorpusPart]) -> list[dict[str, object]]:
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("write", [jsonl, text, in_groups])
 @pytest.mark.parametrize("stop_after", [1, 3, 5, 6])
-def test_a_reading_that_was_killed_ends_as_an_undisturbed_one(tmp_path, write: Callable[[Path], None], stop_after):
+def test_a_killed_reading_resumes_with_the_same_passages(tmp_path, write: Callable[[Path], None], stop_after):
     ending = {jsonl: "jsonl", text: "txt", in_groups: "parquet"}[write]
     files = [tmp_path / f"{name}.{ending}" for name in "ab"]
     for file in files:
@@ -93,7 +93,7 @@ def test_finished_rows_are_not_parsed_again(tmp_path):
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_no_more_is_read_than_passages_are_wanted(tmp_path):
+def test_reading_stops_at_max_texts(tmp_path):
     file = tmp_path / "a.jsonl"
     jsonl(file)
     parts = read(tmp_path / "parts", [file], max_texts=30)

@@ -28,7 +28,7 @@ def test_rows_that_are_their_own_documents_are_held_out_one_by_one():
     assert set(splits([f"file#{n}" for n in range(20)], named=False)) == {"train", "heldout"}
 
 
-def test_about_the_share_asked_for_becomes_pairs_that_hold_the_whole_passage():
+def test_pair_share_of_the_passages_become_pairs_without_losing_text():
     corpus = CORPUS.model_copy(update={"pair_share": 0.25})
     texts = [f"sentence {n} begins. And ends here {n}" for n in range(400)]
     found = [next(row_passages(Row(text, None, "d", "file", 0), corpus, None, 16)) for text in texts]
@@ -54,7 +54,7 @@ def test_rows_are_taken_from_many_chunks_in_the_order_asked_for():
 
 
 @pytest.mark.parametrize("bucket_rows", [10, 1000])
-def test_the_first_row_of_each_text_is_found_whatever_fits_into_memory(monkeypatch, bucket_rows):
+def test_the_first_row_of_each_text_is_found_with_any_bucket_size(monkeypatch, bucket_rows):
     monkeypatch.setattr(prepared, "BUCKET_ROWS", bucket_rows)
     table = chunked_table([50, 60])
     texts = table["text"].to_pylist()

@@ -45,7 +45,7 @@ def test_a_run_saved_under_the_students_earlier_option_names_is_the_same_run(hom
         ({"train__targets": "teacher", "train__clip": 0.5}, "train.clip, train.targets"),
     ],
 )
-def test_what_changes_the_student_is_refused_in_one_line_that_names_it(home, tiny_run, change, named):
+def test_a_changed_option_of_the_student_is_refused_by_name_in_one_line(home, tiny_run, change, named):
     claim_directory(tiny_run())
     with pytest.raises(
         InputError, match=f"holds a run with another {named}; give another name=..., or delete it"

@@ -6,7 +6,7 @@ from jobs.run import telemetry as gauges
 from jobs.run.telemetry import TRAINING, RunGauges
 
 
-def test_a_run_that_stands_still_is_told_again_and_again_and_one_that_ended_no_more(monkeypatch):
+def test_gauges_are_repeated_until_the_run_ends(monkeypatch):
     told = []
     monkeypatch.setattr(gauges, "REPEAT_S", 0.01)
     monkeypatch.setattr(gauges.Gauge, "set", lambda gauge, value, tags: told.append((gauge.info["name"], value, tags)))

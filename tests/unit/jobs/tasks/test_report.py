@@ -60,7 +60,7 @@ def test_differences_are_paired_by_seed(report):
     assert 0 < found["p"] < 1
 
 
-def test_goals_hold_what_was_reached(report):
+def test_goals_carry_the_values_that_were_reached(report):
     by_name = {goal["name"]: goal for goal in goals(report)}
     assert by_name["nearest / teacher, average"]["value"] == pytest.approx(0.875)
     assert not by_name["nearest / teacher, average"]["met"]
@@ -79,7 +79,7 @@ def test_shares_of_a_score_of_zero_are_dashes_and_goals_that_are_not_met(report,
     assert (kept["name"], kept["value"], kept["met"]) == ("nearest / teacher, average", None, False)
 
 
-def test_the_swap_table_asks_one_students_in_every_way(report):
+def test_the_swap_table_evaluates_one_student_in_every_way(report):
     assert [row[0] for row in swap_rows(report)] == ["nearest", "random", "null", "nearest_unguarded"]
 
 

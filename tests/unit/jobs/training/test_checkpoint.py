@@ -48,7 +48,7 @@ def test_the_newest_few_are_kept_and_the_newest_is_found(checkpoints):
     assert Checkpoint(checkpoints.newest_intact()).state() == {"step": 9}
 
 
-def test_what_is_written_is_a_copy_of_the_moment_of_saving(checkpoints, monkeypatch):
+def test_a_checkpoint_holds_the_weights_of_the_moment_of_saving(checkpoints, monkeypatch):
     from jobs.training import checkpoint
 
     engine, write = engine_with(1.0), checkpoint.write_checkpoint
@@ -76,7 +76,7 @@ def test_what_is_written_is_a_copy_of_the_moment_of_saving(checkpoints, monkeypa
         (lambda folder: (folder / MANIFEST).write_text("[]"), "cannot be read"),
     ],
 )
-def test_a_damaged_newest_is_passed_over_with_a_warning_and_written_anew(checkpoints, caplog, hurt, message):
+def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning_and_written_again(checkpoints, caplog, hurt, message):
     save(checkpoints, 3, 6)
     hurt(checkpoints.at(6))
     assert checkpoints.newest_intact() == checkpoints.at(3)
@@ -88,7 +88,7 @@ def test_a_damaged_newest_is_passed_over_with_a_warning_and_written_anew(checkpo
     assert damage(checkpoints.at(6)) is None
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over_by_itself(checkpoints):
+def test_a_run_with_only_damaged_checkpoints_is_refused(checkpoints):
     save(checkpoints, 3, 6)
     for step in (3, 6):
         flip_a_bit(checkpoints.at(step) / FILE)
@@ -96,13 +96,13 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over_by_itself(c
         checkpoints.newest_intact()
 
 
-def test_checkpoints_of_a_version_before_are_refused(checkpoints):
+def test_checkpoints_of_an_older_version_are_refused(checkpoints):
     (checkpoints.folder / "checkpoint_2026-11-22_10-00-00").mkdir(parents=True)
     with pytest.raises(InputError, match="is no checkpoint of this version"):
         checkpoints.newest_intact()
 
 
-def test_what_a_kill_left_half_written_counts_for_nothing(checkpoints):
+def test_a_half_written_checkpoint_is_ignored_and_cleaned_up(checkpoints):
     save(checkpoints, 3)
     half = checkpoints.at(6).with_name("step-00000006.partial")
     half.mkdir()
@@ -112,14 +112,14 @@ def test_what_a_kill_left_half_written_counts_for_nothing(checkpoints):
     assert not half.exists()
 
 
-def test_what_goes_wrong_in_writing_is_raised_at_the_next_save(checkpoints):
+def test_a_write_error_is_raised_at_the_next_save(checkpoints):
     checkpoints.folder.write_text("a file is in the way")
     checkpoints.save(engine_with(1), 1, {})
     with pytest.raises(OSError, match="checkpoints"):
         checkpoints.save(engine_with(2), 2, {})
 
 
-def test_a_checkpoint_replaces_what_was_there_only_when_it_is_whole(tmp_path, monkeypatch):
+def test_a_checkpoint_replaces_the_older_one_only_when_it_is_whole(tmp_path, monkeypatch):
     write_checkpoint(tmp_path / "step-1", {"a": torch.zeros(1)}, {"step": 1})
 
     def full(path):

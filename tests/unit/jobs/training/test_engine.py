@@ -43,7 +43,7 @@ def gradients(made: Distiller, tokens: int) -> dict[str, torch.Tensor]:
         pytest.param({"compile": True, "activation_checkpointing": True}, 1e-5, marks=pytest.mark.long),
     ],
 )
-def test_layers_computed_again_or_compiled_have_the_same_gradients(options, tolerance):
+def test_activation_checkpointing_and_compilation_keep_the_gradients(options, tolerance):
     plain, fitted = distiller(), distiller()
     if options.get("compile"):  # a compiled dropout draws other numbers
         for made in (plain, fitted):
@@ -56,7 +56,7 @@ def test_layers_computed_again_or_compiled_have_the_same_gradients(options, tole
             torch.testing.assert_close(got[name], gradient, rtol=tolerance, atol=tolerance)
 
 
-def test_compiling_without_a_compiler_is_one_line(monkeypatch, tmp_path):
+def test_compiling_without_a_compiler_is_refused_in_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UnavailableError, match=r"needs a C\+\+ compiler .* install g\+\+"):

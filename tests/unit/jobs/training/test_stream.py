@@ -48,7 +48,7 @@ def test_any_number_of_workers_sees_the_same_micro_batches(teacher, world_size):
 
 
 @pytest.mark.parametrize("stop_at", [0, 1, 6, 7, 13])
-def test_a_restored_stream_goes_on_as_the_original_would(teacher, stop_at):
+def test_a_restored_stream_continues_as_the_original(teacher, stop_at):
     """20 rows in micro-batches of 3: an epoch ends within the seventh."""
     original = make_stream(teacher)
     for _ in range(stop_at):
@@ -61,7 +61,7 @@ def test_a_restored_stream_goes_on_as_the_original_would(teacher, stop_at):
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_workers_that_do_not_divide_a_step_share_it_all_the_same(teacher, world_size):
+def test_a_step_is_shared_by_workers_that_do_not_divide_it(teacher, world_size):
     workers = [make_stream(teacher, rank, world_size, per_step=4) for rank in range(world_size)]
     for step in range(3):
         assert {worker.state_dict()["micro_batches"] for worker in workers} == {4 * step}
