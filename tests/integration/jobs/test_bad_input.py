@@ -11,7 +11,7 @@ from jobs.memory.store import running_store
 from vector_store.client import connect
 from vector_store.store import Store
 
-pytestmark = pytest.mark.usefixtures("ray_cluster", "home", "running_ray")
+pytestmark = pytest.mark.usefixtures("ray_cluster", "prepared_home", "running_ray")
 
 
 @pytest.fixture

@@ -52,6 +52,7 @@ def test_lines_are_estimated_by_their_length(tiny_run, tmp_path):
     assert promised(config)[1] == pytest.approx(4000, rel=0.1)
 
 
+@pytest.mark.usefixtures("prepared_home")
 def test_the_plan_says_what_each_node_of_a_cluster_will_hold(tiny_run):
     nodes = ",".join(f"http://node{number}:6334" for number in range(3))
     config = tiny_run(store={"url": nodes, "shard_number": 4, "replication_factor": 2})
