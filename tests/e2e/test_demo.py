@@ -14,7 +14,7 @@ from tests.chaos.faults import is_alive
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = [
-    "corpus.max_texts=1500", "train.steps=24", "train.log_every=4", "evaluate.texts=60", "evaluate.labelled_train=60",
+    "corpus.max_texts=800", "train.steps=8", "train.log_every=4", "evaluate.texts=60", "evaluate.labelled_train=60",
     "evaluate.speed_repeats=3", "serve.port=0",
 ]  # fmt: skip
 
