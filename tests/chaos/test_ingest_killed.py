@@ -38,7 +38,7 @@ class Kept(NamedTuple):
 
 
 @pytest.mark.timeout(3600)
-def test_an_ingest_job_killed_at_random_moments_ends_with_the_memory_of_an_undisturbed_one(
+def test_an_ingest_killed_at_random_moments_ends_with_the_memory_of_an_undisturbed_one(
     ray_cluster, tmp_path, tiny_run, is_long, moments, monkeypatch
 ):
     # The last kill is not near the end: by the next look at the store the load must not be over.

@@ -51,7 +51,7 @@ def finish(process: subprocess.Popen, log: Path) -> str:
 
 
 @pytest.mark.timeout(600)
-def test_demo_ends_with_every_key_whatever_was_before(tmp_path, is_long):
+def test_the_demo_ends_with_a_complete_report(tmp_path, is_long):
     if is_long:  # of jobs alone, kills and reuse are tested in tests/chaos and tests/integration
         log = tmp_path / "first.log"
         killed = start(tmp_path, log)

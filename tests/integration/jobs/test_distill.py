@@ -64,7 +64,7 @@ def test_a_run_fills_the_memory_trains_and_leaves_a_complete_directory(trained):
     assert curve[-1] < curve[0]
 
 
-def test_the_student_loads_with_auto_classes_and_knows_its_memory(trained):
+def test_the_student_loads_with_auto_classes_and_names_its_memory(trained):
     folder = trained.run_directory / "student"
     student, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     assert student.config.memory["fingerprint"] == load_teacher(trained.teacher).fingerprint
@@ -75,7 +75,7 @@ def test_the_student_loads_with_auto_classes_and_knows_its_memory(trained):
         torch.testing.assert_close(together[row], alone, atol=1e-5, rtol=1e-5)
 
 
-def test_a_complete_run_says_so_and_trains_no_more(trained, caplog):
+def test_a_complete_run_is_not_trained_again(trained, caplog):
     before = (trained.run_directory / "metrics.jsonl").read_text()
     caplog.set_level("INFO")
     distill.run(trained)
@@ -83,7 +83,7 @@ def test_a_complete_run_says_so_and_trains_no_more(trained, caplog):
     assert (trained.run_directory / "metrics.jsonl").read_text() == before
 
 
-def test_a_directory_is_trained_in_by_one_job_at_a_time(trained):
+def test_only_one_job_at_a_time_trains_in_a_directory(trained):
     with (
         sole_training(trained.run_directory),
         pytest.raises(InputError, match="another job is training in"),
@@ -94,14 +94,14 @@ def test_a_directory_is_trained_in_by_one_job_at_a_time(trained):
         pass
 
 
-def test_the_same_name_with_other_training_is_refused(trained, variant):
+def test_a_run_with_the_same_name_and_other_options_is_refused(trained, variant):
     with pytest.raises(InputError, match=r"holds a run with another train\.learning_rate; give another name"):
         distill.run(variant("served", train__learning_rate=0.5))
 
 
 @pytest.mark.long  # the killed training has workers and stages too
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])
-def test_two_workers_of_any_zero_stage_give_the_loss_curve_of_one(trained, variant, zero_stage):
+def test_two_workers_with_any_zero_stage_have_the_losses_of_one_worker(trained, variant, zero_stage):
     config = variant(f"two-{zero_stage}", train__num_workers=2, train__zero_stage=zero_stage)
     distill.run(config)
     assert losses(config) == pytest.approx(losses(trained), rel=TOLERANCE)
@@ -109,7 +109,7 @@ def test_two_workers_of_any_zero_stage_give_the_loss_curve_of_one(trained, varia
     assert (ours - alone).norm() < 1e-3 * alone.norm()  # Adam magnifies the last bit of a gradient near zero
 
 
-def test_a_killed_training_goes_on_with_other_workers_and_stages_in_the_same_order(trained, variant, monkeypatch):
+def test_a_killed_training_resumes_in_the_same_order_on_other_workers_and_zero_stages(trained, variant, monkeypatch):
     """Checkpoints after steps 3 and 6, both amid an epoch; the first ends in between."""
     submissions = [({}, 4), ({"train__num_workers": 2, "train__zero_stage": 3}, 7), ({"train__zero_stage": 1}, None)]
     read: dict[int, list[list[int]]] = {}
@@ -142,7 +142,7 @@ def test_a_killed_training_goes_on_with_other_workers_and_stages_in_the_same_ord
     assert losses(config) == pytest.approx(losses(trained), rel=TOLERANCE)
 
 
-def test_a_worker_that_is_killed_and_a_damaged_checkpoint_cost_steps_and_nothing_else(trained, variant, monkeypatch):
+def test_a_killed_worker_and_a_damaged_checkpoint_cost_only_repeated_steps(trained, variant, monkeypatch):
     """Killed with -9 after step 8 of 8 of one start: checkpoints are after 3 and 6, and the newer one is damaged."""
     config = variant("survivor", train__num_workers=2, train__min_workers=1, train__activation_checkpointing=True)
     folder, train_worker = config.run_directory, loop.train_worker
@@ -178,7 +178,7 @@ def test_a_worker_that_is_killed_and_a_damaged_checkpoint_cost_steps_and_nothing
     assert training["lookups_live"] >= 8 * 64
 
 
-def test_a_mistake_is_not_tried_again(tiny_run, monkeypatch):
+def test_a_mistake_in_a_worker_is_not_retried(tiny_run, monkeypatch):
     config = tiny_run(name="mistaken")
     tries = config.run_directory / "tries"  # workers of the tests' Ray know no home
 
@@ -196,7 +196,7 @@ def test_a_mistake_is_not_tried_again(tiny_run, monkeypatch):
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-def test_workers_that_do_not_divide_a_step_and_compiled_layers_give_the_loss_curve_of_one(tiny_run):
+def test_uneven_shares_and_compiled_layers_have_the_losses_of_one_worker(tiny_run):
     """Three micro-batches on two workers: one of them computes one for nothing. So it is after a worker of three is lost."""
     alone = tiny_run(name="three-alone", train__global_batch=48, train__steps=5)
     shared = tiny_run(name="three-shared", train__global_batch=48, train__steps=5, train__compile=True)
@@ -234,7 +234,7 @@ def watch_workers(patch, served: Path, killed_at: int | None) -> None:
     patch.setattr(loop, "train_worker", watched)
 
 
-def test_bf16_with_every_loss_and_a_dense_memory_that_needs_no_teacher_to_be_asked_train_too(tiny_run):
+def test_training_works_in_bf16_with_every_loss_and_a_dense_memory(tiny_run):
     config = tiny_run(
         name="dense-bf16", train__precision="bf16", train__zero_stage=1, train__targets="teacher", train__steps=4,
         loss={
@@ -254,7 +254,7 @@ def test_bf16_with_every_loss_and_a_dense_memory_that_needs_no_teacher_to_be_ask
 
 
 @pytest.mark.parametrize("targets", ["memory", pytest.param("teacher", marks=pytest.mark.long)])
-def test_a_planned_training_has_the_losses_of_a_live_one(trained, variant, targets):
+def test_training_with_planned_references_has_the_losses_of_live_look_ups(trained, variant, targets):
     config = variant(f"planned-{targets}", references__plan=True, train__targets=targets)
     distill.run(config)
     assert losses(config) == pytest.approx(losses(trained), rel=TOLERANCE if targets == "memory" else 2e-3)
@@ -262,13 +262,13 @@ def test_a_planned_training_has_the_losses_of_a_live_one(trained, variant, targe
     assert len(NeighbourPlan(plan)) == prepare(config).counts.train
 
 
-def test_memory_targets_equal_teacher_targets_to_float16(trained, variant):
+def test_targets_from_the_memory_equal_those_of_the_teacher_to_float16(trained, variant):
     config = variant("teacher-targets", train__targets="teacher")
     distill.run(config)
     assert losses(config) == pytest.approx(losses(trained), rel=2e-3)
 
 
-def test_a_classification_teacher_distils_its_predictions_and_the_student_is_exported(tiny_run):
+def test_a_student_of_a_classification_teacher_is_trained_measured_and_exported(tiny_run):
     config = tiny_run(
         name="predictions", teacher__head="classification", store__collection="classified", train__targets="teacher",
         loss={"hidden": 1, "prediction": 1, "relation": 0}, train__steps=2,
@@ -290,7 +290,7 @@ def test_a_classification_teacher_distils_its_predictions_and_the_student_is_exp
     assert "train/prediction" in (config.run_directory / "metrics.jsonl").read_text()
 
 
-def test_the_vanilla_control_trains_without_any_store_and_is_measured_with_no_reference(tiny_run):
+def test_the_control_without_references_needs_no_store(tiny_run):
     config = tiny_run(
         name="vanilla", references__criterion="none", student__reference_mode="none", train__targets="teacher",
         train__steps=2, store={"url": "http://127.0.0.1:9", "write_deadline_s": 1},

@@ -75,7 +75,7 @@ def test_what_is_stored_is_not_encoded_again(filled):
     assert again["written"] == 0
 
 
-def test_a_file_put_back_later_is_the_same_corpus_and_a_changed_one_is_not(tiny_run, tmp_path):
+def test_a_corpus_is_recognised_by_its_content_and_not_by_file_times(tiny_run, tmp_path):
     """What a checkpoint compares: the times of files change with every copy and every mount."""
     file = tmp_path / "corpus.txt"
     texts = [f"a real sentence, number {number}" for number in range(60)]
@@ -87,7 +87,7 @@ def test_a_file_put_back_later_is_the_same_corpus_and_a_changed_one_is_not(tiny_
     assert contents[0] == contents[1] != contents[2]
 
 
-def test_every_row_is_accounted_for_and_bad_ones_keep_their_reason(tiny_run, tmp_path):
+def test_every_row_is_counted_and_rejected_ones_are_listed_with_their_reason(tiny_run, tmp_path):
     more = " with many more words than any other text of this corpus has in it"
     good = [f'{{"text": "a real sentence, number {number}{more * (number >= 50)}"}}' for number in range(60)]
     repeated = ['{"text": "a real  sentence, number 3"}'] * 200
@@ -114,7 +114,7 @@ def test_every_row_is_accounted_for_and_bad_ones_keep_their_reason(tiny_run, tmp
     assert all("store.message_bytes" in letter["reason"] and letter["text"] for letter in letters[2:])
 
 
-def test_a_load_says_that_it_is_complete_until_something_changes(filled):
+def test_a_memory_counts_as_filled_until_something_is_deleted(filled):
     config, corpus, _, url = filled
     with connect(config.store, url) as client:
         store = Store(client, config.store)
@@ -127,7 +127,7 @@ def test_a_load_says_that_it_is_complete_until_something_changes(filled):
 
 
 @pytest.mark.usefixtures("prepared_home")
-def test_a_memory_of_narrow_int8_states_holds_what_its_projection_says(tiny_run):
+def test_a_memory_of_projected_int8_states_holds_the_projected_states(tiny_run):
     config = tiny_run(references={"dim": 16, "datatype": "int8", "tokens": 8}, train={"targets": "teacher"},
                       loss={"relation_heads": 4, "reference_negatives": False}, student__reference_readout=False)  # fmt: skip
     teacher, corpus = load_teacher(config.teacher), prepare(config)
@@ -166,14 +166,14 @@ def test_another_teachers_memory_is_refused_and_left_alone(filled, tiny_run):
 
 
 @pytest.mark.usefixtures("prepared_home")
-def test_a_store_that_is_not_there_is_said_in_one_line(tiny_run):
+def test_a_missing_store_is_reported_in_one_line(tiny_run):
     config = tiny_run(store={"url": "http://127.0.0.1:9", "write_deadline_s": 1})
     with pytest.raises(StoreUnavailable, match=r"127.0.0.1:9 did not answer.*store.url") as error:
         ingest.run(config)
     assert "\n" not in str(error.value)
 
 
-def test_one_bad_row_is_counted_and_skipped(tiny_run, tmp_path, caplog):
+def test_unreadable_rows_are_counted_and_skipped(tiny_run, tmp_path, caplog):
     good = "".join(f'{{"text": "a real sentence, number {number}"}}\n' for number in range(50))
     (tmp_path / "corpus.jsonl").write_text(f'{good}{{"text": 5}}\nnot json\n')
     config = tiny_run(corpus={"path": str(tmp_path / "corpus.jsonl"), "heldout_fraction": 0.2})
@@ -202,7 +202,7 @@ def test_an_empty_corpus_is_refused_and_leaves_nothing_behind(tiny_run, tmp_path
     assert not list((config.home / "corpora").glob("*"))
 
 
-def test_manifest_says_who_wrote_the_memory(filled):
+def test_the_manifest_names_the_teacher_that_wrote_the_memory(filled):
     config, _, _, url = filled
     with connect(config.store, url) as client:
         assert Store(client, config.store).manifest() == manifest_of(load_teacher(config.teacher), config.references)
@@ -219,7 +219,7 @@ def chunks_done(config, store, corpus, done: int) -> None:
 
 
 @pytest.mark.usefixtures("prepared_home")
-def test_chunks_that_a_killed_load_had_finished_are_neither_read_nor_asked_for_again(tiny_run, monkeypatch):
+def test_a_killed_load_resumes_after_its_finished_chunks(tiny_run, monkeypatch):
     config = tiny_run(ingest={"batch": 32})
     corpus = prepare(config)
     asked: list[int] = []
@@ -270,7 +270,7 @@ def stage_rows() -> dict[str, float]:
     return found
 
 
-def test_prometheus_reads_the_rows_of_every_stage(tiny_run):
+def test_prometheus_metrics_count_the_rows_of_every_stage(tiny_run):
     config = tiny_run(ingest={"batch": 64})
     before = stage_rows()
     with running_store(config) as url:
