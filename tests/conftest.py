@@ -66,6 +66,7 @@ def ray_cluster() -> Iterator[None]:
     from jobs.run.session import ray_session
 
     os.environ.pop("RAY_ADDRESS", None)
+    os.environ |= {"RAY_metrics_report_interval_ms": "1000"}  # a test waits for figures; every 10 s is Ray's default
     with ray_session():
         yield
 

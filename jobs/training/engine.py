@@ -57,7 +57,7 @@ def fit_layers(distiller: Distiller, train: TrainConfig) -> None:
     """
     encoder = distiller.student if isinstance(distiller.student, RefBertModel) else distiller.student.encoder
     if train.activation_checkpointing:
-        encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        encoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if train.compile:
         compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
         if not any(map(shutil.which, compilers)):

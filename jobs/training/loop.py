@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,22 @@ from vector_store.store import Store
 log = logging.getLogger(__name__)
 
 
+class LeanTrainer(TorchTrainer):
+    """Ray's trainer, without two processes that it starts beside every training and that have nothing to do here.
+
+    One hands out shards of Ray Data, of which there are none. The other frees what a dead controller had reserved, which
+    the end of the job does anyway; it also asks a dashboard that a local Ray does not run.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+        from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+        parent: Any = super()  # Any: mypy sees the trainer of Train V1
+        unused = (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [callback for callback in parent._create_default_callbacks() if not isinstance(callback, unused)]
+
+
 @dataclass(frozen=True)
 class DistillJob:
     """What every worker of one training needs."""
@@ -68,16 +85,16 @@ def distil(config: RunConfig, corpus: PreparedCorpus, address: MemoryAddress | N
     train = config.train
     # Apart, because mypy sees Train V1, which does not know them. Recovery says in one line what Ray's log would in fifty.
     options: dict[str, Any] = {"logging_config": LoggingConfig(log_level="CRITICAL"), "callbacks": [Recovery()]}
-    train_loop: Any = train_worker
     storage = ray.train.RunConfig(
         name="checkpoints",
         storage_path=str(directory),
         failure_config=failure_config(train),
         **options,
     )
-    trainer = TorchTrainer(
+    # Bound, because Ray's controller unpickles a `train_loop_config`, and would import all that only workers need.
+    train_loop: Any = partial(train_worker, DistillJob(config, address, corpus, plan, directory))
+    trainer = LeanTrainer(
         train_loop,
-        train_loop_config={"job": DistillJob(config, address, corpus, plan, directory)},
         scaling_config=scaling_config(train),
         torch_config=TorchConfig(
             backend="nccl" if train.gpus_per_worker else "gloo", timeout_s=train.collective_timeout_s
@@ -96,9 +113,8 @@ def distil(config: RunConfig, corpus: PreparedCorpus, address: MemoryAddress | N
     write_manifest(config, result.return_value)
 
 
-def train_worker(loop_config: dict[str, Any]) -> dict[str, float]:
+def train_worker(job: DistillJob) -> dict[str, float]:
     """Run one worker of the training: its share of every step, until the last. Returns the training's figures."""
-    job: DistillJob = loop_config["job"]
     config, train = job.config, job.config.train
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()

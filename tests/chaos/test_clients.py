@@ -26,7 +26,7 @@ WRITE_DEADLINE_S, STOP_S = 21.0, 8.0
 
 
 @pytest.mark.timeout(900)
-def test_a_writer_killed_in_the_middle_of_an_upsert_leaves_whole_points_and_is_continued(tmp_path, is_long, moments):
+def test_a_writer_killed_during_an_upsert_leaves_whole_points_and_can_be_resumed(tmp_path, is_long, moments):
     num_points, num_kills = (12_000, 10) if is_long else (2_000, 2)
     journal = tmp_path / "writer.journal"
     kill_at = sorted(moments.sample(range(1, num_points * 8 // 10), num_kills))
@@ -84,7 +84,7 @@ def is_in_an_upsert(store: Store, journal: Path, at_least: int) -> bool:
 
 
 @pytest.mark.timeout(900)
-def test_writers_wait_for_a_server_that_stands_still_and_readers_degrade_and_recover(tmp_path, is_long, moments):
+def test_writers_wait_for_a_frozen_server_and_readers_degrade_and_recover(tmp_path, is_long, moments):
     num_stops, share, num_known = (4 if is_long else 1), 3_000, 8
     num_points = share * num_stops
     stop_at = [moments.randrange(share // 10, share // 2) for _ in range(num_stops)]

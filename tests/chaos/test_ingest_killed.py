@@ -17,6 +17,7 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 
+from jobs import ingest
 from jobs.config import RunConfig
 from jobs.corpus.prepared import prepare
 from refbert.memory.texts import reference_id
@@ -37,8 +38,8 @@ class Kept(NamedTuple):
 
 
 @pytest.mark.timeout(3600)
-def test_an_ingest_job_killed_at_random_moments_ends_with_the_memory_of_an_undisturbed_one(
-    tmp_path, tiny_run, is_long, moments, monkeypatch
+def test_an_ingest_killed_at_random_moments_ends_with_the_memory_of_an_undisturbed_one(
+    ray_cluster, tmp_path, tiny_run, is_long, moments, monkeypatch
 ):
     # The last kill is not near the end: by the next look at the store the load must not be over.
     num_kills, last_kill, load, batch, max_texts = (
@@ -76,7 +77,9 @@ def test_an_ingest_job_killed_at_random_moments_ends_with_the_memory_of_an_undis
     teacher = load_teacher(config.teacher)
     texts = prepare(config).table("train")["text"].to_pylist()
     wanted = {reference_id(teacher.fingerprint, text): text for text in texts}
-    finish(tmp_path / "undisturbed", config)
+    with monkeypatch.context() as patch:  # in the tests' own Ray, which saves a start
+        patch.setenv("REFBERT_HOME", str(tmp_path / "undisturbed"))
+        ingest.run(config)
     undisturbed, _ = memory_of(tmp_path / "undisturbed", config, list(wanted))
     found, met = memory_of(home, config, list(wanted))
     lost, duplicated = wanted.keys() - found.keys(), met.total() - len(met)

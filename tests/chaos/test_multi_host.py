@@ -224,7 +224,7 @@ def check(run: Run, undisturbed: Run, most_repeated: int) -> None:
     assert run.points == undisturbed.points > 0
 
 
-def test_a_store_whose_link_is_cut_for_a_while_is_waited_for(site, undisturbed):
+def test_training_waits_while_the_link_to_the_store_is_cut(site, undisturbed):
     def disturb(training: Training) -> None:
         site.net.cut("store")
         time.sleep(STORE_AWAY_S)
@@ -233,7 +233,7 @@ def test_a_store_whose_link_is_cut_for_a_while_is_waited_for(site, undisturbed):
     check(site.train("store-cut", disturb), undisturbed, most_repeated=0)
 
 
-def test_a_store_that_is_killed_and_restarted_is_waited_for(site, undisturbed):
+def test_training_waits_for_a_killed_store_to_be_restarted(site, undisturbed):
     def disturb(training: Training) -> None:
         site.net.kill_all("store")
         site.store.wait()
@@ -254,7 +254,7 @@ def test_a_killed_worker_costs_the_steps_since_the_checkpoint(site, undisturbed)
     check(run, undisturbed, most_repeated=2 * SAVE_EVERY)
 
 
-def test_a_worker_that_is_cut_off_for_good_costs_the_steps_since_the_checkpoint(site, undisturbed):
+def test_a_worker_cut_off_for_good_costs_the_steps_since_the_checkpoint(site, undisturbed):
     """The last one: its host does not come back, and the training goes on without."""
 
     def disturb(training: Training) -> None:

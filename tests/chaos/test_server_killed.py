@@ -20,7 +20,7 @@ WRITE_DEADLINE_S = 180.0
 
 
 @pytest.mark.timeout(900)
-def test_a_load_survives_kills_of_the_server_without_losing_or_repeating_a_point(tmp_path, is_long, moments):
+def test_no_point_is_lost_or_repeated_when_the_server_is_killed_during_a_load(tmp_path, is_long, moments):
     num_points, num_kills = (21_000, 20) if is_long else (2_400, 3)
     share = num_points // NUM_WRITERS
     path, journals = tmp_path / "store", [tmp_path / f"writer-{number}.journal" for number in range(NUM_WRITERS)]
@@ -66,7 +66,7 @@ def test_a_load_survives_kills_of_the_server_without_losing_or_repeating_a_point
 
 
 @pytest.mark.timeout(1800)
-def test_a_memory_survives_kills_of_the_server_while_its_index_is_built_and_taken_into_use(tmp_path, is_long, moments):
+def test_no_point_is_lost_when_the_server_is_killed_while_an_index_is_built_or_swapped_in(tmp_path, is_long, moments):
     if not is_long:
         pytest.skip("each build takes seconds, even of a small index: in the long form only")
     num_points, kinds = 2_000, ["build", "write", "swap"] * 2

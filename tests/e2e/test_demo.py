@@ -14,7 +14,7 @@ from tests.chaos.faults import is_alive
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = [
-    "corpus.max_texts=1500", "train.steps=24", "train.log_every=4", "evaluate.texts=60", "evaluate.labelled_train=60",
+    "corpus.max_texts=800", "train.steps=8", "train.log_every=4", "evaluate.texts=60", "evaluate.labelled_train=60",
     "evaluate.speed_repeats=3", "serve.port=0",
 ]  # fmt: skip
 
@@ -51,7 +51,7 @@ def finish(process: subprocess.Popen, log: Path) -> str:
 
 
 @pytest.mark.timeout(600)
-def test_demo_ends_with_every_key_whatever_was_before(tmp_path, is_long):
+def test_the_demo_ends_with_a_complete_report(tmp_path, is_long):
     if is_long:  # of jobs alone, kills and reuse are tested in tests/chaos and tests/integration
         log = tmp_path / "first.log"
         killed = start(tmp_path, log)

@@ -76,7 +76,7 @@ def is_loopback(address: str) -> bool:
 
 
 @pytest.mark.timeout(1200)
-def test_jobs_run_on_a_local_cluster_that_comes_and_goes_as_one(machine, tiny_run, tmp_path, is_long):
+def test_jobs_run_on_a_local_cluster_that_starts_repairs_and_stops_as_a_whole(machine, tiny_run, tmp_path, is_long):
     up = machine.cluster("up", "--dashboard-port", "0")
     assert up.returncode == 0, up.stdout + up.stderr
     assert "started head, worker-1, worker-2, store" in up.stdout
@@ -142,7 +142,7 @@ def command(pid: int) -> str:
         (["up", "--workers", "0"], 2, "0 is not above 0"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(tmp_path, monkeypatch, capsys, words, code, message):
+def test_an_impossible_command_ends_with_one_line(tmp_path, monkeypatch, capsys, words, code, message):
     from cluster.__main__ import main
 
     monkeypatch.setenv("REFBERT_HOME", str(tmp_path))

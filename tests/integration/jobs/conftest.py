@@ -1,5 +1,6 @@
-"""One trained run for all that reads a student: explaining, offline scoring, the service. A training costs half a minute."""
+"""What jobs' tests share, because a training costs half a minute, and preparing a corpus on Ray seconds."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from jobs import distill
 from jobs.config import RunConfig
+from jobs.corpus.prepared import prepare
 from jobs.memory.store import running_store
 
 
@@ -18,10 +20,10 @@ def trained_home(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(ray_cluster, trained_home, tiny_run) -> Iterator[RunConfig]:
-    """A run of three steps beside its running store. It lies where $REFBERT_HOME says: use `home_of_the_run`."""
+    """A complete run beside its running store. It lies where $REFBERT_HOME says: use `home_of_the_run`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REFBERT_HOME", str(trained_home))
-        config = tiny_run(name="served", train__steps=3, references={"count": 2})
+        config = tiny_run(name="served", references__count=2)
         with running_store(config):
             distill.run(config)
             yield config
@@ -31,3 +33,18 @@ def trained(ray_cluster, trained_home, tiny_run) -> Iterator[RunConfig]:
 def home_of_the_run(trained, trained_home, monkeypatch) -> None:
     """The test finds the trained run where it was made, whatever ran in between."""
     monkeypatch.setenv("REFBERT_HOME", str(trained_home))
+
+
+@pytest.fixture(scope="session")
+def prepared_corpora(ray_cluster, tmp_path_factory, tiny_run) -> Path:
+    """A folder with the prepared corpus of `tiny_run`, as it came out of Ray."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REFBERT_HOME", str(tmp_path_factory.mktemp("prepared-home")))
+        return prepare(tiny_run()).directory.parent
+
+
+@pytest.fixture
+def prepared_home(home, prepared_corpora) -> Path:
+    """A $REFBERT_HOME in which nothing but the corpus of `tiny_run` is prepared."""
+    shutil.copytree(prepared_corpora, home / "corpora")
+    return home

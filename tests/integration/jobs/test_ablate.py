@@ -69,7 +69,7 @@ def done(task_folder, tiny_run, tmp_path_factory, ray_cluster):
             yield config
 
 
-def test_every_arm_is_scored_and_the_nearest_in_every_way(done):
+def test_every_arm_is_scored_and_the_nearest_arm_with_every_kind_of_reference(done):
     report = json.loads((done.run_directory / "ablation.json").read_text())
     (task,) = report["tasks"].values()
     scores = {arm: set(of_seed["0"]["scores"]) for arm, of_seed in task["arms"].items()}
@@ -83,7 +83,7 @@ def test_every_arm_is_scored_and_the_nearest_in_every_way(done):
     assert "## Paired differences" in (done.run_directory / "ablation.md").read_text()
 
 
-def test_near_duplicates_of_the_development_split_are_found_and_not_read(done):
+def test_near_duplicates_of_development_rows_are_never_read(done):
     corpus = prepare_task(done.task, done.home)
     assert corpus.leaked.sum() == 2
     assert corpus.repeated["dev"][:2].all()
@@ -92,7 +92,7 @@ def test_near_duplicates_of_the_development_split_are_found_and_not_read(done):
     assert [split == NEAR_DUPLICATE for split in splits] == corpus.leaked.tolist()
 
 
-def test_copies_are_learned_from_and_never_read_nor_do_they_read_their_own_row(done):
+def test_augmented_copies_are_trained_on_but_never_read_and_never_read_their_original(done):
     corpus = prepare_task(done.task, done.home)
     teacher = load_teacher(task_teacher(done, corpus).config)
     more = augmented(done, corpus, teacher)
@@ -119,7 +119,7 @@ def test_copies_are_learned_from_and_never_read_nor_do_they_read_their_own_row(d
         assert all(documents[place] != documents[row] for place in read)
 
 
-def test_a_finished_student_is_never_trained_again(done):
+def test_a_finished_student_is_not_trained_again(done):
     results = sorted(done.run_directory.glob(f"tasks/*/*/{RESULT}"))
     written = [path.stat().st_mtime_ns for path in results]
     assert len(results) == 3
@@ -130,7 +130,7 @@ def test_a_finished_student_is_never_trained_again(done):
     assert (gone / RESULT).exists()
 
 
-def test_students_of_other_options_are_never_taken_for_this_ablations(done):
+def test_an_ablation_refuses_students_that_were_trained_with_other_options(done):
     more = done.task_stage.phases[0].model_copy(update={"epochs": 3})
     stage = done.task_stage.model_copy(update={"phases": (more, *done.task_stage.phases[1:])})
     with pytest.raises(InputError, match="holds a run with another task_stage"):

@@ -11,7 +11,7 @@ from jobs.memory.store import running_store
 from vector_store.client import connect
 from vector_store.store import Store
 
-pytestmark = pytest.mark.usefixtures("ray_cluster", "home", "running_ray")
+pytestmark = pytest.mark.usefixtures("ray_cluster", "prepared_home", "running_ray")
 
 
 @pytest.fixture
@@ -43,14 +43,14 @@ def run_file(tmp_path, tiny_run):
         (serve, "name=never-trained", BAD_INPUT, "holds no student; train one first"),
     ],
 )
-def test_a_mistake_is_one_line_with_its_exit_code(run_file, capsys, job, override, code, message):
+def test_a_mistake_ends_the_job_with_one_line_and_its_exit_code(run_file, capsys, job, override, code, message):
     assert run_job(job, [run_file, override]) == code
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert message in last
 
 
-def test_a_memory_of_another_teacher_is_refused_and_keeps_every_reference(run_file, tiny_run, capsys):
+def test_a_memory_of_another_teacher_is_refused_and_left_unchanged(run_file, tiny_run, capsys):
     assert run_job(ingest, [run_file]) == OK
     capsys.readouterr()
     for job in (ingest, distill):
@@ -61,7 +61,7 @@ def test_a_memory_of_another_teacher_is_refused_and_keeps_every_reference(run_fi
         assert Store(client, config.store).count() > 300
 
 
-def test_help_has_examples(capsys):
+def test_help_shows_examples(capsys):
     with pytest.raises(SystemExit) as ended:
         run_job(distill, ["--help"])
     assert ended.value.code == 0

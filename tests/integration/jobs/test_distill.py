@@ -1,13 +1,16 @@
 """Training on real Ray Train and real DeepSpeed: the same whatever shards it, resumable, and leaving a loadable student."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from jobs import distill, evaluate, export
+from jobs.config import RunConfig
 from jobs.corpus.prepared import prepare
 from jobs.memory.neighbour_plan import NeighbourPlan
 from jobs.memory.store import running_store
@@ -21,25 +24,20 @@ from refbert.teacher import load_teacher, tokenize
 from vector_store.client import connect
 from vector_store.store import Store
 
-pytestmark = [pytest.mark.usefixtures("ray_cluster")]
+pytestmark = pytest.mark.usefixtures("home_of_the_run")
 
 TOLERANCE = 2e-5
 """Relative: two gloo workers add the same float32 gradients in another order than one worker does."""
 
 
-@pytest.fixture(scope="module")
-def module_home(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        home = tmp_path_factory.mktemp("home")
-        patch.setenv("REFBERT_HOME", str(home))
-        yield home
+@pytest.fixture
+def variant(tiny_run) -> Callable[..., RunConfig]:
+    """Make a run like the trained one, but for its name and what else is given."""
 
+    def make(name: str, **changes: Any) -> RunConfig:
+        return tiny_run(name=name, references__count=2, **changes)
 
-@pytest.fixture(autouse=True)
-def one_store(module_home, tiny_run):
-    """Keep one server over the whole module instead of starting one per run."""
-    with running_store(tiny_run()) as url:
-        yield url
+    return make
 
 
 def losses(config) -> list[float]:
@@ -53,30 +51,23 @@ def weights(config) -> dict[str, torch.Tensor]:
     return AutoModel.from_pretrained(config.run_directory / "student").state_dict()
 
 
-@pytest.fixture(scope="module")
-def one_worker(ray_cluster, module_home, tiny_run):
-    config = tiny_run(name="one-worker")
-    distill.run(config)
-    return config
-
-
-def test_a_run_fills_the_memory_trains_and_leaves_a_complete_directory(one_worker, one_store):
-    directory = one_worker.run_directory
+def test_a_run_fills_the_memory_trains_and_leaves_a_complete_directory(trained):
+    directory = trained.run_directory
     found = {path.name for path in directory.iterdir()}
     assert {"config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "student", "manifest.json"} <= found
-    with connect(one_worker.store, one_store) as client:
-        assert Store(client, one_worker.store).count() == prepare(one_worker).counts.train
+    with running_store(trained) as url, connect(trained.store, url) as client:
+        assert Store(client, trained.store).count() == prepare(trained).counts.train
     training = json.loads((directory / "manifest.json").read_text())["training"]
     assert training["steps"] == 8
     assert training["examples_per_s"] > 0
-    curve = losses(one_worker)
+    curve = losses(trained)
     assert curve[-1] < curve[0]
 
 
-def test_the_student_loads_with_auto_classes_and_knows_its_memory(one_worker):
-    folder = one_worker.run_directory / "student"
+def test_the_student_loads_with_auto_classes_and_names_its_memory(trained):
+    folder = trained.run_directory / "student"
     student, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    assert student.config.memory["fingerprint"] == load_teacher(one_worker.teacher).fingerprint
+    assert student.config.memory["fingerprint"] == load_teacher(trained.teacher).fingerprint
     texts = ["A short text.", "Another, which is rather longer than that."]
     together = student(**tokenizer(texts, padding=True, return_tensors="pt")).sentence_embedding
     for row, text in enumerate(texts):
@@ -84,46 +75,46 @@ def test_the_student_loads_with_auto_classes_and_knows_its_memory(one_worker):
         torch.testing.assert_close(together[row], alone, atol=1e-5, rtol=1e-5)
 
 
-def test_a_complete_run_says_so_and_trains_no_more(one_worker, caplog):
-    before = (one_worker.run_directory / "metrics.jsonl").read_text()
+def test_a_complete_run_is_not_trained_again(trained, caplog):
+    before = (trained.run_directory / "metrics.jsonl").read_text()
     caplog.set_level("INFO")
-    distill.run(one_worker)
+    distill.run(trained)
     assert "is complete" in caplog.text
-    assert (one_worker.run_directory / "metrics.jsonl").read_text() == before
+    assert (trained.run_directory / "metrics.jsonl").read_text() == before
 
 
-def test_a_directory_is_trained_in_by_one_job_at_a_time(one_worker):
+def test_only_one_job_at_a_time_trains_in_a_directory(trained):
     with (
-        training_lock(one_worker.run_directory),
+        training_lock(trained.run_directory),
         pytest.raises(InputError, match="another job is training in"),
-        training_lock(one_worker.run_directory),
+        training_lock(trained.run_directory),
     ):
         pass
-    with training_lock(one_worker.run_directory):
+    with training_lock(trained.run_directory):
         pass
 
 
-def test_the_same_name_with_other_training_is_refused(one_worker, tiny_run):
+def test_a_run_with_the_same_name_and_other_options_is_refused(trained, variant):
     with pytest.raises(InputError, match=r"holds a run with another train\.learning_rate; give another name"):
-        distill.run(tiny_run(name="one-worker", train__learning_rate=0.5))
+        distill.run(variant("served", train__learning_rate=0.5))
 
 
 @pytest.mark.long  # the killed training has workers and stages too
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])
-def test_two_workers_of_any_zero_stage_give_the_loss_curve_of_one(one_worker, tiny_run, zero_stage):
-    config = tiny_run(name=f"two-{zero_stage}", train__num_workers=2, train__zero_stage=zero_stage)
+def test_two_workers_with_any_zero_stage_have_the_losses_of_one_worker(trained, variant, zero_stage):
+    config = variant(f"two-{zero_stage}", train__num_workers=2, train__zero_stage=zero_stage)
     distill.run(config)
-    assert losses(config) == pytest.approx(losses(one_worker), rel=TOLERANCE)
-    ours, alone = (torch.cat([tensor.flatten() for tensor in weights(run).values()]) for run in (config, one_worker))
+    assert losses(config) == pytest.approx(losses(trained), rel=TOLERANCE)
+    ours, alone = (torch.cat([tensor.flatten() for tensor in weights(run).values()]) for run in (config, trained))
     assert (ours - alone).norm() < 1e-3 * alone.norm()  # Adam magnifies the last bit of a gradient near zero
 
 
-def test_a_killed_training_goes_on_with_other_workers_and_stages_in_the_same_order(one_worker, tiny_run, monkeypatch):
+def test_a_killed_training_resumes_in_the_same_order_on_other_workers_and_zero_stages(trained, variant, monkeypatch):
     """Checkpoints after steps 3 and 6, both amid an epoch; the first ends in between."""
     submissions = [({}, 4), ({"train__num_workers": 2, "train__zero_stage": 3}, 7), ({"train__zero_stage": 1}, None)]
     read: dict[int, list[list[int]]] = {}
     for submission, (options, killed_at) in enumerate(submissions):
-        config = tiny_run(name="killed", train__max_failures=0, **options)
+        config = variant("killed", train__max_failures=0, **options)
         served = config.run_directory / f"served-{submission}"
         served.mkdir(parents=True)
         with monkeypatch.context() as patch:
@@ -137,28 +128,26 @@ def test_a_killed_training_goes_on_with_other_workers_and_stages_in_the_same_ord
         seen = [json.loads(line) for file in served.iterdir() for line in file.read_text().splitlines()]
         assert min(number for number, _ in seen) == submission * 3 * 4  # step 0, 3, 6 of 4 micro-batches
         read |= dict(seen)
-    corpus = prepare(one_worker)
-    rows, train = corpus.table("train"), one_worker.train
+    corpus = prepare(trained)
+    rows, train = corpus.table("train"), trained.train
     order, tokenizer = (
-        ShuffleSampler(rows.num_rows, train.micro_batch, one_worker.seed),
-        load_teacher(one_worker.teacher).tokenizer,
+        ShuffleSampler(rows.num_rows, train.micro_batch, trained.seed),
+        load_teacher(trained.teacher).tokenizer,
     )
     assert 3 * train.global_batch < rows.num_rows < 6 * train.global_batch
     assert sorted(read) == list(range(train.steps * 4))
     for number, ids in read.items():
         texts = rows["text"].take(order.rows(number)).to_pylist()
-        assert ids == tokenize(tokenizer, texts, one_worker.teacher.tokens)[0].tolist()
-    assert losses(config) == pytest.approx(losses(one_worker), rel=TOLERANCE)
+        assert ids == tokenize(tokenizer, texts, trained.teacher.tokens)[0].tolist()
+    assert losses(config) == pytest.approx(losses(trained), rel=TOLERANCE)
 
 
-def test_a_worker_that_is_killed_and_a_damaged_checkpoint_cost_steps_and_nothing_else(
-    one_worker, tiny_run, monkeypatch
-):
+def test_a_killed_worker_and_a_damaged_checkpoint_cost_only_repeated_steps(trained, variant, monkeypatch):
     """Killed with -9 after step 8 of 8 of one start: checkpoints are after 3 and 6, and the newer one is damaged."""
-    config = tiny_run(name="survivor", train__num_workers=2, train__min_workers=1, train__activation_checkpointing=True)
+    config = variant("survivor", train__num_workers=2, train__min_workers=1, train__activation_checkpointing=True)
     folder, train_worker = config.run_directory, loop.train_worker
 
-    def dies_once(loop_config):
+    def dies_once(job):
         import os
         import signal
 
@@ -175,11 +164,11 @@ def test_a_worker_that_is_killed_and_a_damaged_checkpoint_cost_steps_and_nothing
                 os.kill(os.getpid(), signal.SIGKILL)
 
         loop.MetricsLogger.finish_step = finish_or_die
-        return train_worker(loop_config)
+        return train_worker(job)
 
     monkeypatch.setattr(loop, "train_worker", dies_once)
     distill.run(config)
-    assert losses(config) == pytest.approx(losses(one_worker), rel=TOLERANCE)
+    assert losses(config) == pytest.approx(losses(trained), rel=TOLERANCE)
     training = json.loads((folder / "manifest.json").read_text())["training"]
     starts = [json.loads(line) for line in (folder / "starts.jsonl").read_text().splitlines()]
     assert (folder / "died").exists()
@@ -189,11 +178,11 @@ def test_a_worker_that_is_killed_and_a_damaged_checkpoint_cost_steps_and_nothing
     assert training["lookups_live"] >= 8 * 64
 
 
-def test_a_mistake_is_not_tried_again(tiny_run, monkeypatch):
+def test_a_mistake_in_a_worker_is_not_retried(tiny_run, monkeypatch):
     config = tiny_run(name="mistaken")
     tries = config.run_directory / "tries"  # workers of the tests' Ray know no home
 
-    def fails(loop_config):
+    def fails(job):
         with tries.open("a") as file:
             file.write("once\n")
         raise InputError("the memory is of another teacher")
@@ -207,7 +196,7 @@ def test_a_mistake_is_not_tried_again(tiny_run, monkeypatch):
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-def test_workers_that_do_not_divide_a_step_and_compiled_layers_give_the_loss_curve_of_one(tiny_run):
+def test_uneven_shares_and_compiled_layers_have_the_losses_of_one_worker(tiny_run):
     """Three micro-batches on two workers: one of them computes one for nothing. So it is after a worker of three is lost."""
     alone = tiny_run(name="three-alone", train__global_batch=48, train__steps=5)
     shared = tiny_run(name="three-shared", train__global_batch=48, train__steps=5, train__compile=True)
@@ -223,7 +212,7 @@ def watch_workers(patch, served: Path, killed_at: int | None) -> None:
     """Have every worker write down the micro-batches that it trains on, and die once it has made `killed_at` steps."""
     train_worker = loop.train_worker
 
-    def watched(loop_config):
+    def watched(job):
         from jobs.training import loop
 
         finish, take = loop.MetricsLogger.finish_step, loop.DistillStream.__next__
@@ -240,12 +229,12 @@ def watch_workers(patch, served: Path, killed_at: int | None) -> None:
             return batch, targets
 
         loop.MetricsLogger.finish_step, loop.DistillStream.__next__ = finish_or_die, noted
-        return train_worker(loop_config)
+        return train_worker(job)
 
     patch.setattr(loop, "train_worker", watched)
 
 
-def test_bf16_with_every_loss_and_a_dense_memory_that_needs_no_teacher_to_be_asked_train_too(tiny_run):
+def test_training_works_in_bf16_with_every_loss_and_a_dense_memory(tiny_run):
     config = tiny_run(
         name="dense-bf16", train__precision="bf16", train__zero_stage=1, train__targets="teacher", train__steps=4,
         loss={
@@ -265,21 +254,21 @@ def test_bf16_with_every_loss_and_a_dense_memory_that_needs_no_teacher_to_be_ask
 
 
 @pytest.mark.parametrize("targets", ["memory", pytest.param("teacher", marks=pytest.mark.long)])
-def test_a_planned_training_has_the_losses_of_a_live_one(one_worker, tiny_run, targets):
-    config = tiny_run(name=f"planned-{targets}", references__plan=True, train__targets=targets)
+def test_training_with_planned_references_has_the_losses_of_live_look_ups(trained, variant, targets):
+    config = variant(f"planned-{targets}", references__plan=True, train__targets=targets)
     distill.run(config)
-    assert losses(config) == pytest.approx(losses(one_worker), rel=TOLERANCE if targets == "memory" else 2e-3)
+    assert losses(config) == pytest.approx(losses(trained), rel=TOLERANCE if targets == "memory" else 2e-3)
     (plan,) = (prepare(config).directory / "plans").glob("*.npy")
     assert len(NeighbourPlan(plan)) == prepare(config).counts.train
 
 
-def test_memory_targets_equal_teacher_targets_to_float16(one_worker, tiny_run):
-    config = tiny_run(name="teacher-targets", train__targets="teacher")
+def test_targets_from_the_memory_equal_those_of_the_teacher_to_float16(trained, variant):
+    config = variant("teacher-targets", train__targets="teacher")
     distill.run(config)
-    assert losses(config) == pytest.approx(losses(one_worker), rel=2e-3)
+    assert losses(config) == pytest.approx(losses(trained), rel=2e-3)
 
 
-def test_a_classification_teacher_distils_its_predictions_and_the_student_is_exported(tiny_run):
+def test_a_student_of_a_classification_teacher_is_trained_measured_and_exported(tiny_run):
     config = tiny_run(
         name="predictions", teacher__head="classification", store__collection="classified", train__targets="teacher",
         loss={"hidden": 1, "prediction": 1, "relation": 0}, train__steps=2,
@@ -301,7 +290,7 @@ def test_a_classification_teacher_distils_its_predictions_and_the_student_is_exp
     assert "train/prediction" in (config.run_directory / "metrics.jsonl").read_text()
 
 
-def test_the_vanilla_control_trains_without_any_store_and_is_measured_with_no_reference(tiny_run):
+def test_the_control_without_references_needs_no_store(tiny_run):
     config = tiny_run(
         name="vanilla", references__criterion="none", student__reference_mode="none", train__targets="teacher",
         train__steps=2, store={"url": "http://127.0.0.1:9", "write_deadline_s": 1},

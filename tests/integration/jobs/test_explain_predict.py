@@ -66,7 +66,7 @@ def classifier(trained, tmp_path_factory, labelling_student):
     return labelling_student(trained.run_directory / "student", folder)
 
 
-def test_an_explanation_says_what_was_read_and_what_it_changed(trained, capsys):
+def test_an_explanation_shows_what_was_read_and_what_it_changed(trained, capsys):
     explain.run(changed(trained, explain={"text": TEXT}))
     found = json.loads((trained.run_directory / "explanation.json").read_text())
     stored = set(texts_in(prepare(trained).table("train")))
@@ -106,7 +106,7 @@ def test_a_classifier_is_explained_by_its_labels(trained, classifier):
     assert moved != 0
 
 
-def test_every_row_is_scored_once_and_as_the_three_line_api_scores_it(trained, rows, tmp_path):
+def test_every_row_is_scored_once_and_equals_the_librarys_answer(trained, rows, tmp_path):
     predict.run(scoring(trained, rows, tmp_path))
     table, manifest = result(tmp_path)
     assert manifest["counts"] == {"read": 42, "written": 40, "rejected": 2, "live": 40, "cached": 0, "null": 0}
@@ -123,7 +123,7 @@ def test_every_row_is_scored_once_and_as_the_three_line_api_scores_it(trained, r
     np.testing.assert_allclose(np.stack(table["embedding"].to_numpy()), vectors, atol=1e-5)
 
 
-def test_a_part_that_is_there_is_never_computed_again(trained, rows, tmp_path):
+def test_finished_parts_are_not_computed_again(trained, rows, tmp_path):
     config = scoring(trained, rows, tmp_path, num_workers=2, datatype="float16")
     predict.run(config)
     before, manifest = result(tmp_path)
@@ -160,7 +160,7 @@ def test_a_students_labels_are_written_with_the_score_of_each(trained, classifie
     np.testing.assert_allclose(scores.sum(1), 1, atol=1e-5)
 
 
-def test_a_store_that_is_away_costs_quality_but_no_row(trained, rows, tmp_path):
+def test_every_row_is_scored_without_references_while_the_store_is_away(trained, rows, tmp_path):
     config = changed(scoring(trained, rows, tmp_path), store=AWAY, explain={"text": TEXT})
     predict.run(config)
     table, manifest = result(tmp_path)
@@ -190,7 +190,7 @@ def test_a_student_without_memory_needs_no_store(trained, rows, tmp_path):
     assert not (trained.run_directory / "explanation.png").exists()
 
 
-def test_what_cannot_be_done_is_refused_in_one_line(trained, rows, tmp_path):
+def test_impossible_requests_are_refused_in_one_line(trained, rows, tmp_path):
     with pytest.raises(InputError, match="no text to explain"):
         explain.run(trained)
     with pytest.raises(InputError, match="has no head"):

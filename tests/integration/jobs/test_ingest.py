@@ -3,16 +3,20 @@
 import json
 import os
 import re
+import shutil
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import ray
 
 from jobs import ingest
-from jobs.corpus.prepared import prepare
+from jobs.config import RunConfig
+from jobs.corpus.prepared import PreparedCorpus, prepare
 from jobs.memory import fill
 from jobs.memory.fill import fill_memory, stored_projection
 from jobs.memory.load_progress import LOAD, is_filled, load_progress
@@ -28,35 +32,50 @@ from vector_store.store import Store
 pytestmark = pytest.mark.usefixtures("ray_cluster", "home")
 
 
-def test_every_training_passage_is_stored_with_its_teachers_states(tiny_run):
-    config = tiny_run()
-    corpus = prepare(config)
+class Filled(NamedTuple):
+    """A memory that was filled once, for every test that leaves it as it is."""
+
+    config: RunConfig
+    corpus: PreparedCorpus
+    counts: dict[str, int]
+    url: str
+
+
+@pytest.fixture(scope="module")
+def filled(ray_cluster, prepared_corpora, tmp_path_factory, tiny_run) -> Iterator[Filled]:
+    home = tmp_path_factory.mktemp("filled-home")
+    shutil.copytree(prepared_corpora, home / "corpora")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REFBERT_HOME", str(home))
+        config = tiny_run()
+        corpus = prepare(config)
+        with running_store(config) as url:
+            yield Filled(config, corpus, fill_memory(config, url, corpus), url)
+
+
+def test_every_training_passage_is_stored_with_its_teachers_states(filled):
+    config, corpus, counts, url = filled
     assert corpus.counts.train + corpus.counts.heldout == 400
-    with running_store(config) as url:
-        counts = fill_memory(config, url)
-        assert counts == {"read": corpus.counts.train, "skipped": 0, "duplicate": 0, "rejected": 0} | {
-            "written": corpus.counts.train
-        }
-        teacher = load_teacher(config.teacher)
-        texts = corpus.table("train")["text"].to_pylist()[:20]
-        with connect(config.store, url) as client:
-            found = Store(client, config.store).fetch([reference_id(teacher.fingerprint, text) for text in texts])
-        for row, (ids, states) in enumerate(teacher.encode_texts(texts)):
-            assert found.mask[row].sum() == len(ids)
-            assert np.array_equal(found.token_ids[row, : len(ids)], ids)
-            np.testing.assert_allclose(found.states[row, : len(ids)], states, atol=5e-3)
+    assert counts == {"read": corpus.counts.train, "skipped": 0, "duplicate": 0, "rejected": 0} | {
+        "written": corpus.counts.train
+    }
+    teacher = load_teacher(config.teacher)
+    texts = corpus.table("train")["text"].to_pylist()[:20]
+    with connect(config.store, url) as client:
+        found = Store(client, config.store).fetch([reference_id(teacher.fingerprint, text) for text in texts])
+    for row, (ids, states) in enumerate(teacher.encode_texts(texts)):
+        assert found.mask[row].sum() == len(ids)
+        assert np.array_equal(found.token_ids[row, : len(ids)], ids)
+        np.testing.assert_allclose(found.states[row, : len(ids)], states, atol=5e-3)
 
 
-def test_what_is_stored_is_not_encoded_again(tiny_run):
-    config = tiny_run()
-    with running_store(config) as url:
-        first = fill_memory(config, url)
-        again = fill_memory(config, url)
-    assert again["skipped"] == first["written"]
+def test_what_is_stored_is_not_encoded_again(filled):
+    again = fill_memory(filled.config, filled.url, filled.corpus)
+    assert again["skipped"] == filled.counts["written"]
     assert again["written"] == 0
 
 
-def test_a_file_put_back_later_is_the_same_corpus_and_a_changed_one_is_not(tiny_run, tmp_path):
+def test_a_corpus_is_recognised_by_its_content_and_not_by_file_times(tiny_run, tmp_path):
     """What a checkpoint compares: the times of files change with every copy and every mount."""
     file = tmp_path / "corpus.txt"
     texts = [f"a real sentence, number {number}" for number in range(60)]
@@ -68,7 +87,7 @@ def test_a_file_put_back_later_is_the_same_corpus_and_a_changed_one_is_not(tiny_
     assert contents[0] == contents[1] != contents[2]
 
 
-def test_every_row_is_accounted_for_and_bad_ones_keep_their_reason(tiny_run, tmp_path):
+def test_every_row_is_counted_and_rejected_ones_are_listed_with_their_reason(tiny_run, tmp_path):
     more = " with many more words than any other text of this corpus has in it"
     good = [f'{{"text": "a real sentence, number {number}{more * (number >= 50)}"}}' for number in range(60)]
     repeated = ['{"text": "a real  sentence, number 3"}'] * 200
@@ -95,21 +114,20 @@ def test_every_row_is_accounted_for_and_bad_ones_keep_their_reason(tiny_run, tmp
     assert all("store.message_bytes" in letter["reason"] and letter["text"] for letter in letters[2:])
 
 
-def test_a_load_says_that_it_is_complete_until_something_changes(tiny_run):
-    config = tiny_run()
-    corpus = prepare(config)
-    with running_store(config) as url, connect(config.store, url) as client:
+def test_a_memory_counts_as_filled_until_something_is_deleted(filled):
+    config, corpus, _, url = filled
+    with connect(config.store, url) as client:
         store = Store(client, config.store)
-        fill_memory(config, url)
         assert is_filled(store, corpus)
         source = corpus.table("train")["source"][0].as_py()
         assert store.delete(("source", source)) > 0
         assert not is_filled(store, corpus)
-        assert fill_memory(config, url)["written"] > 0
+        assert fill_memory(config, url, corpus)["written"] > 0
         assert is_filled(store, corpus)
 
 
-def test_a_memory_of_narrow_int8_states_holds_what_its_projection_says(tiny_run):
+@pytest.mark.usefixtures("prepared_home")
+def test_a_memory_of_projected_int8_states_holds_the_projected_states(tiny_run):
     config = tiny_run(references={"dim": 16, "datatype": "int8", "tokens": 8}, train={"targets": "teacher"},
                       loss={"relation_heads": 4, "reference_negatives": False}, student__reference_readout=False)  # fmt: skip
     teacher, corpus = load_teacher(config.teacher), prepare(config)
@@ -129,36 +147,33 @@ def test_a_memory_of_narrow_int8_states_holds_what_its_projection_says(tiny_run)
         assert (again["written"], again["skipped"], store.count()) == (0, first, first)
 
 
-def test_held_out_texts_are_never_stored(tiny_run):
-    config = tiny_run()
-    corpus = prepare(config)
+def test_held_out_texts_are_never_stored(filled):
+    config, corpus, _, url = filled
     teacher = load_teacher(config.teacher)
-    with running_store(config) as url, connect(config.store, url) as client:
-        fill_memory(config, url, corpus, teacher)
+    with connect(config.store, url) as client:
         ids = [reference_id(teacher.fingerprint, text) for text in corpus.table("heldout")["text"].to_pylist()]
         assert ids
         assert not Store(client, config.store).existing(ids)
 
 
-def test_another_teachers_memory_is_refused_and_left_alone(tiny_run):
-    config = tiny_run()
-    with running_store(config) as url:
-        written = fill_memory(config, url)["written"]
-        other = tiny_run(teacher__model="pypi:all-MiniLM-L6-v2")
-        with pytest.raises(CollectionMismatch, match=r"fingerprint=.*another store\.collection"):
-            fill_memory(other, url)
-        with connect(config.store, url) as client:
-            assert Store(client, config.store).count() == written
+def test_another_teachers_memory_is_refused_and_left_alone(filled, tiny_run):
+    config, _, counts, url = filled
+    other = tiny_run(teacher__model="pypi:all-MiniLM-L6-v2")
+    with pytest.raises(CollectionMismatch, match=r"fingerprint=.*another store\.collection"):
+        fill_memory(other, url)
+    with connect(config.store, url) as client:
+        assert Store(client, config.store).count() == counts["written"]
 
 
-def test_a_store_that_is_not_there_is_said_in_one_line(tiny_run):
+@pytest.mark.usefixtures("prepared_home")
+def test_a_missing_store_is_reported_in_one_line(tiny_run):
     config = tiny_run(store={"url": "http://127.0.0.1:9", "write_deadline_s": 1})
     with pytest.raises(StoreUnavailable, match=r"127.0.0.1:9 did not answer.*store.url") as error:
         ingest.run(config)
     assert "\n" not in str(error.value)
 
 
-def test_one_bad_row_is_counted_and_skipped(tiny_run, tmp_path, caplog):
+def test_unreadable_rows_are_counted_and_skipped(tiny_run, tmp_path, caplog):
     good = "".join(f'{{"text": "a real sentence, number {number}"}}\n' for number in range(50))
     (tmp_path / "corpus.jsonl").write_text(f'{good}{{"text": 5}}\nnot json\n')
     config = tiny_run(corpus={"path": str(tmp_path / "corpus.jsonl"), "heldout_fraction": 0.2})
@@ -187,10 +202,9 @@ def test_an_empty_corpus_is_refused_and_leaves_nothing_behind(tiny_run, tmp_path
     assert not list((config.home / "corpora").glob("*"))
 
 
-def test_manifest_says_who_wrote_the_memory(tiny_run):
-    config = tiny_run()
-    with running_store(config) as url, connect(config.store, url) as client:
-        fill_memory(config, url)
+def test_the_manifest_names_the_teacher_that_wrote_the_memory(filled):
+    config, _, _, url = filled
+    with connect(config.store, url) as client:
         assert Store(client, config.store).manifest() == manifest_of(load_teacher(config.teacher), config.references)
 
 
@@ -204,7 +218,8 @@ def chunks_done(config, store, corpus, done: int) -> None:
     store.attach(LOAD, made.state("loading", store.count(), {}))
 
 
-def test_chunks_that_a_killed_load_had_finished_are_neither_read_nor_asked_for_again(tiny_run, monkeypatch):
+@pytest.mark.usefixtures("prepared_home")
+def test_a_killed_load_resumes_after_its_finished_chunks(tiny_run, monkeypatch):
     config = tiny_run(ingest={"batch": 32})
     corpus = prepare(config)
     asked: list[int] = []
@@ -237,6 +252,7 @@ def test_chunks_that_a_killed_load_had_finished_are_neither_read_nor_asked_for_a
         assert store.count() == corpus.counts.distinct
 
 
+@pytest.mark.usefixtures("prepared_home")
 def test_encoders_are_added_while_rows_wait(tiny_run):
     config = tiny_run(ingest={"batch": 8, "num_encoders": 1, "max_encoders": 2})
     with running_store(config) as url:
@@ -254,7 +270,7 @@ def stage_rows() -> dict[str, float]:
     return found
 
 
-def test_prometheus_reads_the_rows_of_every_stage(tiny_run):
+def test_prometheus_metrics_count_the_rows_of_every_stage(tiny_run):
     config = tiny_run(ingest={"batch": 64})
     before = stage_rows()
     with running_store(config) as url:
@@ -263,4 +279,4 @@ def test_prometheus_reads_the_rows_of_every_stage(tiny_run):
     deadline = time.monotonic() + 120
     while any(stage_rows()[stage] - before[stage] < rows for stage, rows in wanted.items()):
         assert time.monotonic() < deadline, f"wanted {wanted} more than {before}, found {stage_rows()}"
-        time.sleep(2)
+        time.sleep(0.5)

@@ -117,7 +117,7 @@ def tensors(batch):
 
 @pytest.mark.parametrize("criterion", ["keywords", "dense", "hybrid", "random"])
 @pytest.mark.parametrize(("targets", "count"), [(True, 1), (False, 1), (True, 3)])
-def test_every_batch_of_an_epoch_equals_the_live_one(make_memory, criterion, targets, count):
+def test_every_planned_batch_of_an_epoch_equals_the_live_one(make_memory, criterion, targets, count):
     memory = make_memory(criterion, count)
     plan = NeighbourPlan(memory.plan())
     assert len(plan) == 100
@@ -138,7 +138,7 @@ def test_every_batch_of_an_epoch_equals_the_live_one(make_memory, criterion, tar
         assert stream.source.counts["null"] == stream.source.counts["missing"] == 0
 
 
-def test_a_plan_is_built_once_and_again_when_anything_that_decides_has_changed(make_memory, monkeypatch):
+def test_a_plan_is_rebuilt_only_when_something_that_it_depends_on_changes(make_memory, monkeypatch):
     memory = make_memory()
     path = memory.plan()
     with monkeypatch.context() as patch:
@@ -156,7 +156,7 @@ def test_a_plan_is_built_once_and_again_when_anything_that_decides_has_changed(m
 
 
 @pytest.mark.parametrize(("torn_bytes", "count"), [(0, 1), (13, 1), (30, 2)])
-def test_a_killed_build_goes_on_and_gives_the_same_plan(make_memory, monkeypatch, torn_bytes, count):
+def test_a_killed_build_resumes_and_gives_the_same_plan(make_memory, monkeypatch, torn_bytes, count):
     memory = make_memory(count=count)
     path = memory.plan()
     whole = path.read_bytes()
@@ -171,7 +171,7 @@ def test_a_killed_build_goes_on_and_gives_the_same_plan(make_memory, monkeypatch
     assert not draft.exists()
 
 
-def test_a_build_killed_in_its_first_bytes_starts_anew(make_memory):
+def test_a_build_killed_in_its_header_starts_over(make_memory):
     memory = make_memory()
     path = memory.plan()
     whole = path.read_bytes()
@@ -180,7 +180,7 @@ def test_a_build_killed_in_its_first_bytes_starts_anew(make_memory):
     assert memory.plan().read_bytes() == whole
 
 
-def test_a_neighbour_deleted_since_is_a_null_reference_and_counted(make_memory):
+def test_a_neighbour_deleted_after_planning_becomes_a_counted_null_reference(make_memory):
     memory = make_memory()
     plan = NeighbourPlan(memory.plan())
     ((gone, _),) = plan.choices(np.array([0]))[0]
@@ -195,7 +195,7 @@ def test_a_neighbour_deleted_since_is_a_null_reference_and_counted(make_memory):
     stream.close()
 
 
-def test_a_text_without_neighbour_is_planned_as_such(make_memory, monkeypatch):
+def test_a_text_without_neighbours_is_planned_without_any(make_memory, monkeypatch):
     memory = make_memory()
     row = {**memory.rows[0], "text": "zebra"}
     table = pa.Table.from_pylist([row], PASSAGE_SCHEMA)

@@ -30,7 +30,7 @@ def put(filesystem, name: str, texts: list[str]) -> None:
         stream.write("".join(json.dumps({"text": text}) + "\n" for text in texts).encode())
 
 
-def test_a_corpus_is_read_from_object_storage_and_again_when_an_object_has_changed(tiny_run, bucket):
+def test_a_corpus_in_object_storage_is_read_again_when_an_object_changes(tiny_run, bucket):
     filesystem, uri = bucket
     for number in range(3):
         put(filesystem, f"{number}.jsonl", [f"text {row} of file {number}" for row in range(40)])
@@ -46,7 +46,7 @@ def test_a_corpus_is_read_from_object_storage_and_again_when_an_object_has_chang
     assert prepare(config).directory != corpus.directory
 
 
-def test_a_bucket_that_is_not_there_is_said_in_one_line(tiny_run, bucket):
+def test_a_missing_bucket_is_reported_in_one_line(tiny_run, bucket):
     _, uri = bucket
     config = tiny_run(corpus={"path": uri.replace("bucket/corpus", "no-such-bucket/corpus"), "heldout_fraction": 0.2})
     with pytest.raises(InputError, match=r"no-such-bucket/corpus.*does not exist|cannot be listed") as caught:

