@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from jobs import distill, evaluate, ingest, serve
-from jobs.launch import BAD_INPUT, OK, UNAVAILABLE, run_job
+from jobs.launch import run_job
 from jobs.memory.store import running_store
+from jobs.run.failures import BAD_INPUT, OK, UNAVAILABLE
 from vector_store.client import connect
 from vector_store.store import Store
 

@@ -131,7 +131,7 @@ def test_references_that_cannot_be_read_are_refused_in_one_line(folder, reading,
     assert "read no references" in refusal(reading(reference_mode="none"), tmp_path)
     assert "format 3, this release reads 2" in refusal(reading(memory={"format_version": 3, "angle": 3}), tmp_path)
     assert "neither a server's URL" in refusal(folder, {"criterion": "keywords"})
-    monkeypatch.setitem(sys.modules, "vector_store.place", None)  # as where gRPC is not installed
+    monkeypatch.setitem(sys.modules, "vector_store.location", None)  # as where gRPC is not installed
     assert "pip install 'refbert[memory]'" in refusal(reading(), tmp_path)
 
 
