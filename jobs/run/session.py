@@ -54,9 +54,7 @@ def ray_session() -> Iterator[None]:
     passed_on = {name: os.environ[name] for name in (*PASSED_ON, "RAY_ADDRESS") if name in os.environ}
     # What the submission has set already reaches the workers, and Ray refuses to have it set twice.
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {})
-    if (
-        "working_dir" not in submitted
-    ):  # that is on the workers' path already; else they find `jobs` where the driver does
+    if "working_dir" not in submitted:  # else Ray has put the job's copy of the checkout on the workers' path
         passed_on["PYTHONPATH"] = os.pathsep.join(filter(None, [CHECKOUT, os.environ.get("PYTHONPATH")]))
     job = submitted.get("env_vars", {})
     variables = {name: value for name, value in {**ENVIRONMENT, **passed_on}.items() if name not in job}

@@ -47,22 +47,6 @@ from vector_store.store import Store
 log = logging.getLogger(__name__)
 
 
-class LeanTrainer(TorchTrainer):
-    """Ray's trainer, without two processes that it starts beside every training and that have nothing to do here.
-
-    One hands out shards of Ray Data, of which there are none. The other frees what a dead controller had reserved, which
-    the end of the job does anyway; it also asks a dashboard that a local Ray does not run.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-        from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-
-        parent: Any = super()  # Any: mypy sees the trainer of Train V1
-        unused = (DatasetsCallback, PlacementGroupCleanerCallback)
-        return [callback for callback in parent._create_default_callbacks() if not isinstance(callback, unused)]
-
-
 @dataclass(frozen=True)
 class DistillJob:
     """What every worker of one training needs."""
@@ -93,7 +77,7 @@ def distil(config: RunConfig, corpus: PreparedCorpus, address: MemoryAddress | N
     )
     # Bound, because Ray's controller unpickles a `train_loop_config`, and would import all that only workers need.
     train_loop: Any = partial(train_worker, DistillJob(config, address, corpus, plan, directory))
-    trainer = LeanTrainer(
+    trainer = TorchTrainer(
         train_loop,
         scaling_config=scaling_config(train),
         torch_config=TorchConfig(
