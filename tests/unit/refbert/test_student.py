@@ -335,7 +335,7 @@ def test_transformers_trainer_trains_a_classifier_with_references_and_predicts_i
     rows = [{name: tensor[row] for name, tensor in inputs.items()} | {"labels": row % 3} for row in range(4)]
     options = TrainingArguments(
         tmp_path, max_steps=2, per_device_train_batch_size=2, use_cpu=True, report_to="none", save_strategy="no",
-        gradient_checkpointing=True, disable_tqdm=True,
+        activation_checkpointing=True, disable_tqdm=True,
     )  # fmt: skip
     trainer = Trainer(model, options, train_dataset=rows, eval_dataset=rows)
     before = model.encoder.layers[0].attention.reference_key.weight.clone()
