@@ -19,6 +19,13 @@ class Table(NamedTuple):
     columns: tuple[str, ...]
     rows: Rows
 
+    def __rich__(self) -> rich.table.Table:
+        """The table as rich prints it."""
+        table = rich.table.Table(*self.columns, title=self.title, title_justify="left")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
 
 def render(template: Path, /, **values: Any) -> str:
     """Return the template filled in; `tables.md.j2` and the templates beside it are there to import.
@@ -34,8 +41,4 @@ def show(*parts: Table | str) -> None:
     """Print tables and lines on the terminal. A text may hold brackets: they are no markup."""
     console = Console(width=110, highlight=False, markup=False)
     for part in parts:
-        if isinstance(part, Table):
-            table = rich.table.Table(*part.columns, title=part.title, title_justify="left")
-            for row in part.rows:
-                table.add_row(*row)
-        console.print(table if isinstance(part, Table) else part)
+        console.print(part)
