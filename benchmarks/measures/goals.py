@@ -20,7 +20,10 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from jobs.evaluation.documents import render
 from jobs.evaluation.provenance import hardware, provenance
+
+TEMPLATE = Path(__file__).parent / "templates/results.md.j2"
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -130,13 +133,8 @@ def write_results(
         "rows": {name: part.rows for name, part in parts.items()},
         "goals": [goal.as_dict() for goal in goals],
     }
-    lines = [f"# {title}", "", f"{run['hardware']}, commit {run['commit']}, {run['seconds']:.0f} s"]
-    for name, part in parts.items():
-        lines += ["", f"## {name}", "", part.note, "", *_table(part.rows)]
-    if goals:
-        met = [{**goal.as_dict(), "met": "yes" if goal.met else "**no**"} for goal in goals]
-        lines += ["", "## Goals", "", *_table(met)]
-    text = "\n".join(lines) + "\n"
+    met = [{**goal.as_dict(), "met": "yes" if goal.met else "**no**"} for goal in goals]
+    text = render(TEMPLATE, title=title, parts=parts, goals=met, cells=_cells, **run)
     print(text)
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / f"{stem}.md").write_text(text)
@@ -145,10 +143,12 @@ def write_results(
     return given.out / stem
 
 
-def _table(rows: Rows) -> list[str]:
+def _cells(rows: Rows) -> tuple[list[str], list[list[str]]]:
+    """Return a table's columns and its cells as they are shown."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    lines = ["| " + " | ".join(column.replace("_", " ") for column in columns) + " |", "|---" * len(columns) + "|"]
-    return lines + ["| " + " | ".join(_shown(row.get(column)) for column in columns) + " |" for row in rows]
+    return [column.replace("_", " ") for column in columns], [
+        [_shown(row.get(name)) for name in columns] for row in rows
+    ]
 
 
 def _shown(value: Any) -> str:

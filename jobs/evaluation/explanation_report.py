@@ -4,17 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from rich.console import Console
-from rich.table import Table
-
+from jobs.evaluation.documents import Rows, Table, show
 from refbert.atomic import write_whole
 from refbert.memory.explanation import READ_OUT
-
-Rows = list[tuple[str, ...]]
 
 QUOTED = 300
 """Characters of a text that a report quotes."""
@@ -64,54 +58,40 @@ def quoted(text: Any) -> str:
 
 def print_explanation(explanation: dict[str, Any]) -> None:
     """Print the tables of an explanation."""
-    console = Console(width=110, highlight=False, markup=False)
-    console.print(f"text: {quoted(explanation['text'])}")
-    for title, columns, rows in tables(explanation):
-        table = Table(*columns, title=title, title_justify="left")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-    if not explanation["layers"]:
-        console.print("no layer of this student reads references")
+    notes = [] if explanation["layers"] else ["no layer of this student reads references"]
+    show(f"text: {quoted(explanation['text'])}", *tables(explanation), *notes)
 
 
-def tables(explanation: dict[str, Any]) -> list[tuple[str, tuple[str, ...], Rows]]:
-    """Return every table of an explanation: title, columns, rows."""
+def tables(explanation: dict[str, Any]) -> list[Table]:
+    """Return every table of an explanation."""
     read = [one for one in explanation["references"] if one["id"]]
-    strongest, changed = explanation["strongest_layer"], explanation["without_references"]
-    references = [
+    strongest = explanation["strongest_layer"]
+    references: Rows = [
         (str(rank), quoted(one["text"] or one["id"]), f"{one['score']:.2f}", one["rung"], *_moved(one["without"]))
         for rank, one in enumerate(read)
     ]
-    found: list[tuple[str, tuple[str, ...], Rows]] = [
-        (
-            "References read, and how far the sentence vector moves without",
-            ("rank", "text", "score", "rung", "cosine distance", "relative"),
-            [*references, ("", "all of them: the null reference", "", "null", *_moved(changed))],
-        ),
-        (
-            "Attention by layer",
-            ("layer", "references", "null slot", "own tokens"),
-            [
-                (str(layer["layer"]), *(f"{layer[name]:.4f}" for name in ("references", "null", "own")))
-                for layer in explanation["layers"]
-            ],
-        ),
+    null = ("", "all of them: the null reference", "", "null", *_moved(explanation["without_references"]))
+    layers = [
+        (str(layer["layer"]), *(f"{layer[name]:.4f}" for name in ("references", "null", "own")))
+        for layer in explanation["layers"]
     ]
-    tokens: list[tuple[str, str, float]] = [
+    tokens = [
         (str(rank), token, mass)
         for rank, one in enumerate(read)
         for token, mass in zip(one["tokens"], one["token_mass"].get(strongest, ()), strict=False)
     ]
+    moved = ("rank", "text", "score", "rung", "cosine distance", "relative")
+    found = [
+        Table("References read, and how far the sentence vector moves without", moved, [*references, null]),
+        Table("Attention by layer", ("layer", "references", "null slot", "own tokens"), layers),
+    ]
     if tokens:
         most = sorted(tokens, key=lambda token: -token[2])[:STRONGEST]
-        shown: Rows = [(rank, token, f"{mass:.4f}") for rank, token, mass in most]
-        found.append((f"Reference tokens most looked at, {_named(strongest)}", ("rank", "token", "mass"), shown))
+        rows: Rows = [(rank, token, f"{mass:.4f}") for rank, token, mass in most]
+        found.append(Table(f"Reference tokens most looked at, {_named(strongest)}", ("rank", "token", "mass"), rows))
     if labels := explanation["labels"]:
-        answers: Rows = [
-            (name, f"{labels['with'][name]:.4f}", f"{labels['without'][name]:.4f}") for name in labels["with"]
-        ]
-        found.append(("Answer", ("label", "with references", "without"), answers))
+        rows = [(name, f"{labels['with'][name]:.4f}", f"{labels['without'][name]:.4f}") for name in labels["with"]]
+        found.append(Table("Answer", ("label", "with references", "without"), rows))
     return found
 
 
@@ -120,9 +100,8 @@ def plot_explanation(explanation: dict[str, Any], picture: Path) -> None:
     heat = explanation["heat"]
     rows, columns, mass = heat["rows"], heat["columns"], heat["mass"]
     size = (min(24.0, 3 + 0.24 * len(columns)), min(24.0, 2.6 + 0.2 * len(rows)))
-    figure, (bars, grid) = plt.subplots(
-        2, 1, figsize=size, sharex=True, layout="constrained", height_ratios=(1.2, max(1.0, 0.2 * len(rows)))
-    )
+    figure = Figure(figsize=size, layout="constrained")
+    bars, grid = figure.subplots(2, 1, sharex=True, height_ratios=(1.2, max(1.0, 0.2 * len(rows))))
     means = [sum(column) / len(rows) for column in zip(*mass, strict=True)]
     bars.bar(range(len(columns)), means, color=[COLOURS[rank % len(COLOURS)] for rank in heat["ranks"]])
     bars.set_ylabel("mean", fontsize=8)
@@ -135,7 +114,6 @@ def plot_explanation(explanation: dict[str, Any], picture: Path) -> None:
     grid.set_xlabel("reference tokens" if explanation["references"][0]["id"] else "the null reference", fontsize=8)
     grid.set_ylabel("own tokens", fontsize=8)
     figure.savefig(picture, dpi=110)
-    plt.close(figure)
 
 
 def _moved(change: dict[str, Any] | None) -> tuple[str, str]:

@@ -4,13 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from rich.console import Console
-from rich.table import Table
-
+from jobs.evaluation.documents import TEMPLATES, Rows, Table, render, show
 from refbert.atomic import write_whole
 
 FIDELITY = {
@@ -25,15 +21,13 @@ REFERENCES = ("nearest", "null", "random")
 COLOURS = {"nearest": "#2f6f9f", "null": "#b0b0b0", "random": "#d9a441", "teacher": "#444444"}
 SPEED = {"teacher": "teacher", "student": "student", "student_with_lookup": "student with look-up"}
 
-Rows = list[tuple[str, ...]]
-
 
 def write_report(report: dict[str, Any], directory: Path) -> None:
     """Write the report's files into a run directory; report.json last, complete or not at all."""
     plot_loss(directory / "metrics.jsonl", directory / "loss.png")
     plot_fidelity(report["fidelity"], directory / "fidelity.png")
     plot_size_and_latency(report, directory / "size_latency.png")
-    (directory / "report.md").write_text(markdown(report, directory.name))
+    (directory / "report.md").write_text(markdown(report, f"Run `{directory.name}`"))
     write_whole(directory / "report.json", json.dumps(report, indent=2))
 
 
@@ -75,89 +69,35 @@ def labelled_rows(report: dict[str, Any]) -> Rows:
     ]
 
 
-def tables(report: dict[str, Any]) -> list[tuple[str, tuple[str, ...], Rows]]:
-    """Return every table of the report: title, columns, rows."""
-    batch = report["speed"]["student"]["batch"]
-    found = [
-        (
-            "Size and speed",
-            ("encoder", "parameters", f"p50 of {batch}", "p99", "texts", "vs teacher"),
-            size_rows(report),
-        ),
-        ("Fidelity on held-out text, by reference read", ("reference", *FIDELITY), fidelity_rows(report)),
-    ]
+def tables(report: dict[str, Any]) -> dict[str, Table]:
+    """Return every table of the report."""
+    encoders = ("encoder", "parameters", f"p50 of {report['speed']['student']['batch']}", "p99", "texts", "vs teacher")
+    references = ("reference", *FIDELITY)
+    found = {
+        "size": Table("Size and speed", encoders, size_rows(report)),
+        "fidelity": Table("Fidelity on held-out text, by reference read", references, fidelity_rows(report)),
+    }
     if "labelled" in report:
-        found.append(("Linear classifier on frozen vectors", ("features", "accuracy"), labelled_rows(report)))
+        title = "Linear classifier on frozen vectors"
+        found["labelled"] = Table(title, ("features", "accuracy"), labelled_rows(report))
     return found
 
 
 def print_tables(report: dict[str, Any]) -> None:
     """Print the report's tables on the terminal."""
-    console = Console(width=110)
-    for title, columns, rows in tables(report):
-        table = Table(*columns, title=title, title_justify="left")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+    show(*tables(report).values())
 
 
-def markdown(report: dict[str, Any], name: str) -> str:
-    """Return the report as Markdown."""
-    teacher, student, distill, run = (report[key] for key in ("teacher", "student", "distill", "run"))
-    bound = report["fidelity"]["mutual_information"]
-    lines = [
-        f"# Run `{name}`",
-        "",
-        f"A student of {student['params'] / 1e6:.2f} M parameters ({student['layers']} x {student['dim']}) distilled from "
-        f"`{teacher['name']}` ({teacher['params'] / 1e6:.2f} M, {teacher['layers']} x {teacher['dim']}): "
-        f"{student['compression']:.2f}x smaller.",
-        "",
-    ]
-    if memory := report["memory"]:
-        lines += [
-            f"Memory: {memory['points']} references, {memory['bytes'] / 1e6:.0f} MB as they travel, criterion "
-            f"`{memory['criterion']}`, {memory['references_per_text']} read per text, at most {memory['tokens']} x "
-            f"{memory['dim']} {memory['datatype']} each, {memory['url_kind']}.",
-            "",
-        ]
-    lines += [
-        f"Training: {distill['steps']} steps in {distill['seconds']:.0f} s, {distill['examples_per_s']:.0f} examples/s, "
-        f"{100 * distill['data_wait_fraction']:.1f} % of it waiting for references, {distill['world_size']} worker(s), "
-        f"ZeRO {distill['zero_stage']}.",
-        "",
-        "![loss](loss.png)",
-        "",
-    ]
-    for title, columns, rows in tables(report):
-        lines += [f"## {title}", "", _row(columns), _row(["---"] * len(columns)), *map(_row, rows), ""]
-        if title.startswith("Fidelity"):
-            lines += [
-                f"{report['fidelity']['texts']} texts that were neither stored nor trained on; one trained student, only "
-                "the reference swapped (`null` is the learned null reference). Mutual information is the InfoNCE lower "
-                f"bound between student and teacher sentence vectors over a pool of {bound['pool']} at temperature "
-                f"{bound['temperature']}.",
-                "",
-                "![fidelity](fidelity.png)",
-                "",
-            ]
-        if title.startswith("Size"):
-            lines += ["![size and latency](size_latency.png)", ""]
-    if explanation := report.get("explanation"):
-        lines += _explanation(explanation)
-    lines += [
-        "## Run",
-        "",
-        f"commit `{run['commit']}`, {run['hardware']}, measured in {run['seconds']:.0f} s; "
-        + ", ".join(f"{library} {version}" for library, version in run["versions"].items()),
-        "",
-    ]
-    return "\n".join(lines)
+def markdown(report: dict[str, Any], title: str, pictures: bool = True) -> str:
+    """Return the report as Markdown, with or without links to its pictures."""
+    return render(TEMPLATES / "report.md.j2", title=title, pictures=pictures, tables=tables(report), **report)
 
 
 def plot_loss(metrics: Path, picture: Path) -> None:
     """Draw every part of the loss over steps."""
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.subplots()
     names = [name for name in lines[0] if name.startswith("train/") and not name.endswith(("_rate", "_per_s"))]
     for name in names:
         label = name.removeprefix("train/")
@@ -165,12 +105,13 @@ def plot_loss(metrics: Path, picture: Path) -> None:
         axes.plot([line["step"] for line in lines], values, label=label, linewidth=2 if label == "loss" else 1)
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.legend(frameon=False, ncols=2)
-    _save(figure, axes, picture)
+    _save(figure, picture)
 
 
 def plot_fidelity(fidelity: dict[str, Any], picture: Path) -> None:
     """Draw each fidelity figure as bars by the reference that was read."""
-    figure, axes = plt.subplots(1, len(FIDELITY), figsize=(10, 2.8), layout="constrained")
+    figure = Figure(figsize=(10, 2.8), layout="constrained")
+    axes = figure.subplots(1, len(FIDELITY))
     names = [name for name in REFERENCES if name in fidelity]
     for axis, (metric, title) in zip(axes, FIDELITY.items(), strict=True):
         values = [fidelity[name][metric] for name in names]
@@ -178,12 +119,13 @@ def plot_fidelity(fidelity: dict[str, Any], picture: Path) -> None:
         axis.bar_label(bars, fmt="%.3g")
         axis.set_title(title, fontsize=9)
         axis.margins(y=0.15)
-    _save(figure, axes, picture)
+    _save(figure, picture)
 
 
 def plot_size_and_latency(report: dict[str, Any], picture: Path) -> None:
     """Draw parameters, and the median latency of a batch."""
-    figure, (size, latency) = plt.subplots(1, 2, figsize=(8, 2.4), layout="constrained")
+    figure = Figure(figsize=(8, 2.4), layout="constrained")
+    size, latency = figure.subplots(1, 2)
     sizes = [report["teacher"]["params"] / 1e6, report["student"]["params"] / 1e6]
     size.bar_label(size.barh(["teacher", "student"], sizes, color=[COLOURS["teacher"], COLOURS["nearest"]]), fmt="%.1f")
     size.set_title("million parameters", fontsize=9)
@@ -196,36 +138,10 @@ def plot_size_and_latency(report: dict[str, Any], picture: Path) -> None:
     for axis in (size, latency):
         axis.invert_yaxis()
         axis.margins(x=0.15)
-    _save(figure, (size, latency), picture)
+    _save(figure, picture)
 
 
-def _explanation(one: dict[str, Any]) -> list[str]:
-    """What the report says of the one text that it explains."""
-    found = f"{one['rung']}, score {one['score']:.2f}" if one["reference"] else "nothing was found"
-    where = f"Layer {one['layer']}" if isinstance(one["layer"], int) else f"The {one['layer']}"
-    return [
-        "## One held-out text",
-        "",
-        f"> {one['text']}",
-        "",
-        f"read beside it ({found}):",
-        "",
-        f"> {one['reference'] or 'the null reference'}",
-        "",
-        f"{where} looked there with {100 * one['mass']:.1f} % of its attention; without it the sentence vector is "
-        f"{one['cosine_distance']:.4f} away by cosine. Another text: `python jobs/explain.py`.",
-        "",
-        f"![what it read]({one['picture']})",
-        "",
-    ]
-
-
-def _row(cells: Any) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _save(figure: Any, axes: Any, picture: Path) -> None:
-    for axis in axes if hasattr(axes, "__iter__") else [axes]:
+def _save(figure: Figure, picture: Path) -> None:
+    for axis in figure.axes:
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(picture, dpi=120)
-    plt.close(figure)

@@ -9,13 +9,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from scipy import stats
 
+from jobs.evaluation.documents import Rows, render
 from refbert.atomic import write_whole
 from refbert.scores import glue_average, main_score
 
@@ -26,22 +24,21 @@ COLOURS = {
     "vanilla_without_distillation": "#c9b3d4",
 }  # fmt: skip
 
-Rows = list[tuple[str, ...]]
+TEMPLATE = Path(__file__).parent / "templates/ablation.md.j2"
 
 
 def write_ablation(report: dict[str, Any], directory: Path, results: str | None) -> None:
     """Write ablation.md, ablation.png and ablation.json into `directory`; dated copies into `results` where given."""
     report["goals"] = goals(report)
-    text = markdown(report)
-    (directory / "ablation.md").write_text(text)
-    plot(report, directory / "ablation.png")
-    write_whole(directory / "ablation.json", json.dumps(report, indent=2))
+    stems = [directory / "ablation"]
     if results:
-        stem = Path(results) / f"ablation_{report['config']['name']}_{date.today()}"
+        stems.append(Path(results) / f"ablation_{report['config']['name']}_{date.today()}")
+    for stem in stems:
         stem.parent.mkdir(parents=True, exist_ok=True)
-        stem.with_suffix(".json").write_text(json.dumps(report, indent=2))
-        stem.with_suffix(".md").write_text(text.replace("](ablation.png)", f"]({stem.name}.png)"))
-        plot(report, stem.with_suffix(".png"))
+        picture = stem.with_name(f"{stem.name}.png")
+        plot(report, picture)
+        write_whole(stem.with_name(f"{stem.name}.md"), markdown(report, picture.name))
+        write_whole(stem.with_name(f"{stem.name}.json"), json.dumps(report, indent=2))
 
 
 def seed_scores(task: dict[str, Any], arm: str, way: str | None = None, rows: str = ALL) -> dict[int, float]:
@@ -184,87 +181,19 @@ def arms_of(report: dict[str, Any]) -> list[str]:
     ]
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """Return the report as Markdown."""
-    names, config = list(report["tasks"]), report["config"]
-    seeds = {name: len(next(iter(task["arms"].values()))) for name, task in report["tasks"].items()}
-    lines = [
-        f"# Ablation `{config['name']}`",
-        "",
-        f"Teacher `{config['teacher']['model']}` fine-tuned on each task, at most {config['teacher']['tokens']} tokens; "
-        f"references `{config['references']['criterion']}`, {config['references']['count']} per text, from the task's own "
-        "training split. Development splits; mean and standard deviation over seeds "
-        f"({', '.join(f'{name} {count}' for name, count in seeds.items())}).",
-        "",
-        "![scores](ablation.png)",
-        "",
-    ]
-
-    def table(title: str, columns: tuple[str, ...], rows: Rows, note: str) -> None:
-        lines.extend([f"## {title}", "", *map(_row, (columns, ("---",) * len(columns), *rows)), "", note, ""])
-
-    table(
-        "Scores",
-        ("arm", *names, "average", "of teacher"),
-        score_rows(report),
-        "Each arm trained and asked in its own way.",
-    )
+def markdown(report: dict[str, Any], picture: str = "ablation.png") -> str:
+    """Return the report as Markdown; `picture` is the plot's file name."""
+    tables = {"scores": score_rows(report)}
     if "nearest" in arms_of(report):
-        table(
-            "Paired differences",
-            ("", *names, "average", "relative", "tasks won", "p"),
-            comparison_rows(report),
-            "Points; the same task and seed on both sides. p: two-sided t-test over all pairs.",
-        )
-        table(
-            "The reference swapped",
-            ("asked with", *names, "average"),
-            swap_rows(report),
-            "The students of arm `nearest`, not trained again. `nearest_unguarded` may also read near-duplicates of the text.",
-        )
-        table(
-            "Leak guard",
-            (
-                "task",
-                "near-duplicates in training",
-                "development rows with one",
-                "all rows",
-                "rows without one",
-                "guard off",
-            ),
-            leak_rows(report),
-            "Near-duplicates: Jaccard similarity of character 5-grams of at least 0.7, for pairs of both sides. They are "
-            "trained on, and not read.",
-        )
-    lines += ["## Goals", "", _row(("goal", "value", "wanted", "met")), _row(("---",) * 4)]
-    lines += [
-        _row(
-            (
-                goal["name"],
-                _cell(goal["value"], ".3f"),
-                f"{goal['direction']} {goal['goal']}",
-                "yes" if goal["met"] else "no",
-            )
-        )
-        for goal in report["goals"]
-    ]
-    lines += ["", "## Tasks", ""]
-    for name, task in report["tasks"].items():
-        note = f"; {task['note']}" if task["note"] else ""
-        copies = f" and {task['copies']} copies of them" if task["copies"] else ""
-        lines.append(
-            f"- {name}: {' and '.join(task['metrics'])}; {task['train']} training{copies}, "
-            f"{' + '.join(str(rows) for rows in task['dev'].values())} development rows{note}"
-        )
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    lines += ["", f"{report['hardware']}; commit {report['commit']}; {versions}.", ""]
-    return "\n".join(lines)
+        tables |= {"differences": comparison_rows(report), "swaps": swap_rows(report), "leaks": leak_rows(report)}
+    return render(TEMPLATE, tables=tables, picture=picture, **report)
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
     """Draw the scores by task and arm, with their spread."""
     names, arms = list(report["tasks"]), arms_of(report)
-    figure, axis = plt.subplots(figsize=(1.2 + 1.8 * len(names), 3.6), layout="constrained")
+    figure = Figure(figsize=(1.2 + 1.8 * len(names), 3.6), layout="constrained")
+    axis = figure.subplots()
     width = 0.8 / (len(arms) + 1)
     for place, arm in enumerate([TEACHER, *arms]):
         values = [
@@ -285,7 +214,6 @@ def plot(report: dict[str, Any], path: Path) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=7, ncols=3, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08))
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def _with_spread(values: list[float]) -> str:
@@ -296,10 +224,6 @@ def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else math.nan
 
 
-def _cell(value: float | None, form: str, unit: str = "") -> str:
+def _cell(value: float, form: str, unit: str = "") -> str:
     """A formatted number; a dash where there is none."""
-    return "-" if value is None or math.isnan(value) else f"{value:{form}}{unit}"
-
-
-def _row(cells: tuple[str, ...]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return "-" if math.isnan(value) else f"{value:{form}}{unit}"

@@ -116,7 +116,7 @@ def test_a_copy_answers_as_the_original_without_the_run_and_without_ray(
 def test_the_cards_snippet_runs_in_the_copied_folder_as_it_is_printed(
     copied, store_directory, environment, monkeypatch
 ):
-    monkeypatch.setattr("jobs.evaluation.model_card.markdown", lambda report, name: "")
+    monkeypatch.setattr("jobs.evaluation.model_card.markdown", lambda report, title, pictures: "")
     export = Export(inputs=(), outputs=(), opset=20, tolerance=1e-4, difference=0.0, bytes=1)
     for memory in (None, RefBertConfig.from_pretrained(copied).memory):
         card = model_card({"teacher": {"name": "t"}}, "mine", memory, export, None)

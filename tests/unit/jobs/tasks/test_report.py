@@ -90,3 +90,12 @@ def test_the_report_is_written_whole_with_a_dated_copy(report, tmp_path):
     assert "| nearest - vanilla | +15.00 | -5.00 | +5.00 | +7.7 % | 1 of 2 |" in markdown(report)
     assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".json", ".md", ".png"}
     assert (tmp_path / "ablation.png").stat().st_size > 1000
+
+
+def test_the_dated_copy_keeps_a_name_with_a_dot_and_links_its_own_picture(report, tmp_path):
+    report["config"]["name"] = "rate-0.5"
+    write_ablation(report, tmp_path, str(tmp_path / "results"))
+    (page,) = (tmp_path / "results").glob("ablation_rate-0.5_????-??-??.md")
+    assert f"]({page.stem}.png)" in page.read_text()
+    assert (page.parent / f"{page.stem}.png").exists()
+    assert (page.parent / f"{page.stem}.json").exists()
