@@ -1,9 +1,10 @@
 """Find the best neighbours of each query, and degrade instead of failing where the store is slow or gone.
 
 Reads one collection. A look-up is two round trips, however many neighbours a query wants: a batch of searches returns ids and
-scores of a few candidates, then one fetch reads the chosen points that are not cached, each once. A single trip that returns
-one candidate with its payload takes 11 ms instead of 12 ms for 32 queries. But it leaves equal scores in any order, and the
-queries' own points need the second trip anyway. Precomputed choices need the second trip only.
+scores of a few candidates, then one fetch reads the chosen points that are not kept from before, each once. With it come, on
+request, the points stored under the queries' own ids (the targets of training). Neighbours that were chosen earlier, by a plan,
+need the second trip only. A single trip that returns one candidate with its payload is no faster (11 ms against 12 for 32
+queries), and leaves equal scores in any order.
 The rungs of the degrade ladder: live neighbours; else those of this query's last look-up (cached); else none (null). Knows
 nothing of who asks.
 """

@@ -1,7 +1,9 @@
-"""Fill a memory: stream a prepared corpus through the teacher, and store each text's states where it is not yet stored.
+"""Fill a memory: create its collection, and stream a prepared corpus through the teacher into it.
 
-A row is done only when the store has acknowledged it. What the memory already holds is never encoded again; what a killed job
-had finished is not even read again. Every row is accounted for: read = skipped + duplicate + written + rejected.
+A text is done only when the store has acknowledged its point. A text that is stored already is never encoded again, and what a
+killed job had finished is not even read again. Every row of the corpus is accounted for: read = skipped (stored before) +
+duplicate (repeats another row's text) + written + rejected (unreadable, or refused by the store). Term statistics are published
+at the end. Knows nothing of students.
 """
 
 import json

@@ -1,8 +1,9 @@
 """The queue of texts that wait for the student, and how they are batched.
 
-Whatever arrived while the student was busy is its next batch: no timer delays a text. Two threads work at once: while the
-student computes one batch, references of the next are looked up. The queue is bounded and refuses what would not fit. A text
-whose request has been cancelled or has timed out is not computed.
+Whatever arrived while the student was busy is its next batch; an idle student waits for more only where serve.batch_wait_ms
+says so. Two threads work at once: while the student computes one batch, references of the next are looked up. The queue is
+bounded: what would not fit raises Overloaded. A text whose request was cancelled or timed out is not computed. Knows nothing of
+HTTP and gRPC.
 """
 
 import asyncio

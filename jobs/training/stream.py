@@ -1,9 +1,10 @@
-"""The training data: an endless, deterministic order of passages, each with its reference already looked up.
+"""The training data: an endless, deterministic stream of micro-batches, each with its references already looked up.
 
-The order is a function of the seed alone. The run is cut into micro-batches, numbered from 0; each step is made of the next
-global_batch / micro_batch of them, and worker r takes every world-th of a step's from the r-th on. So any number of workers
-sees the same micro-batches in the same steps, and one number is the whole resumable state. References are looked up in the
-background while the step runs, and where the neighbours are planned, only fetched.
+The order is a function of the seed alone. Micro-batches are numbered from 0, and each optimizer step has the next
+global_batch / micro_batch of them, which the workers share out in turn. So any number of workers sees the same micro-batches in
+the same steps, and one number is the whole state to resume from. Look-ups run in the background while a step computes; with a
+neighbour plan nothing is searched, and the planned references are only fetched. A micro-batch brings its targets where they
+are known without a teacher: stored states, a task's logits and labels. Knows nothing of models and losses.
 """
 
 import time

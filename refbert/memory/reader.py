@@ -4,8 +4,9 @@
         vectors = student.encode(texts)
         labels = student.predict(texts)
 
-`Reader.forwards` is the one way from texts to what the student says of them: evaluation, task scoring and offline scoring use
-it too. Without references every text reads the null reference, and neither gRPC nor a database is imported.
+`Reader.forwards` takes texts to the student's outputs, batch by batch, with the next look-up in the background. Evaluation, the
+scoring of tasks and jobs/predict.py use it; the service, whose texts come one by one, uses its parts. A student that is loaded
+without a memory reads the null reference, and neither gRPC nor a database is imported.
 """
 
 import logging
