@@ -117,7 +117,8 @@ def export_points(
     finished = ExportManifest(
         manifest=manifest, metadata=metadata, rows=done.num_points, left_out=done.num_left_out, files=done.files
     )
-    write_whole(folder / MANIFEST_FILE, finished.model_dump_json(indent=2) + "\n")
+    # Sorted: protobuf orders the keys of its maps anew in each process, and equal memories should give equal exports.
+    write_whole(folder / MANIFEST_FILE, json.dumps(finished.model_dump(mode="json"), indent=2, sort_keys=True) + "\n")
     return done
 
 
