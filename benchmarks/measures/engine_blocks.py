@@ -89,7 +89,7 @@ class EngineBlocks:
             return result
 
         batch, stored = passed(next(batches))
-        loss_config, layers = self.config.loss, self.config.student.layers
+        loss_config, layers = self.config.loss, self.config.student.num_hidden_layers
         targets = passed(stored or teacher_targets(self.teacher, batch, loss_config, layers))
         loss, _ = passed(self.engine(batch, targets))
         passed(self.engine.backward(loss))

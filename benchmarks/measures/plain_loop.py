@@ -48,7 +48,7 @@ def train(config: RunConfig) -> list[float]:
     started_s = time.perf_counter()
     for step in range(options.steps):
         batch, _ = next(stream)
-        loss, _ = distiller(batch, teacher_targets(teacher, batch, config.loss, config.student.layers))
+        loss, _ = distiller(batch, teacher_targets(teacher, batch, config.loss, config.student.num_hidden_layers))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(distiller.parameters(), options.clip)
         optimizer.step()

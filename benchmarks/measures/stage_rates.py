@@ -184,7 +184,7 @@ def _student(
     for row, (token_ids, states) in enumerate(teacher.encode_texts(asked)):
         fill_row(row, found, [StoredPoint("", states, token_ids, None)], [0.0])
     batch = student_batch(ids, mask, found, texts.manifest.dim, None, segments)
-    targets = teacher_targets(teacher, batch, config.loss, config.student.layers)
+    targets = teacher_targets(teacher, batch, config.loss, config.student.num_hidden_layers)
     for step in range(1 + steps):
         if step == 1:
             started_s = time.perf_counter()
