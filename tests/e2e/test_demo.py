@@ -33,11 +33,12 @@ SPEED = {"batch", "latency_ms_p50", "latency_ms_p99", "examples_per_s"}
 
 def start(home: Path, log: Path) -> subprocess.Popen:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return subprocess.Popen(
-        [sys.executable, REPOSITORY / "jobs" / "demo.py", *SMALL],
-        env={**environment, "REFBERT_HOME": str(home)}, cwd=home, stdout=log.open("w"), stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )  # fmt: skip
+    with log.open("w") as output:
+        return subprocess.Popen(
+            [sys.executable, REPOSITORY / "jobs" / "demo.py", *SMALL],
+            env={**environment, "REFBERT_HOME": str(home)}, cwd=home, stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
 
 
 def server_pid(home: Path) -> int | None:
