@@ -8,12 +8,13 @@ import importlib
 import logging
 import os
 import sys
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import yaml
 
 from jobs.config import QUICKSTART, RunConfig, load_config
 from jobs.run.failures import INTERRUPTED, OK, exit_code, known_cause
+from refbert.errors import InputError
 
 
 def launch(module: str) -> NoReturn:
@@ -21,12 +22,18 @@ def launch(module: str) -> NoReturn:
     sys.exit(run_job(importlib.import_module(module), sys.argv[1:]))
 
 
-def run_job(job: Any, arguments: list[str]) -> int:
-    """Run one job with command-line arguments; return the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    name = job.__name__.rpartition(".")[2]
+class CommandLine(NamedTuple):
+    """What a job was given: its YAML or None, the overrides, and whether only to show the plan."""
+
+    run: str | None
+    overrides: list[str]
+    show: bool
+
+
+def read_command_line(verb: str, description: str | None, arguments: list[str]) -> CommandLine:
+    """Parse a job's arguments. Ends the process for `--help` and for an unknown option."""
     parser = argparse.ArgumentParser(
-        prog=f"python jobs/{name}.py", description=job.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python jobs/{verb}.py", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", nargs="?", help=f"the run's YAML (default: {QUICKSTART.name}, the demo's)")
     parser.add_argument(
@@ -34,15 +41,30 @@ def run_job(job: Any, arguments: list[str]) -> int:
     )
     parser.add_argument("--show", action="store_true", help="print the resolved config and the plan, and start nothing")
     given = parser.parse_intermixed_args(arguments)
-    overrides = list(given.overrides)
     if given.run and "=" in given.run:
-        overrides.insert(0, given.run)
-        given.run = None
+        return CommandLine(None, [given.run, *given.overrides], given.show)
+    return CommandLine(given.run, given.overrides, given.show)
+
+
+def check_command_line(verb: str, description: str | None, arguments: list[str]) -> None:
+    """Answer `--help` and refuse a wrong config before a script imports what takes seconds: torch, Ray, transformers."""
+    given = read_command_line(verb, description, arguments)
     try:
-        config = load_config(given.run, overrides)
+        load_config(given.run, given.overrides)
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(exit_code(error))
+
+
+def run_job(job: Any, arguments: list[str]) -> int:
+    """Run one job with command-line arguments; return the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    given = read_command_line(job.__name__.rpartition(".")[2], job.__doc__, arguments)
+    try:
+        config = load_config(given.run, given.overrides)
         trained = config.run_directory / "config.yaml"
         if given.run is None and getattr(job, "CONTINUES_RUN", False) and trained.exists():
-            config = load_config(trained, overrides)
+            config = load_config(trained, given.overrides)
         from jobs.run.session import ray_session
         from jobs.run.worker import quiet_libraries
 
