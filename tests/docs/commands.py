@@ -14,6 +14,7 @@ import runpy
 import subprocess
 import sys
 import tomllib
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest.mock import patch
@@ -107,7 +108,13 @@ def python(arguments: Sequence[str], folder: Path) -> None:
     ):
         try:
             if script == "-m":
-                runpy.run_module(name, run_name="__main__")
+                with (
+                    warnings.catch_warnings()
+                ):  # runpy warns of a module that another test has imported: to run it anew is meant
+                    warnings.filterwarnings(
+                        "ignore", "'.*' found in sys.modules after import of package", RuntimeWarning
+                    )
+                    runpy.run_module(name, run_name="__main__")
             else:
                 runpy.run_path(str(REPOSITORY / name), run_name="__main__")
         except _Parsed as taken:
