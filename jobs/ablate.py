@@ -19,6 +19,10 @@ Writes ablation.json, ablation.md and ablation.png into the run's directory.
 if __name__ == "__main__":
     import checkout  # noqa: F401  # the checkout is on the path from here on
 
+    from jobs.launch import launch
+
+    launch("jobs.ablate", __doc__)  # before what follows is imported, which takes seconds
+
 import json
 import logging
 import time
@@ -28,7 +32,6 @@ from typing import Any
 from jobs import distill, evaluate
 from jobs.config import RunConfig
 from jobs.evaluation.provenance import hardware, provenance
-from jobs.launch import launch
 from jobs.memory.store import running_store
 from jobs.tasks.arms import VANILLA, ablate_task, task_name
 from jobs.tasks.report import write_ablation
@@ -85,7 +88,3 @@ def _in_folder(task: TaskConfig, folder: str | None) -> TaskConfig:
 def _general(student: Path) -> dict[str, Any]:
     report = json.loads((student.parent / "report.json").read_text())
     return {key: report[key] for key in ("fidelity", "student", "distill")}
-
-
-if __name__ == "__main__":
-    launch("jobs.ablate")

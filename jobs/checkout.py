@@ -1,4 +1,4 @@
-"""What comes first where a verb runs as a script: the checkout on the path, the packages it needs, its command line.
+"""What comes first where a verb runs as a script: the checkout on the path, and the packages that it needs.
 
 `jobs` is in no wheel. Python puts the script's own folder on the path; the checkout takes its place, and a file such as
 evaluate.py can then shadow no library. Only scripts import this, as the module `checkout` of their own folder.
@@ -16,7 +16,7 @@ UNAVAILABLE = 3
 
 
 def prepare(verb: str) -> None:
-    """Put the checkout on the path; end in one line where an extra is missing or the command line is wrong."""
+    """Put the checkout on the path; end in one line where an extra that the verb needs is not installed."""
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     needed = EXTRAS | (SERVICE if verb in ("serve", "demo") else {})
     if missing := [package for package in needed if find_spec(package) is None]:
@@ -26,9 +26,6 @@ def prepare(verb: str) -> None:
             file=sys.stderr,
         )
         sys.exit(UNAVAILABLE)
-    from jobs.launch import check_command_line
-
-    check_command_line(verb, sys.modules["__main__"].__doc__, sys.argv[1:])
 
 
 prepare(Path(sys.argv[0]).stem)

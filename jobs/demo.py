@@ -10,6 +10,10 @@ A second run reuses the memory and the trained student. A killed run resumes whe
 if __name__ == "__main__":
     import checkout  # noqa: F401  # the checkout is on the path from here on
 
+    from jobs.launch import launch
+
+    launch("jobs.demo", __doc__)  # before what follows is imported, which takes seconds
+
 import json
 import logging
 import time
@@ -20,7 +24,6 @@ from jobs import distill, evaluate
 from jobs.config import RunConfig
 from jobs.corpus.prepared import prepare, texts_in
 from jobs.evaluation.report import print_tables
-from jobs.launch import launch
 from jobs.memory.fill import fill_memory
 from jobs.memory.store import running_store
 from jobs.serve import served
@@ -72,7 +75,3 @@ def show_answer(text: Text, answer: dict[str, Any]) -> None:
         f"answered:   [{', '.join(f'{x:.3f}' for x in vector[:4])}, ...] of {len(vector)}; "
         f"look-up {timing['lookup']:.1f} ms, student {timing['student']:.1f} ms"
     )
-
-
-if __name__ == "__main__":
-    launch("jobs.demo")

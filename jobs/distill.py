@@ -13,12 +13,15 @@ that this submission asks for, or says that the run is complete.
 if __name__ == "__main__":
     import checkout  # noqa: F401  # the checkout is on the path from here on
 
+    from jobs.launch import launch
+
+    launch("jobs.distill", __doc__)  # before what follows is imported, which takes seconds
+
 import logging
 from contextlib import ExitStack
 
 from jobs.config import RunConfig
 from jobs.corpus.prepared import prepare
-from jobs.launch import launch
 from jobs.memory.fill import filled_memory
 from jobs.memory.neighbour_plan import neighbour_plan
 from jobs.memory.store import MemoryAddress, running_store
@@ -48,7 +51,3 @@ def run(config: RunConfig) -> None:
                 texts = reference_texts(teacher, address.manifest, config.references)
                 plan = neighbour_plan(config.store, config.references, address, corpus, texts)
         distil(config, corpus, address, plan)
-
-
-if __name__ == "__main__":
-    launch("jobs.distill")

@@ -11,6 +11,10 @@ Writes report.json, report.md and plots into the run's directory.
 if __name__ == "__main__":
     import checkout  # noqa: F401  # the checkout is on the path from here on
 
+    from jobs.launch import launch
+
+    launch("jobs.evaluate", __doc__)  # before what follows is imported, which takes seconds
+
 import logging
 import time
 
@@ -20,7 +24,6 @@ from jobs.evaluation.explanation_report import write_explanation
 from jobs.evaluation.measurements import EvaluationJob, measure
 from jobs.evaluation.provenance import provenance
 from jobs.evaluation.report import write_report
-from jobs.launch import launch
 from jobs.memory.store import MemoryAddress, running_store
 from refbert.errors import InputError
 from refbert.memory.manifest import manifest_of
@@ -54,7 +57,3 @@ def run(config: RunConfig) -> None:
         report["explanation"] = write_explanation(explanation, config.run_directory, "example")
     write_report(report, config.run_directory)
     log.info("report: %s", config.run_directory / "report.md")
-
-
-if __name__ == "__main__":
-    launch("jobs.evaluate")

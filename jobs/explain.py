@@ -11,11 +11,14 @@ student.reference_layers. Attention mass is the mean over heads and the text's o
 if __name__ == "__main__":
     import checkout  # noqa: F401  # the checkout is on the path from here on
 
+    from jobs.launch import launch
+
+    launch("jobs.explain", __doc__)  # before what follows is imported, which takes seconds
+
 import logging
 
 from jobs.config import RunConfig
 from jobs.evaluation.explanation_report import print_explanation, write_explanation
-from jobs.launch import launch
 from jobs.memory.student_memory import memory_of, open_reader, student_run
 from jobs.run.worker import set_up_worker
 from refbert.corpus import normalise
@@ -42,7 +45,3 @@ def run(config: RunConfig) -> None:
     write_explanation(explanation, config.run_directory, "explanation")
     print_explanation(explanation)
     log.info("explanation: %s", config.run_directory / "explanation.json")
-
-
-if __name__ == "__main__":
-    launch("jobs.explain")

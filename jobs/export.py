@@ -9,12 +9,15 @@ of `jobs/evaluate.py`: a card without figures is none.
 if __name__ == "__main__":
     import checkout  # noqa: F401  # the checkout is on the path from here on
 
+    from jobs.launch import launch
+
+    launch("jobs.export", __doc__)  # before what follows is imported, which takes seconds
+
 import json
 import logging
 
 from jobs.config import RunConfig
 from jobs.evaluation.model_card import model_card, write_card
-from jobs.launch import launch
 from jobs.memory.student_memory import reads_memory
 from refbert.errors import InputError
 from refbert.export import export_onnx
@@ -40,7 +43,3 @@ def run(config: RunConfig) -> None:
     log.info("exported: %s, no output further than %.1e from the student's", student / "onnx", export.difference)
     if export.int8_difference is not None:
         log.info("int8: %.1e, sentence cosine at least %.4f", export.int8_difference, export.int8_cosine)
-
-
-if __name__ == "__main__":
-    launch("jobs.export")

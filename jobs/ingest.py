@@ -14,8 +14,11 @@ read = skipped + duplicate + written + rejected. Rejected rows are in runs/<name
 if __name__ == "__main__":
     import checkout  # noqa: F401  # the checkout is on the path from here on
 
+    from jobs.launch import launch
+
+    launch("jobs.ingest", __doc__)  # before what follows is imported, which takes seconds
+
 from jobs.config import RunConfig
-from jobs.launch import launch
 from jobs.memory.fill import fill_memory
 from jobs.memory.store import running_store
 
@@ -24,7 +27,3 @@ def run(config: RunConfig) -> None:
     """Prepare the corpus, start the store and fill it."""
     with running_store(config) as url:
         fill_memory(config, url)
-
-
-if __name__ == "__main__":
-    launch("jobs.ingest")

@@ -8,18 +8,21 @@ import importlib
 import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 import yaml
 
 from jobs.config import QUICKSTART, RunConfig, load_config
 from jobs.run.failures import INTERRUPTED, OK, exit_code, known_cause
-from refbert.errors import InputError
 
 
-def launch(module: str) -> NoReturn:
-    """Run a job by its module's name, so that Ray's workers import the module instead of unpickling a script."""
-    sys.exit(run_job(importlib.import_module(module), sys.argv[1:]))
+def launch(module: str, description: str | None) -> NoReturn:
+    """Run a verb's script as its module, which Ray's workers can import, and end the process with its exit code.
+
+    The module is imported when the command line has been read: `--help` and a wrong config do not wait for torch and Ray.
+    """
+    sys.exit(_run(module, description, sys.argv[1:], lambda: importlib.import_module(module)))
 
 
 class CommandLine(NamedTuple):
@@ -46,22 +49,17 @@ def read_command_line(verb: str, description: str | None, arguments: list[str]) 
     return CommandLine(given.run, given.overrides, given.show)
 
 
-def check_command_line(verb: str, description: str | None, arguments: list[str]) -> None:
-    """Answer `--help` and refuse a wrong config before a script imports what takes seconds: torch, Ray, transformers."""
-    given = read_command_line(verb, description, arguments)
-    try:
-        load_config(given.run, given.overrides)
-    except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(exit_code(error))
-
-
 def run_job(job: Any, arguments: list[str]) -> int:
     """Run one job with command-line arguments; return the exit code."""
+    return _run(job.__name__, job.__doc__, arguments, lambda: job)
+
+
+def _run(module: str, description: str | None, arguments: list[str], import_job: Callable[[], Any]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    given = read_command_line(job.__name__.rpartition(".")[2], job.__doc__, arguments)
+    given = read_command_line(module.rpartition(".")[2], description, arguments)
     try:
         config = load_config(given.run, given.overrides)
+        job = import_job()
         trained = config.run_directory / "config.yaml"
         if given.run is None and getattr(job, "CONTINUES_RUN", False) and trained.exists():
             config = load_config(trained, given.overrides)

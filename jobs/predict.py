@@ -17,6 +17,10 @@ Rows that are no text are counted, and listed with their reasons in rejected.jso
 if __name__ == "__main__":
     import checkout  # noqa: F401  # the checkout is on the path from here on
 
+    from jobs.launch import launch
+
+    launch("jobs.predict", __doc__)  # before what follows is imported, which takes seconds
+
 import logging
 
 from jobs.config import RunConfig
@@ -31,7 +35,6 @@ from jobs.evaluation.scored_parts import (
     score,
     scoring_identity,
 )
-from jobs.launch import launch
 from jobs.memory.student_memory import memory_of, reads_memory, student_run
 from refbert.config import CorpusConfig
 from refbert.corpus import corpus_files
@@ -78,7 +81,3 @@ def scored_corpus(config: RunConfig) -> CorpusConfig:
     """Return how rows are read: as the run's corpus, without its labels, and of another file without its documents."""
     others = {"path": config.predict.path, "document_field": None} if config.predict.path else {}
     return config.corpus.model_copy(update={"label_field": None, **others})
-
-
-if __name__ == "__main__":
-    launch("jobs.predict")

@@ -11,6 +11,10 @@ references or the null reference, and the answer says so. docs/serving.md tells 
 if __name__ == "__main__":
     import checkout  # noqa: F401  # the checkout is on the path from here on
 
+    from jobs.launch import launch
+
+    launch("jobs.serve", __doc__)  # before what follows is imported, which takes seconds
+
 import logging
 import threading
 from collections.abc import Iterator
@@ -22,7 +26,6 @@ from ray import serve
 from ray.serve.config import HTTPOptions, gRPCOptions
 
 from jobs.config import RunConfig, load_config
-from jobs.launch import launch
 from jobs.memory.student_memory import memory_of, student_run
 from jobs.run.ports import free_ports
 from jobs.service.grpc_calls import ADD_SERVICER
@@ -106,7 +109,3 @@ def _stop(name: str, was_running: bool) -> None:
         serve.delete(name)
     else:
         serve.shutdown()
-
-
-if __name__ == "__main__":
-    launch("jobs.serve")
