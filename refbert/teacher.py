@@ -7,6 +7,7 @@ Shapes: batch, tokens, dim (the teacher's hidden size), layers.
 
 import hashlib
 import json
+import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -224,9 +225,14 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+_TOKENIZING = threading.Lock()
+"""A fast tokenizer keeps truncation and padding as state: threads that share one would fail as `Already borrowed`."""
+
+
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], tokens: int) -> Tokens:
-    """Tokenize texts and pairs, truncated to `tokens`: the longer text of a pair is truncated first."""
-    batch = tokenizer(list(texts), truncation="longest_first", max_length=tokens, padding=True, return_tensors="pt")
+    """Tokenize texts and pairs, truncated to `tokens`: the longer text of a pair is truncated first. Threads may call it."""
+    with _TOKENIZING:
+        batch = tokenizer(list(texts), truncation="longest_first", max_length=tokens, padding=True, return_tensors="pt")
     has_pairs = any(isinstance(text, tuple) for text in texts)
     return Tokens(batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids") if has_pairs else None)
 

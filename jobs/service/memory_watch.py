@@ -179,7 +179,7 @@ class MemoryWatch:
         client = connect(self._config.store, url)
 
         def beside(store: StoreConfig, references: ReferenceConfig) -> Reader:
-            reader = copy.copy(self._student)  # shares the model, and the lock of its tokenizer
+            reader = copy.copy(self._student)  # shares the model and its tokenizer
             reader.texts, reader.source = open_look_up(
                 self._folder, manifest, reader.tokenizer, client, store, references, with_text=True
             )

@@ -10,7 +10,6 @@ without a memory reads the null reference, and neither gRPC nor a database is im
 """
 
 import logging
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -113,7 +112,6 @@ class Reader:
         self.source: Any = source
         self.batch = batch
         self.strict = strict
-        self._tokenizing = threading.Lock()
         self._opened = ExitStack()  # the memory, where `load` opened one
         self._is_closed = False
 
@@ -177,8 +175,7 @@ class Reader:
 
     def tokenize(self, texts: Sequence[Text]) -> Tokens:
         """Return what the student reads of the texts themselves."""
-        with self._tokenizing:
-            return tokenize(self.tokenizer, texts, self.max_tokens)
+        return tokenize(self.tokenizer, texts, self.max_tokens)
 
     def look_up(
         self, texts: Sequence[Text], tokens: Tokens, documents: Sequence[str | None] | None = None

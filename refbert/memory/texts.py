@@ -4,7 +4,6 @@
 and serving all use `ReferenceTexts`. Knows no store: nothing here connects to one.
 """
 
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,12 +39,10 @@ class ReferenceTexts:
         self.tokenizer = tokenizer
         self.special_ids = sorted(tokenizer.all_special_ids)
         self.table = table
-        self._tokenizing = threading.Lock()
 
     def tokenize(self, texts: Sequence[Text]) -> Tokens:
-        """Return what an encoder reads. Threads may share it: a fast tokenizer alone fails as `Already borrowed`."""
-        with self._tokenizing:
-            return tokenize(self.tokenizer, texts, self.manifest.text_tokens)
+        """Return what an encoder reads."""
+        return tokenize(self.tokenizer, texts, self.manifest.text_tokens)
 
     def identifier(self, text: Text) -> str:
         """Return the id that a text is stored under, and asks under."""

@@ -1,5 +1,7 @@
 """The teacher: its states, its fingerprint, and its errors where it cannot be loaded."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertM
 from refbert.config import TeacherConfig
 from refbert.errors import InputError
 from refbert.packaged import local_path
-from refbert.teacher import Teacher, load_teacher, tokenize, tokenizer_hash
+from refbert.teacher import Teacher, load_teacher, load_tokenizer, tokenize, tokenizer_hash
 
 TEXTS = ["A short one.", "A much longer text, that has to be cut off somewhere " * 3, "x"]
 
@@ -173,3 +175,11 @@ def test_more_tokens_than_positions_are_refused(tiny_teacher_path, tmp_path):
     AutoTokenizer.from_pretrained(tiny_teacher_path).save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"teacher.tokens=128 exceeds the 64 positions"):
         load_teacher(TeacherConfig(model=str(tmp_path), tokens=128))
+
+
+def test_threads_that_share_a_tokenizer_may_tokenize_at_once(tiny_teacher_path):
+    """A fast tokenizer keeps truncation and padding as state, which every call sets anew."""
+    tokenizer, texts = load_tokenizer(tiny_teacher_path), ["a text that is long enough to be cut"] * 64
+    with ThreadPoolExecutor(8) as pool:
+        widths = list(pool.map(lambda tokens: tokenize(tokenizer, texts, tokens).mask.shape[1], [6, 8] * 200))
+    assert widths == [6, 8] * 200
