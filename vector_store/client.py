@@ -22,7 +22,7 @@ from vector_store.errors import (
     StoreError,
     StoreUnavailable,
 )
-from vector_store.nodes import AWAY, Nodes, first_node
+from vector_store.nodes import AWAY, Nodes, compresses_unasked, first_node
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
@@ -83,13 +83,15 @@ class Client:
         for request in requests:
             self._set_consistency(request)
         deadline = time.monotonic() + deadline_s
-        for nodes_left in range(len(self._channel), 0, -1):
+        nodes_left = len(self._channel)
+        while True:
             try:
                 return self._attempt(stub_method, requests, (deadline - time.monotonic()) / nodes_left)
             except grpc.RpcError as error:
-                if not _is_transient(error) or nodes_left == 1:
+                if not compresses_unasked(error):  # which the next attempt accepts
+                    nodes_left -= 1
+                if not _is_transient(error) or not nodes_left or time.monotonic() >= deadline:
                     raise self._error(error, requests[0], deadline_s) from error
-        raise AssertionError("a client has at least one node")
 
     def _attempt(self, stub_method: Any, requests: Sequence[Any], timeout_s: float) -> list[Any]:
         options: dict[str, Any] = {"timeout": timeout_s, "metadata": self._metadata}
@@ -155,12 +157,12 @@ def connect(config: StoreConfig, url: str, api_key: str | None = None, rank: int
     separated by commas: a node on this machine is used first, else the one of this `rank`. Nothing is sent yet.
     """
     urls = nodes_in(url)
-    channels = [_channel(config, node) for node in urls]
-    nodes = Nodes(urls, channels, first_node(urls, rank))
+    channels = [_channel(config, node, config.compression) for node in urls]
+    nodes = Nodes(urls, channels, first_node(urls, rank), lambda node: _channel(config, node, accepts_compression=True))
     return Client(nodes, url, api_key or os.environ.get(config.api_key_env), _read_consistency(config))
 
 
-def _channel(config: StoreConfig, url: str) -> grpc.Channel:
+def _channel(config: StoreConfig, url: str, accepts_compression: bool) -> grpc.Channel:
     parts = urlsplit(url)
     if url == EMBEDDED or parts.scheme not in ("http", "https") or not parts.hostname:
         raise StoreError(
@@ -177,6 +179,10 @@ def _channel(config: StoreConfig, url: str) -> grpc.Channel:
         ("grpc.keepalive_time_ms", 10_000),
         ("grpc.keepalive_timeout_ms", 5_000),
     ]
+    if (
+        not accepts_compression
+    ):  # the algorithms as bits, of which the first is none; by default a channel accepts every one
+        options.append(("grpc.compression_enabled_algorithms_bitset", 1))
     if is_loopback(parts.hostname):
         options.append(("grpc.enable_http_proxy", 0))  # a proxy cannot reach this machine's loopback
     if parts.scheme == "https":
@@ -195,7 +201,9 @@ def _read_consistency(config: StoreConfig) -> api.ReadConsistency | None:
 
 def _is_transient(error: Any) -> bool:
     # A message over the size limit is RESOURCE_EXHAUSTED, too, and retrying cannot help.
-    return error.code() in _TRANSIENT and "larger than max" not in (error.details() or "")
+    return compresses_unasked(error) or (
+        error.code() in _TRANSIENT and "larger than max" not in (error.details() or "")
+    )
 
 
 def is_loopback(host: str) -> bool:

@@ -28,6 +28,9 @@ class StoreConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """A look-up that takes longer degrades to a cached or the null reference."""
     write_deadline_s: PositiveFloat = 60.0
     """Longest time for one write with its retries; then the store counts as gone."""
+    compression: bool = False
+    """Accept compressed answers, for slow links: a Qdrant server (1.18.3) gzips every answer to whoever accepts that, and a
+    look-up of 32 references then takes 55 ms of its processor instead of 9."""
     message_bytes: PositiveInt = MESSAGE_BYTES
     """Largest gRPC message accepted, on both sides."""
     upsert_bytes: PositiveInt = 3_500_000

@@ -31,8 +31,15 @@ class Nodes(grpc.Channel):
     Has only what Qdrant's stubs need: unary calls, made directly or as a future.
     """
 
-    def __init__(self, urls: Sequence[str], channels: Sequence[grpc.Channel], first: int) -> None:
-        self._urls, self._channels = tuple(urls), tuple(channels)
+    def __init__(
+        self,
+        urls: Sequence[str],
+        channels: Sequence[grpc.Channel],
+        first: int,
+        reopen: Callable[[str], grpc.Channel] | None = None,
+    ) -> None:
+        self._urls, self._channels, self._reopen = tuple(urls), list(channels), reopen
+        self._compressing: set[int] = set()
         self._first = self._current = first % len(channels)
         self._failed_over_s = 0.0
         self._lock = threading.Lock()
@@ -47,7 +54,23 @@ class Nodes(grpc.Channel):
 
     def unary_unary(self, *arguments: Any, **options: Any) -> Any:
         """A method of a service, on the node that is in use at the time of a call."""
-        return _Call(self, [channel.unary_unary(*arguments, **options) for channel in self._channels])
+        return _Call(self, lambda channel: channel.unary_unary(*arguments, **options))
+
+    def channel(self, node: int) -> grpc.Channel:
+        """The channel to a node."""
+        return self._channels[node]
+
+    def accept_compression(self, node: int) -> None:
+        """Open a channel anew that accepts compressed answers, for a node that sends nothing else."""
+        with self._lock:
+            if node in self._compressing or self._reopen is None:
+                return
+            self._compressing.add(node)
+            self._channels[node] = self._reopen(self._urls[node])  # the old one closes with its last call
+        log.warning(
+            "%s compresses its answers, accepted or not, which costs it most of a look-up's time: turn that off there, or set "
+            "store.compression=true for a slow link", self._urls[node],
+        )  # fmt: skip
 
     def choose(self) -> int:
         """Number of the node to call now."""
@@ -86,26 +109,44 @@ class Nodes(grpc.Channel):
 class _Call:
     """One method of a service on every node."""
 
-    def __init__(self, nodes: Nodes, calls: Sequence[Any]) -> None:
-        self._nodes, self._calls = nodes, calls
+    def __init__(self, nodes: Nodes, method_of: Callable[[grpc.Channel], Any]) -> None:
+        self._nodes, self._method_of = nodes, method_of
+        self._methods: dict[int, tuple[grpc.Channel, Any]] = {}
 
     def __call__(self, request: Any, **options: Any) -> Any:
         node = self._nodes.choose()
         try:
-            return self._calls[node](request, **options)
+            return self._method(node)(request, **options)
         except grpc.RpcError as error:
             self._note(node, error)
             raise
 
     def future(self, request: Any, **options: Any) -> Any:
         node = self._nodes.choose()
-        future = self._calls[node].future(request, **options)
+        future = self._method(node).future(request, **options)
         future.add_done_callback(lambda done: None if done.cancelled() else self._note(node, done.exception()))
         return future
 
+    def _method(self, node: int) -> Any:
+        channel = self._nodes.channel(node)
+        known, method = self._methods.get(node, (None, None))
+        if known is not channel:
+            method = self._method_of(channel)
+            self._methods[node] = channel, method
+        return method
+
     def _note(self, node: int, error: Any) -> None:
-        if isinstance(error, grpc.RpcError) and error.code() in AWAY:
+        if not isinstance(error, grpc.RpcError):
+            return
+        if error.code() in AWAY:
             self._nodes.failed(node)
+        elif compresses_unasked(error):
+            self._nodes.accept_compression(node)
+
+
+def compresses_unasked(error: Any) -> bool:
+    """Whether a call failed because its answer was compressed though the channel does not accept that."""
+    return error.code() == grpc.StatusCode.INTERNAL and "Compression algorithm" in (error.details() or "")
 
 
 _turns = itertools.count()

@@ -1,6 +1,5 @@
 import os
 import time
-from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -103,7 +102,7 @@ def test_ask_makes_one_attempt_for_each_request(client):
 @pytest.mark.parametrize("url", ["embedded", "localhost:6334", "http://"])
 def test_connect_refuses_what_is_not_the_url_of_a_server(url):
     with pytest.raises(StoreError, match="wanted http"):
-        connect(SimpleNamespace(message_bytes=1, api_key_env="X"), url)
+        connect(StoreConfig(), url)
 
 
 def test_the_key_is_read_from_the_environment(monkeypatch):
