@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+TESTERS ?= 2
 
 # What is installed: everything, or only what a job runs with.
 STAMP  := $(VENV)/.installed
@@ -30,8 +31,8 @@ $(RUNS): pyproject.toml | $(BIN)/python
 demo: $(RUNS)    ## corpus -> memory -> distilled student -> report -> one served request (ARGS="train.steps=200")
 	$(BIN)/python jobs/demo.py $(ARGS)
 
-test: $(STAMP)   ## the tests (ARGS="tests/unit -k student"; ARGS=--long for every one)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP)   ## the tests, in TESTERS=2 processes (ARGS="tests/unit -k student"; ARGS=--long for every one)
+	$(BIN)/python -m pytest -n $(TESTERS) $(ARGS)
 
 chaos: $(STAMP)  ## the fault tests in their long form: servers, jobs and writers killed at random moments (half an hour)
 	$(BIN)/python -m pytest tests/chaos --long -rP $(ARGS)

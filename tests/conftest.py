@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from jobs.config import RunConfig
 from refbert.config import TeacherConfig
@@ -16,6 +17,9 @@ from refbert.packaged import local_path
 from refbert.teacher import Teacher, load_teacher
 
 REPOSITORY = Path(__file__).parent.parent
+
+HEAVY = ("tests/integration/jobs/", "tests/chaos/", "tests/e2e/")
+"""Tests that start many processes: one testing process has them all, one after another, and so there is one local Ray."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,8 +29,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--chaos-seed", type=int, default=0, help="of the random moments at which things are killed")
 
 
+class TwoLanes(LoadScopeScheduling):
+    """Of several testing processes one has all that is `HEAVY`; the others share the other files."""
+
+    def __init__(self, config: pytest.Config, log: Any) -> None:
+        super().__init__(config, log)
+        config.option.loadscopereorder = False
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "heavy" if nodeid.startswith(HEAVY) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> TwoLanes:
+    return TwoLanes(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave tests marked `long` to `--long`: each has a sibling that fails with it in all likelihood."""
+    """Start with what takes longest. Leave tests marked `long` to `--long`: each has a sibling that fails with it.
+
+    What is killed or timed comes last of the heavy ones: the other testing process has done its share by then.
+    """
+    lanes = (*HEAVY, "")
+    items.sort(key=lambda item: next(place for place, room in enumerate(lanes) if item.nodeid.startswith(room)))
     if config.getoption("--long"):
         return
     for item in items:

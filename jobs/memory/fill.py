@@ -67,7 +67,8 @@ class EncodeAndStore:
         device = set_up_worker(per_node(config.ingest.most_encoders), config.ingest.gpus_per_encoder)
         self.teacher = load_teacher(config.teacher, device)
         self.texts = reference_texts(self.teacher, address.manifest, config.references)
-        self.store = Store(connect(config.store, address.url), config.store)
+        self.client = connect(config.store, address.url)
+        self.store = Store(self.client, config.store)
         self.writer = self.store.writer()  # for the actor's life: each new thread would take a malloc arena of its own
         self.projection = stored_projection(self.store, self.teacher)
         self.passages = PassageRows(corpus.table("train"))
@@ -236,10 +237,15 @@ def stored_chunks(
         num_gpus=ingest.gpus_per_encoder,
     )
     for block in stage.iter_batches(batch_size=None):
-        for row, chunk in enumerate(block["chunk"].tolist()):
-            counts = {name: int(block[name][row]) for name in OUTCOMES}
-            figures = {name: float(block[name][row]) for name in FIGURES}
-            yield StoredChunk(chunk, counts, figures, block["rejections"][row])
+        yield from chunks_of(block)
+
+
+def chunks_of(block: dict[str, Any]) -> Iterator[StoredChunk]:
+    """Yield the chunks of which `EncodeAndStore` has made a block."""
+    for row, chunk in enumerate(block["chunk"].tolist()):
+        counts = {name: int(block[name][row]) for name in OUTCOMES}
+        figures = {name: float(block[name][row]) for name in FIGURES}
+        yield StoredChunk(chunk, counts, figures, block["rejections"][row])
 
 
 IDS_PER_CHECK = 1024

@@ -1,6 +1,7 @@
 """Kill -9 of the ingest job, Ray and all: started again it ends with exactly the memory that an undisturbed run makes.
 
 The long form kills 20 times during a load of 20,000 references, the short one once: each start of the job costs 20 seconds.
+In the short one the tests' own process finishes the load, and the teacher says what an undisturbed run stores.
 """
 
 import json
@@ -24,6 +25,7 @@ from refbert.memory.texts import reference_id
 from refbert.teacher import load_teacher
 from tests.chaos.faults import kill_server, kill_session, scrolled_ids, wait_until
 from tests.chaos.load import REPOSITORY
+from tests.integration.jobs.in_process import compute_in_process
 from vector_store.client import connect
 from vector_store.errors import CollectionMissing, StoreUnavailable
 from vector_store.server.process import embedded_server
@@ -72,15 +74,23 @@ def test_an_ingest_killed_at_random_moments_ends_with_the_memory_of_an_undisturb
         job.wait()
         if turn % 2:  # its store is a process of its own, and outlives the job by seconds
             kill_server(home / "store")
-    finish(home, config)
+    if is_long:
+        finish(home, config)
+    else:
+        with monkeypatch.context() as patch:
+            compute_in_process(patch)
+            ingest.run(config)
 
     teacher = load_teacher(config.teacher)
     texts = prepare(config).table("train")["text"].to_pylist()
     wanted = {reference_id(teacher.fingerprint, text): text for text in texts}
-    with monkeypatch.context() as patch:  # in the tests' own Ray, which saves a start
-        patch.setenv("REFBERT_HOME", str(tmp_path / "undisturbed"))
-        ingest.run(config)
-    undisturbed, _ = memory_of(tmp_path / "undisturbed", config, list(wanted))
+    if is_long:
+        monkeypatch.setenv("REFBERT_HOME", str(tmp_path / "undisturbed"))
+        ingest.run(config)  # in the tests' own Ray, which saves a start
+        undisturbed, _ = memory_of(tmp_path / "undisturbed", config, list(wanted))
+    else:  # what it would hold: tests/integration/jobs/test_ingest.py
+        encoded = zip(wanted.items(), teacher.encode_texts(list(wanted.values())), strict=True)
+        undisturbed = {i: Kept(text, states) for (i, text), (_, states) in encoded}
     found, met = memory_of(home, config, list(wanted))
     lost, duplicated = wanted.keys() - found.keys(), met.total() - len(met)
     apart = max(float(np.abs(found[i].states.astype(np.float32) - undisturbed[i].states).max()) for i in found)

@@ -47,7 +47,7 @@ def server_pid(home: Path) -> int | None:
 
 
 def finish(process: subprocess.Popen, log: Path) -> str:
-    assert process.wait(timeout=280) == 0, log.read_text()[-4000:]
+    assert process.wait(timeout=560) == 0, log.read_text()[-4000:]
     return log.read_text()
 
 

@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from jobs import distill
 from jobs.config import RunConfig
 from jobs.corpus.prepared import prepare
 from jobs.memory.store import running_store
+from tests.integration.jobs.in_process import compute_in_process
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +50,18 @@ def prepared_home(home, prepared_corpora) -> Path:
     """A $REFBERT_HOME in which nothing but the corpus of `tiny_run` is prepared."""
     shutil.copytree(prepared_corpora, home / "corpora")
     return home
+
+
+@pytest.fixture(scope="session")
+def process_group(tmp_path_factory) -> Iterator[None]:
+    """A process group of the tests' own process alone. DeepSpeed keeps its first one for good."""
+    store = tmp_path_factory.mktemp("process-group") / "store"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def in_process(process_group, monkeypatch) -> None:
+    """Jobs of this test fill, train and score without Ray's processes."""
+    compute_in_process(monkeypatch)

@@ -14,6 +14,7 @@ from jobs.tasks.teacher import task_teacher
 from refbert.errors import InputError
 from refbert.memory.texts import reference_id
 from refbert.teacher import load_teacher
+from tests.integration.jobs.in_process import compute_in_process
 from vector_store.client import connect
 from vector_store.store import Store
 
@@ -47,6 +48,7 @@ def done(task_folder, tiny_run, tmp_path_factory, ray_cluster):
     """One ablation without a general stage: two arms, one seed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REFBERT_HOME", str(tmp_path_factory.mktemp("home")))
+        compute_in_process(patch)  # but for the students, which are Ray's tasks
         short = {"epochs": 2, "batch": 8}
         nothing = {"hidden": 0, "relation": 0, "contrastive": 0}
         config = tiny_run(

@@ -51,6 +51,7 @@ def test_a_mistake_ends_the_job_with_one_line_and_its_exit_code(run_file, capsys
     assert message in last
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_memory_of_another_teacher_is_refused_and_left_unchanged(run_file, tiny_run, capsys):
     assert run_job(ingest, [run_file]) == OK
     capsys.readouterr()

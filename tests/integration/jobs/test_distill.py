@@ -21,6 +21,7 @@ from refbert.errors import InputError
 from refbert.export import read_export
 from refbert.sampler import ShuffleSampler
 from refbert.teacher import load_teacher, tokenize
+from tests.integration.jobs.in_process import compute_in_process
 from vector_store.client import connect
 from vector_store.store import Store
 
@@ -109,6 +110,7 @@ def test_two_workers_with_any_zero_stage_have_the_losses_of_one_worker(trained, 
     assert (ours - alone).norm() < 1e-3 * alone.norm()  # Adam magnifies the last bit of a gradient near zero
 
 
+@pytest.mark.usefixtures("process_group")
 def test_a_killed_training_resumes_in_the_same_order_on_other_workers_and_zero_stages(trained, variant, monkeypatch):
     """Checkpoints after steps 3 and 6, both amid an epoch; the first ends in between."""
     submissions = [({}, 4), ({"train__num_workers": 2, "train__zero_stage": 3}, 7), ({"train__zero_stage": 1}, None)]
@@ -118,6 +120,8 @@ def test_a_killed_training_resumes_in_the_same_order_on_other_workers_and_zero_s
         served = config.run_directory / f"served-{submission}"
         served.mkdir(parents=True)
         with monkeypatch.context() as patch:
+            if config.train.num_workers == 1:
+                compute_in_process(patch)
             watch_workers(patch, served, killed_at)
             if killed_at:
                 with pytest.raises(Exception, match="killed by the test"):
@@ -211,6 +215,8 @@ def test_uneven_shares_and_compiled_layers_have_the_losses_of_one_worker(tiny_ru
 def watch_workers(patch, served: Path, killed_at: int | None) -> None:
     """Have every worker write down the micro-batches that it trains on, and die once it has made `killed_at` steps."""
     train_worker = loop.train_worker
+    for owner, name in ((loop.MetricsLogger, "finish_step"), (loop.DistillStream, "__next__")):
+        patch.setattr(owner, name, getattr(owner, name))  # so that the tests' own process has them back in the end
 
     def watched(job):
         from jobs.training import loop
@@ -234,6 +240,7 @@ def watch_workers(patch, served: Path, killed_at: int | None) -> None:
     patch.setattr(loop, "train_worker", watched)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_training_works_in_bf16_with_every_loss_and_a_dense_memory(tiny_run):
     config = tiny_run(
         name="dense-bf16", train__precision="bf16", train__zero_stage=1, train__targets="teacher", train__steps=4,
@@ -253,6 +260,7 @@ def test_training_works_in_bf16_with_every_loss_and_a_dense_memory(tiny_run):
     assert (config.run_directory / "student" / "sentence_table.safetensors").exists()
 
 
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("targets", ["memory", pytest.param("teacher", marks=pytest.mark.long)])
 def test_training_with_planned_references_has_the_losses_of_live_look_ups(trained, variant, targets):
     config = variant(f"planned-{targets}", references__plan=True, train__targets=targets)
@@ -262,12 +270,14 @@ def test_training_with_planned_references_has_the_losses_of_live_look_ups(traine
     assert len(NeighbourPlan(plan)) == prepare(config).counts.train
 
 
+@pytest.mark.usefixtures("in_process")
 def test_targets_from_the_memory_equal_those_of_the_teacher_to_float16(trained, variant):
     config = variant("teacher-targets", train__targets="teacher")
     distill.run(config)
     assert losses(config) == pytest.approx(losses(trained), rel=2e-3)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_student_of_a_classification_teacher_is_trained_measured_and_exported(tiny_run):
     config = tiny_run(
         name="predictions", teacher__head="classification", store__collection="classified", train__targets="teacher",
@@ -290,6 +300,7 @@ def test_a_student_of_a_classification_teacher_is_trained_measured_and_exported(
     assert "train/prediction" in (config.run_directory / "metrics.jsonl").read_text()
 
 
+@pytest.mark.usefixtures("in_process")
 def test_the_control_without_references_needs_no_store(tiny_run):
     config = tiny_run(
         name="vanilla", references__criterion="none", student__reference_mode="none", train__targets="teacher",

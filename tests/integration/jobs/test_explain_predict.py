@@ -13,6 +13,7 @@ from jobs.corpus.prepared import prepare, texts_in
 from refbert import RefBertConfig, RefBertModel
 from refbert.errors import InputError
 from refbert.teacher import load_tokenizer
+from tests.integration.jobs.in_process import compute_in_process
 
 AWAY = {"url": "http://127.0.0.1:9", "lookup_deadline_ms": 500, "write_deadline_s": 1}
 pytestmark = pytest.mark.usefixtures("home_of_the_run")
@@ -123,9 +124,11 @@ def test_every_row_is_scored_once_and_equals_the_librarys_answer(trained, rows, 
     np.testing.assert_allclose(np.stack(table["embedding"].to_numpy()), vectors, atol=1e-5)
 
 
-def test_finished_parts_are_not_computed_again(trained, rows, tmp_path):
+def test_finished_parts_are_not_computed_again(trained, rows, tmp_path, monkeypatch):
     config = scoring(trained, rows, tmp_path, num_workers=2, datatype="float16")
-    predict.run(config)
+    with monkeypatch.context() as patch:
+        compute_in_process(patch)
+        predict.run(config)
     before, manifest = result(tmp_path)
     parts = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()}
     gone = [manifest["parts"][0], manifest["parts"][-1]]
@@ -148,6 +151,7 @@ def test_finished_parts_are_not_computed_again(trained, rows, tmp_path):
         predict.run(scoring(trained, rows, tmp_path))
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_students_labels_are_written_with_the_score_of_each(trained, classifier, rows, tmp_path):
     config = scoring(trained, rows / "b.jsonl", tmp_path, student=str(classifier))
     predict.run(config)
@@ -160,6 +164,7 @@ def test_a_students_labels_are_written_with_the_score_of_each(trained, classifie
     np.testing.assert_allclose(scores.sum(1), 1, atol=1e-5)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_every_row_is_scored_without_references_while_the_store_is_away(trained, rows, tmp_path):
     config = changed(scoring(trained, rows, tmp_path), store=AWAY, explain={"text": TEXT})
     predict.run(config)
@@ -175,6 +180,7 @@ def test_every_row_is_scored_without_references_while_the_store_is_away(trained,
     assert found["heat"]["columns"] == ["null"]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_student_without_memory_needs_no_store(trained, rows, tmp_path):
     shape = RefBertConfig.from_pretrained(trained.run_directory / "student")
     shape.reference_mode, shape.memory = "none", None

@@ -47,7 +47,7 @@ def filled(ray_cluster, prepared_corpora, tmp_path_factory, tiny_run) -> Iterato
     shutil.copytree(prepared_corpora, home / "corpora")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REFBERT_HOME", str(home))
-        config = tiny_run()
+        config = tiny_run(ingest={"batch": 32})
         corpus = prepare(config)
         with running_store(config) as url:
             yield Filled(config, corpus, fill_memory(config, url, corpus), url)
@@ -67,12 +67,6 @@ def test_every_training_passage_is_stored_with_its_teachers_states(filled):
         assert found.mask[row].sum() == len(ids)
         assert np.array_equal(found.token_ids[row, : len(ids)], ids)
         np.testing.assert_allclose(found.states[row, : len(ids)], states, atol=5e-3)
-
-
-def test_what_is_stored_is_not_encoded_again(filled):
-    again = fill_memory(filled.config, filled.url, filled.corpus)
-    assert again["skipped"] == filled.counts["written"]
-    assert again["written"] == 0
 
 
 def test_a_corpus_is_recognised_by_its_content_and_not_by_file_times(tiny_run, tmp_path):
@@ -114,19 +108,7 @@ def test_every_row_is_counted_and_rejected_ones_are_listed_with_their_reason(tin
     assert all("store.message_bytes" in letter["reason"] and letter["text"] for letter in letters[2:])
 
 
-def test_a_memory_counts_as_filled_until_something_is_deleted(filled):
-    config, corpus, _, url = filled
-    with connect(config.store, url) as client:
-        store = Store(client, config.store)
-        assert is_filled(store, corpus)
-        source = corpus.table("train")["source"][0].as_py()
-        assert store.delete(("source", source)) > 0
-        assert not is_filled(store, corpus)
-        assert fill_memory(config, url, corpus)["written"] > 0
-        assert is_filled(store, corpus)
-
-
-@pytest.mark.usefixtures("prepared_home")
+@pytest.mark.usefixtures("prepared_home", "in_process")
 def test_a_memory_of_projected_int8_states_holds_the_projected_states(tiny_run):
     config = tiny_run(references={"dim": 16, "datatype": "int8", "tokens": 8}, train={"targets": "teacher"},
                       loss={"relation_heads": 4, "reference_negatives": False}, student__reference_readout=False)  # fmt: skip
@@ -218,10 +200,9 @@ def chunks_done(config, store, corpus, done: int) -> None:
     store.attach(LOAD, made.state("loading", store.count(), {}))
 
 
-@pytest.mark.usefixtures("prepared_home")
-def test_a_killed_load_resumes_after_its_finished_chunks(tiny_run, monkeypatch):
-    config = tiny_run(ingest={"batch": 32})
-    corpus = prepare(config)
+@pytest.fixture
+def chunks_asked(monkeypatch) -> list[int]:
+    """How many chunks each load in this test has sent to encoders."""
     asked: list[int] = []
     whole = fill.stored_chunks
 
@@ -230,33 +211,37 @@ def test_a_killed_load_resumes_after_its_finished_chunks(tiny_run, monkeypatch):
         return whole(config, address, corpus, pending)
 
     monkeypatch.setattr(fill, "stored_chunks", counted)
-    with running_store(config) as url, connect(config.store, url) as client:
+    return asked
+
+
+def test_a_killed_load_resumes_after_its_finished_chunks_and_encodes_nothing_again(filled, chunks_asked):
+    config, corpus, _, url = filled
+    num_chunks = -(-corpus.counts.distinct // config.ingest.batch)
+    with connect(config.store, url) as client:
         store = Store(client, config.store)
-        assert fill_memory(config, url)["written"] == corpus.counts.distinct
-        num_chunks = -(-corpus.counts.distinct // 32)
         chunks_done(config, store, corpus, done=7)
         counts = fill_memory(config, url)
-        assert (counts["read"], counts["skipped"], counts["written"]) == (
-            corpus.counts.train,
-            corpus.counts.distinct,
-            0,
-        )
-        assert asked == [num_chunks, num_chunks - 7]
+        found = counts["read"], counts["skipped"], counts["written"]
+        assert found == (corpus.counts.train, corpus.counts.distinct, 0)
+        assert chunks_asked == [num_chunks - 7]
         assert is_filled(store, corpus)
         assert not list((corpus.directory / "loads").iterdir())
 
-        chunks_done(config, store, corpus, done=num_chunks)  # but now some of what was written is gone
+
+def test_a_memory_counts_as_filled_until_something_is_deleted(filled, chunks_asked):
+    """Then every text is looked up again, whatever a killed load had finished."""
+    config, corpus, _, url = filled
+    num_chunks = -(-corpus.counts.distinct // config.ingest.batch)
+    with connect(config.store, url) as client:
+        store = Store(client, config.store)
+        assert is_filled(store, corpus)
         assert store.delete(("source", corpus.table("train")["source"][0].as_py())) > 0
-        assert fill_memory(config, url)["written"] > 0
-        assert asked[-1] == num_chunks
+        assert not is_filled(store, corpus)
+        chunks_done(config, store, corpus, done=num_chunks)
+        assert fill_memory(config, url, corpus)["written"] > 0
+        assert chunks_asked == [num_chunks]
+        assert is_filled(store, corpus)
         assert store.count() == corpus.counts.distinct
-
-
-@pytest.mark.usefixtures("prepared_home")
-def test_encoders_are_added_while_rows_wait(tiny_run):
-    config = tiny_run(ingest={"batch": 8, "num_encoders": 1, "max_encoders": 2})
-    with running_store(config) as url:
-        assert fill_memory(config, url)["written"] == prepare(config).counts.distinct
 
 
 def stage_rows() -> dict[str, float]:
@@ -270,11 +255,12 @@ def stage_rows() -> dict[str, float]:
     return found
 
 
-def test_prometheus_metrics_count_the_rows_of_every_stage(tiny_run):
-    config = tiny_run(ingest={"batch": 64})
+def test_encoders_are_added_while_rows_wait_and_metrics_count_the_rows_of_every_stage(tiny_run):
+    config = tiny_run(ingest={"batch": 8, "num_encoders": 1, "max_encoders": 2})
     before = stage_rows()
     with running_store(config) as url:
         written = fill_memory(config, url)["written"]
+    assert written == prepare(config).counts.distinct
     wanted = {"read": 400, "encode": written, "store": written}
     deadline = time.monotonic() + 120
     while any(stage_rows()[stage] - before[stage] < rows for stage, rows in wanted.items()):

@@ -16,6 +16,7 @@ from refbert.memory.retrieval import open_retriever
 from refbert.memory.texts import reference_id, reference_texts
 from refbert.packaged import local_path
 from refbert.sampler import ShuffleSampler
+from tests.integration.jobs.in_process import compute_in_process
 from vector_store.client import connect
 from vector_store.store import Store
 from vector_store.verification import verify
@@ -24,7 +25,7 @@ WORDS = ["film", "plot", "actor", "scene", "story", "music", "light", "camera", 
 
 
 @pytest.fixture(scope="module")
-def run(ray_cluster, tmp_path_factory, tiny_run):
+def run(ray_cluster, process_group, tmp_path_factory, tiny_run):
     """A student distilled from the memory alone, on 120 pairs: 60 and the same ones swapped."""
     home = tmp_path_factory.mktemp("home")
     random = np.random.default_rng(0)
@@ -45,7 +46,9 @@ def run(ray_cluster, tmp_path_factory, tiny_run):
             teacher={"tokens": 32}, train__steps=4,
         )  # fmt: skip
         with running_store(config) as url, connect(config.store, url) as client:
-            distill.run(config)
+            with pytest.MonkeyPatch.context() as alone:
+                compute_in_process(alone)
+                distill.run(config)
             yield config, client
 
 

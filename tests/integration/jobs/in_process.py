@@ -1,0 +1,38 @@
+"""Jobs without Ray's processes, for tests of what is computed, not of who computes it: each process imports for 15 seconds."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ray.train import ScalingConfig
+
+from jobs.evaluation import scored_parts
+from jobs.memory import fill
+from jobs.training import loop
+
+
+def compute_in_process(patch: pytest.MonkeyPatch) -> None:
+    """Fill memories, score files and, with the fixture `process_group`, train in the tests' own process."""
+    patch.setattr(fill, "stored_chunks", stored_chunks)
+    patch.setattr(scored_parts, "score", score)
+    patch.setattr(loop, "scaling_config", lambda train: ScalingConfig(num_workers=0))  # Ray Train's local mode
+    patch.setattr(torch.distributed, "destroy_process_group", lambda: None)  # which that ends with
+    patch.setenv("LOCAL_RANK", "0")
+
+
+def stored_chunks(config: Any, address: Any, corpus: Any, pending: Any) -> Iterator[fill.StoredChunk]:
+    stage = fill.EncodeAndStore(config, address, corpus, pending)
+    try:
+        for place in range(len(pending)):
+            yield from fill.chunks_of(stage({"id": np.array([place])}))
+    finally:
+        stage.client.close()
+
+
+def score(scoring: scored_parts.ScoringJob, files: list[str]) -> None:
+    stage = scored_parts.ScoreAndWrite(scoring)
+    batch = {"number": np.arange(len(files)), "file": np.array(files)}
+    for part in scored_parts.row_ranges(batch, scoring.corpus, scoring.config.predict.part_rows, frozenset()):
+        stage(part)
