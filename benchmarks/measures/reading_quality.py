@@ -1,0 +1,261 @@
+"""How close a student comes to its teacher on texts of a domain that only its memory knows, by what it reads.
+
+Nothing is trained: every arm is a closed form over the stored texts. Texts that are asked are never stored.
+"""
+
+import csv
+import json
+import random
+import re
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from measures.goals import Goal, Part, Rows
+from measures.points import load_snippets
+from refbert.config import TeacherConfig
+from refbert.corpus import by_length
+from refbert.folder import load_model
+from refbert.global_part import FittedGlobalPart, GlobalPartOptions, fit_global_part
+from refbert.global_part import Rows as StoredRows
+from refbert.kriging import corrected, kriging_weights
+from refbert.references import sentence_table, sentence_vector
+from refbert.student import masked_mean
+from refbert.teacher import Teacher, load_teacher, tokenize
+
+NEIGHBOURS, MORE_NEIGHBOURS, RANDOM = 16, 64, 8
+TAUS, NOISES = (0.2, 0.4, 0.8), (0.03, 0.1, 0.3)
+CHOSEN_ON = 1500
+"""Stored rows, each left out, on which tau and noise of the kriging are chosen."""
+
+WIKIPEDIA_STORED, ASKED = 20_000, 2_000
+CHUNK = 512
+
+ADDED = {"banking77": 0.012, "clinc150": 0.03, "wikipedia": 0.015}
+"""Cosine that 16 neighbours are to add to the kernel map."""
+
+NOTE = (
+    "cosine: mean cosine to the teacher's vector of texts that are not stored. nn10: share of the teacher's ten nearest stored "
+    "texts among those of the arm. intent: share whose nearest stored text, in the teacher's index, has the right intent. The "
+    "student has not seen a text of any domain but the snippets'. Cells are means over seeds with their standard deviation: "
+    "another student, other landmarks."
+)
+
+
+class Domain(NamedTuple):
+    """Texts to store and texts to ask; `labels` of both where they have intents."""
+
+    name: str
+    stored: list[str]
+    asked: list[str]
+    labels: tuple[list[str], list[str]] | None = None
+
+
+class Scores(NamedTuple):
+    """What an arm's answers are worth."""
+
+    cosine: float
+    nn10: float
+    intent: float | None
+
+
+def domains(intents: Path | None, wikipedia: Path | None, quick: bool) -> Iterator[Domain]:
+    """Yield the snippets, and those domains whose files are given."""
+    snippets = load_snippets()
+    stored, asked = ([one.row.text for one in some] for some in (snippets.stored, snippets.heldout))
+    yield Domain("snippets", stored[:4000] if quick else stored, asked[:ASKED])
+    if intents:
+        rows = {part: list(csv.DictReader((intents / f"banking77_{part}.csv").open())) for part in ("train", "test")}
+        texts, labels = ([[row[column] for row in rows[part]] for part in rows] for column in ("text", "category"))
+        yield Domain("banking77", *texts, labels=(labels[0], labels[1]))
+        parts = json.loads((intents / "clinc150_full.json").read_text())
+        texts, labels = ([[row[column] for row in parts[part]] for part in ("train", "test")] for column in (0, 1))
+        yield Domain("clinc150", *texts, labels=(labels[0], labels[1]))
+    if wikipedia:
+        sentences = wikipedia_sentences(wikipedia)
+        yield Domain("wikipedia", sentences[ASKED : ASKED + WIKIPEDIA_STORED], sentences[:ASKED])
+
+
+def wikipedia_sentences(file: Path) -> list[str]:
+    """Distinct sentences of 30 to 300 characters of a file with one paragraph a line, in random order."""
+    found: dict[str, None] = {}
+    for line in file.open():
+        if not line.startswith("="):
+            sentences = re.split(r"(?<=[.!?]) +(?=[A-Z])", line.strip())
+            found.update((sentence, None) for sentence in sentences if 30 <= len(sentence) <= 300)
+    every = list(found)
+    random.Random(0).shuffle(every)
+    return every
+
+
+def measure(quick: bool, _folder: Path, students: Sequence[Path], intents: Path | None, wikipedia: Path | None) -> Part:
+    """Measure every arm on every domain, for each student."""
+    teacher = load_teacher(TeacherConfig(tokens=32))
+    found: dict[tuple[str, str], list[Scores]] = {}
+    for domain in domains(intents, wikipedia, quick):
+        teachers = {
+            part: teacher_vectors(teacher, texts)
+            for part, texts in (("stored", domain.stored), ("asked", domain.asked))
+        }
+        for seed, student in enumerate(students):
+            stored, asked = (
+                StoredRows(student_vectors(teacher, student, texts), words_of(teacher, texts), teachers[part])
+                for part, texts in (("stored", domain.stored), ("asked", domain.asked))
+            )
+            for arm, answers in arms(stored, asked, seed):
+                score = scores(answers, stored.teacher, asked.teacher, domain.labels)
+                found.setdefault((domain.name, arm), []).append(score)
+                print(domain.name, student, arm, *score, flush=True)
+    rows: Rows = [{"domain": name, "arm": arm, **shown(some)} for (name, arm), some in found.items()]
+    return Part(
+        rows,
+        list(goals(found)),
+        NOTE,
+        {"students": list(map(str, students)), "landmarks": GlobalPartOptions().landmarks},
+    )
+
+
+def arms(stored: StoredRows, asked: StoredRows, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield each arm with its answers (asked, dim)."""
+
+    def chunks() -> Iterator[StoredRows]:
+        return (
+            StoredRows(*(column[start : start + CHUNK] for column in stored))
+            for start in range(0, len(stored.teacher), CHUNK)
+        )
+
+    yield "teacher", asked.teacher
+    yield "student alone", asked.student
+    linear = fit_global_part(chunks, GlobalPartOptions(landmarks=0, seed=seed))
+    base, key = linear.part(asked.student, asked.words)
+    nearest = torch.cat([(some @ linear.leave_one_out(stored)[1].T).argmax(1) for some in key.split(CHUNK)])
+    yield "cache: the nearest text's vector", stored.teacher[nearest]
+    yield "linear map", base
+    whole = fit_global_part(chunks, GlobalPartOptions(seed=seed))
+    for name, fitted in (("linear map", linear), ("kernel map", whole)):
+        base, key = fitted.part(asked.student, asked.words)
+        if fitted is whole:
+            yield name, base
+        residuals, keys = fitted.leave_one_out(stored)
+        tau, noise = chosen(fitted, stored, residuals, keys)
+        for count in (NEIGHBOURS, MORE_NEIGHBOURS):
+            yield f"{name} + {count} neighbours", read(base, key, keys, residuals, count, tau, noise)
+        if fitted is whole:
+            shuffled = residuals[torch.randperm(len(residuals), generator=torch.Generator().manual_seed(seed))]
+            yield f"{name} + {NEIGHBOURS} random residuals", read(base, key, keys, shuffled, NEIGHBOURS, tau, noise)
+
+
+def read(
+    base: Tensor,
+    key: Tensor,
+    keys: Tensor,
+    residuals: Tensor,
+    count: int,
+    tau: float,
+    noise: float,
+    own: Tensor | None = None,
+) -> Tensor:
+    """Correct answers by their nearest references, but for their `own` rows."""
+    answers = torch.empty_like(base)
+    for start in range(0, len(base), CHUNK):
+        rows = slice(start, start + CHUNK)
+        nearness = key[rows] @ keys.T
+        if own is not None:
+            nearness[torch.arange(len(nearness)), own[rows]] = -2
+        found = nearness.topk(min(count, len(keys))).indices
+        weights, _ = kriging_weights(key[rows], keys[found], torch.ones(found.shape), tau, noise)
+        answers[rows] = corrected(base[rows], residuals[found], weights)
+    return answers
+
+
+def chosen(fitted: FittedGlobalPart, stored: StoredRows, residuals: Tensor, keys: Tensor) -> tuple[float, float]:
+    """Return the tau and noise that bring stored rows, each left out, closest to the teacher."""
+    some = torch.arange(0, len(keys), max(1, len(keys) // CHOSEN_ON))
+    base = (stored.teacher / fitted.part.teacher_norm - residuals)[some]
+
+    def worth(pair: tuple[float, float]) -> float:
+        answers = read(base, keys[some], keys, residuals, NEIGHBOURS, *pair, own=some)
+        return float(F.cosine_similarity(answers, stored.teacher[some], dim=1).mean())
+
+    return max(((tau, noise) for tau in TAUS for noise in NOISES), key=worth)
+
+
+def scores(answers: Tensor, stored: Tensor, asked: Tensor, labels: tuple[list[str], list[str]] | None) -> Scores:
+    """Compare answers with the teacher's vectors of the asked texts, and by what each finds in the teacher's index."""
+    index = F.normalize(stored, dim=1)
+    wanted, found = ((F.normalize(some, dim=1) @ index.T).topk(10).indices for some in (asked, answers))
+    shared = (wanted[:, :, None] == found[:, None, :]).any(2).float().mean()
+    intent = None
+    if labels:
+        of_stored, of_asked = (np.array(some) for some in labels)
+        intent = float((of_stored[found[:, 0].numpy()] == of_asked).mean())
+    return Scores(float(F.cosine_similarity(answers, asked, dim=1).mean()), float(shared), intent)
+
+
+def goals(found: dict[tuple[str, str], list[Scores]]) -> Iterator[Goal]:
+    """Yield the goals of the domains that were measured."""
+
+    def mean(domain: str, arm: str, figure: Callable[[Scores], Any] = lambda one: one.cosine) -> float:
+        return statistics.fmean(map(figure, found[domain, arm]))
+
+    read_arm = f"kernel map + {NEIGHBOURS} neighbours"
+    for domain, least in ADDED.items():
+        if (domain, read_arm) in found:
+            added = mean(domain, read_arm) - mean(domain, "kernel map")
+            yield Goal(f"reading_neighbours_add_{domain}", added, least, ">=")
+            by_chance = mean(domain, f"kernel map + {NEIGHBOURS} random residuals") - mean(domain, "kernel map")
+            yield Goal(f"reading_random_residuals_add_{domain}", by_chance, 0.0, "<=")
+            if domain != "wikipedia":
+                gap = mean(domain, "teacher", lambda one: one.intent) - mean(domain, read_arm, lambda one: one.intent)
+                yield Goal(f"reading_intent_below_teacher_{domain}", gap, 0.01, "<=")
+
+
+def shown(some: Sequence[Scores]) -> dict[str, str]:
+    """Means over seeds with their spread."""
+
+    def cell(values: Iterable[float | None]) -> str:
+        known = [value for value in values if value is not None]
+        if not known:
+            return "-"
+        spread = f" ± {statistics.stdev(known):.4f}" if len(known) > 1 else ""
+        return f"{statistics.fmean(known):.4f}{spread}"
+
+    return {name: cell(getattr(one, name) for one in some) for name in Scores._fields}
+
+
+def teacher_vectors(teacher: Teacher, texts: Sequence[str]) -> Tensor:
+    """The teacher's sentence vectors (texts, dim): the mean of its states."""
+    vectors = torch.empty(len(texts), teacher.dim)
+    for rows in by_length(texts, 128):
+        tokens = tokenize(teacher.tokenizer, [texts[row] for row in rows], teacher.config.tokens)
+        vectors[rows] = masked_mean(teacher.encode(tokens.input_ids, tokens.mask).states, tokens.mask)
+    return vectors
+
+
+@torch.inference_mode()
+def student_vectors(teacher: Teacher, student: Path, texts: Sequence[str]) -> Tensor:
+    """The student's sentence vectors (texts, dim), without references."""
+    model = load_model(student).fuse()
+    vectors = torch.empty(len(texts), teacher.dim)
+    for rows in by_length(texts, 128):
+        tokens = tokenize(teacher.tokenizer, [texts[row] for row in rows], teacher.config.tokens)
+        output = model(input_ids=tokens.input_ids, attention_mask=tokens.mask, output_projected_states=False)
+        vectors[rows] = output.sentence_embedding
+    return vectors.clone()
+
+
+def words_of(teacher: Teacher, texts: Sequence[str]) -> Tensor:
+    """The texts' word vectors (texts, dim), of unit length."""
+    table, special = sentence_table(teacher.static_vectors()), sorted(teacher.tokenizer.all_special_ids)
+    vectors = np.empty((len(texts), table.shape[1]), np.float32)
+    for rows in by_length(texts, 128):
+        ids, mask, _ = tokenize(teacher.tokenizer, [texts[row] for row in rows], teacher.config.tokens)
+        for row, some, length in zip(rows, ids.numpy(), mask.sum(1).tolist(), strict=True):
+            vectors[row] = sentence_vector(some[:length], special, table)
+    return torch.from_numpy(vectors)

@@ -1,0 +1,43 @@
+"""What a text reads of its near references: their residuals, weighted by kriging.
+
+Kriging is Gaussian-process regression on the nearest stored points (Rasmussen & Williams 2006, eq. 2.25): near duplicates share
+one vote, and a far neighbour gets none. The kernel of two keys is exp((cosine - 1) / tau).
+
+Shapes: batch, count (references of a text), key_dim, dim. Keys are of unit length.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Weights(NamedTuple):
+    """`weights` (batch, count) of the references' residuals; `variance` (batch,): 0 beside a stored text, 1 far from all."""
+
+    weights: Tensor
+    variance: Tensor
+
+
+def kernel(cosine: Tensor, tau: float | Tensor) -> Tensor:
+    """Return the covariance of two keys, 1 where they are equal."""
+    return torch.exp((cosine - 1) / tau)
+
+
+def kriging_weights(asked: Tensor, keys: Tensor, mask: Tensor, tau: float | Tensor, noise: float | Tensor) -> Weights:
+    """Weigh the references of each text.
+
+    `asked` (batch, key_dim), `keys` (batch, count, key_dim), `mask` (batch, count): which references there are; the others get
+    no weight. `noise` is the variance of what a residual does not share with its neighbours.
+    """
+    seen = mask.bool()
+    among = kernel(keys @ keys.transpose(1, 2), tau) * (seen[:, :, None] & seen[:, None, :])
+    among = among + torch.diag_embed(noise + (~seen).to(keys.dtype))  # a missing reference: a row of the identity
+    to = kernel((keys @ asked[:, :, None]).squeeze(-1), tau) * seen
+    weights = torch.linalg.solve(among, to[:, :, None]).squeeze(-1)
+    return Weights(weights, (1 - (weights * to).sum(1)).clamp(0, 1))
+
+
+def corrected(base: Tensor, residuals: Tensor, weights: Tensor) -> Tensor:
+    """Add the weighted residuals (batch, count, dim) to the answers (batch, dim) without references."""
+    return base + (weights[:, None, :] @ residuals).squeeze(1)
