@@ -94,7 +94,7 @@ def test_every_row_is_counted_and_rejected_ones_are_listed_with_their_reason(tin
     )
     corpus = prepare(config)
     with running_store(config) as url:
-        counts = fill_memory(config, url)
+        counts = fill_memory(config, url, corpus)
         with connect(config.store, url) as client:
             held = Store(client, config.store).count()
     assert counts["read"] == counts["skipped"] + counts["duplicate"] + counts["written"] + counts["rejected"]
@@ -220,7 +220,7 @@ def test_a_killed_load_resumes_after_its_finished_chunks_and_encodes_nothing_aga
     with connect(config.store, url) as client:
         store = Store(client, config.store)
         chunks_done(config, store, corpus, done=7)
-        counts = fill_memory(config, url)
+        counts = fill_memory(config, url, corpus)
         found = counts["read"], counts["skipped"], counts["written"]
         assert found == (corpus.counts.train, corpus.counts.distinct, 0)
         assert chunks_asked == [num_chunks - 7]
