@@ -47,7 +47,7 @@ class GlobalPartOptions:
     """
 
     landmarks: int = 1000
-    tau: float = 0.2
+    tau: float = 0.4
     penalties: tuple[float, ...] = (1.0, 10.0, 100.0, 1000.0)
     kernel_penalties: tuple[float, ...] = (0.1, 1.0, 10.0)
     sample: int = 4000
