@@ -3,7 +3,7 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of it: a hub that is not there is asked for most of a minute
-os.environ["RAY_worker_niceness"] = "0"  # beside another testing process Ray's workers, at 15 by default, would hardly run
+os.environ |= {"RAY_worker_niceness": "0"}  # at Ray's own 15 they would hardly run beside another testing process
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
