@@ -57,8 +57,10 @@ class Ridge(NamedTuple):
         """Return the residuals (rows, dim) of rows that were fitted on, each against the fit without it.
 
         Exact where features do not depend on the fit (Golub, Heath, Wahba 1979). `most_leverage` bounds how much a residual
-        grows.
+        grows. Without its only row there is no fit, and that row's residual is all of its target.
         """
+        if self.num_rows == 1:
+            return targets.double()
         spared = (1 - self.leverage(features)).clamp_min(max(1 - most_leverage, 1e-9))
         return (targets.double() - self.predict(features)) / spared[:, None]
 
@@ -103,8 +105,6 @@ class Shrunk(NamedTuple):
 
     def leave_one_out(self, features: Tensor, targets: Tensor) -> Tensor:
         """Return the residuals (rows, dim) of rows that were fitted on, each against the fit without it."""
-        if self.ridge.num_rows == 1:
-            return targets.double()  # without its only row there is no fit
         targets = targets.double()
         unseen = targets - self.ridge.leave_one_out(features, targets, self.most_leverage)
         return targets - unseen * self.share
@@ -115,16 +115,14 @@ def fit_shrunk(pairs: Pairs, penalties: Sequence[float], sample: int = 4000, mos
 
     Reads the rows two or three times. Raises ValueError for no rows, and for NaN.
     """
-    first = next(iter(pairs()), None)
-    if first is None:
-        raise ValueError("no rows to fit on")
-    moments = Moments(first[0].shape[1], first[1].shape[1])
+    moments = None
     for features, targets in pairs():
+        moments = moments or Moments(features.shape[1], targets.shape[1])
         moments.add(features, targets)
+    if moments is None:
+        raise ValueError("no rows to fit on")
     penalty = penalties[0] if len(penalties) == 1 else best_penalty(moments, first_rows(pairs(), sample), penalties)
     ridge = fit_ridge(moments, penalty)
-    if ridge.num_rows == 1:
-        return Shrunk(ridge, 0.0, most_leverage)
     agreed = said = 0.0
     for features, targets in pairs():
         unseen = targets.double() - ridge.leave_one_out(features, targets, most_leverage)

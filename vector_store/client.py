@@ -179,9 +179,8 @@ def _channel(config: StoreConfig, url: str, accepts_compression: bool) -> grpc.C
         ("grpc.keepalive_time_ms", 10_000),
         ("grpc.keepalive_timeout_ms", 5_000),
     ]
-    if (
-        not accepts_compression
-    ):  # the algorithms as bits, of which the first is none; by default a channel accepts every one
+    if not accepts_compression:
+        # The algorithms as bits, of which the first is none; by default a channel accepts every one.
         options.append(("grpc.compression_enabled_algorithms_bitset", 1))
     if is_loopback(parts.hostname):
         options.append(("grpc.enable_http_proxy", 0))  # a proxy cannot reach this machine's loopback

@@ -17,17 +17,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import refbert
 from measures.goals import Goal, Part, Rows
 from measures.points import load_snippets
 from refbert.config import TeacherConfig
-from refbert.corpus import by_length
-from refbert.folder import load_model
 from refbert.global_part import FittedGlobalPart, GlobalPartOptions, fit_global_part
 from refbert.global_part import Rows as StoredRows
 from refbert.kriging import corrected, kriging_weights
+from refbert.memory.reader import Reader
 from refbert.references import sentence_table, sentence_vector
-from refbert.student import masked_mean
-from refbert.teacher import Teacher, load_teacher, tokenize
+from refbert.teacher import Teacher, load_teacher
 
 NEIGHBOURS, MORE_NEIGHBOURS, RANDOM = 16, 64, 8
 TAUS, NOISES = (0.2, 0.4, 0.8), (0.03, 0.1, 0.3)
@@ -99,15 +98,14 @@ def measure(quick: bool, _folder: Path, students: Sequence[Path], intents: Path 
     teacher = load_teacher(TeacherConfig(tokens=32))
     found: dict[tuple[str, str], list[Scores]] = {}
     for domain in domains(intents, wikipedia, quick):
-        teachers = {
-            part: teacher_vectors(teacher, texts)
-            for part, texts in (("stored", domain.stored), ("asked", domain.asked))
-        }
+        parts = domain.stored, domain.asked
+        said = [teacher_and_words(teacher, texts) for texts in parts]
         for seed, student in enumerate(students):
-            stored, asked = (
-                StoredRows(student_vectors(teacher, student, texts), words_of(teacher, texts), teachers[part])
-                for part, texts in (("stored", domain.stored), ("asked", domain.asked))
-            )
+            with refbert.load(student, tokens=teacher.config.tokens) as reader:
+                stored, asked = (
+                    StoredRows(student_vectors(reader, texts), words, vectors)
+                    for texts, (vectors, words) in zip(parts, said, strict=True)
+                )
             for arm, answers in arms(stored, asked, seed):
                 score = scores(answers, stored.teacher, asked.teacher, domain.labels)
                 found.setdefault((domain.name, arm), []).append(score)
@@ -229,33 +227,19 @@ def shown(some: Sequence[Scores]) -> dict[str, str]:
     return {name: cell(getattr(one, name) for one in some) for name in Scores._fields}
 
 
-def teacher_vectors(teacher: Teacher, texts: Sequence[str]) -> Tensor:
-    """The teacher's sentence vectors (texts, dim): the mean of its states."""
-    vectors = torch.empty(len(texts), teacher.dim)
-    for rows in by_length(texts, 128):
-        tokens = tokenize(teacher.tokenizer, [texts[row] for row in rows], teacher.config.tokens)
-        vectors[rows] = masked_mean(teacher.encode(tokens.input_ids, tokens.mask).states, tokens.mask)
-    return vectors
-
-
-@torch.inference_mode()
-def student_vectors(teacher: Teacher, student: Path, texts: Sequence[str]) -> Tensor:
-    """The student's sentence vectors (texts, dim), without references."""
-    model = load_model(student).fuse()
-    vectors = torch.empty(len(texts), teacher.dim)
-    for rows in by_length(texts, 128):
-        tokens = tokenize(teacher.tokenizer, [texts[row] for row in rows], teacher.config.tokens)
-        output = model(input_ids=tokens.input_ids, attention_mask=tokens.mask, output_projected_states=False)
-        vectors[rows] = output.sentence_embedding
-    return vectors.clone()
-
-
-def words_of(teacher: Teacher, texts: Sequence[str]) -> Tensor:
-    """The texts' word vectors (texts, dim), of unit length."""
+def teacher_and_words(teacher: Teacher, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """The teacher's sentence vectors (texts, dim), the mean of its states, and word vectors (texts, dim) of unit length."""
     table, special = sentence_table(teacher.static_vectors()), sorted(teacher.tokenizer.all_special_ids)
-    vectors = np.empty((len(texts), table.shape[1]), np.float32)
-    for rows in by_length(texts, 128):
-        ids, mask, _ = tokenize(teacher.tokenizer, [texts[row] for row in rows], teacher.config.tokens)
-        for row, some, length in zip(rows, ids.numpy(), mask.sum(1).tolist(), strict=True):
-            vectors[row] = sentence_vector(some[:length], special, table)
-    return torch.from_numpy(vectors)
+    vectors, words = np.empty((2, len(texts), teacher.dim), np.float32)
+    for row, token_ids, states in teacher.encode_one_by_one(texts):
+        vectors[row] = states.astype(np.float32).mean(0)
+        words[row] = sentence_vector(token_ids, special, table)
+    return torch.from_numpy(vectors), torch.from_numpy(words)
+
+
+def student_vectors(reader: Reader, texts: Sequence[str]) -> Tensor:
+    """The student's sentence vectors (texts, dim), as long as it makes them."""
+    vectors = torch.empty(len(texts), reader.model.config.dim)
+    for forward in reader.forwards(texts):
+        vectors[forward.rows] = forward.output.sentence_embedding
+    return vectors

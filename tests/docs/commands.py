@@ -108,12 +108,10 @@ def python(arguments: Sequence[str], folder: Path) -> None:
     ):
         try:
             if script == "-m":
-                with (
-                    warnings.catch_warnings()
-                ):  # runpy warns of a module that another test has imported: to run it anew is meant
-                    warnings.filterwarnings(
-                        "ignore", "'.*' found in sys.modules after import of package", RuntimeWarning
-                    )
+                with warnings.catch_warnings():
+                    # runpy warns of a module that another test has imported: to run it anew is meant.
+                    again = "'.*' found in sys.modules after import of package"
+                    warnings.filterwarnings("ignore", again, RuntimeWarning)
                     runpy.run_module(name, run_name="__main__")
             else:
                 runpy.run_path(str(REPOSITORY / name), run_name="__main__")
