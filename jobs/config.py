@@ -18,9 +18,11 @@ from pydantic import (
     BeforeValidator,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -196,6 +198,31 @@ class AblateConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
     results: str | None = Field(None, description="Folder for a dated copy of the results.")
 
 
+READING = {"criterion": "dense", "dense_index": True, "states": False, "count": 16}
+"""How an adapted student asks its memory, unless told otherwise."""
+
+
+class AdaptConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """Which student's answers are corrected by which memory."""
+
+    student: str | None = None
+    """A student/ folder; by default the run's own."""
+    collection: str = Field("adapted", min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
+    """The memory, beside the one that a run trains with: what the corpus adds, and what is stored there already."""
+    references: ReferenceConfig = ReferenceConfig(**READING)
+    """What is stored of a text, and how references are found; what is left out is criterion=dense, dense_index=true,
+    states=false and count=16."""
+    landmarks: NonNegativeInt = 1000
+    """Stored texts that answers are corrected by without a look-up, at most; 4 bytes x (words_dim + 2 x dim) each."""
+    batch: PositiveInt = Field(64, description="Texts per forward of the student.")
+    texts: NonNegativeInt = Field(1000, description="Held-out texts of the corpus that the gain is measured on.")
+
+    @field_validator("references", mode="before")
+    @classmethod
+    def _over_the_default(cls, given: Any) -> Any:
+        return {**READING, **given} if isinstance(given, dict) else given
+
+
 class EvaluateConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """What the report measures."""
 
@@ -315,6 +342,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     task: TaskConfig | None = Field(None, description="The labelled task of the task stage.")
     task_stage: TaskStageConfig = TaskStageConfig()
     ablate: AblateConfig = AblateConfig()
+    adapt: AdaptConfig = AdaptConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     serve: ServeConfig = ServeConfig()
     export: ExportConfig = ExportConfig()

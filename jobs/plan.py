@@ -19,9 +19,8 @@ from refbert.errors import InputError
 from refbert.memory.manifest import manifest_of
 from refbert.memory.texts import reference_texts
 from refbert.teacher import Teacher, load_teacher
-from vector_store.codec import encode
-from vector_store.schema import Manifest
-from vector_store.store import state_fields
+from vector_store.codec import encode, payload_of
+from vector_store.schema import Manifest, Parts
 
 SAMPLE_ROWS = 1000
 """Rows whose points are made, with states of zero, to see what a reference takes."""
@@ -75,10 +74,11 @@ def reference_sample(config: RunConfig, teacher: Teacher, manifest: Manifest) ->
     for row, passage in enumerate(sample.passages):
         token_ids = ids[row, : int(mask[row].sum())].numpy().astype(np.int32)
         states = np.zeros((len(token_ids), manifest.dim), np.float16)
-        point = texts.point(passage, texts.identifier(text_of(passage)), token_ids, states)
-        message = encode(point, manifest.datatype)
+        vector = np.ones(manifest.encoder_dim, np.float32)
+        message = encode(texts.point(passage, texts.identifier(text_of(passage)), token_ids, vector, states), manifest)
         stored.append(message.ByteSize())
-        fetched.append(sum(message.payload[field].ByteSize() for field in state_fields(with_text=False)))
+        read = payload_of(Parts(states=manifest.tokens > 0))
+        fetched.append(sum(message.payload[field].ByteSize() for field in read))
     return ReferenceSample(float(np.mean(stored)), float(np.mean(fetched)), sample.references, sample.known_by)
 
 
@@ -86,12 +86,17 @@ def memory_plan(sample: ReferenceSample, manifest: Manifest) -> str:
     """Say what a reference takes, at most and in the mean of a sample, and all references of the corpus together."""
     each = (
         f"{sample.stored_bytes / 1e3:.1f} kB per reference in the mean, at most {manifest.bytes_per_point() / 1e3:.1f} kB "
-        f"({manifest.tokens} tokens x {manifest.dim} {manifest.datatype})"
+        f"({_stored(manifest)})"
     )
     if sample.references is None:
         return f"{each}; {sample.stored_bytes / 1e3:.1f} GB per million"
     in_all = sample.stored_bytes * sample.references / 1e9
     return f"{each}; {sample.references} references ({sample.known_by}), {in_all:.3g} GB in all"
+
+
+def _stored(manifest: Manifest) -> str:
+    vector = f"a vector of {manifest.encoder_dim} {manifest.vector_datatype}"
+    return f"{vector}, {manifest.tokens} tokens x {manifest.dim} {manifest.datatype}" if manifest.tokens else vector
 
 
 def lookup_plan(config: RunConfig, sample: ReferenceSample) -> str:

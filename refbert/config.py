@@ -132,7 +132,14 @@ class ReferenceConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docs
     """References per text, the best first: the student reads them one after another. RETRO gains up to some, then loses; each
     costs its bytes on the wire and its tokens in every reading layer."""
     dense_index: bool = False
-    """Also store the sentence vector that `dense` and `hybrid` need (dim x 4 bytes and an HNSW graph)."""
+    """Also index the vector of a text's words that `dense` and `hybrid` ask with (4 bytes x words_dim and an HNSW graph)."""
+    words_dim: PositiveInt | None = None
+    """Width of that vector: the first principal components of the teacher's token embeddings; by default as wide as these."""
+    vector_datatype: Literal["float16", "int8"] = "int8"
+    """How a stored sentence vector's numbers are kept, and a residual's; int8 has a scale for each."""
+    states: bool = True
+    """Also store the token states, for a student that reads them or learns from them (`train.targets=memory`). Without them a
+    reference takes 1 kB instead of 24."""
     tokens: PositiveInt | None = None
     """States stored per reference, from its start; by default all that the teacher read."""
     dim: PositiveInt | None = None
@@ -153,7 +160,14 @@ class ReferenceConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docs
     """BM25's average length; a constant, so that weights do not depend on what was ingested before."""
 
     @model_validator(mode="after")
-    def _dense_has_an_index(self) -> Self:
+    def _parts_agree(self) -> Self:
+        for name in ("tokens", "dim"):
+            if not self.states and getattr(self, name) is not None:
+                raise ValueError(f"states=false stores no states, so there is nothing for {name} to cut; leave it out")
+        if self.words_dim is not None and not self.dense_index:
+            raise ValueError(
+                "words_dim is the width of the dense index; set references.dense_index=true, or leave it out"
+            )
         if self.criterion in ("dense", "hybrid") and not self.dense_index:
             raise ValueError(f"criterion={self.criterion} needs references.dense_index=true")
         if self.criterion not in BUILT_IN_CRITERIA and ("." not in self.criterion):

@@ -6,18 +6,22 @@ Written completely or not at all. `from_pretrained` reads it too.
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from refbert.atomic import checksum, whole_folder
+from refbert.atomic import checksum, whole_file, whole_folder
+from refbert.correction import Correction
 from refbert.errors import InputError
+from refbert.references import WordTable
 from refbert.student import RefBertForSequenceClassification, RefBertModel
 from refbert.student_config import RefBertConfig
 
-SENTENCE_TABLE = "sentence_table.safetensors"
+WORD_TABLE = "word_table.safetensors"
 """With it a student asks a dense memory without its teacher."""
+
+CORRECTION = "correction.safetensors"
+"""What the memory's last version corrects: answers without a store are corrected by it too. Not the student's own."""
 
 
 def load_model(folder: str | Path) -> Any:
@@ -39,11 +43,29 @@ def load_model(folder: str | Path) -> Any:
         raise InputError(f"the student in {path} cannot be loaded ({reason}); copy the whole student/ folder") from None
 
 
-def load_sentence_table(folder: Path) -> NDArray[Any]:
-    """Load the (vocabulary, dim) table of sentence vectors that asks a dense memory. Raises InputError where there is none."""
-    if not (path := folder / SENTENCE_TABLE).exists():
+def load_word_table(folder: Path) -> WordTable:
+    """Load the table of token vectors that asks a dense memory. Raises InputError where there is none."""
+    if not (path := folder / WORD_TABLE).exists():
         raise InputError(f"{path} is missing, and a dense memory is asked with it; copy the whole student/ folder")
-    return load_file(path)["table"]
+    return WordTable(**load_file(path))
+
+
+def save_word_table(folder: Path, table: WordTable) -> None:
+    """Put a word table into a student's folder, which then has another fingerprint."""
+    with whole_file(folder / WORD_TABLE) as scratch:
+        save_file(table._asdict(), scratch)
+
+
+def load_correction(folder: Path) -> Correction | None:
+    """Load the last correction of a student's answers by a memory; None where the student was never adapted to one."""
+    path = folder / CORRECTION
+    return Correction.from_bytes(path.read_bytes()) if path.exists() else None
+
+
+def save_correction(folder: Path, correction: Correction) -> None:
+    """Put a correction into a student's folder, in the place of an older one. A reader sees the one or the other."""
+    with whole_file(folder / CORRECTION) as scratch:
+        scratch.write_bytes(correction.to_bytes())
 
 
 def has_head(config: RefBertConfig) -> bool:
@@ -52,18 +74,19 @@ def has_head(config: RefBertConfig) -> bool:
 
 
 def fingerprint(folder: Path) -> str:
-    """12 hex digits of the weights in a `student/` folder: which student answered."""
-    return checksum(b"".join(bytes.fromhex(checksum(file)) for file in sorted(folder.glob("*.safetensors"))))[:12]
+    """12 hex digits of a `student/` folder's weights and word table: which student answered, whatever corrects it."""
+    files = sorted(file for file in folder.glob("*.safetensors") if file.name != CORRECTION)
+    return checksum(b"".join(bytes.fromhex(checksum(file)) for file in files))[:12]
 
 
 def save_student(
     folder: Path,
     student: RefBertModel | RefBertForSequenceClassification,
     tokenizer: PreTrainedTokenizerBase,
-    table: NDArray[Any] | None = None,
+    table: WordTable | None = None,
     **reading: Any,
 ) -> None:
-    """Write a student's folder: weights, tokenizer, the sentence `table` of a dense memory.
+    """Write a student's folder: weights, tokenizer, the word `table` of a dense memory.
 
     `text_tokens`, `memory`, `collection` and `references` go into its config (see `RefBertConfig`): with them the folder is
     complete, and works as a copy on a machine that has nothing of the run.
@@ -73,4 +96,4 @@ def save_student(
         student.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         if table is not None:
-            save_file({"table": table}, scratch / SENTENCE_TABLE)
+            save_file(table._asdict(), scratch / WORD_TABLE)

@@ -22,7 +22,7 @@ class Keywords(NamedTuple):
 def document_keywords(token_ids: NDArray[np.int32], special_ids: Sequence[int], config: ReferenceConfig) -> Keywords:
     """BM25 term weights of a stored text (Robertson & Zaragoza 2009, eq. 3.15, without the IDF factor).
 
-    The store multiplies by IDF at query time. The average length is a constant of the memory, so a weight does not depend
+    IDF is in the query. The average length is a constant of the memory, so a weight does not depend
     on what was ingested before.
     """
     unique, counts = _term_counts(token_ids, special_ids)
@@ -37,24 +37,48 @@ def query_keywords(token_ids: NDArray[np.int32], special_ids: Sequence[int]) -> 
     return Keywords(unique, np.ones(len(unique), dtype=np.float32))
 
 
-def sentence_table(static_vectors: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Weight each static token vector by its rarity, (vocabulary, dim), for `sentence_vector`.
+class WordTable(NamedTuple):
+    """A vector for each token of a vocabulary, in 8 bits: `rows` (vocabulary, words_dim) int8 times `scales` (vocabulary,)
+    float16."""
+
+    rows: NDArray[np.int8]
+    scales: NDArray[np.float16]
+
+    @property
+    def dim(self) -> int:
+        """words_dim."""
+        return self.rows.shape[1]
+
+    def vectors(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Return the tokens' vectors, (tokens, words_dim)."""
+        return self.rows[token_ids] * self.scales[token_ids].astype(np.float32)[:, None]
+
+
+def word_table(static_vectors: NDArray[np.float32], dim: int | None = None) -> WordTable:
+    """Weight each static token vector (vocabulary, encoder_dim) by its rarity, for `sentence_vector`.
 
     WordPiece and BPE vocabularies list frequent pieces first, so log(1 + id) stands for IDF under Zipf's law (the weighting
-    of Model2Vec) and no pass over the corpus is needed.
+    of Model2Vec) and no pass over the corpus is needed. A `dim` below the encoder's keeps the first principal components.
     """
-    rarity = np.log1p(np.arange(len(static_vectors), dtype=np.float32))
-    return (static_vectors * rarity[:, None]).astype(np.float16)
+    weighted = static_vectors * np.log1p(np.arange(len(static_vectors), dtype=np.float32))[:, None]
+    if dim is not None and dim < weighted.shape[1]:
+        _, directions = np.linalg.eigh(weighted.astype(np.float64).T @ weighted.astype(np.float64))  # ascending
+        first = directions[:, ::-1][:, :dim]
+        # A direction's sign is arbitrary: the same on every machine, where its largest number is positive.
+        first = first * np.sign(first[np.abs(first).argmax(0), np.arange(dim)])
+        weighted = (weighted @ first).astype(np.float32)
+    scales = np.maximum(np.abs(weighted).max(1) / 127, np.finfo(np.float16).tiny).astype(np.float16)
+    rows = np.clip(np.rint(weighted / scales.astype(np.float32)[:, None]), -127, 127).astype(np.int8)
+    return WordTable(rows, scales)
 
 
-def sentence_vector(
-    token_ids: NDArray[np.int32], special_ids: Sequence[int], table: NDArray[np.float16]
-) -> NDArray[np.float32]:
-    """Return the mean of the rarity-weighted static vectors (dim,), L2-normalised; zeros for a text of special tokens only."""
+def sentence_vector(token_ids: NDArray[np.int32], special_ids: Sequence[int], table: WordTable) -> NDArray[np.float32]:
+    """Return the mean of the rarity-weighted static vectors (words_dim,), L2-normalised; zeros for a text of special tokens
+    only."""
     ids = token_ids[~np.isin(token_ids, special_ids)]
     if not len(ids):
-        return np.zeros(table.shape[1], dtype=np.float32)
-    mean = table[ids].astype(np.float32).mean(0)
+        return np.zeros(table.dim, dtype=np.float32)
+    mean = table.vectors(ids).mean(0)
     return mean / max(float(np.linalg.norm(mean)), 1e-12)
 
 

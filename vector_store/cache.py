@@ -76,4 +76,6 @@ class NeighbourCache:
 
 
 def _num_bytes(point: StoredPoint) -> int:
-    return point.states.nbytes + point.token_ids.nbytes + len("".join(point.text or "")) + POINT_OVERHEAD_BYTES
+    arrays = (point.states, point.token_ids, point.vector, point.residual)
+    in_arrays = sum(array.nbytes for array in arrays if array is not None)
+    return in_arrays + len("".join(point.text or "")) + POINT_OVERHEAD_BYTES

@@ -1,7 +1,8 @@
 """Encode points as protobuf messages and decode them, directly between numpy and packed bytes.
 
-States and token ids are base64 in the payload: little-endian float16 and int32, row by row. With int8, a row is divided by
-1/127 of its largest absolute value, and these divisors (float16) precede all rows. A float16 multivector would hold the same,
+States, vectors, residuals and token ids are base64 in the payload: little-endian float16, and uint16 or int32, row by row. With
+int8, a row is divided by 1/127 of its largest absolute value, and these divisors (float16) precede all rows. A float16
+multivector would hold the same,
 but takes 40 ms instead of 11 ms to write 32 points of 32 x 384, and 22 ms instead of 11 ms to find and decode them (embedded
 server, 2 cores, numpy without lists on both sides): gRPC sends float32, and the engine returns lists.
 Checks points against a manifest; knows nothing of collections and connections.
@@ -18,7 +19,24 @@ from qdrant_client import grpc as api
 
 from vector_store.config import Datatype
 from vector_store.errors import InvalidPoint
-from vector_store.schema import KEYWORDS, SENTENCE, Manifest, Neighbours, Point, SparseVector, StoredPoint, Text, parts
+from vector_store.schema import (
+    KEYWORDS,
+    SENTENCE,
+    STATES_ALONE,
+    Manifest,
+    Neighbours,
+    Parts,
+    Point,
+    SparseVector,
+    StoredPoint,
+    Text,
+    parts,
+    row_bytes,
+)
+
+VECTOR = "vector"
+RESIDUAL = "residual_"
+"""Followed by who reads it."""
 
 STATES = "states"
 TOKEN_IDS = "token_ids"
@@ -28,8 +46,11 @@ SOURCE = "source"
 DOCUMENT = "document"
 SPLIT = "split"
 
+MOST = float(np.finfo(np.float16).max)
+"""Largest absolute value of a vector's number: what float16, and int8 with a float16 divisor, can hold."""
+
 _FLOAT16 = np.dtype("<f2")
-_TOKEN_IDS_TYPE = np.dtype("<i4")
+_TOKEN_IDS_TYPES: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<i4")}
 
 
 def check(point: Point, manifest: Manifest) -> None:
@@ -46,7 +67,6 @@ def check(point: Point, manifest: Manifest) -> None:
     require(canonical, "its id is not a UUID in lower-case canonical form")
     indices, values = point.keywords
     for name, array, wanted in (
-        ("states", point.states, np.float16),
         ("token ids", point.token_ids, np.int32),
         ("indices of keywords", indices, np.uint32),
         ("values of keywords", values, np.float32),
@@ -54,13 +74,34 @@ def check(point: Point, manifest: Manifest) -> None:
         require(array.dtype == wanted, f"{name} are {array.dtype}, wanted {np.dtype(wanted)}")
     for field, value in _strings(point).items():
         require(_is_text(value), f"{field} is {value!a}, wanted a string that UTF-8 can hold")
-    shape = point.states.shape
+    num_tokens = len(point.token_ids)
     require(
-        len(shape) == 2 and 0 < shape[0] <= manifest.tokens and shape[1] == manifest.dim,
-        f"states of shape {shape}, wanted (1 to {manifest.tokens}, {manifest.dim})",
+        point.token_ids.ndim == 1 and 0 < num_tokens <= manifest.text_tokens,
+        f"token ids of shape {point.token_ids.shape}, wanted (1 to {manifest.text_tokens},)",
     )
-    require(point.token_ids.shape == shape[:1], f"{point.token_ids.shape} token ids for {shape[0]} states")
-    require(bool(np.isfinite(point.states).all()), "states hold NaN or infinite values")
+    most = np.iinfo(_TOKEN_IDS_TYPES[manifest.token_bytes]).max
+    require(
+        bool((point.token_ids >= 0).all() and (point.token_ids <= most).all()),
+        f"token ids from {point.token_ids.min()} to {point.token_ids.max()}, wanted 0 to {most}",
+    )
+    if point.states is None:
+        require(not manifest.tokens, "has no states, the collection stores them")
+    else:
+        wanted_shape = min(num_tokens, manifest.tokens), manifest.dim
+        require(point.states.dtype == np.float16, f"states are {point.states.dtype}, wanted float16")
+        require(manifest.tokens > 0, "has states, the collection stores none")
+        require(
+            point.states.shape == wanted_shape,
+            f"states of shape {point.states.shape} for {num_tokens} token ids, wanted {wanted_shape}",
+        )
+        require(bool(np.isfinite(point.states).all()), "states hold NaN or infinite values")
+    vectors = {"vector": point.vector, **{f"residual of {name}": array for name, array in point.residuals.items()}}
+    for name, array in vectors.items():
+        require(array.dtype == np.float32, f"{name} is {array.dtype}, wanted float32")
+        require(
+            array.shape == (manifest.encoder_dim,), f"{name} of shape {array.shape}, wanted ({manifest.encoder_dim},)"
+        )
+        require(bool((np.abs(array) <= MOST).all()), f"{name} holds NaN, infinite or larger values than {MOST:.0f}")
     require(len(indices) == len(values), f"keywords have {len(indices)} indices and {len(values)} values")
     require(len(np.unique(indices)) == len(indices), "keywords repeat an index")
     require(bool(np.isfinite(values).all()), "keywords hold NaN or infinite values")
@@ -72,20 +113,27 @@ def check(point: Point, manifest: Manifest) -> None:
     )
     if point.sentence is not None:
         require(
-            point.sentence.shape == (manifest.encoder_dim,),
-            f"sentence vector of shape {point.sentence.shape}, wanted ({manifest.encoder_dim},)",
+            point.sentence.shape == (manifest.words_dim,),
+            f"sentence vector of shape {point.sentence.shape}, wanted ({manifest.words_dim},)",
         )
         require(bool(np.isfinite(point.sentence).all()), "sentence vector holds NaN or infinite values")
 
 
-def encode(point: Point, datatype: Datatype) -> api.PointStruct:
+def encode(point: Point, manifest: Manifest) -> api.PointStruct:
     """The point as a message to store. Call `check` first."""
     message = api.PointStruct(id=api.PointId(uuid=point.id))
+    token_ids = point.token_ids.astype(_TOKEN_IDS_TYPES[manifest.token_bytes], copy=False)
     packed = {
-        STATES: as_text(point.packed_states or pack_states(point.states, datatype)),
-        TOKEN_IDS: as_text(point.token_ids.astype(_TOKEN_IDS_TYPE, copy=False).tobytes()),
+        VECTOR: as_text(pack_vector(point.vector, manifest.vector_datatype)),
+        TOKEN_IDS: as_text(token_ids.tobytes()),
         **_strings(point),
+        **{
+            RESIDUAL + student: as_text(pack_vector(residual, manifest.vector_datatype))
+            for student, residual in point.residuals.items()
+        },
     }
+    if point.states is not None:
+        packed[STATES] = as_text(point.packed_states or pack_states(point.states, manifest.datatype))
     for key, value in packed.items():
         message.payload[key].string_value = value
     vectors = message.vectors.vectors.vectors
@@ -101,70 +149,117 @@ def sparse_message(vector: SparseVector) -> api.SparseVector:
     return api.SparseVector(indices=vector.indices.tolist(), values=vector.values.tolist())
 
 
-def empty_neighbours(batch: int, manifest: Manifest, count: int = 1) -> Neighbours:
+def empty_neighbours(batch: int, manifest: Manifest, count: int = 1, read: Parts = STATES_ALONE) -> Neighbours:
     """`batch` empty rows with room for `count` neighbours each, on the null rung of the degrade ladder."""
-    tokens = count * manifest.tokens
+    tokens = count * (manifest.tokens if read.states else manifest.text_tokens)
+
+    def absent(wanted: bool) -> NDArray[np.float32] | None:
+        return np.full((batch, count, manifest.encoder_dim), np.nan, np.float32) if wanted else None
+
     return Neighbours(
         ids=[[] for _ in range(batch)],
         texts=[[] for _ in range(batch)],
         scores=np.zeros((batch, count), np.float32),
-        states=np.zeros((batch, tokens, manifest.dim), np.float16),
+        states=np.zeros((batch, tokens, manifest.dim if read.states else 0), np.float16),
         token_ids=np.zeros((batch, tokens), np.int32),
         ranks=np.full((batch, tokens), -1, np.int16),
         rungs=["null"] * batch,
+        vectors=absent(read.vector),
+        residuals=absent(read.residual_of is not None),
     )
+
+
+def pack_vector(vector: NDArray[np.float32], datatype: Datatype) -> bytes:
+    """Pack a vector (encoder_dim,) as it is stored, before base64."""
+    return _pack_rows(vector[None], datatype)
+
+
+def unpack_vector(packed: bytes, encoder_dim: int, datatype: Datatype) -> NDArray[np.float32]:
+    """Unpack a vector (encoder_dim,) from `pack_vector`; ValueError for any other number of bytes."""
+    if len(packed) != row_bytes(encoder_dim, datatype):
+        raise ValueError(f"{len(packed)} bytes are not one {datatype} vector of {encoder_dim}")
+    return _unpack_rows(packed, encoder_dim, datatype)[0]
 
 
 def pack_states(states: NDArray[np.float16], datatype: Datatype) -> bytes:
     """Pack states (tokens, dim) as they are stored, before base64. Finite states are unpacked as finite ones."""
-    if datatype == "float16":
-        return states.astype(_FLOAT16, copy=False).tobytes()
-    largest = np.abs(states).max(1, keepdims=True).astype(np.float32)
-    # The smallest normal float16: below it the divisor itself would lose precision.
-    divisors = np.maximum(largest / 127, np.finfo(np.float16).tiny).astype(_FLOAT16)
-    rounded = np.clip(np.rint(states.astype(np.float32) / divisors.astype(np.float32)), -127, 127)
-    return divisors.tobytes() + rounded.astype(np.int8).tobytes()
+    return _pack_rows(states, datatype)
 
 
 def unpack_states(packed: bytes, dim: int, datatype: Datatype) -> NDArray[np.float16]:
     """Unpack states (tokens, dim) from `pack_states`; ValueError where the bytes are not a whole number of rows."""
     if datatype == "float16":
         return np.frombuffer(packed, _FLOAT16).reshape(-1, dim)
-    length, rest = divmod(len(packed), dim + _FLOAT16.itemsize)
-    if rest:
-        raise ValueError(f"{len(packed)} bytes are not a whole number of int8 rows of {dim} with their divisors")
-    divisors = np.frombuffer(packed, _FLOAT16, length).astype(np.float32)
-    rounded = np.frombuffer(packed, np.int8, offset=length * _FLOAT16.itemsize).reshape(length, dim)
     # A divisor rounded up may carry the largest value just past float16's range.
-    limit = float(np.finfo(np.float16).max)
-    return np.clip(rounded * divisors[:, None], -limit, limit).astype(np.float16)
+    return np.clip(_unpack_rows(packed, dim, datatype), -MOST, MOST).astype(np.float16)
 
 
-def decode_states(point: Any, tokens: int, dim: int, datatype: Datatype) -> StoredPoint:
-    """Decode what a look-up reads of a RetrievedPoint or ScoredPoint; the text is None where the message has none.
+def _pack_rows(rows: NDArray[Any], datatype: Datatype) -> bytes:
+    if datatype == "float16":
+        return rows.astype(_FLOAT16, copy=False).tobytes()
+    largest = np.abs(rows).max(1, keepdims=True).astype(np.float32)
+    # The smallest normal float16: below it the divisor itself would lose precision.
+    divisors = np.maximum(largest / 127, np.finfo(np.float16).tiny).astype(_FLOAT16)
+    rounded = np.clip(np.rint(rows.astype(np.float32) / divisors.astype(np.float32)), -127, 127)
+    return divisors.tobytes() + rounded.astype(np.int8).tobytes()
 
-    InvalidPoint where it is not 1 to `tokens` states of `dim` with as many token ids.
+
+def _unpack_rows(packed: bytes, width: int, datatype: Datatype) -> NDArray[np.float32]:
+    if datatype == "float16":
+        return np.frombuffer(packed, _FLOAT16).reshape(-1, width).astype(np.float32)
+    length, rest = divmod(len(packed), width + _FLOAT16.itemsize)
+    if rest:
+        raise ValueError(f"{len(packed)} bytes are not a whole number of int8 rows of {width} with their divisors")
+    divisors = np.frombuffer(packed, _FLOAT16, length).astype(np.float32)
+    rounded = np.frombuffer(packed, np.int8, offset=length * _FLOAT16.itemsize).reshape(length, width)
+    return rounded * divisors[:, None]
+
+
+def payload_of(read: Parts) -> list[str]:
+    """The payload fields that `decode_parts` reads."""
+    wanted = {
+        TOKEN_IDS: True,
+        STATES: read.states,
+        VECTOR: read.vector,
+        TEXT: read.text,
+        TEXT_PAIR: read.text,
+        f"{RESIDUAL}{read.residual_of}": read.residual_of is not None,
+    }
+    return [name for name, is_wanted in wanted.items() if is_wanted]
+
+
+def decode_parts(point: Any, manifest: Manifest, read: Parts = STATES_ALONE) -> StoredPoint:
+    """Decode what a look-up reads of a RetrievedPoint or ScoredPoint.
+
+    A residual that the point does not have is None. InvalidPoint where it is not packed as the manifest says.
     """
     payload: Mapping[str, api.Value] = point.payload
     try:
-        states = unpack_states(as_bytes(payload[STATES].string_value), dim, datatype)
-        token_ids = np.frombuffer(as_bytes(payload[TOKEN_IDS].string_value), _TOKEN_IDS_TYPE)
-        if not 0 < len(states) == len(token_ids) <= tokens:
-            raise ValueError(f"{len(states)} states and {len(token_ids)} token ids")
+        token_ids = _token_ids(payload, manifest)
+        if read.states:
+            states = unpack_states(as_bytes(payload[STATES].string_value), manifest.dim, manifest.datatype)
+            if not 0 < len(states) == min(len(token_ids), manifest.tokens):
+                raise ValueError(f"{len(states)} states and {len(token_ids)} token ids")
+            token_ids = token_ids[: len(states)]
+        else:
+            if not 0 < len(token_ids) <= manifest.text_tokens:
+                raise ValueError(f"{len(token_ids)} token ids")
+            states = np.empty((len(token_ids), 0), np.float16)
+        vector = _vector(payload, VECTOR, manifest) if read.vector else None
+        residual = f"{RESIDUAL}{read.residual_of}"
+        return StoredPoint(
+            point.id.uuid,
+            states,
+            token_ids,
+            _text(payload) if read.text and TEXT in payload else None,
+            vector,
+            _vector(payload, residual, manifest) if residual in payload else None,
+        )
     except ValueError as error:
         raise InvalidPoint(
-            f"stored point {point.id.uuid} is not packed as at most {tokens} {datatype} states of {dim} with their token "
-            f"ids ({error}); it was not written by this package: write it again or delete it"
+            f"stored point {point.id.uuid} is not packed as this collection's points are ({error}); it was not written by this "
+            "package: write it again or delete it"
         ) from error
-    text = payload[TEXT].string_value if TEXT in payload else None
-    pair = payload[TEXT_PAIR].string_value if TEXT_PAIR in payload else None
-    return StoredPoint(point.id.uuid, states, token_ids, text if text is None or pair is None else (text, pair))
-
-
-def decode_into(row: int, neighbours: Neighbours, point: Any, datatype: Datatype) -> None:
-    """Fill one row of an empty batch, with room for one neighbour, from a RetrievedPoint or ScoredPoint."""
-    tokens, dim = neighbours.states.shape[1:]
-    fill_row(row, neighbours, [decode_states(point, tokens, dim, datatype)])
 
 
 def fill_row(row: int, neighbours: Neighbours, points: Sequence[StoredPoint], scores: Sequence[float] = ()) -> None:
@@ -175,6 +270,10 @@ def fill_row(row: int, neighbours: Neighbours, points: Sequence[StoredPoint], sc
         neighbours.states[row, start:end] = point.states
         neighbours.token_ids[row, start:end] = point.token_ids
         neighbours.ranks[row, start:end] = rank
+        if neighbours.vectors is not None and point.vector is not None:
+            neighbours.vectors[row, rank] = point.vector
+        if neighbours.residuals is not None and point.residual is not None:
+            neighbours.residuals[row, rank] = point.residual
     neighbours.ids[row] = [point.id for point in points]
     neighbours.texts[row] = [point.text for point in points]
     for rank, score in enumerate(scores):
@@ -187,19 +286,26 @@ def decode(message: api.RetrievedPoint, manifest: Manifest) -> Point:
     InvalidPoint, with the reason, where a part is missing or of another kind.
     """
     identifier = message.id.uuid or str(message.id.num)
-    vectors = message.vectors.vectors.vectors
+    vectors, payload = message.vectors.vectors.vectors, message.payload
     try:
+        states = unpack_states(packed_states(message), manifest.dim, manifest.datatype) if STATES in payload else None
         return Point(
             id=identifier,
-            states=unpack_states(packed_states(message), manifest.dim, manifest.datatype),
-            token_ids=np.frombuffer(as_bytes(_field(message.payload, TOKEN_IDS)), _TOKEN_IDS_TYPE),
+            vector=_vector(payload, VECTOR, manifest),
+            token_ids=_token_ids(payload, manifest),
             # A store may leave out an empty vector.
             keywords=_sparse(vectors[KEYWORDS] if KEYWORDS in vectors else api.VectorOutput()),
             sentence=_dense(vectors[SENTENCE]) if SENTENCE in vectors else None,
-            text=_text(message.payload),
-            source=_field(message.payload, SOURCE),
-            document=_field(message.payload, DOCUMENT),
-            split=_field(message.payload, SPLIT),
+            text=_text(payload),
+            source=_field(payload, SOURCE),
+            document=_field(payload, DOCUMENT),
+            split=_field(payload, SPLIT),
+            states=states,
+            residuals={
+                key.removeprefix(RESIDUAL): _vector(payload, key, manifest)
+                for key in sorted(payload)
+                if key.startswith(RESIDUAL)
+            },
         )
     except ValueError as error:
         raise InvalidPoint(
@@ -232,6 +338,15 @@ def _strings(point: Point) -> dict[str, str]:
 def _text(payload: Mapping[str, api.Value]) -> Text:
     text = _field(payload, TEXT)
     return (text, _field(payload, TEXT_PAIR)) if TEXT_PAIR in payload else text
+
+
+def _token_ids(payload: Mapping[str, api.Value], manifest: Manifest) -> NDArray[np.int32]:
+    packed = as_bytes(_field(payload, TOKEN_IDS))
+    return np.frombuffer(packed, _TOKEN_IDS_TYPES[manifest.token_bytes]).astype(np.int32, copy=False)
+
+
+def _vector(payload: Mapping[str, api.Value], key: str, manifest: Manifest) -> NDArray[np.float32]:
+    return unpack_vector(as_bytes(_field(payload, key)), manifest.encoder_dim, manifest.vector_datatype)
 
 
 def _field(payload: Mapping[str, api.Value], key: str) -> str:

@@ -82,9 +82,16 @@ def _remember(ids: list[str], point: Point) -> None:
 
 def _compare_points(a: Point, b: Point, found: Comparison) -> None:
     differing = [name for name in ("text", "source", "document", "split") if getattr(a, name) != getattr(b, name)]
-    if not _same(a.states, b.states):
+    if not _same(a.vector, b.vector):
+        differing.append("vector")
+    differing += [
+        f"residual of {student}"
+        for student in sorted({*a.residuals, *b.residuals})
+        if not _same_or_none(a.residuals.get(student), b.residuals.get(student))
+    ]
+    if not _same_or_none(a.states, b.states):
         differing.append("states")
-        if a.states.shape == b.states.shape and a.states.size:
+        if a.states is not None and b.states is not None and a.states.shape == b.states.shape:
             difference = np.abs(a.states.astype(np.float32) - b.states.astype(np.float32))
             # A NaN on one side counts as infinitely different.
             largest = float(np.nan_to_num(difference, nan=np.inf, posinf=np.inf).max())
@@ -93,9 +100,7 @@ def _compare_points(a: Point, b: Point, found: Comparison) -> None:
         differing.append("token_ids")
     if not all(_same(x, y) for x, y in zip(_sorted(a.keywords), _sorted(b.keywords), strict=True)):
         differing.append("keywords")
-    if (a.sentence is None) != (b.sentence is None) or (
-        a.sentence is not None and b.sentence is not None and not _same(a.sentence, b.sentence)
-    ):
+    if not _same_or_none(a.sentence, b.sentence):
         differing.append("sentence")
     if differing:
         found.num_differing += 1
@@ -107,6 +112,10 @@ def _compare_points(a: Point, b: Point, found: Comparison) -> None:
 
 def _same(a: NDArray, b: NDArray) -> bool:
     return np.array_equal(a, b, equal_nan=True)
+
+
+def _same_or_none(a: NDArray | None, b: NDArray | None) -> bool:
+    return a is b if a is None or b is None else _same(a, b)
 
 
 def _sorted(vector: SparseVector) -> SparseVector:

@@ -20,15 +20,27 @@ from typing import Any, TypeAlias
 from qdrant_client import grpc as api
 
 from vector_store import term_statistics
+from vector_store.blobs import FIRST_POINT, read_parts
 from vector_store.breaker import CircuitBreaker
 from vector_store.cache import NeighbourCache
 from vector_store.client import Client
-from vector_store.codec import DOCUMENT, SPLIT, decode_states, empty_neighbours, fill_row, sparse_message
+from vector_store.codec import DOCUMENT, SPLIT, decode_parts, empty_neighbours, fill_row, payload_of, sparse_message
 from vector_store.config import StoreConfig
 from vector_store.errors import InvalidPoint, StoreError, StoreUnavailable
-from vector_store.schema import KEYWORDS, SENTENCE, Choice, Criterion, Manifest, Neighbours, Query, StoredPoint
-from vector_store.store import get_points, payload_fields, state_fields
-from vector_store.term_statistics import TermStatistics
+from vector_store.schema import (
+    KEYWORDS,
+    SENTENCE,
+    STATES_ALONE,
+    Choice,
+    Criterion,
+    Manifest,
+    Neighbours,
+    Parts,
+    Query,
+    StoredPoint,
+)
+from vector_store.store import get_points, payload_fields
+from vector_store.term_statistics import TERM_STATISTICS, TermStatistics
 
 TIES = 4
 """Candidates of a query that wants one neighbour: enough to order equal scores by id, so that every machine chooses alike."""
@@ -63,7 +75,7 @@ class Retriever:
         manifest: Manifest,
         criterion: Criterion,
         exclude_splits: Sequence[str] = (),
-        with_text: bool = False,
+        read: Parts = STATES_ALONE,
         seed: int = 0,
         exact: bool = False,
         count: int = 1,
@@ -73,6 +85,11 @@ class Retriever:
             raise StoreError(
                 f"criterion {criterion!r} needs a dense index, collection {config.collection!r} was written without one; "
                 "use `keywords`, or ingest again with the dense index"
+            )
+        if read.states and not manifest.tokens:
+            raise StoreError(
+                f"token states are to be read, collection {config.collection!r} was written without any; ingest again with "
+                "references.states=true, or let the student read none"
             )
         self.counts = dict.fromkeys(("live", "cached", "null", "cache_hits", "missing"), 0)
         self.lookup_ms = 0.0
@@ -85,10 +102,10 @@ class Retriever:
         self._manifest = manifest
         self._criterion = criterion
         self._exclude_splits = tuple(exclude_splits)
-        self._with_text = with_text
+        self._read_parts = read
         self._seed = seed
         self._exact = exact
-        self._term_statistics = term_statistics.UNPUBLISHED if exact or criterion in ("dense", "random") else None
+        self._term_statistics = term_statistics.UNPUBLISHED if criterion in ("dense", "random") else None
         self._count = count
         self._points_per_message = max(1, config.message_bytes // 4 // manifest.bytes_per_point())
         self._cache = NeighbourCache(config.cache_bytes, count)
@@ -152,8 +169,8 @@ class Retriever:
         """Read the chosen points and those of `own_ids`; where the store is away, the cached ones of `remember`'s choices."""
         started = time.monotonic()
         found, own = (
-            empty_neighbours(batch, self._manifest, self._count),
-            empty_neighbours(len(own_ids), self._manifest),
+            empty_neighbours(batch, self._manifest, self._count, self._read_parts),
+            empty_neighbours(len(own_ids), self._manifest, read=self._read_parts),
         )
         missing = hits = 0
         if (batch and self._criterion != "none") or own_ids:
@@ -204,14 +221,13 @@ class Retriever:
             hits = len(points)
             absent = sorted(chosen_ids.union(own_ids).difference(points))
             if absent:
-                fields, most = state_fields(self._with_text), self._points_per_message
+                fields, most = payload_of(self._read_parts), self._points_per_message
                 requests = [
                     get_points(self._collection, absent[start : start + most], fields)
                     for start in range(0, len(absent), most)
                 ]
-                shape = self._manifest.tokens, self._manifest.dim, self._manifest.datatype
                 fetched = {
-                    point.id.uuid: decode_states(point, *shape)
+                    point.id.uuid: decode_parts(point, self._manifest, self._read_parts)
                     for response in send(self._client.points.Get, requests)
                     for point in response.result
                 }
@@ -307,9 +323,10 @@ class Retriever:
     def _statistics(self, send: Send) -> TermStatistics:
         """Read on the first look-up, not in the constructor, so that a store that is away only degrades that look-up."""
         if self._term_statistics is None:
-            request = term_statistics.metadata_request(self._collection)
-            (response,) = send(self._client.collections.Get, [request])
-            self._term_statistics = term_statistics.unpack(response.result.config.metadata)
+            packed = read_parts(
+                lambda request: send(self._client.points.Get, [request])[0], self._collection, TERM_STATISTICS
+            )
+            self._term_statistics = term_statistics.unpack(packed)
         return self._term_statistics
 
     def _search(self, query: Query, using: str, limit: int, statistics: TermStatistics) -> api.QueryPoints:
@@ -321,7 +338,9 @@ class Retriever:
             with_payload=payload_fields(()),
         )
         if using == KEYWORDS:
-            request.query.nearest.sparse.CopyFrom(sparse_message(statistics.cut(query.keywords)))
+            request.query.nearest.sparse.CopyFrom(
+                sparse_message(statistics.weighted(query.keywords, leave_out=not self._exact))
+            )
         elif query.sentence is None:
             raise InvalidPoint(f"query {query.id} has no sentence vector, criterion {self._criterion!r} needs one")
         else:
@@ -352,7 +371,7 @@ class Retriever:
         return api.ScrollPoints(
             collection_name=self._collection,
             filter=self._allowed(query),
-            offset=api.PointId(uuid=start) if start else None,
+            offset=api.PointId(uuid=start or FIRST_POINT),
             limit=self._count,
             with_payload=payload_fields(()),
         )

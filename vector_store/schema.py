@@ -1,13 +1,13 @@
 """Data types: points, queries, neighbours, and the manifest that describes a collection.
 
-Numpy arrays and strings only. Shapes use these words: batch, tokens (of one point), dim (of one state), count (most neighbours
-of a query).
+Numpy arrays and strings only. Shapes use these words: batch, tokens (of one point), dim (of one state), encoder_dim (of a
+sentence vector), words_dim (of a vector in the dense index), count (most neighbours of a query).
 """
 
 import json
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -16,7 +16,7 @@ from pydantic import BaseModel, NonNegativeInt, PositiveFloat, PositiveInt
 
 from vector_store.config import Datatype
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 UNPROJECTED = "none"
 ANY_PROJECTION = "any"
 
@@ -41,13 +41,15 @@ class SparseVector(NamedTuple):
 class Point:
     """One stored reference.
 
-    `id` is a UUID string. `states` is (tokens, dim) float16, whatever the stored datatype; `token_ids` (tokens,) int32 is
-    aligned with it. `keywords` are those of the whole text, `states` possibly those of its start only.
-    `sentence` is (encoder_dim,) float32, or None where the collection has no dense index.
+    `id` is a UUID string. `vector` (encoder_dim,) float32 is the encoder's sentence vector, `token_ids` (tokens,) int32 are
+    those of the whole text. `keywords` and `sentence` are what it is found by: term weights, and a (words_dim,) float32 vector
+    where the collection has a dense index, else None. `states` (tokens, dim) float16, possibly of the text's start only, is
+    None where the collection keeps none. `residuals` has by reader (a version of a student's correction) what
+    that one's answer lacks of the vector, (encoder_dim,) float32.
     """
 
     id: str
-    states: NDArray[np.float16]
+    vector: NDArray[np.float32]
     token_ids: NDArray[np.int32]
     keywords: SparseVector
     sentence: NDArray[np.float32] | None
@@ -55,8 +57,22 @@ class Point:
     source: str
     document: str
     split: str
+    states: NDArray[np.float16] | None = None
+    residuals: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     packed_states: bytes | None = None
     """The states' packed bytes from another collection of the same manifest; where given, these are written."""
+
+
+class Parts(NamedTuple):
+    """What a look-up reads of a point beside its id and token ids; `residual_of` names a reader."""
+
+    states: bool = True
+    text: bool = False
+    vector: bool = False
+    residual_of: str | None = None
+
+
+STATES_ALONE = Parts()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +93,18 @@ class Choice(NamedTuple):
 
 
 class StoredPoint(NamedTuple):
-    """What a look-up reads of one point: `states` (tokens, dim) float16, `token_ids` (tokens,) int32, `text` if asked for."""
+    """What a look-up reads of one point: `states` (tokens, dim) float16, `token_ids` (tokens,) int32; and if asked for `text`,
+    `vector` and `residual`, both (encoder_dim,) float32.
+
+    Token ids are those of the states; of the whole text where states are not asked for, whose dim is 0 then.
+    """
 
     id: str
     states: NDArray[np.float16]
     token_ids: NDArray[np.int32]
     text: Text | None
+    vector: NDArray[np.float32] | None = None
+    residual: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +115,9 @@ class Neighbours:
     and `token_ids` (batch, count x tokens) int32 are zero after the last; `ranks` (batch, count x tokens) int16 is the rank of
     each token's neighbour, 0 for the best, and -1 after the last. `ids` and `texts` have an entry per neighbour of a row (a
     text is None where texts were not asked for); `scores` (batch, count) is 0 after them. `rungs` is the rung of the degrade
-    ladder that answered each query: `live` also without neighbours; a `cached` answer may lack some.
+    ladder that answered each query: `live` also without neighbours; a `cached` answer may lack some. `vectors` and `residuals`
+    (batch, count, encoder_dim) float32 are None where not asked for; NaN after the last neighbour, and of a point that has no
+    residual yet. Without states the dim is 0.
     """
 
     ids: list[list[str]]
@@ -103,6 +127,8 @@ class Neighbours:
     token_ids: NDArray[np.int32]
     ranks: NDArray[np.int16]
     rungs: list[Rung]
+    vectors: NDArray[np.float32] | None = None
+    residuals: NDArray[np.float32] | None = None
 
     @property
     def count(self) -> int:
@@ -119,9 +145,10 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
     """The encoder, shapes and format of a collection; stored as its metadata.
 
     `text_tokens` is the most tokens of a text that the encoder reads, `tokens` the most states that are stored, from the text's
-    start; `encoder_dim` is the width of the encoder's states and of sentence vectors, `dim` that of a stored state.
-    `projection` identifies the matrix from the former to the latter, UNPROJECTED where there is none. A reader may want
-    ANY_PROJECTION.
+    start: 0 where none are. `encoder_dim` is the width of the encoder's states and of sentence vectors, `dim` that of a stored
+    state. `datatype` is how numbers of states are kept, `vector_datatype` those of vectors and residuals; a token id takes
+    `token_bytes`. `words_dim` is the width of the dense index, 0 without one. `projection` identifies the matrix from
+    encoder_dim to dim, UNPROJECTED where there is none. A reader may want ANY_PROJECTION.
 
     Two runs may share a collection where every field except `encoder` is equal: the same model may have several paths.
     """
@@ -132,15 +159,22 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
     tokenizer: str
     layer: int
     text_tokens: PositiveInt
-    tokens: PositiveInt
+    tokens: NonNegativeInt
     encoder_dim: PositiveInt
     dim: PositiveInt
     datatype: Datatype = "float16"
+    vector_datatype: Datatype = "int8"
+    token_bytes: Literal[2, 4] = 4
     projection: str = UNPROJECTED
-    dense_index: bool = False
+    words_dim: NonNegativeInt = 0
     bm25_k1: PositiveFloat
     bm25_b: float
     bm25_average_tokens: PositiveFloat
+
+    @property
+    def dense_index(self) -> bool:
+        """Whether points can be found by the vectors of their words."""
+        return self.words_dim > 0
 
     def differing(self, wanted: "Manifest") -> list[str]:
         """Names of the fields that prevent a run with the `wanted` manifest from sharing this one's collection."""
@@ -155,13 +189,23 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
     @property
     def packed_states_bytes(self) -> int:
         """Most bytes of one point's packed states, before base64."""
-        per_token = 2 * self.dim if self.datatype == "float16" else self.dim + 2
-        return self.tokens * per_token
+        return self.tokens * row_bytes(self.dim, self.datatype)
 
-    def bytes_per_point(self) -> NonNegativeInt:
-        """Most bytes of one point's payload and vectors, computed from the shapes."""
-        packed = (self.packed_states_bytes + self.tokens * 4) * 4 / 3
-        return round(packed + self.text_tokens * 8 + (self.encoder_dim * 4 if self.dense_index else 0))
+    @property
+    def packed_vector_bytes(self) -> int:
+        """Bytes of one packed sentence vector, or residual, before base64."""
+        return row_bytes(self.encoder_dim, self.vector_datatype)
+
+    def bytes_per_point(self, residuals: int = 1) -> NonNegativeInt:
+        """Most bytes of one point's payload and vectors, computed from the shapes; with so many students' residuals."""
+        packed = self.packed_states_bytes + self.text_tokens * self.token_bytes
+        packed += (1 + residuals) * self.packed_vector_bytes
+        return round(packed * 4 / 3 + self.text_tokens * 8 + self.words_dim * 4)
+
+
+def row_bytes(width: int, datatype: Datatype) -> int:
+    """Bytes of one packed row of so many numbers: with int8, its divisor too."""
+    return 2 * width if datatype == "float16" else width + 2
 
 
 def parts(text: Text) -> tuple[str, ...]:

@@ -9,28 +9,41 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from qdrant_client import grpc as api
 
+from vector_store.blobs import (
+    FIRST_POINT,
+    blob_names,
+    blobs,
+    delete_blob,
+    is_blob,
+    num_blob_points,
+    read_blob,
+    write_blob,
+)
 from vector_store.client import Client
 from vector_store.codec import (
     DOCUMENT,
+    MOST,
+    RESIDUAL,
     SOURCE,
     SPLIT,
-    STATES,
-    TEXT,
-    TEXT_PAIR,
-    TOKEN_IDS,
     as_bytes,
     as_text,
     check,
     decode,
-    decode_into,
+    decode_parts,
     empty_neighbours,
+    fill_row,
+    pack_vector,
+    payload_of,
 )
 from vector_store.config import StoreConfig
 from vector_store.errors import CollectionExists, CollectionMismatch, InvalidPoint
-from vector_store.schema import FORMAT_VERSION, KEYWORDS, SENTENCE, Manifest, Neighbours, Point
+from vector_store.schema import FORMAT_VERSION, KEYWORDS, SENTENCE, Manifest, Neighbours, Parts, Point, StoredPoint
 from vector_store.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -168,17 +181,19 @@ class Store:
     def count(self, where: tuple[str, str] | None = None) -> int:
         """Exact number of points, or of those whose payload field has a value: `where` is (field, value)."""
         request = api.CountPoints(collection_name=self._name, exact=True, filter=field_filter(where))
-        return self._call(self._client.points.Count, request).result.count
+        counted = self._call(self._client.points.Count, request).result.count
+        return counted if where else counted - num_blob_points(self._client, self._config)
 
-    def fetch(self, ids: Sequence[str], with_text: bool = False) -> Neighbours:
-        """These points, one in each row; the row of a missing point is empty."""
+    def fetch(self, ids: Sequence[str], read: Parts | None = None) -> Neighbours:
+        """These points, one in each row; the row of a missing point is empty. By default with their states, if stored."""
         manifest = self._manifest or self.manifest()
-        found = empty_neighbours(len(ids), manifest)
-        points = {point.id.uuid: point for point in self._get(ids, state_fields(with_text))}
+        read = read or Parts(states=manifest.tokens > 0)
+        found = empty_neighbours(len(ids), manifest, read=read)
+        points = {point.id.uuid: point for point in self._get(ids, payload_of(read))}
         for row, point_id in enumerate(ids):
             found.rungs[row] = "live"
             if point_id in points:
-                decode_into(row, found, points[point_id], manifest.datatype)
+                fill_row(row, found, [decode_parts(points[point_id], manifest, read)])
         return found
 
     def bytes_estimate(self) -> int:
@@ -219,6 +234,18 @@ class Store:
         manifest = self._manifest or self.manifest()
         yield from self._scroll_whole(min(page, self._config.message_bytes // 4 // manifest.bytes_per_point()), where)
 
+    def read(self, read: Parts, page: int = 1024) -> Iterator[list[StoredPoint]]:
+        """These parts of every point, in the order of ids; InvalidPoint at the first that cannot be decoded."""
+        manifest = self.manifest()
+        request = api.ScrollPoints(
+            collection_name=self._name,
+            offset=api.PointId(uuid=FIRST_POINT),
+            limit=max(1, min(page, self._config.message_bytes // 4 // manifest.bytes_per_point())),
+            with_payload=payload_fields(payload_of(read)),
+        )
+        for messages in scroll(self._client, request, self._config.write_deadline_s):
+            yield [decode_parts(message, manifest, read) for message in messages]
+
     def metadata(self) -> dict[str, api.Value]:
         """The collection's metadata without its manifest."""
         found = self._info().config.metadata
@@ -239,6 +266,55 @@ class Store:
     def attach(self, name: str, content: bytes) -> None:
         """Store bytes with the collection under this name; earlier ones are replaced."""
         self.merge_metadata({name: _attached(content)})
+
+    def set_residuals(self, reader: str, residuals: Mapping[str, NDArray[np.float32]]) -> None:
+        """Write what these points, by id, lack for a reader: (encoder_dim,) each. The rest of a point stays as it is.
+
+        InvalidPoint, before the first is sent, for a residual that the collection cannot hold.
+        """
+        manifest = self._manifest or self.manifest()
+        packed = {}
+        for identifier, residual in residuals.items():
+            if residual.shape != (manifest.encoder_dim,) or not bool((np.abs(residual) <= MOST).all()):
+                raise InvalidPoint(
+                    f"the residual of point {identifier} is no vector of {manifest.encoder_dim} finite numbers up to "
+                    f"{MOST:.0f}; adapt the memory again"
+                )
+            packed[identifier] = as_text(pack_vector(residual, manifest.vector_datatype))
+        ids = list(packed)
+        for start in range(0, len(ids), IDS_PER_CALL):
+            request = api.UpdateBatchPoints(collection_name=self._name, wait=True)
+            for identifier in ids[start : start + IDS_PER_CALL]:
+                operation = request.operations.add().set_payload
+                operation.points_selector.points.ids.add().uuid = identifier
+                operation.payload[RESIDUAL + reader].string_value = packed[identifier]
+            self._call(self._client.points.UpdateBatch, request)
+
+    def drop_residuals(self, reader: str) -> None:
+        """Delete the residuals of a reader from every point."""
+        request = api.DeletePayloadPoints(collection_name=self._name, wait=True, keys=[RESIDUAL + reader])
+        request.points_selector.filter.SetInParent()
+        self._call(self._client.points.DeletePayload, request)
+
+    def keep(self, name: str, content: bytes) -> None:
+        """Keep bytes of any size with the collection under this name; earlier ones are replaced."""
+        write_blob(self._client, self._config, name, content)
+
+    def forget(self, name: str) -> None:
+        """Delete what `keep` stored under this name."""
+        delete_blob(self._client, self._config, name)
+
+    def kept(self, name: str) -> bytes | None:
+        """Bytes that `keep` stored under this name; None where there are none."""
+        return read_blob(self._client, self._config, name)
+
+    def names(self) -> list[str]:
+        """The names of everything that `keep` stored."""
+        return blob_names(self._client, self._config)
+
+    def blobs(self) -> Iterator[tuple[str, bytes]]:
+        """Everything that `keep` stored, by name."""
+        return blobs(self._client, self._config)
 
     def _info(self) -> api.CollectionInfo:
         return self._call(self._client.collections.Get, api.GetCollectionInfoRequest(collection_name=self._name)).result
@@ -280,7 +356,11 @@ class Store:
             with_vectors=api.WithVectorsSelector(enable=True),
             filter=field_filter(where),
         )
-        return scroll(self._client, request, self._config.write_deadline_s)
+        first = self._call(self._client.points.Scroll, api.ScrollPoints(collection_name=self._name, limit=1)).result
+        if not (first and first[0].id.HasField("num")):  # something else wrote those, and they come before blobs
+            request.offset.uuid = FIRST_POINT
+        for page in scroll(self._client, request, self._config.write_deadline_s):
+            yield [point for point in page if not is_blob(point.id)]
 
     def _get(self, ids: Sequence[str], payload: Sequence[str]) -> Iterator[api.RetrievedPoint]:
         for start in range(0, len(ids), IDS_PER_CALL):
@@ -314,11 +394,6 @@ def field_filter(where: tuple[str, str] | None) -> api.Filter | None:
     return api.Filter(must=[condition])
 
 
-def state_fields(with_text: bool) -> list[str]:
-    """The payload fields that `decode_states` reads."""
-    return [STATES, TOKEN_IDS, *([TEXT, TEXT_PAIR] if with_text else [])]
-
-
 def get_points(collection: str, ids: Sequence[str], payload: Sequence[str]) -> api.GetPoints:
     """A request for points by id with some payload fields and no vectors."""
     return api.GetPoints(
@@ -346,14 +421,14 @@ def _create_collection(
         replication_factor=config.replication_factor,
         write_consistency_factor=config.write_consistency_factor,
     )
+    # Without Qdrant's IDF, which counts per shard, and deleted points too: it is in the query (term_statistics).
     keywords = request.sparse_vectors_config.map[KEYWORDS]
-    keywords.modifier = api.Modifier.Idf
     # Below its default of 5000 points a filtered look-up scores every point instead of using the index: 40 ms instead of
     # 0.7 ms for 32 look-ups among 4000 points.
     keywords.index.full_scan_threshold = 1
     if manifest.dense_index:
         params = request.vectors_config.params_map.map[SENTENCE]
-        params.size = manifest.encoder_dim
+        params.size = manifest.words_dim
         params.distance = api.Distance.Cosine
         params.hnsw_config.m, params.hnsw_config.ef_construct = HNSW_M, HNSW_EF_CONSTRUCT
     for key, value in manifest.model_dump().items():

@@ -1,68 +1,79 @@
-"""The tokens that are too frequent to search by: estimated after a load, and published in the collection's metadata.
+"""How many points have each token: counted after a load, published with the collection, and made into a query's IDF weights.
 
-The cost of a sparse look-up is proportional to the number of points with any of its tokens. Frequent tokens cost most and say
-least. Look-ups leave out tokens with a document frequency above `store.max_document_frequency`, which bounds the cost. Every
-reader uses the same published list, so all choose the same neighbours. Without a list, look-ups use every token.
+IDF is in the query, not in the store, whose own counts each shard for itself, and deleted points too: with published
+frequencies every reader gives the same scores, on any number of shards. They also say which tokens are too frequent to search
+by: the cost of a sparse look-up is proportional to the number of points with any of its tokens, and frequent tokens cost most
+and say least. Look-ups leave out tokens with a document frequency above `store.max_document_frequency`. Without published
+statistics, look-ups use every token, at equal weight.
 """
 
-from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from qdrant_client import grpc as api
 
+from vector_store.blobs import FIRST_POINT
 from vector_store.client import Client
-from vector_store.codec import as_bytes, as_text
 from vector_store.config import StoreConfig
 from vector_store.schema import KEYWORDS, SparseVector
 from vector_store.store import Store, scroll
 
-SAMPLE_POINTS = 20_000
-SAMPLE_PAGE = 500
+PAGE = 500
 
 FEWEST_KEPT = 3
 """Fewest tokens that a query keeps, its rarest, however frequent they are: a query is never empty."""
 
-FREQUENT_TOKENS = "frequent_tokens"
-SURVEYED_POINTS = "frequent_tokens_of_points"
-SAMPLED_POINTS = "frequent_tokens_sampled"
-LARGEST_FREQUENCY = "frequent_tokens_over"
+TERM_STATISTICS = "term_statistics"
+"""Name under which a collection keeps them."""
 
-_TOKENS_TYPE = np.dtype("<u4")
+_HEADER = np.dtype("<i8")
+_FREQUENCIES_TYPE = np.dtype("<u4")
 
 
-class TermStatistics:
-    """The tokens to leave out, `frequent` (uint32, most frequent first), and what they were estimated from.
+class TermStatistics(NamedTuple):
+    """`frequencies` (tokens,) uint32: how many of the collection's `num_points` points have each token, by its id.
 
-    `over` is the document frequency that all of them exceed, `num_points` the size of the collection at that time,
-    `num_sampled` the number of points that were read.
+    Tokens of more points than `over` are too frequent to search by.
     """
 
-    def __init__(self, frequent: NDArray[np.uint32], over: int, num_points: int, num_sampled: int) -> None:
-        self.frequent = frequent
-        self.over = over
-        self.num_points = num_points
-        self.num_sampled = num_sampled
-        self._ranks = {token: rank for rank, token in enumerate(frequent.tolist())}
+    frequencies: NDArray[np.uint32]
+    over: int
+    num_points: int
 
-    def cut(self, keywords: SparseVector) -> SparseVector:
-        """The query's keywords without the frequent tokens, but at least its FEWEST_KEPT rarest."""
-        if not self._ranks:
+    @property
+    def num_frequent(self) -> int:
+        """How many tokens look-ups leave out."""
+        return int((self.frequencies > self.over).sum())
+
+    def weighted(self, keywords: SparseVector, leave_out: bool = True) -> SparseVector:
+        """The query's keywords times their IDF, without the frequent tokens, but with at least the FEWEST_KEPT rarest.
+
+        IDF is ln(1 + (N - n + 1/2) / (n + 1/2)) (Robertson & Zaragoza 2009, eq. 3.3, plus 1 as in Lucene and Qdrant).
+        """
+        if not self.num_points or not len(keywords.indices):
             return keywords
-        rare = len(self._ranks)
-        ranks = [self._ranks.get(token, rare) for token in keywords.indices.tolist()]
-        kept = [row for row, rank in enumerate(ranks) if rank == rare]
-        if len(kept) == len(ranks):
-            return keywords
-        if len(kept) < FEWEST_KEPT:
-            kept = sorted(sorted(range(len(ranks)), key=lambda row: -ranks[row])[:FEWEST_KEPT])
-        return SparseVector(keywords.indices[kept], keywords.values[kept])
+        found = np.zeros(len(keywords.indices), np.int64)
+        known = keywords.indices < len(self.frequencies)
+        found[known] = self.frequencies[keywords.indices[known]]
+        kept = np.arange(len(found))
+        if leave_out and len(frequent := np.flatnonzero(found > self.over)):
+            kept = np.flatnonzero(found <= self.over)
+            if missing := max(0, min(FEWEST_KEPT, len(found)) - len(kept)):
+                rarest = frequent[np.argsort(found[frequent], kind="stable")[:missing]]
+                kept = np.sort(np.concatenate([kept, rarest]))
+        counts = np.minimum(found[kept], self.num_points)
+        idf = np.log1p((self.num_points - counts + 0.5) / (counts + 0.5))
+        return SparseVector(keywords.indices[kept], (keywords.values[kept] * idf).astype(np.float32))
+
+    def to_bytes(self) -> bytes:
+        """The bytes that `unpack` reads."""
+        header = np.array([self.over, self.num_points], _HEADER)
+        return header.tobytes() + self.frequencies.astype(_FREQUENCIES_TYPE).tobytes()
 
 
-UNPUBLISHED = TermStatistics(np.zeros(0, np.uint32), 0, 0, 0)
-"""Statistics of a collection without published ones: no token is left out."""
+UNPUBLISHED = TermStatistics(np.zeros(0, np.uint32), 0, 0)
+"""Statistics of a collection without published ones: every token weighs the same."""
 
 
 def publish_term_statistics(client: Client, config: StoreConfig) -> TermStatistics:
@@ -73,66 +84,43 @@ def publish_term_statistics(client: Client, config: StoreConfig) -> TermStatisti
 
 
 def survey(client: Client, config: StoreConfig) -> TermStatistics:
-    """Estimate document frequencies from the first points in the order of ids: ids are hashes, so the sample is uniform.
-
-    Reads at most SAMPLE_POINTS keyword vectors, whatever the collection's size; equal points give an equal result. A token of
-    10,000 among a million points is in 200 of the sample, so two thirds of such estimates are within 15 %; among ten
-    million points, within 45 %.
-    """
-    num_points = Store(client, config).count()
-    over = config.max_document_frequency
-    if num_points <= over:
-        return TermStatistics(np.zeros(0, np.uint32), over, num_points, 0)
-    frequencies: Counter[int] = Counter()
-    num_sampled = 0
+    """Count the tokens of every point; equal points give equal statistics. Reads keyword vectors alone."""
+    frequencies = np.zeros(0, np.int64)
+    num_points = 0
     request = api.ScrollPoints(
         collection_name=config.collection,
-        limit=SAMPLE_PAGE,
+        offset=api.PointId(uuid=FIRST_POINT),
+        limit=PAGE,
         with_payload=api.WithPayloadSelector(enable=False),
         with_vectors=api.WithVectorsSelector(include=api.VectorsSelector(names=[KEYWORDS])),
     )
     for page in scroll(client, request, config.write_deadline_s):
-        for point in page:
-            frequencies.update(point.vectors.vectors.vectors[KEYWORDS].sparse.indices)
-        num_sampled += len(page)
-        if num_sampled >= SAMPLE_POINTS:
-            break
-    least = over * num_sampled / num_points
-    frequent = sorted((-found, token) for token, found in frequencies.items() if found > least)
-    return TermStatistics(np.array([token for _, token in frequent], np.uint32), over, num_points, num_sampled)
+        tokens = [
+            token
+            for point in page
+            if KEYWORDS in (vectors := point.vectors.vectors.vectors)  # a store leaves an empty vector out
+            for token in vectors[KEYWORDS].sparse.indices
+        ]
+        counts = np.bincount(np.array(tokens, np.int64), minlength=len(frequencies))
+        counts[: len(frequencies)] += frequencies
+        frequencies = counts
+        num_points += len(page)
+    return TermStatistics(frequencies.astype(np.uint32), config.max_document_frequency, num_points)
 
 
 def publish(client: Client, config: StoreConfig, statistics: TermStatistics) -> None:
-    """Write the statistics to the collection's metadata; earlier ones are replaced."""
-    packed = as_text(statistics.frequent.astype(_TOKENS_TYPE).tobytes())
-    Store(client, config).merge_metadata(
-        {
-            FREQUENT_TOKENS: api.Value(string_value=packed),
-            LARGEST_FREQUENCY: api.Value(integer_value=statistics.over),
-            SURVEYED_POINTS: api.Value(integer_value=statistics.num_points),
-            SAMPLED_POINTS: api.Value(integer_value=statistics.num_sampled),
-        }
-    )
+    """Keep the statistics with the collection; earlier ones are replaced."""
+    Store(client, config).keep(TERM_STATISTICS, statistics.to_bytes())
 
 
 def read(client: Client, config: StoreConfig) -> TermStatistics:
     """The published statistics; UNPUBLISHED where there are none."""
-    return unpack(Store(client, config).metadata())
+    return unpack(Store(client, config).kept(TERM_STATISTICS))
 
 
-def metadata_request(collection: str) -> api.GetCollectionInfoRequest:
-    """Request for the collection's metadata."""
-    return api.GetCollectionInfoRequest(collection_name=collection)
-
-
-def unpack(metadata: Mapping[str, Any]) -> TermStatistics:
-    """The statistics in a collection's metadata; UNPUBLISHED where there are none."""
-    if FREQUENT_TOKENS not in metadata:
+def unpack(packed: bytes | None) -> TermStatistics:
+    """The statistics from their bytes; UNPUBLISHED where there are none."""
+    if packed is None:
         return UNPUBLISHED
-    packed = as_bytes(metadata[FREQUENT_TOKENS].string_value)
-    return TermStatistics(
-        np.frombuffer(packed, _TOKENS_TYPE),
-        metadata[LARGEST_FREQUENCY].integer_value,
-        metadata[SURVEYED_POINTS].integer_value,
-        metadata[SAMPLED_POINTS].integer_value,
-    )
+    over, num_points = np.frombuffer(packed, _HEADER, 2).tolist()
+    return TermStatistics(np.frombuffer(packed, _FREQUENCIES_TYPE, offset=2 * _HEADER.itemsize), over, num_points)

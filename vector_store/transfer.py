@@ -1,6 +1,7 @@
 """Export a memory to a folder of parquet files, and import it into a store.
 
     <folder>/points-00000.parquet ...    points in the order of ids, a bounded number in each file
+    <folder>/blobs.parquet               what is kept with the collection: term statistics, students' maps
     <folder>/manifest.json               the collection's manifest, the files with their rows; written last
 
 Each file is written to a draft and renamed. States are the packed bytes that the collection stores. Knows nothing of servers
@@ -14,12 +15,14 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from google.protobuf import json_format
+from numpy.typing import NDArray
 from pydantic import BaseModel, NonNegativeInt, ValidationError
 from qdrant_client import grpc as api
 
 from vector_store.atomic import DRAFT, publish, write_whole
-from vector_store.codec import check, decode, packed_states, unpack_states
+from vector_store.codec import check, decode, pack_vector, packed_states, unpack_states, unpack_vector
 from vector_store.errors import CollectionMismatch, InvalidPoint, StoreError
 from vector_store.schema import Manifest, Point, SparseVector, parts
 from vector_store.store import Store
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 MANIFEST_FILE = "manifest.json"
 FILE_PATTERN = "points-*.parquet"
+BLOBS_FILE = "blobs.parquet"
 
 ROWS_PER_GROUP = 256
 NUM_SHOWN = 10
@@ -98,7 +102,7 @@ def export_points(
             draft,
             schema,
             # States are nearly random bytes: compression takes time and saves little.
-            compression={column: "none" if column == "states" else "zstd" for column in schema.names},
+            compression={column: "none" if column in ("states", "vector") else "zstd" for column in schema.names},
             use_dictionary=["source", "document", "split"],
             write_page_checksum=True,
         ) as writer:
@@ -109,6 +113,19 @@ def export_points(
         publish(draft, folder / name)
         done.files.append(ExportedFile(name=name, rows=num_rows))
         done.num_points += num_rows
+    draft = folder / (BLOBS_FILE + DRAFT)
+    kept = dict(store.blobs())
+    pyarrow.parquet.write_table(
+        pyarrow.table(
+            {
+                "name": pyarrow.array(kept.keys(), pyarrow.string()),
+                "content": pyarrow.array(kept.values(), pyarrow.binary()),
+            }
+        ),
+        draft,
+        write_page_checksum=True,
+    )
+    publish(draft, folder / BLOBS_FILE)
     metadata = {
         key: json_format.MessageToDict(value)
         for key, value in store.metadata().items()
@@ -154,6 +171,8 @@ def import_points(store: Store, folder: Path, advance: Callable[[int], object] =
             done.num_skipped += len(known)
             done.num_written += store.upsert([point for point in points if point.id not in known])
             advance(len(points))
+    for name, content in _read_blobs(folder / BLOBS_FILE):
+        store.keep(name, content)
     # Last, so that a reader who needs this metadata does not use an incomplete memory.
     store.merge_metadata({key: json_format.ParseDict(value, api.Value()) for key, value in export.metadata.items()})
     return done
@@ -161,7 +180,8 @@ def import_points(store: Store, folder: Path, advance: Callable[[int], object] =
 
 def _clear_unfinished(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    ours = {*folder.glob(FILE_PATTERN), *folder.glob(FILE_PATTERN + DRAFT), *folder.glob(MANIFEST_FILE + DRAFT)}
+    drafts = (FILE_PATTERN + DRAFT, MANIFEST_FILE + DRAFT, BLOBS_FILE + DRAFT)
+    ours = {path for pattern in (FILE_PATTERN, BLOBS_FILE, *drafts) for path in folder.glob(pattern)}
     others = sorted(path.name for path in folder.iterdir() if path not in ours)
     if others:
         raise StoreError(f"{folder} is not empty (it holds {others[0]!r}); export into a new folder")
@@ -181,6 +201,8 @@ def _schema(manifest: Manifest) -> "pyarrow.Schema":
         "split": pa.string(),
         "num_tokens": pa.int32(),
         "token_ids": pa.list_(pa.int32()),
+        "vector": pa.binary(),
+        "residuals": pa.map_(pa.string(), pa.binary()),
         "states": pa.binary(),
         "keyword_indices": pa.list_(pa.uint32()),
         "keyword_values": pa.list_(pa.float32()),
@@ -206,9 +228,14 @@ def _rows(store: Store, manifest: Manifest, done: Export, advance: Callable[[int
                 "source": point.source,
                 "document": point.document,
                 "split": point.split,
-                "num_tokens": len(point.states),
+                "num_tokens": len(point.token_ids),
                 "token_ids": point.token_ids,
-                "states": packed_states(message),
+                "vector": pack_vector(point.vector, manifest.vector_datatype),
+                "residuals": {
+                    student: pack_vector(residual, manifest.vector_datatype)
+                    for student, residual in point.residuals.items()
+                },
+                "states": None if point.states is None else packed_states(message),
                 "keyword_indices": point.keywords.indices,
                 "keyword_values": point.keywords.values,
                 "sentence": point.sentence,
@@ -239,6 +266,20 @@ def _read(path: Path, num_rows: int, manifest: Manifest) -> Iterator[list[Point]
         ) from error
 
 
+def _read_blobs(path: Path) -> Iterator[tuple[str, bytes]]:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(
+            f"{path} is missing or damaged ({str(error).splitlines()[0]}); the points are imported: replace the file by a "
+            "complete copy, and import again"
+        ) from error
+    yield from zip(table["name"].to_pylist(), table["content"].to_pylist(), strict=True)
+
+
 def _require_manifest(path: Path, schema: "pyarrow.Schema", manifest: Manifest) -> None:
     found = (schema.metadata or {}).get(b"manifest", b"{}")
     if json.loads(found) != manifest.model_dump(mode="json"):
@@ -251,16 +292,21 @@ def _require_manifest(path: Path, schema: "pyarrow.Schema", manifest: Manifest) 
 def _point(
     manifest: Manifest,
     identifier: Any, text: Any, text_pair: Any, source: Any, document: Any, split: Any,
-    num_tokens: Any, token_ids: Any, states: Any, indices: Any, values: Any, sentence: Any,
+    num_tokens: Any, token_ids: Any, vector: Any, residuals: Any, states: Any, indices: Any, values: Any, sentence: Any,
 ) -> Point:  # fmt: skip
     """A point from the Arrow scalars of one row, in the order of the columns."""
     packed = states.as_py()
-    unpacked = unpack_states(packed, manifest.dim, manifest.datatype)
-    if len(unpacked) != num_tokens.as_py():
-        raise ValueError(f"point {identifier} has {len(unpacked)} states, its row says {num_tokens}")
+    if len(token_ids) != num_tokens.as_py():
+        raise ValueError(f"point {identifier} has {len(token_ids)} token ids, its row says {num_tokens}")
+
+    def unpacked(content: bytes) -> NDArray[np.float32]:
+        return unpack_vector(content, manifest.encoder_dim, manifest.vector_datatype)
+
     return Point(
         id=identifier.as_py(),
-        states=unpacked,
+        vector=unpacked(vector.as_py()),
+        residuals={student: unpacked(content) for student, content in residuals.as_py() or ()},
+        states=None if packed is None else unpack_states(packed, manifest.dim, manifest.datatype),
         packed_states=packed,
         token_ids=token_ids.values.to_numpy(zero_copy_only=False),
         keywords=SparseVector(

@@ -33,6 +33,11 @@ def versions(client: Client, config: StoreConfig) -> list[Version]:
     ]
 
 
+def resolve(client: Client, config: StoreConfig) -> str:
+    """Return the collection that `config.collection` stands for: an alias's, or its own name."""
+    return _aliases(client, config).get(config.collection, config.collection)
+
+
 def promote(client: Client, config: StoreConfig, alias: str, collection: str, other_teacher: bool = False) -> Version:
     """Switch the alias to this collection; every look-up reads either the old version or the new one.
 

@@ -118,7 +118,7 @@ class Writer:
 
     def _prepare(self, point: Point) -> _Prepared:
         check(point, self._manifest)
-        message = encode(point, self._manifest.datatype)
+        message = encode(point, self._manifest)
         if message.ByteSize() >= self._config.message_bytes:
             raise InvalidPoint(
                 f"point {point.id} takes {message.ByteSize()} bytes, store.message_bytes is "

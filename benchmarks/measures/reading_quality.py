@@ -25,7 +25,7 @@ from refbert.global_part import FittedGlobalPart, GlobalPartOptions, fit_global_
 from refbert.global_part import Rows as StoredRows
 from refbert.kriging import corrected, kriging_weights
 from refbert.memory.reader import Reader
-from refbert.references import sentence_table, sentence_vector
+from refbert.references import sentence_vector, word_table
 from refbert.teacher import Teacher, load_teacher
 
 NEIGHBOURS, MORE_NEIGHBOURS, RANDOM = 16, 64, 8
@@ -229,7 +229,7 @@ def shown(some: Sequence[Scores]) -> dict[str, str]:
 
 def teacher_and_words(teacher: Teacher, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
     """The teacher's sentence vectors (texts, dim), the mean of its states, and word vectors (texts, dim) of unit length."""
-    table, special = sentence_table(teacher.static_vectors()), sorted(teacher.tokenizer.all_special_ids)
+    table, special = word_table(teacher.static_vectors()), sorted(teacher.tokenizer.all_special_ids)
     vectors, words = np.empty((2, len(texts), teacher.dim), np.float32)
     for row, token_ids, states in teacher.encode_one_by_one(texts):
         vectors[row] = states.astype(np.float32).mean(0)

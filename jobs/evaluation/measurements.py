@@ -36,6 +36,7 @@ from refbert.probe import majority_accuracy, probe_accuracy
 from refbert.student import RefBertModel, masked_mean
 from refbert.teacher import Teacher, Tokens, load_teacher
 from vector_store.client import connect
+from vector_store.schema import STATES_ALONE, Parts
 from vector_store.store import Store
 
 log = logging.getLogger(__name__)
@@ -108,10 +109,10 @@ def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
     memory: dict[str, Any] = {}
     store = None
 
-    def reader(criterion: str, with_text: bool = False) -> Reader:
+    def reader(criterion: str, read: Parts = STATES_ALONE) -> Reader:
         source = None
         if criterion != "none":
-            source = open_retriever(client, patient_store(config.store), texts, criterion, with_text)
+            source = open_retriever(client, patient_store(config.store), texts, criterion, read)
         return Reader(
             student, texts.tokenizer, manifest.text_tokens, texts, source, batch=config.evaluate.batch, strict=True
         )
@@ -154,7 +155,7 @@ def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
         yield from measure_labelled(teacher, readers, job, heldout, vectors, report)
     yield from measure_speed(teacher, readers, heldout, config.evaluate, report)
     if config.reads_references:
-        explanation = explained(reader(criteria["nearest"], with_text=True), text_of(heldout[0]))
+        explanation = explained(reader(criteria["nearest"], Parts(text=True)), text_of(heldout[0]))
         report |= {"explanation": explanation} if explanation["layers"] else {}
     yield report
 

@@ -94,7 +94,8 @@ class EncodeAndStore:
         for index, token_ids, states in self.teacher.encode_one_by_one([text_of(row) for _, row in new]):
             identifier, row = new[index]
             kept = states if self.projection is None else self.projection.apply(states)
-            self.writer.submit([self.texts.point(row, identifier, token_ids, kept)])
+            vector = states.mean(0, dtype=np.float32)
+            self.writer.submit([self.texts.point(row, identifier, token_ids, vector, kept)])
             tokens += len(token_ids)
         written, rejected = self.writer.finish()
         wait_s = self.writer.wait_s - waited_s

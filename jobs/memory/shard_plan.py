@@ -20,7 +20,7 @@ LINK_BYTES = 4
 
 def ram_per_reference(manifest: Manifest) -> int:
     """Bytes of RAM per reference: what is always held, and with a dense index vectors and links too."""
-    dense = manifest.encoder_dim * 4 + 2 * HNSW_M * LINK_BYTES if manifest.dense_index else 0
+    dense = manifest.words_dim * 4 + 2 * HNSW_M * LINK_BYTES if manifest.dense_index else 0
     return HELD_BYTES + dense
 
 

@@ -16,14 +16,17 @@ import torch
 from jobs.config import RunConfig, load_config
 from jobs.memory.store import running_store
 from refbert.errors import InputError
-from refbert.folder import load_model
-from refbert.memory.manifest import trained_manifest, trained_references
+from refbert.folder import WORD_TABLE, fingerprint, has_head, load_model, load_word_table, save_word_table
+from refbert.memory.manifest import manifest_of, trained_manifest, trained_references
 from refbert.memory.reader import Reader, open_look_up, text_tokens
+from refbert.memory.texts import reference_texts
+from refbert.references import word_table
 from refbert.student_config import RefBertConfig
-from refbert.teacher import load_tokenizer
+from refbert.teacher import Teacher, load_tokenizer, tokenizer_hash
+from refbert.words import WordVectors
 from vector_store.client import connect
 from vector_store.errors import StoreUnavailable
-from vector_store.schema import Manifest
+from vector_store.schema import STATES_ALONE, Manifest, Parts
 from vector_store.store import Store
 
 log = logging.getLogger(__name__)
@@ -42,7 +45,7 @@ def student_memory_options(config: RunConfig, manifest: Manifest | None) -> dict
 
 
 def open_reader(
-    config: RunConfig, folder: Path, url: str | None, device: torch.device, *, with_text: bool = False, batch: int = 32
+    config: RunConfig, folder: Path, url: str | None, device: torch.device, read: Parts = STATES_ALONE, batch: int = 32
 ) -> Reader:
     """Open a student's folder and, where `url` is its memory's, its look-up; each process opens its own."""
     model, tokenizer = load_model(folder).fuse().to(device), load_tokenizer(str(folder))
@@ -51,7 +54,7 @@ def open_reader(
     if not (url and manifest):
         return Reader(model, tokenizer, max_tokens, batch=batch)
     client = connect(config.store, url)
-    look_up = open_look_up(folder, manifest, tokenizer, client, config.store, config.references, with_text=with_text)
+    look_up = open_look_up(folder, manifest, tokenizer, client, config.store, config.references, read)
     return Reader(model, tokenizer, max_tokens, *look_up, batch=batch)
 
 
@@ -114,3 +117,40 @@ def check_memory(config: RunConfig, folder: Path, url: str | None) -> None:
             Store(client, impatient).require(manifest)
         except StoreUnavailable as error:
             log.warning("starting without references: %s", error)
+
+
+def adapting_student(config: RunConfig, folder: Path, teacher: Teacher, batch: int) -> tuple[Reader, str]:
+    """Open a student as its answers are to be corrected, with the words of texts; return its fingerprint, too.
+
+    Its folder gets the teacher's word table where it has none. Raises InputError for a student that reads token states, that
+    classifies, or that is another teacher's.
+    """
+    model = load_model(folder).fuse()
+    if has_head(model.config):
+        raise InputError(
+            f"{folder} classifies, and what a memory corrects are sentence vectors; give an encoder's folder"
+        )
+    if model.config.reads_any:
+        raise InputError(
+            f"{folder} reads the token states of its references, and its answers would be corrected for that twice; distil one "
+            "that reads none (student.reference_mode=none references.criterion=none)"
+        )
+    tokenizer = load_tokenizer(str(folder))
+    if model.config.dim != teacher.dim or tokenizer_hash(tokenizer) != tokenizer_hash(teacher.tokenizer):
+        raise InputError(
+            f"{folder} is no student of {config.teacher.model}: its vectors have {model.config.dim} numbers, the teacher's "
+            f"{teacher.dim}, or their tokenizers differ; name its own teacher in teacher.model"
+        )
+    manifest = manifest_of(teacher, config.references)
+    if not (folder / WORD_TABLE).exists():
+        save_word_table(folder, word_table(teacher.static_vectors(), manifest.words_dim or None))
+    texts = reference_texts(teacher, manifest, config.references)
+    table = load_word_table(folder)
+    if manifest.words_dim and table.dim != manifest.words_dim:
+        raise InputError(
+            f"the words in {folder / WORD_TABLE} are {table.dim} wide, adapt.references.words_dim asks for "
+            f"{manifest.words_dim}; leave words_dim as it was, or copy the student without that file"
+        )
+    words = WordVectors(table, tokenizer.all_special_ids)
+    most = text_tokens(model.config) or config.teacher.tokens
+    return Reader(model, tokenizer, most, texts, words=words, batch=batch), fingerprint(folder)

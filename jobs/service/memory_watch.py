@@ -26,7 +26,7 @@ from vector_store.client import Client, connect
 from vector_store.config import EMBEDDED, StoreConfig
 from vector_store.errors import StoreError, StoreUnavailable
 from vector_store.retriever import Retriever
-from vector_store.schema import Manifest, Neighbours
+from vector_store.schema import Manifest, Neighbours, Parts
 from vector_store.server.process import embedded_server
 from vector_store.store import Store
 
@@ -181,7 +181,7 @@ class MemoryWatch:
         def beside(store: StoreConfig, references: ReferenceConfig) -> Reader:
             reader = copy.copy(self._student)  # shares the model and its tokenizer
             reader.texts, reader.source = open_look_up(
-                self._folder, manifest, reader.tokenizer, client, store, references, with_text=True
+                self._folder, manifest, reader.tokenizer, client, store, references, Parts(text=True)
             )
             return reader
 

@@ -6,6 +6,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from refbert.batch import Batch
+from refbert.correction import References
+from refbert.words import WordVectors
 from vector_store.schema import Neighbours
 
 
@@ -36,6 +38,20 @@ def student_batch(
         reference_spans=_spans(found, seen)[:, :, :longest] if found.count > 1 else None,
         token_type_ids=token_type_ids,
     )
+
+
+def references_of(found: Neighbours, words: WordVectors) -> References:
+    """Put found vectors and residuals, (batch, count, dim), and the vectors of their words where a correction reads them."""
+    assert found.vectors is not None
+    assert found.residuals is not None
+    batch, count = found.scores.shape
+    rows, places = np.nonzero(found.mask)
+    of = torch.from_numpy(rows * count + found.ranks[rows, places])
+    token_ids = torch.from_numpy(found.token_ids[rows, places].astype(np.int64))
+    device = words.table.device
+    vectors, residuals = (torch.from_numpy(column).to(device) for column in (found.vectors, found.residuals))
+    near = words.of_flat(token_ids.to(device), of.to(device), batch * count)
+    return References(vectors, residuals, near.view(batch, count, -1))
 
 
 def _spans(found: Neighbours, seen: NDArray[np.bool_]) -> Tensor:

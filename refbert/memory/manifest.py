@@ -22,6 +22,7 @@ def manifest_of(teacher: Teacher, references: ReferenceConfig, projection: str |
     for key, wanted, most in (
         ("tokens", references.tokens, teacher.config.tokens),
         ("dim", references.dim, teacher.dim),
+        ("words_dim", references.words_dim, teacher.dim),
     ):
         if wanted is not None and wanted > most:
             raise InputError(f"references.{key}={wanted} exceeds the teacher's {most}; leave it out, or give less")
@@ -32,12 +33,14 @@ def manifest_of(teacher: Teacher, references: ReferenceConfig, projection: str |
         tokenizer=tokenizer_hash(teacher.tokenizer),
         layer=teacher.num_layers,
         text_tokens=teacher.config.tokens,
-        tokens=references.tokens or teacher.config.tokens,
+        tokens=(references.tokens or teacher.config.tokens) if references.states else 0,
         encoder_dim=teacher.dim,
         dim=references.dim or teacher.dim,
         datatype=references.datatype,
         projection=(projection or ANY_PROJECTION) if is_projected else UNPROJECTED,
-        dense_index=references.dense_index,
+        vector_datatype=references.vector_datatype,
+        token_bytes=2 if len(teacher.tokenizer) <= 2**16 else 4,
+        words_dim=(references.words_dim or teacher.dim) if references.dense_index else 0,
         bm25_k1=references.bm25_k1,
         bm25_b=references.bm25_b,
         bm25_average_tokens=references.bm25_average_tokens,

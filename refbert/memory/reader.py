@@ -25,19 +25,21 @@ from transformers import PreTrainedTokenizerBase
 from refbert.batch import Batch, moved
 from refbert.config import ReferenceConfig
 from refbert.corpus import Text, by_length, normalise
+from refbert.correction import Corrected, Correction
 from refbert.errors import InputError, UnavailableError
-from refbert.folder import load_model, load_sentence_table
-from refbert.memory.batch import student_batch
+from refbert.folder import CORRECTION, fingerprint, load_correction, load_model, load_word_table
+from refbert.memory.batch import references_of, student_batch
 from refbert.memory.manifest import trained_manifest, trained_references
 from refbert.memory.retrieval import NeighbourSource, open_retriever
 from refbert.memory.texts import ReferenceTexts
 from refbert.student import RefBertForSequenceClassification
 from refbert.student_config import RefBertConfig
 from refbert.teacher import Tokens, load_tokenizer, tokenize
+from refbert.words import WordVectors
 from vector_store.config import StoreConfig
 from vector_store.errors import StoreError
 from vector_store.pipeline import pipelined
-from vector_store.schema import Manifest, Neighbours, Rung
+from vector_store.schema import STATES_ALONE, Manifest, Neighbours, Parts, Rung
 
 if TYPE_CHECKING:  # needs gRPC, which a student without references does not
     from vector_store.client import Client
@@ -90,7 +92,8 @@ class Reader:
     """A student, its tokenizer and its look-up.
 
     `source` is a neighbour source, which `texts` make queries for, or a `LookUp` of one's own; None where the null reference is
-    read. A store that is broken costs quality, never an answer, unless the reader is `strict`. Threads may share everything but
+    read. A `correction` needs the `words` of texts; what it corrects by references needs a source of vectors and residuals. A
+    store that is broken costs quality, never an answer, unless the reader is `strict`. Threads may share everything but
     the model.
     """
 
@@ -102,6 +105,8 @@ class Reader:
         texts: ReferenceTexts | None = None,
         source: NeighbourSource | LookUp | None = None,
         *,
+        correction: Correction | None = None,
+        words: WordVectors | None = None,
         batch: int = 32,
         strict: bool = False,
     ) -> None:
@@ -110,6 +115,7 @@ class Reader:
         self.max_tokens = max_tokens
         self.texts = texts
         self.source: Any = source
+        self.correction, self.words = correction, words
         self.batch = batch
         self.strict = strict
         self._opened = ExitStack()  # the memory, where `load` opened one
@@ -201,10 +207,21 @@ class Reader:
         batch = student_batch(ids, mask, found, self.model.config.reference_dim, token_type_ids=segments)
         return moved(batch, self.model.device)
 
-    @torch.inference_mode()
     def forward(self, tokens: Tokens, found: Neighbours | None, **options: bool) -> Any:
-        """Run the student over one batch; `options` are those of its `forward`."""
-        return self.model(**self.inputs(tokens, found).student_inputs(), **options)
+        """Run the student over one batch; `options` are those of its `forward`. Its vectors are corrected."""
+        return self.answer(tokens, found, **options)[0]
+
+    @torch.inference_mode()
+    def answer(self, tokens: Tokens, found: Neighbours | None, **options: bool) -> tuple[Any, Corrected | None]:
+        """Do the same, and return how the vectors were corrected, too: None where nothing corrects them."""
+        if self.correction is None or self.words is None:
+            return self.model(**self.inputs(tokens, found).student_inputs(), **options), None
+        output = self.model(**self.inputs(tokens, None).student_inputs(), **options)
+        mine = self.words(tokens.input_ids.to(self.model.device), tokens.mask.to(self.model.device))
+        near = None if found is None or found.residuals is None else references_of(found, self.words)
+        corrected = self.correction.answer(output.sentence_embedding.float(), mine, near)
+        output.sentence_embedding = corrected.vector
+        return output, corrected
 
 
 def load(
@@ -231,15 +248,21 @@ def load(
             raise InputError(
                 f"references={references!r} is neither a server's URL, nor a store's directory, nor a function"
             )
-        return Reader(model, tokenizer, most, source=references, batch=batch)
+        correction, words = correction_in(path, tokenizer)
+        return Reader(model, tokenizer, most, source=references, correction=correction, words=words, batch=batch)
+    correction, words = correction_in(path, tokenizer)
     manifest, options = trained_manifest(model.config.memory, path), trained_references(model.config.references, path)
-    if manifest is None:
-        raise InputError(f"{path} was trained without a memory; load it without references")
-    if options is None:
-        raise InputError(f"{path} does not say how it looks up references: an earlier release wrote it; distil again")
-    if options.criterion == "none" or not model.config.reads_any:
-        raise InputError(f"{path} was trained to read no references; load it without references")
+    if correction is None:
+        if manifest is None:
+            raise InputError(f"{path} was trained without a memory; load it without references")
+        if options is None:
+            raise InputError(
+                f"{path} does not say how it looks up references: an earlier release wrote it; distil again"
+            )
+        if options.criterion == "none" or not model.config.reads_any:
+            raise InputError(f"{path} was trained to read no references; load it without references")
     try:
+        from refbert.memory.version import current_version, memory_of
         from vector_store.location import connect_to
         from vector_store.store import Store
     except ModuleNotFoundError as error:
@@ -247,15 +270,39 @@ def load(
             f"reading a memory needs {error.name}, which is not installed: pip install 'refbert[memory]', or load the student "
             "without references"
         ) from None
-    store = StoreConfig(collection=model.config.collection, write_deadline_s=FIRST_ANSWER_S)
+    collection = memory_of(correction)[0] if correction else model.config.collection
+    store = StoreConfig(collection=collection, write_deadline_s=FIRST_ANSWER_S)
     with ExitStack() as stack:
         client = stack.enter_context(connect_to(str(references), store))
-        Store(client, store).require(manifest)
-        look_up = open_look_up(path, manifest, tokenizer, client, store, options)
-        reader = Reader(model, tokenizer, most, *look_up, batch=batch)
+        if correction:
+            version = current_version(client, store, correction.student)
+            correction, read = version.correction, version.parts()
+            look_up = open_look_up(path, version.manifest, tokenizer, client, version.store, version.references, read)
+        else:
+            assert manifest is not None
+            assert options is not None
+            Store(client, store).require(manifest)
+            look_up = open_look_up(path, manifest, tokenizer, client, store, options)
+        reader = Reader(model, tokenizer, most, *look_up, correction=correction, words=words, batch=batch)
         stack.callback(setattr, reader, "_is_closed", True)
         reader._opened = stack.pop_all()
     return reader
+
+
+def correction_in(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[Correction | None, WordVectors | None]:
+    """Read what corrects the student in a folder, and the words that it needs; None where it was never adapted.
+
+    Raises InputError where the correction is another student's.
+    """
+    correction = load_correction(folder)
+    if correction is None:
+        return None, None
+    if (student := fingerprint(folder)) != correction.student:
+        raise InputError(
+            f"{folder} holds student {student}, and its {CORRECTION} is of student {correction.student}: its weights changed "
+            f"since; adapt a memory to it (`python jobs/adapt.py`), or delete {CORRECTION}"
+        )
+    return correction, WordVectors(load_word_table(folder), tokenizer.all_special_ids)
 
 
 def text_tokens(config: RefBertConfig) -> int | None:
@@ -270,13 +317,12 @@ def open_look_up(
     client: "Client",
     store: StoreConfig,
     references: ReferenceConfig,
-    *,
-    with_text: bool = False,
+    read: Parts = STATES_ALONE,
 ) -> tuple[ReferenceTexts, NeighbourSource]:
     """Open the query builder and the neighbour source of a student."""
-    table = load_sentence_table(folder) if manifest.dense_index else None
+    table = load_word_table(folder) if manifest.dense_index else None
     texts = ReferenceTexts(manifest, references, tokenizer, table)
-    return texts, open_retriever(client, store, texts, references.criterion, with_text=with_text)
+    return texts, open_retriever(client, store, texts, references.criterion, read)
 
 
 def neighbours_from(looked_up: tuple[NDArray[Any], NDArray[Any], NDArray[Any]], num_texts: int) -> Neighbours:

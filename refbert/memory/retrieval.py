@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, get_args
 from refbert.errors import InputError
 from refbert.memory.texts import ReferenceTexts
 from vector_store.config import StoreConfig
-from vector_store.schema import Choice, Criterion, Neighbours, Query
+from vector_store.schema import STATES_ALONE, Choice, Criterion, Neighbours, Parts, Query
 
 if TYPE_CHECKING:  # its import needs gRPC, which a student without references does not
     from vector_store.client import Client
@@ -42,7 +42,7 @@ def open_retriever(
     store: StoreConfig,
     texts: ReferenceTexts,
     criterion: str,
-    with_text: bool = False,
+    read: Parts = STATES_ALONE,
     patience_s: float = 0.0,
 ) -> NeighbourSource:
     """Open one process's retriever under a criterion. Raises InputError for a dotted path that is no criterion.
@@ -54,7 +54,7 @@ def open_retriever(
     if criterion in get_args(Criterion):
         built_in, references = cast(Criterion, criterion), texts.references
         return Retriever(
-            client, store, texts.manifest, built_in, references.exclude_splits, with_text, count=references.count,
+            client, store, texts.manifest, built_in, references.exclude_splits, read, count=references.count,
             patience_s=patience_s,
         )  # fmt: skip
     return _import_criterion(criterion)(client, store, texts.manifest)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from refbert.config import ReferenceConfig
 from refbert.corpus import Text, normalise, text_of
-from refbert.references import Keywords, document_keywords, query_keywords, sentence_table, sentence_vector
+from refbert.references import Keywords, WordTable, document_keywords, query_keywords, sentence_vector, word_table
 from refbert.teacher import Teacher, Tokens, tokenize
 from vector_store.schema import Manifest, Point, Query, SparseVector, parts, point_id
 
@@ -32,7 +32,7 @@ class ReferenceTexts:
         manifest: Manifest,
         references: ReferenceConfig,
         tokenizer: PreTrainedTokenizerBase,
-        table: NDArray[np.float16] | None,
+        table: WordTable | None,
     ) -> None:
         self.manifest = manifest
         self.references = references
@@ -49,23 +49,30 @@ class ReferenceTexts:
         return reference_id(self.manifest.fingerprint, text)
 
     def point(
-        self, row: dict[str, Any], identifier: str, token_ids: NDArray[np.int32], states: NDArray[np.float16]
+        self,
+        row: dict[str, Any],
+        identifier: str,
+        token_ids: NDArray[np.int32],
+        vector: NDArray[np.float32],
+        states: NDArray[np.float16] | None,
     ) -> Point:
-        """Build the point of a prepared passage from all of its token ids (text_tokens,), and states (text_tokens, dim).
+        """Build the point of a prepared passage from all of its token ids (text_tokens,), its teacher's sentence vector
+        (encoder_dim,), and states (text_tokens, dim) where the memory keeps them.
 
-        The manifest's token budget cuts what is stored; keywords and sentence vector are the whole passage's.
+        The manifest's token budget cuts the states that are stored.
         """
         budget = self.manifest.tokens
         return Point(
             id=identifier,
-            states=states[:budget],
-            token_ids=token_ids[:budget],
+            vector=vector,
+            token_ids=token_ids,
             keywords=_sparse(document_keywords(token_ids, self.special_ids, self.references)),
             sentence=self._sentence(token_ids),
             text=text_of(row),
             source=row["source"],
             document=row["document"],
             split=row["split"],
+            states=states[:budget] if budget and states is not None else None,
         )
 
     def query(self, text: Text, token_ids: NDArray[np.int32], document: str | None) -> Query:
@@ -93,7 +100,7 @@ class ReferenceTexts:
 
 def reference_texts(teacher: Teacher, manifest: Manifest, references: ReferenceConfig) -> ReferenceTexts:
     """Make the text side of a memory from its teacher."""
-    table = sentence_table(teacher.static_vectors()) if manifest.dense_index else None
+    table = word_table(teacher.static_vectors(), manifest.words_dim) if manifest.dense_index else None
     return ReferenceTexts(manifest, references, teacher.tokenizer, table)
 
 

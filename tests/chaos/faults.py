@@ -16,6 +16,7 @@ from qdrant_client import grpc as api
 from tests.chaos.load import make_point, point_id
 from vector_store.client import Client
 from vector_store.config import StoreConfig
+from vector_store.schema import Parts
 from vector_store.store import Store
 
 PATIENCE_S = 600.0
@@ -124,7 +125,7 @@ def scrolled_ids(client: Client, collection: str) -> Iterable[str]:
 
 
 def _readable(store: Store, numbers: range, manifest) -> list[int]:
-    found = store.fetch([point_id(number) for number in numbers], with_text=True)
+    found = store.fetch([point_id(number) for number in numbers], Parts(text=True))
     kept = []
     for row, number in enumerate(numbers):
         wanted, length = make_point(number, manifest), int(found.mask[row].sum())

@@ -30,7 +30,7 @@ def manifest(tokens: int = 4, dim: int = 16) -> Manifest:
     """Of a collection with small states and a dense index."""
     return Manifest(
         encoder="chaos", fingerprint="f1", tokenizer="t1", layer=1, text_tokens=tokens, tokens=tokens,
-        encoder_dim=dim, dim=dim, dense_index=True, bm25_k1=1.2, bm25_b=0.75, bm25_average_tokens=20.0,
+        encoder_dim=dim, dim=dim, words_dim=dim, bm25_k1=1.2, bm25_b=0.75, bm25_average_tokens=20.0,
     )  # fmt: skip
 
 
@@ -48,7 +48,8 @@ def make_point(number: int, manifest: Manifest) -> Point:
         states=random.standard_normal((length, manifest.dim)).astype(np.float16),
         token_ids=random.integers(0, VOCABULARY, length).astype(np.int32),
         keywords=SparseVector(indices, random.random(len(indices)).astype(np.float32) + 0.1),
-        sentence=random.standard_normal(manifest.dim).astype(np.float32),
+        sentence=random.standard_normal(manifest.words_dim).astype(np.float32),
+        vector=random.standard_normal(manifest.encoder_dim).astype(np.float32),
         text=f"reference {number}",
         source="made up",
         document=f"d{number // 2}",

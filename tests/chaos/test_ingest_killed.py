@@ -28,6 +28,7 @@ from tests.chaos.load import REPOSITORY
 from tests.integration.jobs.in_process import compute_in_process
 from vector_store.client import connect
 from vector_store.errors import CollectionMissing, StoreUnavailable
+from vector_store.schema import Parts
 from vector_store.server.process import embedded_server
 from vector_store.store import Store
 
@@ -153,7 +154,7 @@ def memory_of(home: Path, config: RunConfig, ids: list[str]) -> tuple[dict[str, 
         store = Store(client, config.store)
         kept = {}
         for start_row in range(0, len(ids), 500):
-            page = store.fetch(ids[start_row : start_row + 500], with_text=True)
+            page = store.fetch(ids[start_row : start_row + 500], Parts(text=True))
             for row, found in enumerate(page.ids):
                 if found:
                     kept[found[0]] = Kept(page.texts[row][0], page.states[row][page.mask[row]])

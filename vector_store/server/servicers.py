@@ -25,7 +25,7 @@ from qdrant_edge import (
 from vector_store.server import translate
 from vector_store.server.catalogue import Catalogue, Collection
 from vector_store.server.snapshots import Snapshots
-from vector_store.server.status import invalid
+from vector_store.server.status import invalid, unimplemented
 from vector_store.server.wire import Packed, batch_results, retrieved_points, scored_points
 
 TITLE = "vector_store embedded server"
@@ -149,31 +149,26 @@ class Points(api.PointsServicer):
     def Upsert(self, request: api.UpsertPoints, context: Context) -> api.PointsOperationResponse:
         """Insert or replace whole points: all of them, or none where one is invalid."""
         collection = self._find(request)
-        points = translate.points(request.points, collection.kinds)
-        mode = getattr(UpdateMode, api.UpdateMode.Name(request.update_mode))
-        condition = translate.point_filter(request, "update_filter")
-        return _written(collection, UpdateOperation.upsert_points(points, condition, mode), request)
+        return _written(collection, _upsert(collection, request), request)
 
     def Delete(self, request: api.DeletePoints, context: Context) -> api.PointsOperationResponse:
         """Delete points by id or filter."""
-        selected = _selected(request.points)
-        operation = (
-            UpdateOperation.delete_points(selected)
-            if isinstance(selected, list)
-            else UpdateOperation.delete_points_by_filter(selected)
-        )
-        return _written(self._find(request), operation, request)
+        return _written(self._find(request), _delete(request.points), request)
 
     def SetPayload(self, request: api.SetPayloadPoints, context: Context) -> api.PointsOperationResponse:
         """Set some payload fields and keep the others."""
-        selected = _selected(request.points_selector)
-        fields, key = translate.payload(request.payload), request.key or None
-        operation = (
-            UpdateOperation.set_payload(selected, fields, key)
-            if isinstance(selected, list)
-            else UpdateOperation.set_payload_by_filter(selected, fields, key)
-        )
-        return _written(self._find(request), operation, request)
+        return _written(self._find(request), _set_payload(request), request)
+
+    def DeletePayload(self, request: api.DeletePayloadPoints, context: Context) -> api.PointsOperationResponse:
+        """Delete some payload fields and keep the others."""
+        return _written(self._find(request), _delete_payload(request), request)
+
+    def UpdateBatch(self, request: api.UpdateBatchPoints, context: Context) -> api.UpdateBatchResponse:
+        """Several writes in one call, in order: none of them where one is invalid."""
+        collection = self._find(request)
+        operations = [_in_batch(collection, given) for given in request.operations]
+        written = zip(operations, request.operations, strict=True)
+        return api.UpdateBatchResponse(result=[_written(collection, *each).result for each in written])
 
     def CreateFieldIndex(
         self, request: api.CreateFieldIndexCollection, context: Context
@@ -241,6 +236,51 @@ class Points(api.PointsServicer):
         if "shard_key_selector" in request.DESCRIPTOR.fields_by_name:
             translate.refuse(request, "shard_key_selector")
         return self._catalogue.find(request.collection_name)
+
+
+def _upsert(
+    collection: Collection, request: api.UpsertPoints | api.PointsUpdateOperation.PointStructList
+) -> UpdateOperation:
+    points = translate.points(request.points, collection.kinds)
+    mode = getattr(UpdateMode, api.UpdateMode.Name(request.update_mode))
+    return UpdateOperation.upsert_points(points, translate.point_filter(request, "update_filter"), mode)
+
+
+def _delete(selector: api.PointsSelector) -> UpdateOperation:
+    selected = _selected(selector)
+    if isinstance(selected, list):
+        return UpdateOperation.delete_points(selected)
+    return UpdateOperation.delete_points_by_filter(selected)
+
+
+def _set_payload(request: api.SetPayloadPoints | api.PointsUpdateOperation.SetPayload) -> UpdateOperation:
+    selected, fields = _selected(request.points_selector), translate.payload(request.payload)
+    key = request.key or None
+    if isinstance(selected, list):
+        return UpdateOperation.set_payload(selected, fields, key)
+    return UpdateOperation.set_payload_by_filter(selected, fields, key)
+
+
+def _delete_payload(request: api.DeletePayloadPoints | api.PointsUpdateOperation.DeletePayload) -> UpdateOperation:
+    selected, keys = _selected(request.points_selector), list(request.keys)
+    if isinstance(selected, list):
+        return UpdateOperation.delete_payload(selected, keys)
+    return UpdateOperation.delete_payload_by_filter(selected, keys)
+
+
+def _in_batch(collection: Collection, operation: api.PointsUpdateOperation) -> UpdateOperation:
+    kind = operation.WhichOneof("operation")
+    match kind:
+        case "upsert":
+            return _upsert(collection, operation.upsert)
+        case "delete_points":
+            return _delete(operation.delete_points.points)
+        case "set_payload":
+            return _set_payload(operation.set_payload)
+        case "delete_payload":
+            return _delete_payload(operation.delete_payload)
+        case _:
+            raise unimplemented(f"UpdateBatch with {kind or 'an empty operation'}")
 
 
 def _written(collection: Collection, operation: UpdateOperation, request: Message) -> api.PointsOperationResponse:

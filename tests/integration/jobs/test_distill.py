@@ -257,7 +257,7 @@ def test_training_works_in_bf16_with_every_loss_and_a_dense_memory(tiny_run):
     assert all(tensor.dtype == torch.float32 for tensor in weights(config).values())
     line = json.loads((config.run_directory / "metrics.jsonl").read_text().splitlines()[-1])
     assert line["store/live"] >= 4 * 64  # what was looked up ahead is counted too
-    assert (config.run_directory / "student" / "sentence_table.safetensors").exists()
+    assert (config.run_directory / "student" / "word_table.safetensors").exists()
 
 
 @pytest.mark.usefixtures("in_process")

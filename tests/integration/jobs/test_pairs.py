@@ -18,6 +18,7 @@ from refbert.packaged import local_path
 from refbert.sampler import ShuffleSampler
 from tests.integration.jobs.in_process import compute_in_process
 from vector_store.client import connect
+from vector_store.schema import Parts
 from vector_store.store import Store
 from vector_store.verification import verify
 
@@ -63,7 +64,7 @@ def test_every_pair_is_one_reference_under_the_id_of_both(run, teacher):
     found = verify(store)
     assert (found.num_checked, found.num_bad) == (store.count(), 0)
     ids = [reference_id(teacher.fingerprint, pair) for pair in pairs]
-    assert store.fetch(ids, with_text=True).texts == [[pair] for pair in pairs]
+    assert store.fetch(ids, Parts(text=True)).texts == [[pair] for pair in pairs]
 
 
 def test_stored_states_equal_the_teachers_for_both_segments(run, teacher):

@@ -46,7 +46,7 @@ def store(client: Client, config: StoreConfig) -> Iterator[Store]:
 def manifest() -> Manifest:
     return Manifest(
         encoder="test", fingerprint="f1", tokenizer="t1", layer=3, text_tokens=8, tokens=8, encoder_dim=4, dim=4,
-        dense_index=True, bm25_k1=1.2, bm25_b=0.75, bm25_average_tokens=20.0,
+        words_dim=4, bm25_k1=1.2, bm25_b=0.75, bm25_average_tokens=20.0,
     )  # fmt: skip
 
 
@@ -66,6 +66,7 @@ def make_points() -> Callable[..., list[Point]]:
                     token_ids=random.integers(0, 30_000, length).astype(np.int32),
                     keywords=SparseVector(indices, random.random(len(indices)).astype(np.float32) + 0.1),
                     sentence=random.standard_normal(4).astype(np.float32),
+                    vector=random.standard_normal(4).astype(np.float32),
                     text=(f"text {i}", f"its second {i}") if i % 5 == 4 else f"text {i}",
                     source="made up",
                     document=f"d{i // per_document}",

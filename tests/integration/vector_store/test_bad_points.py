@@ -22,7 +22,7 @@ from vector_store.codec import encode
 from vector_store.config import StoreConfig
 from vector_store.errors import CollectionMismatch, CollectionMissing, InvalidPoint, StoreError
 from vector_store.retriever import Retriever
-from vector_store.schema import Manifest, Point, Query, SparseVector
+from vector_store.schema import Manifest, Parts, Point, Query, SparseVector
 from vector_store.server.process import embedded_server
 from vector_store.store import Store
 
@@ -51,7 +51,7 @@ class Memory(NamedTuple):
         assert "embedded" in health.title
         assert self.store.manifest() == self.manifest
         assert self.store.count() == len(self.points)
-        found = self.store.fetch([point.id for point in self.points], with_text=True)
+        found = self.store.fetch([point.id for point in self.points], Parts(text=True))
         assert found.texts == [[point.text] for point in self.points]
         for row, point in enumerate(self.points):
             assert np.array_equal(found.states[row][found.mask[row]], point.states)
@@ -157,18 +157,26 @@ UPSIDE_DOWN = np.array([[0, 1, 2, 3], [0, 1, INFINITE, 3]], np.float16)
 KEY_REMEDY = "set the variable named by store.api_key_env to its key"
 
 THROUGH_STORE = [
-    bad_point("states of the wrong dimension", "shape (2, 5), wanted (1 to 8, 4)", REMEDY,
+    bad_point("states of the wrong dimension", "states of shape (2, 5) for 2 token ids, wanted (2, 4)", REMEDY,
               states=np.zeros((2, 5), np.float16), token_ids=TWO),
-    bad_point("states of one axis", "shape (4,), wanted (1 to 8, 4)", REMEDY, states=np.zeros(4, np.float16)),
-    bad_point("no states at all", "shape (0, 4), wanted (1 to 8, 4)", REMEDY,
+    bad_point("states of one axis", "states of shape (4,) for 4 token ids, wanted (4, 4)", REMEDY,
+              states=np.zeros(4, np.float16), token_ids=np.zeros(4, np.int32)),
+    bad_point("no states at all", "token ids of shape (0,), wanted (1 to 8,)", REMEDY,
               states=np.zeros((0, 4), np.float16), token_ids=TWO[:0]),
-    bad_point("more tokens than the manifest has", "shape (9, 4), wanted (1 to 8, 4)", REMEDY,
+    bad_point("more tokens than the manifest has", "token ids of shape (9,), wanted (1 to 8,)", REMEDY,
               states=np.zeros((9, 4), np.float16), token_ids=np.zeros(9, np.int32)),
-    bad_point("token ids that do not match", "(3,) token ids for 2 states", REMEDY,
+    bad_point("token ids that do not match", "states of shape (2, 4) for 3 token ids, wanted (3, 4)", REMEDY,
               states=np.zeros((2, 4), np.float16), token_ids=np.zeros(3, np.int32)),
     bad_point("NaN states", "states hold NaN or infinite values", REMEDY,
               states=np.full((2, 4), NAN, np.float16), token_ids=TWO),
     bad_point("one infinite state", "states hold NaN or infinite values", REMEDY, states=UPSIDE_DOWN, token_ids=TWO),
+    bad_point("a vector of the wrong dimension", "vector of shape (3,), wanted (4,)", REMEDY, vector=np.ones(3, np.float32)),
+    bad_point("a vector with NaN", "vector holds NaN, infinite or larger values", REMEDY,
+              vector=np.full(4, NAN, np.float32)),
+    bad_point("an infinite residual", "residual of 0123456789ab holds NaN, infinite or larger values", REMEDY,
+              residuals={"0123456789ab": np.full(4, np.inf, np.float32)}),
+    bad_point("a negative token id", "token ids from -1 to 1, wanted 0 to 2147483647", REMEDY,
+              states=np.ones((2, 4), np.float16), token_ids=np.array([-1, 1], np.int32)),
     bad_point("a sentence vector of the wrong dimension", "shape (3,), wanted (4,)", REMEDY,
               sentence=np.zeros(3, np.float32)),
     bad_point("an infinite sentence vector", "sentence vector holds NaN or infinite values", REMEDY,
@@ -289,7 +297,7 @@ def unnamed_vector(memory: Memory) -> None:
 
 def repeated_index_of_a_reference(memory: Memory) -> None:
     """A stored reference's own message, spoilt on its way: what `Store` would have refused comes past it."""
-    message = encode(memory.others[0], memory.manifest.datatype)
+    message = encode(memory.others[0], memory.manifest)
     message.vectors.vectors.vectors["keywords"].CopyFrom(words([7, 7], [1, 1]))
     request = api.UpsertPoints(collection_name=memory.config.collection, wait=True, points=[message])
     memory.client.call(memory.client.points.Upsert, request, 30)

@@ -8,7 +8,7 @@ import pytest
 from vector_store.errors import CollectionMissing
 from vector_store.pipeline import pipelined
 from vector_store.retriever import Retriever
-from vector_store.schema import Choice, Query, SparseVector
+from vector_store.schema import Choice, Parts, Query, SparseVector
 
 CRITERIA = ["keywords", "dense", "hybrid", "random"]
 
@@ -71,7 +71,7 @@ def test_keyword_neighbours_share_the_weightiest_words(points, make_retriever):
 
 
 def test_the_neighbour_is_read_as_it_was_written(points, make_retriever):
-    found = make_retriever(with_text=True).neighbours([ask(point) for point in points[:10]])
+    found = make_retriever(read=Parts(text=True)).neighbours([ask(point) for point in points[:10]])
     by_id = {point.id: point for point in points}
     for row, (neighbour,) in enumerate(found.ids):
         assert np.array_equal(found.states[row][found.mask[row]], by_id[neighbour].states)
@@ -93,7 +93,7 @@ def test_several_neighbours_begin_with_the_best_and_are_all_allowed(points, make
 
 
 def test_several_neighbours_fill_a_row_without_gaps(points, make_retriever):
-    found = make_retriever(count=3, with_text=True).neighbours([ask(point) for point in points[:10]])
+    found = make_retriever(count=3, read=Parts(text=True)).neighbours([ask(point) for point in points[:10]])
     by_id = {point.id: point for point in points}
     for row, ids in enumerate(found.ids):
         chosen = [by_id[i] for i in ids]
@@ -108,8 +108,10 @@ def test_several_neighbours_fill_a_row_without_gaps(points, make_retriever):
 
 
 def test_several_neighbours_take_two_round_trips_as_one_does(points, client, make_retriever):
+    retriever = make_retriever(count=3)
+    retriever.choices([ask(points[0])])  # reads the term statistics
     searches, fetches = counted(client, "QueryBatch"), counted(client, "Get")
-    found = make_retriever(count=3).neighbours([ask(point) for point in points[:20]])
+    found = retriever.neighbours([ask(point) for point in points[:20]])
     (search,), (fetch,) = searches, fetches
     assert len(search.query_points) == 20
     assert {point.uuid for point in fetch.ids} == {i for ids in found.ids for i in ids}
@@ -275,7 +277,7 @@ def same(one, other):
 
 
 def test_a_cached_point_is_complete_and_not_fetched_again(points, client, make_retriever):
-    retriever = make_retriever(with_text=True)
+    retriever = make_retriever(read=Parts(text=True))
     queries = [ask(point) for point in points[:20]]
     once = retriever.neighbours(queries)
     fetches = counted(client, "Get")

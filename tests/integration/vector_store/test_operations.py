@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from qdrant_client import grpc as api
 
-from vector_store.codec import STATES, TEXT, TEXT_PAIR, TOKEN_IDS, encode
+from vector_store.codec import STATES, TEXT, TEXT_PAIR, TOKEN_IDS, VECTOR, encode
 from vector_store.comparison import compare
 from vector_store.errors import CollectionMismatch, CollectionMissing, InvalidPoint, StoreError
 from vector_store.retriever import Retriever
-from vector_store.schema import Query, SparseVector, parts, point_id
+from vector_store.schema import Parts, Query, SparseVector, parts, point_id
 from vector_store.store import Store
 from vector_store.verification import OTHER_ID, verify
 from vector_store.versions import Version, promote, rollback, versions
@@ -108,6 +108,8 @@ def damaged(message, kind):
             states.list_value.values.add().integer_value = 3
         case "text of another kind":
             message.payload[TEXT].struct_value.fields["is"].bool_value = True
+        case "a vector cut short":
+            message.payload[VECTOR].string_value = "AAAA"
         case "no payload":
             message.payload.clear()
         case "no sentence":
@@ -127,13 +129,14 @@ def damaged(message, kind):
         ("not base64", "base64|padding|base64-encoded"),
         ("no states", r"states of shape \(0, 4\)"),
         ("half a row", "reshape"),
-        ("too many tokens", r"states of shape \(9, 4\), wanted \(1 to 8, 4\)"),
+        ("too many tokens", r"states of shape \(9, 4\) for \d token ids, wanted \(\d, 4\)"),
         ("NaN states", "states hold NaN or infinite"),
         ("infinite states", "states hold NaN or infinite"),
-        ("token ids of another length", r"token ids for \d states"),
+        ("token ids of another length", r"states of shape \(\d, 4\) for \d token ids"),
         ("states of another kind", "'states' holds a list, wanted a string"),
         ("text of another kind", "'text' holds a struct, wanted a string"),
-        ("no payload", "'states' holds nothing, wanted a string"),
+        ("no payload", "'vector' holds nothing, wanted a string"),
+        ("a vector cut short", "not one int8 vector of 4"),
         ("no sentence", "has no sentence vector, the collection has a dense index"),
         ("another text", OTHER_ID),
         ("a second text", OTHER_ID),
@@ -144,7 +147,7 @@ def test_verify_finds_each_damage_and_goes_on(store, client, config, manifest, m
     store.ensure(manifest)
     points = make_sound(12)
     store.upsert(points[1:])
-    message = damaged(encode(points[0], "float16"), kind)
+    message = damaged(encode(points[0], manifest), kind)
     write_raw(client, config, message)
     found = verify(store)
     assert (found.num_checked, found.num_bad) == (12, 1)
@@ -223,7 +226,7 @@ def test_compare_names_a_point_that_cannot_be_decoded(store, other_store, client
     points = make_sound(3)
     store.ensure(manifest)
     other_store.ensure(manifest)
-    write_raw(client, config, damaged(encode(points[0], "float16"), "text of another kind"))
+    write_raw(client, config, damaged(encode(points[0], manifest), "text of another kind"))
     with pytest.raises(InvalidPoint, match=f"{points[0].id}.*'text' holds a struct"):
         compare(store, other_store)
 
@@ -293,7 +296,7 @@ def test_readers_of_an_alias_lose_no_look_up_while_it_is_switched(
 
     def read():
         live = config.model_copy(update={"collection": alias})
-        retriever = Retriever(client, live, manifest, "keywords", with_text=True)
+        retriever = Retriever(client, live, manifest, "keywords", read=Parts(text=True))
         queries = [Query(point.id, point.keywords) for point in points]
         try:
             while not stop.is_set():

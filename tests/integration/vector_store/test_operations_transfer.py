@@ -55,7 +55,7 @@ def test_an_exported_memory_imports_equal(filled, target, tmp_path, rows_per_fil
     assert (done.num_points, done.num_left_out) == (600, 0)
     files = sorted(path.name for path in (tmp_path / "out").iterdir())
     num_files = -(-600 // rows_per_file)
-    assert files == ["manifest.json", *(f"points-{number:05d}.parquet" for number in range(num_files))]
+    assert files == ["blobs.parquet", "manifest.json", *(f"points-{number:05d}.parquet" for number in range(num_files))]
     assert max(file.rows for file in done.files) <= rows_per_file
     seen = []
     brought = import_points(target, tmp_path / "out", seen.append)
@@ -66,7 +66,7 @@ def test_an_exported_memory_imports_equal(filled, target, tmp_path, rows_per_fil
 
 
 def test_points_without_a_sentence_vector_are_exported_and_imported(store, target, manifest, make_points, tmp_path):
-    store.ensure(manifest.model_copy(update={"dense_index": False}))
+    store.ensure(manifest.model_copy(update={"words_dim": 0}))
     store.upsert([dataclasses.replace(point, sentence=None) for point in make_points(5)])
     export_points(store, tmp_path / "out", 100)
     import_points(target, tmp_path / "out")
@@ -229,7 +229,7 @@ def test_damaged_points_are_left_out_of_an_export_and_reported(filled, client, c
     pages = iter(filled.pages(1))
     (first,), (second,) = next(pages), next(pages)
     for point, damage in ((first, np.float16(0)), (second, np.float16("nan"))):
-        message = encode(dataclasses.replace(point, states=point.states * damage), "float16")
+        message = encode(dataclasses.replace(point, states=point.states * damage), filled.manifest())
         if not damage:
             message.payload[STATES].list_value.values.add().integer_value = 1
         request = api.UpsertPoints(collection_name=config.collection, wait=True, points=[message])

@@ -4,6 +4,7 @@ from qdrant_client import grpc as api
 
 from vector_store.codec import encode
 from vector_store.errors import CollectionMismatch, CollectionMissing, InvalidPoint
+from vector_store.schema import Parts
 from vector_store.store import Store, collection_names
 
 
@@ -19,7 +20,7 @@ def test_a_new_collection_carries_its_manifest_and_indexes(store, client, config
 
 
 def test_without_a_dense_index_there_is_no_dense_vector(store, manifest, make_points):
-    without = manifest.model_copy(update={"dense_index": False})
+    without = manifest.model_copy(update={"words_dim": 0})
     store.ensure(without)
     with pytest.raises(InvalidPoint, match="no dense index"):
         store.upsert(make_points(1))
@@ -63,7 +64,7 @@ def test_points_are_fetched_as_written_and_rows_of_missing_ones_are_empty(store,
     points = make_points(20)
     assert store.upsert(points) == 20
     absent = make_points(1, seed=9)[0].id
-    found = store.fetch([points[7].id, absent, points[4].id], with_text=True)
+    found = store.fetch([points[7].id, absent, points[4].id], Parts(text=True))
     assert found.ids == [[points[7].id], [], [points[4].id]]
     assert found.texts == [["text 7"], [], [("text 4", "its second 4")]]
     assert found.mask.sum(1).tolist() == [len(points[7].states), 0, len(points[4].states)]
@@ -126,7 +127,7 @@ def test_the_byte_estimate_is_close_to_the_exact_size(store, manifest, make_poin
     assert store.bytes_estimate() == 0
     points = make_points(300)
     store.upsert(points)
-    truth = sum(encode(point, "float16").ByteSize() for point in points)
+    truth = sum(encode(point, manifest).ByteSize() for point in points)
     assert store.bytes_estimate() == pytest.approx(truth, rel=0.1)
 
 

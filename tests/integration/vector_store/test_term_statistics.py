@@ -1,4 +1,4 @@
-"""Frequent tokens are estimated from a sample, published with the collection, and left out by every reader's queries."""
+"""Tokens are counted, published with the collection, and weighed, or left out, by every reader's queries."""
 
 import dataclasses
 
@@ -44,34 +44,34 @@ def capped(config):
     return config.model_copy(update={"max_document_frequency": 40})
 
 
-def test_tokens_over_the_limit_are_published_most_frequent_first(points, client, capped, manifest):
+def test_every_point_is_counted_and_the_counts_are_published(points, client, capped, manifest):
     assert term_statistics.read(client, capped) is term_statistics.UNPUBLISHED
     surveyed = term_statistics.publish_term_statistics(client, capped)
     read = term_statistics.read(client, capped)
     for statistics in (surveyed, read):
-        assert statistics.frequent.tolist() == [EVERYWHERE, OFTEN]
-        assert (statistics.over, statistics.num_points, statistics.num_sampled) == (40, 100, 100)
+        assert statistics.frequencies[[0, EVERYWHERE, OFTEN, SELDOM, 100, 599]].tolist() == [0, 100, 50, 10, 1, 1]
+        assert (statistics.over, statistics.num_points, statistics.num_frequent) == (40, 100, 2)
     assert Store(client, capped).manifest() == manifest
+    assert Store(client, capped).count() == 100  # what is kept beside the points is none of them
 
 
-def test_a_sample_of_some_pages_estimates_the_whole_collection(points, client, capped, monkeypatch):
-    monkeypatch.setattr(term_statistics, "SAMPLE_PAGE", 10)
-    monkeypatch.setattr(term_statistics, "SAMPLE_POINTS", 60)
-    statistics = term_statistics.survey(client, capped.model_copy(update={"max_document_frequency": 70}))
-    assert statistics.num_sampled == 60
-    assert statistics.frequent.tolist() == [EVERYWHERE]
-
-
-def test_a_collection_within_the_limit_is_not_read(points, client, config):
-    statistics = term_statistics.survey(client, config)
-    assert len(points) < config.max_document_frequency
-    assert (statistics.num_sampled, len(statistics.frequent)) == (0, 0)
+def test_scores_are_those_of_the_published_counts_whatever_is_deleted(points, client, capped, manifest, store):
+    """A Qdrant server's own IDF counts per shard, and the engine's counts deleted points until it is opened again."""
+    term_statistics.publish_term_statistics(client, capped)
+    asking = Query("00000000-0000-4000-8000-000000000001", words(SELDOM, 101), None)
+    before = Retriever(client, capped, manifest, "keywords", count=3).neighbours([asking])
+    gone = points[50:]
+    for document in {point.document for point in gone}:
+        store.delete(("document", document))
+    after = Retriever(client, capped, manifest, "keywords", count=3).neighbours([asking])
+    assert after.ids[0][0] == before.ids[0][0] == points[1].id
+    assert after.scores[0, 0] == before.scores[0, 0] == pytest.approx(np.log1p(99.5 / 1.5), rel=1e-5)
 
 
 def test_surveying_again_replaces_the_published_statistics(points, client, capped, config):
     term_statistics.publish_term_statistics(client, capped)
     term_statistics.publish_term_statistics(client, config)
-    assert len(term_statistics.read(client, config).frequent) == 0
+    assert term_statistics.read(client, config).num_frequent == 0
 
 
 @pytest.mark.parametrize("criterion", ["keywords", "hybrid"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from refbert.config import ReferenceConfig
-from refbert.references import document_keywords, query_keywords, sentence_table, sentence_vector
+from refbert.references import document_keywords, query_keywords, sentence_vector, word_table
 
 SPECIAL = [101, 102]
 
@@ -36,10 +36,24 @@ def test_a_query_has_each_distinct_token_once_without_special_tokens():
 def test_rare_tokens_weigh_most_in_a_sentence_vector():
     vectors = np.zeros((30_000, 3), dtype=np.float32)
     vectors[2, 0] = vectors[29_000, 1] = 1
-    vector = sentence_vector(ids(2, 29_000), SPECIAL, sentence_table(vectors))
+    vector = sentence_vector(ids(2, 29_000), SPECIAL, word_table(vectors))
     assert vector[1] > 5 * vector[0] > 0
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-3)
 
 
 def test_a_text_of_special_tokens_only_has_a_zero_vector():
-    assert not sentence_vector(ids(), SPECIAL, np.ones((200, 4), dtype=np.float16)).any()
+    assert not sentence_vector(ids(), SPECIAL, word_table(np.ones((200, 4), np.float32))).any()
+
+
+def test_a_word_table_has_8_bits_and_keeps_the_first_components_where_it_is_narrower():
+    random = np.random.default_rng(0)
+    vectors = (random.standard_normal((500, 3)) @ random.standard_normal((3, 16))).astype(np.float32)
+    whole, narrow = word_table(vectors), word_table(vectors, 3)
+    assert whole.rows.dtype == narrow.rows.dtype == np.int8
+    assert (whole.dim, narrow.dim) == (16, 3)
+    weighted = vectors * np.log1p(np.arange(500, dtype=np.float32))[:, None]
+    tokens = np.arange(500, dtype=np.int32)
+    np.testing.assert_allclose(whole.vectors(tokens), weighted, atol=np.abs(weighted).max() / 200)
+    # Three components hold all there is: products of vectors stay what they were.
+    products, wanted = (table @ table.T for table in (narrow.vectors(tokens), weighted))
+    np.testing.assert_allclose(products, wanted, atol=np.abs(wanted).max() / 60)

@@ -13,7 +13,7 @@ from vector_store.schema import Manifest, Point, SparseVector
 def manifest() -> Manifest:
     return Manifest(
         encoder="test", fingerprint="f1", tokenizer="t1", layer=3, text_tokens=6, tokens=6, encoder_dim=4, dim=4,
-        dense_index=True, bm25_k1=1.2, bm25_b=0.75, bm25_average_tokens=20.0,
+        words_dim=4, bm25_k1=1.2, bm25_b=0.75, bm25_average_tokens=20.0,
     )  # fmt: skip
 
 
@@ -24,6 +24,7 @@ def make_point() -> Callable[..., Point]:
         fields = {
             "id": str(uuid.UUID(int=7)),
             "states": random.standard_normal((5, 4)).astype(np.float16),
+            "vector": random.standard_normal(4).astype(np.float32),
             "token_ids": np.array([101, 7, 70_000, 9, 102], np.int32),
             "keywords": SparseVector(np.array([7, 9], np.uint32), np.array([1.0, 0.5], np.float32)),
             "sentence": np.ones(4, np.float32),

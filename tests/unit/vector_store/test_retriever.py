@@ -54,7 +54,7 @@ def test_criterion_none_calls_no_store(manifest):
 
 
 def test_dense_criteria_need_a_dense_index(dead, manifest):
-    without = manifest.model_copy(update={"dense_index": False})
+    without = manifest.model_copy(update={"words_dim": 0})
     with pytest.raises(StoreError, match="needs a dense index"):
         Retriever(dead, StoreConfig(), without, "hybrid")
 

@@ -17,7 +17,7 @@ from refbert import RefBertConfig, RefBertModel
 from refbert.config import ReferenceConfig, TeacherConfig
 from refbert.errors import InputError
 from refbert.export import Export
-from refbert.folder import SENTENCE_TABLE, save_student
+from refbert.folder import WORD_TABLE, save_student
 from refbert.memory.manifest import manifest_of
 from refbert.memory.texts import reference_texts
 from refbert.teacher import load_teacher
@@ -151,8 +151,8 @@ def test_what_cannot_be_read_is_refused_in_one_line(student, copied, store_direc
 
 @pytest.mark.parametrize("student", ["dense"], indirect=True)
 def test_a_dense_memory_is_asked_with_the_table_that_travels_with_the_student(copied, store_directory):
-    (copied / SENTENCE_TABLE).unlink()
-    with pytest.raises(InputError, match=r"sentence_table.safetensors is missing.*copy the whole student/ folder"):
+    (copied / WORD_TABLE).unlink()
+    with pytest.raises(InputError, match=r"word_table.safetensors is missing.*copy the whole student/ folder"):
         refbert.load(copied, store_directory)
 
 

@@ -61,6 +61,34 @@ def test_setting_payload_keeps_the_other_fields(filled):
     assert filled.retrieve(NAME, [2])[0].payload["extra"] == "all"
 
 
+def test_deleting_payload_keeps_the_other_fields(filled):
+    filled.delete_payload(NAME, ["n", "none_of_these"], points=[1])
+    assert sorted(filled.retrieve(NAME, [1])[0].payload) == ["group", "nested"]
+    filled.delete_payload(NAME, ["nested"], points=models.Filter())
+    assert [sorted(point.payload) for point in filled.retrieve(NAME, [1, 3])] == [["group"], ["group", "n"]]
+
+
+def test_a_batch_of_writes_is_applied_in_order(filled):
+    def to(*points):
+        return {"points": list(points)}
+
+    answers = filled.batch_update_points(
+        NAME,
+        [
+            models.SetPayloadOperation(set_payload=models.SetPayload(payload={"extra": 1}, **to(1, 2))),
+            models.SetPayloadOperation(set_payload=models.SetPayload(payload={"extra": 2}, **to(2))),
+            models.DeletePayloadOperation(delete_payload=models.DeletePayload(keys=["nested"], **to(1))),
+            models.UpsertOperation(upsert=models.PointsList(points=[models.PointStruct(id=99, vector={}, payload={})])),
+            models.DeleteOperation(delete=models.PointIdsList(points=[4])),
+        ],
+    )
+    assert [answer.status for answer in answers] == [models.UpdateStatus.COMPLETED] * 5
+    one, two = filled.retrieve(NAME, [1, 2])
+    assert (one.payload["extra"], two.payload["extra"]) == (1, 2)
+    assert "nested" not in one.payload
+    assert set(ids(filled.retrieve(NAME, [4, 99]))) == {99}
+
+
 def upsert(name="dense", vector=None, point_id=None):
     point = api.PointStruct(id=point_id or api.PointId(num=50))
     point.vectors.vectors.vectors[name].CopyFrom(vector or api.Vector(dense=api.DenseVector(data=[1, 2, 3, 4])))

@@ -15,7 +15,7 @@ from vector_store.server.process import embedded_server
     ("stub", "method", "request_"),
     [
         (api.PointsStub, "Facet", api.FacetCounts()),
-        (api.PointsStub, "UpdateBatch", api.UpdateBatchPoints()),
+        (api.PointsStub, "UpdateVectors", api.UpdatePointVectors()),
         (api.CollectionsStub, "CreateShardKey", api.CreateShardKeyRequest()),
         (api.SnapshotsStub, "CreateFull", api.CreateFullSnapshotRequest()),
     ],
@@ -29,6 +29,23 @@ def test_an_unsupported_call_is_unimplemented_by_name(tmp_path_factory, stub, me
             getattr(stub(channel), method)(request_, timeout=10)
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
         assert f"/{method} is not implemented by the embedded server" in caught.value.details()
+
+
+def test_a_batch_with_a_write_that_is_not_implemented_writes_nothing(tmp_path_factory):
+    with (
+        embedded_server(tmp_path_factory.getbasetemp() / "unimplemented") as url,
+        connect(config := StoreConfig(url=url), url) as client,
+    ):
+        create_plain(client, config.collection)
+        batch = api.UpdateBatchPoints(collection_name=config.collection)
+        batch.operations.add().upsert.points.add(id=api.PointId(num=1)).vectors.vectors.SetInParent()
+        batch.operations.add().clear_payload.points.points.ids.add().num = 1
+        with pytest.raises(
+            StoreError, match="UpdateBatch with clear_payload is not implemented by the embedded server"
+        ):
+            client.call(client.points.UpdateBatch, batch, 10)
+        count = api.CountPoints(collection_name=config.collection)
+        assert client.call(client.points.Count, count, 10).result.count == 0
 
 
 def test_reflection_is_off(tmp_path_factory):

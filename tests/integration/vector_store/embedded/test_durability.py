@@ -55,7 +55,7 @@ def test_every_acknowledged_point_survives_a_kill_under_load(tmp_path, manifest)
     spawn = multiprocessing.get_context("spawn")
     acknowledged = spawn.Value("i", 0)
     with embedded_server(tmp_path) as url:
-        store_at(url).ensure(manifest.model_copy(update={"dense_index": False}))
+        store_at(url).ensure(manifest.model_copy(update={"words_dim": 0}))
         writer = spawn.Process(target=_upsert_until_killed, args=(url, acknowledged))
         writer.start()
         wait_until(lambda: acknowledged.value > 50, "50 batches are acknowledged", 30)

@@ -15,13 +15,13 @@ from vector_store.client import connect
 from vector_store.config import StoreConfig
 from vector_store.errors import StoreUnavailable
 from vector_store.retriever import Retriever
-from vector_store.schema import Query
+from vector_store.schema import Parts, Query
 from vector_store.server.process import embedded_server
 
 
 def test_look_ups_degrade_from_live_to_cached_to_null_and_recover(tmp_path, manifest, make_points):
     with filled_store(tmp_path, manifest, make_points(20)) as (url, client, config, queries):
-        retriever = Retriever(client, config, manifest, "keywords", with_text=True)
+        retriever = Retriever(client, config, manifest, "keywords", read=Parts(text=True))
         live = retriever.neighbours(queries[:3])
         assert live.rungs == ["live"] * 3
 

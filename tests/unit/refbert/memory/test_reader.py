@@ -129,7 +129,7 @@ def test_references_that_cannot_be_read_are_refused_in_one_line(folder, reading,
     assert "angle: Extra inputs" in refusal(reading(references={**options, "angle": 3}), tmp_path)
     assert "read no references" in refusal(reading(references={**options, "criterion": "none"}), tmp_path)
     assert "read no references" in refusal(reading(reference_mode="none"), tmp_path)
-    assert "format 3, this release reads 2" in refusal(reading(memory={"format_version": 3, "angle": 3}), tmp_path)
+    assert "format 2, this release reads 3" in refusal(reading(memory={"format_version": 2, "angle": 3}), tmp_path)
     assert "neither a server's URL" in refusal(folder, {"criterion": "keywords"})
     monkeypatch.setitem(sys.modules, "vector_store.location", None)  # as where gRPC is not installed
     assert "pip install 'refbert[memory]'" in refusal(reading(), tmp_path)

@@ -23,7 +23,7 @@ def test_a_text_asks_under_the_id_it_is_stored_with(teacher):
     texts = texts_of(teacher)
     ids, states = teacher.encode_texts(["A text."])[0]
     row = {"text": "A text.", "source": "s", "document": "d", "split": "train"}
-    point = texts.point(row, reference_id(teacher.fingerprint, "A text."), ids, states)
+    point = texts.point(row, reference_id(teacher.fingerprint, "A text."), ids, states.mean(0), states)
     query = texts.query("A text.", ids, "d")
     assert point.id == query.id
     assert np.array_equal(point.keywords.indices, query.keywords.indices)
@@ -43,7 +43,7 @@ def test_a_pair_asks_under_the_id_it_is_stored_with_and_with_the_words_of_both(t
         len({identifier, *(reference_id(teacher.fingerprint, text) for text in (pair[::-1], *pair, " ".join(pair)))})
         == 5
     )
-    point, query = texts.point(row, identifier, ids, states), texts.query(pair, ids, "d")
+    point, query = texts.point(row, identifier, ids, states.mean(0), states), texts.query(pair, ids, "d")
     assert point.text == pair
     assert point.id == query.id
     assert len(query.keywords.indices) == len(set(teacher.tokenizer.tokenize("A text. Another one.")))
@@ -83,9 +83,9 @@ def test_a_token_budget_cuts_states_but_not_keywords(teacher):
     references = ReferenceConfig(tokens=8)
     texts = reference_texts(teacher, manifest_of(teacher, references), references)
     ids, states = teacher.encode_texts(["one two three four five six seven eight nine ten"])[0]
-    point = texts.point({"text": "x", "source": "s", "document": "d", "split": "train"}, "i", ids, states)
+    point = texts.point({"text": "x", "source": "s", "document": "d", "split": "train"}, "i", ids, states[0], states)
     assert np.array_equal(point.states, states[:8])
-    assert np.array_equal(point.token_ids, ids[:8])
+    assert np.array_equal(point.token_ids, ids)
     assert len(point.keywords.indices) == 10
     assert texts.query("x", ids, None).keywords.indices.tolist() == point.keywords.indices.tolist()
 
@@ -103,13 +103,26 @@ def test_bytes_per_point_are_what_a_point_takes(teacher):
     texts = texts_of(teacher)
     ids, states = teacher.encode_texts(["word " * 50])[0]
     row = {"text": "word " * 20, "source": "s", "document": "d", "split": "train"}
-    size = encode(texts.point(row, reference_id("f", "x"), ids, states), "float16").ByteSize()
-    assert size == pytest.approx(manifest.bytes_per_point(), rel=0.05)
+    point = texts.point(row, reference_id("f", "x"), ids, states.mean(0, dtype=np.float32), states)
+    assert encode(point, manifest).ByteSize() == pytest.approx(manifest.bytes_per_point(residuals=0), rel=0.05)
+
+
+def test_without_states_a_reference_takes_little_more_than_its_vector(teacher):
+    from vector_store.codec import check, encode
+
+    texts = texts_of(teacher, states=False)
+    ids, states = teacher.encode_texts(["word " * 50])[0]
+    row = {"text": "word " * 20, "source": "s", "document": "d", "split": "train"}
+    point = texts.point(row, reference_id("f", "x"), ids, states.mean(0, dtype=np.float32), states)
+    check(point, texts.manifest)
+    assert point.states is None
+    assert (texts.manifest.tokens, texts.manifest.token_bytes) == (0, 2)
+    assert encode(point, texts.manifest).ByteSize() < 1000
 
 
 def test_a_student_of_another_format_says_so_in_one_line(teacher):
     saved = manifest_of(teacher, ReferenceConfig()).model_dump(mode="json")
     assert trained_manifest(saved, "student") == manifest_of(teacher, ReferenceConfig())
     assert trained_manifest(None, "student") is None
-    with pytest.raises(InputError, match="memory of format 1, this release reads 2; distil it again"):
-        trained_manifest({"format_version": 1, "encoder": "x"}, "student")
+    with pytest.raises(InputError, match="memory of format 2, this release reads 3; distil it again"):
+        trained_manifest({"format_version": 2, "encoder": "x"}, "student")

@@ -1,0 +1,177 @@
+"""A student's answers adapted to a memory, in closed form: from what is stored to a version that readers switch to.
+
+    stored references --> the student's vectors (kept on disk, page by page) --> global part --> residuals --> version
+
+Nothing is trained by gradient. Every pass streams: what is held at once is a page of references, and the maps. A page is told
+by the ids that it holds, and a version by its pages, the student and the options: a job that was killed goes on with the pages
+that it has, and writes the same version again. The version that is read goes on being read until the new one is whole.
+"""
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from jobs.config import AdaptConfig
+from jobs.run.progress import progress
+from refbert.atomic import whole_file
+from refbert.corpus import Text
+from refbert.correction import Correction, Kriging, Residuals, choose_kriging, residuals_of
+from refbert.errors import InputError
+from refbert.global_part import FittedGlobalPart, GlobalPartOptions, Rows, fit_global_part
+from refbert.memory.reader import Reader
+from refbert.memory.version import publish_version
+from vector_store.schema import Parts, StoredPoint
+from vector_store.store import Store
+
+log = logging.getLogger(__name__)
+
+PAGE = 2048
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of stored references on disk: their `ids`, and a file with what the fits read of them."""
+
+    ids: list[str]
+    file: Path
+
+    def rows(self) -> Rows:
+        """Read the vectors of student, words and teacher, (rows, dim) or (rows, words_dim) each."""
+        with np.load(self.file) as columns:
+            return Rows(*(torch.from_numpy(columns[name]).float() for name in Rows._fields))
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What an adaptation has made: a version's correction, on how many references, and what left-out ones say of it."""
+
+    correction: Correction
+    references: int
+    kriging: Kriging
+    alone: float
+
+
+def adapt(store: Store, student: Reader, name: str, scratch: Path, options: AdaptConfig, seed: int) -> Adaptation:
+    """Correct a student's answers by all that is stored, and publish the version. `name` is the student's fingerprint.
+
+    Raises InputError for a memory without references.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    total = store.count()
+    with progress("student", total, "reference") as update:
+        pages = []
+        for page in student_pages(store, student, scratch):
+            pages.append(page)
+            update(len(page.ids))
+    if not pages:
+        raise InputError("the memory holds no references, so there is nothing to adapt to; give a corpus with texts")
+    version = version_of(pages, name, options, seed)
+
+    def chunks() -> Iterator[Rows]:
+        return (page.rows() for page in pages)
+
+    fitted = fit_global_part(chunks, GlobalPartOptions(landmarks=options.landmarks, seed=seed))
+    with progress("residual", total, "reference") as update:
+        for page, residuals in zip(pages, write_residuals(store, fitted, pages, f"{name}_{version}"), strict=True):
+            update(len(page.ids))
+            np.save(_residuals_file(page), residuals.numpy().astype(np.float16))
+
+    def left_out() -> Iterator[Residuals]:
+        norm = fitted.part.teacher_norm
+        for page in pages:
+            rows = page.rows()
+            residual = torch.from_numpy(np.load(_residuals_file(page))).float()
+            yield Residuals(rows.words, rows.teacher / norm, residual / norm)
+
+    kriging = choose_kriging(fitted.part, left_out, options.references.count, seed=seed)
+    assert student.texts is not None
+    reading = {
+        "memory": student.texts.manifest.model_dump(mode="json"),
+        "collection": options.collection,
+        "references": options.references.model_dump(mode="json"),
+    }
+    correction = Correction(name, version, fitted.part, kriging.tau, kriging.noise, kriging.references, reading)
+    publish_version(store, correction)
+    adaptation = Adaptation(correction, sum(len(page.ids) for page in pages), kriging, _cosine(chunks()))
+    shutil.rmtree(scratch)
+    return adaptation
+
+
+def student_pages(store: Store, student: Reader, scratch: Path) -> Iterator[Page]:
+    """Yield every page of the memory, once the student has said its vectors; pages on disk are not computed again."""
+    assert student.words is not None
+    for points in store.read(Parts(states=False, text=True, vector=True), PAGE):
+        ids = [point.id for point in points]
+        file = scratch / f"{hashlib.sha256(''.join(ids).encode()).hexdigest()[:16]}.npz"
+        if not file.exists():
+            columns = {
+                "student": student_vectors(student, [_text(point) for point in points]),
+                "words": word_vectors(student, points),
+                "teacher": np.stack([point.vector for point in points if point.vector is not None]),
+            }
+            with whole_file(file) as draft, open(draft, "wb") as stream:
+                np.savez(
+                    stream, allow_pickle=False, **{name: each.astype(np.float16) for name, each in columns.items()}
+                )
+        yield Page(ids, file)
+
+
+def student_vectors(student: Reader, texts: Sequence[Text]) -> NDArray[np.float32]:
+    """Return what the student alone says of texts, (texts, dim)."""
+    vectors = np.empty((len(texts), student.model.config.dim), np.float32)
+    for forward in student.forwards(texts):
+        vectors[forward.rows] = forward.output.sentence_embedding.float().cpu().numpy()
+    return vectors
+
+
+def word_vectors(student: Reader, points: Sequence[StoredPoint]) -> NDArray[np.float32]:
+    """Return the vectors of stored texts' words, (points, words_dim)."""
+    assert student.words is not None
+    lengths = torch.tensor([len(point.token_ids) for point in points])
+    token_ids = torch.from_numpy(np.concatenate([point.token_ids for point in points])).long()
+    rows = torch.arange(len(points)).repeat_interleave(lengths)
+    device = student.words.table.device
+    return student.words.of_flat(token_ids.to(device), rows.to(device), len(points)).cpu().numpy()
+
+
+def write_residuals(
+    store: Store, fitted: FittedGlobalPart, pages: Sequence[Page], reader: str
+) -> Iterator[torch.Tensor]:
+    """Store each page's residuals under the reader's name; yields them, (rows, dim) in the teacher's units."""
+    for page in pages:
+        residuals = residuals_of(fitted, page.rows()).residual * fitted.part.teacher_norm
+        there = store.existing(page.ids)  # texts may have been deleted since the page was read
+        of_id = dict(zip(page.ids, residuals.float().numpy(), strict=True))
+        store.set_residuals(reader, {identifier: of_id[identifier] for identifier in page.ids if identifier in there})
+        yield residuals
+
+
+def version_of(pages: Sequence[Page], student: str, options: AdaptConfig, seed: int) -> str:
+    """Return a version's name, 8 hex digits: of what it is fitted on, and how."""
+    fitted_on = "".join(page.file.name for page in pages)
+    return hashlib.sha256(
+        f"{fitted_on} {student} {options.landmarks} {options.references} {seed}".encode()
+    ).hexdigest()[:8]
+
+
+def _residuals_file(page: Page) -> Path:
+    return page.file.with_suffix(".residuals.npy")
+
+
+def _text(point: StoredPoint) -> Text:
+    assert point.text is not None
+    return point.text
+
+
+def _cosine(chunks: Iterator[Rows]) -> float:
+    """Mean cosine of the student's own vectors to the teacher's."""
+    cosines = torch.cat([F.cosine_similarity(rows.student, rows.teacher, dim=-1) for rows in chunks])
+    return float(cosines.mean())

@@ -1,0 +1,230 @@
+"""What one version of a memory corrects in one student's answers: a global part, and near references' residuals.
+
+    answer = student's vector + global part (linear and kernel map) + kriging weights x residuals of near references
+
+Everything is in closed form (docs/decisions/0014-closed-form-reading.md). A correction belongs to a version of a memory: its
+residuals are what that global part lacks, and no other one's.
+
+Shapes: batch, count (references of a text), dim (of the teacher's vector), words_dim.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+from torch.nn import functional as F
+
+from refbert.errors import InputError
+from refbert.global_part import FittedGlobalPart, GlobalPart, Rows
+from refbert.kriging import corrected, kriging_weights
+
+FORMAT = 1
+
+TAUS = (0.2, 0.4, 0.8)
+NOISES = (0.03, 0.1, 0.3, 1.0)
+"""What kriging's width and noise are chosen among."""
+
+KEPT_IN_FULL = ("student_norm", "teacher_norm")
+"""Buffers of a global part that are saved as float32, the others as float16."""
+
+
+class Corrected(NamedTuple):
+    """Corrected answers: `vector` (batch, dim) in the teacher's units, `weights` (batch, count) of the references' residuals,
+    `nearness` (batch,) the cosine of the nearest one's key, and `variance` (batch,): 0 beside a stored text, 1 far from all.
+
+    Without references `weights` has no columns, nearness is -1 and variance 1.
+    """
+
+    vector: Tensor
+    weights: Tensor
+    nearness: Tensor
+    variance: Tensor
+
+
+class References(NamedTuple):
+    """Near references as a student reads them: `vectors` and `residuals` (batch, count, dim) in the teacher's units, and their
+    `words` (batch, count, words_dim). A row of NaN in `residuals` is a reference that is not there, or not read yet."""
+
+    vectors: Tensor
+    residuals: Tensor
+    words: Tensor
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A version's correction of the student with this fingerprint. `count` references are read, none where it is 0.
+
+    `reading` says for whoever finds the correction beside a student which memory it is of, and how that one is asked; JSON.
+    """
+
+    student: str
+    version: str
+    part: GlobalPart
+    tau: float
+    noise: float
+    count: int
+    reading: dict[str, Any] = field(default_factory=dict)
+
+    def answer(self, student: Tensor, words: Tensor, references: References | None = None) -> Corrected:
+        """Correct the student's vectors (batch, dim) of texts with these word vectors (batch, words_dim)."""
+        base, key = self.part(student, words)
+        norm = self.part.teacher_norm
+        if references is None or not self.count or not references.residuals.shape[1]:
+            ones = base.new_ones(len(base))
+            return Corrected(base * norm, base.new_zeros(len(base), 0), -ones, ones)
+        there = references.residuals[:, :, 0].isfinite()
+        vectors, residuals, near = (torch.where(there[:, :, None], column, 0.0) for column in references)
+        keys = self.part.key((vectors - residuals) / norm, near)
+        weights, variance = kriging_weights(key, keys, there, self.tau, self.noise)
+        cosines = torch.where(there, (keys @ key[:, :, None]).squeeze(-1), -1.0)
+        return Corrected(corrected(base * norm, residuals, weights), weights, cosines.amax(1), variance)
+
+    def to_bytes(self) -> bytes:
+        """The bytes that `from_bytes` reads: safetensors, with everything but tensors in its header."""
+        tensors = {
+            name: (tensor if name in KEPT_IN_FULL else tensor.half()).contiguous().cpu()
+            for name, tensor in self.part.state_dict().items()
+        }
+        described = {
+            "format": FORMAT, "student": self.student, "version": self.version, "kernel_tau": self.part.tau,
+            "tau": self.tau, "noise": self.noise, "count": self.count, "reading": self.reading,
+        }  # fmt: skip
+        return save(tensors, {"correction": json.dumps(described, sort_keys=True)})
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "Correction":
+        """Read `to_bytes`. Raises InputError for anything else."""
+        try:
+            length = int.from_bytes(content[:8], "little")
+            described = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["correction"])
+            if described.pop("format") != FORMAT:
+                raise ValueError("of another format")
+            tensors = load(content)
+            landmarks, key_dim = tensors["landmarks"].shape
+            dim = len(tensors["bias"])
+            part = GlobalPart(dim, key_dim - dim, landmarks, described.pop("kernel_tau"))
+            part.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+            correction = cls(part=part, **described)
+        except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise InputError(
+                f"a student's correction cannot be read ({' '.join(str(error).split())}); adapt the memory again"
+            ) from None
+        if not all(bool(tensor.isfinite().all()) for tensor in part.buffers()):
+            raise InputError("a student's correction holds NaN or infinity; adapt the memory again")
+        return correction
+
+    @property
+    def reader(self) -> str:
+        """Name under which stored points keep the residuals that belong to this correction."""
+        return f"{self.student}_{self.version}"
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that it takes where it is kept."""
+        return len(self.to_bytes())
+
+
+class Residuals(NamedTuple):
+    """A chunk of stored texts: `words` (rows, words_dim), and `teacher` and leave-one-out `residual` (rows, dim), in units of
+    the memory's mean length."""
+
+    words: Tensor
+    teacher: Tensor
+    residual: Tensor
+
+
+def residuals_of(fitted: FittedGlobalPart, rows: Rows) -> Residuals:
+    """Take the residuals of rows that a global part was fitted on, as if each had not been."""
+    return Residuals(rows.words, rows.teacher / fitted.part.teacher_norm, fitted.leave_one_out(rows)[0])
+
+
+class Kriging(NamedTuple):
+    """How residuals are weighed, and what that gave on left-out rows: mean cosine `before` and `after`.
+
+    `references` is how many of them a text reads: none where they make no answer better.
+    """
+
+    tau: float
+    noise: float
+    references: int
+    before: float
+    after: float
+
+
+def choose_kriging(
+    part: GlobalPart,
+    chunks: Callable[[], Iterable[Residuals]],
+    count: int,
+    sample: int = 1500,
+    seed: int = 0,
+) -> Kriging:
+    """Choose kriging's width and noise on a `sample` of stored texts, each asked as if it were not stored.
+
+    A text asks for the `count` nearest others by words, as a dense index finds them. `seed` is the fit's. Reads the rows
+    three times.
+    """
+    num_rows = sum(len(rows.words) for rows in chunks())
+    # The other end of the permutation that landmarks are drawn from: a landmark's residual is smaller than a left-out text's.
+    drawn = torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed))
+    asked = drawn[-min(sample, max(1, 3 * num_rows // 4)) :].sort().values
+    mine = Residuals(
+        *map(torch.cat, zip(*(_taken(rows, here) for rows, here in _placed(chunks(), asked)), strict=True))
+    )
+    base = mine.teacher - mine.residual
+    before = float(F.cosine_similarity(base, mine.teacher, dim=-1).mean())
+    nearest = _nearest(part, chunks(), asked, mine.words, min(count, num_rows - 1))
+    best = Kriging(TAUS[0], NOISES[0], 0, before, before)
+    if nearest is None:
+        return best
+    keys, residuals = nearest
+    key, there = part.key(base, mine.words), keys.new_ones(keys.shape[:2])
+    for tau in TAUS:
+        for noise in NOISES:
+            answers = corrected(base, residuals, kriging_weights(key, keys, there, tau, noise).weights)
+            after = float(F.cosine_similarity(answers, mine.teacher, dim=-1).mean())
+            if after > best.after:
+                best = Kriging(tau, noise, count, before, after)
+    return best
+
+
+def _placed(chunks: Iterable[Residuals], asked: Tensor) -> Iterator[tuple[Residuals, Tensor]]:
+    """Yield the chunks that have any of the asked rows, with these rows' places in the chunk."""
+    start = 0
+    for rows in chunks:
+        here = asked[(asked >= start) & (asked < start + len(rows.words))] - start
+        start += len(rows.words)
+        if len(here):
+            yield rows, here
+
+
+def _taken(rows: Residuals, places: Tensor) -> Residuals:
+    return Residuals(*(column[places].float() for column in rows))
+
+
+def _nearest(
+    part: GlobalPart, chunks: Iterable[Residuals], asked: Tensor, words: Tensor, count: int
+) -> tuple[Tensor, Tensor] | None:
+    """Return keys (asked, count, key_dim) and residuals (asked, count, dim) of the rows nearest by words, never themselves."""
+    best: tuple[Tensor, Tensor, Tensor] | None = None
+    start = 0
+    for rows in chunks if count else ():
+        cosines = words @ rows.words.float().T
+        itself = (asked >= start) & (asked < start + len(rows.words))
+        cosines[itself, asked[itself] - start] = -2.0
+        start += len(rows.words)
+        top = cosines.topk(min(count, len(rows.words)), dim=1)
+        residual = rows.residual[top.indices].float()
+        keys = part.key(rows.teacher[top.indices].float() - residual, rows.words[top.indices].float())
+        found = top.values, keys, residual
+        if best is not None:
+            cosine, key, kept = (torch.cat(pair, 1) for pair in zip(best, found, strict=True))
+            order = cosine.topk(min(count, cosine.shape[1]), dim=1).indices
+            rows_of = order[:, :, None]
+            found = cosine.gather(1, order), key.take_along_dim(rows_of, 1), kept.take_along_dim(rows_of, 1)
+        best = found
+    return None if best is None else (best[1], best[2])

@@ -1,0 +1,96 @@
+"""Versions of what a memory corrects in a student's answers: written by `jobs/adapt.py`, read by whoever answers.
+
+A version is a correction, kept with the collection, and the residuals that belong to it, kept with each point under the
+version's name. It is complete before a pointer, also kept with the collection, names it; the one before stays until the next
+comes. So readers switch between whole versions, and none weighs one version's residuals over another one's maps. Where the
+memory's name is an alias, it is resolved once.
+"""
+
+from typing import NamedTuple
+
+from refbert.config import ReferenceConfig
+from refbert.correction import Correction
+from refbert.errors import InputError
+from refbert.memory.manifest import trained_manifest, trained_references
+from vector_store.client import Client
+from vector_store.config import StoreConfig
+from vector_store.errors import CollectionMismatch
+from vector_store.schema import Manifest, Parts
+from vector_store.store import Store
+from vector_store.versions import resolve
+
+CORRECTION_OF = "correction_"
+"""Name under which a collection keeps which version is a student's current one, followed by the student's fingerprint; and,
+followed by a reader's name, that reader's correction."""
+
+
+class MemoryVersion(NamedTuple):
+    """A version: its collection, what it corrects, its manifest, and how a student asks it."""
+
+    store: StoreConfig
+    correction: Correction
+    manifest: Manifest
+    references: ReferenceConfig
+
+    def parts(self, text: bool = False) -> Parts:
+        """Return what a look-up reads of a reference."""
+        return Parts(states=False, text=text, vector=True, residual_of=self.correction.reader)
+
+
+def memory_of(correction: Correction) -> tuple[str, Manifest, ReferenceConfig]:
+    """Return the name, the manifest and the look-up of the memory that a correction is of. Raises InputError for another's."""
+    name, saved = correction.reading.get("collection"), correction.reading.get("memory")
+    manifest = trained_manifest(saved, "the student's correction")
+    references = trained_references(correction.reading.get("references"), "the student's correction")
+    if not (name and manifest and references):
+        raise InputError("the student's correction does not say which memory it is of; adapt the memory again")
+    return name, manifest, references
+
+
+def current_version(client: Client, store: StoreConfig, student: str) -> MemoryVersion:
+    """Return this student's current version in the memory that `store.collection` stands for.
+
+    CollectionMismatch where it holds none, or one of another manifest than its own.
+    """
+    resolved = store.model_copy(update={"collection": resolve(client, store)})
+    memory = Store(client, resolved)
+    name = version_name(memory, student)
+    content = memory.kept(f"{CORRECTION_OF}{student}_{name}") if name else None
+    if content is None:
+        raise CollectionMismatch(
+            f"collection {store.collection!r} corrects no answers of student {student}; adapt it to this student: "
+            "`python jobs/adapt.py`"
+        )
+    correction = Correction.from_bytes(content)
+    _, manifest, references = memory_of(correction)
+    return MemoryVersion(resolved, correction, memory.require(manifest), references)
+
+
+def version_name(memory: Store, student: str) -> str | None:
+    """Return the name of a student's current version; None where it has none."""
+    name = memory.kept(CORRECTION_OF + student)
+    return None if name is None else name.decode()
+
+
+def publish_version(memory: Store, correction: Correction) -> None:
+    """Make a correction, whose residuals are stored, its student's current one; versions before the last are deleted."""
+    before = version_name(memory, correction.student)
+    memory.keep(CORRECTION_OF + correction.reader, correction.to_bytes())
+    memory.keep(CORRECTION_OF + correction.student, correction.version.encode())
+    kept = {f"{correction.student}_{version}" for version in (before, correction.version)}
+    for name in memory.names():
+        reader = name.removeprefix(CORRECTION_OF)
+        if name.startswith(f"{CORRECTION_OF}{correction.student}_") and reader not in kept:
+            memory.forget(name)
+            memory.drop_residuals(reader)
+
+
+def roll_back(memory: Store, student: str) -> str:
+    """Make the version before a student's current one the current one, and return its name. Raises InputError for none."""
+    current, prefix = version_name(memory, student), f"{CORRECTION_OF}{student}_"
+    others = [name.removeprefix(prefix) for name in memory.names() if name.startswith(prefix)]
+    others = [name for name in others if name != current]
+    if not others:
+        raise InputError(f"student {student} has no version before {current}; adapt the memory again instead")
+    memory.keep(CORRECTION_OF + student, others[0].encode())
+    return others[0]

@@ -1,0 +1,43 @@
+"""The vectors of texts' words, looked up in torch: rarity-weighted means, as `references.sentence_vector` makes one."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from refbert.references import WordTable
+
+
+class WordVectors(nn.Module):
+    """Texts' token ids to vectors (rows, words_dim) of unit length, zeros for a text of special tokens only.
+
+    Shapes: rows (texts), tokens (of all of them together).
+    """
+
+    table: Tensor
+    is_word: Tensor
+
+    def __init__(self, table: WordTable, special_ids: Sequence[int]) -> None:
+        super().__init__()
+        vectors = torch.from_numpy(table.rows).float() * torch.from_numpy(table.scales).float()[:, None]
+        is_word = torch.ones(len(vectors), dtype=torch.bool)
+        is_word[[token for token in special_ids if token < len(vectors)]] = False
+        self.register_buffer("table", vectors, persistent=False)
+        self.register_buffer("is_word", is_word, persistent=False)
+
+    @property
+    def dim(self) -> int:
+        """words_dim."""
+        return self.table.shape[1]
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Return (rows, words_dim) for padded texts: `input_ids` and `mask` (rows, tokens of the longest)."""
+        rows, places = mask.bool().nonzero(as_tuple=True)
+        return self.of_flat(input_ids[rows, places], rows, len(input_ids))
+
+    def of_flat(self, token_ids: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+        """Return the same for texts one after another: `token_ids` (tokens,), and which text each is of, `rows` (tokens,)."""
+        seen = self.is_word[token_ids]
+        sums = self.table.new_zeros(num_rows, self.dim).index_add_(0, rows[seen], self.table[token_ids[seen]])
+        return F.normalize(sums, dim=-1)

@@ -1,0 +1,327 @@
+"""A student's answers are adapted to what is stored: closer to its teacher, in whole versions, whatever happens meanwhile."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import refbert
+from jobs import adapt as adapt_job
+from jobs.config import AdaptConfig
+from jobs.memory import adaptation
+from jobs.memory.adaptation import adapt
+from jobs.memory.student_memory import adapting_student
+from refbert.correction import Correction
+from refbert.errors import InputError
+from refbert.folder import CORRECTION, WORD_TABLE, save_correction, save_student
+from refbert.memory.version import current_version, roll_back
+from refbert.student import RefBertForSequenceClassification, RefBertModel
+from refbert.student_config import RefBertConfig
+from refbert.teacher import load_teacher
+from tests.integration.jobs.in_process import compute_in_process
+from vector_store.client import connect
+from vector_store.config import StoreConfig
+from vector_store.errors import CollectionMismatch, StoreUnavailable
+from vector_store.server.process import embedded_server
+from vector_store.store import Store
+
+THINGS = ("kettle", "lamp", "bicycle", "violin", "garden", "river", "engine", "letter")
+TEXTS = [f"the {thing} of {name} is {how}" for thing in THINGS for name in ("Ann", "Bob", "Cleo") for how in (
+    "old", "new", "broken", "on the table", "what we talked about", "lost in the rain",
+)]  # fmt: skip
+ASKED = [f"the {thing} of Dan is {how}" for thing in THINGS for how in ("old", "broken", "lost in the rain")]
+
+
+@pytest.fixture(scope="module")
+def store_url(tmp_path_factory):
+    with embedded_server(tmp_path_factory.mktemp("adapt-store")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_run):
+    return load_teacher(tiny_run().teacher)
+
+
+@pytest.fixture
+def student_folder(tiny_run, teacher, tmp_path):
+    """A student that has learned nothing, without a word table."""
+    torch.manual_seed(0)
+    shape = tiny_run().student.model_copy(update={"reference_mode": "none"})
+    config = RefBertConfig(
+        vocab_size=len(teacher.tokenizer), dim=teacher.dim, reference_mode="none",
+        hidden_size=shape.hidden_size, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48,
+    )  # fmt: skip
+    save_student(tmp_path / "student", RefBertModel(config), teacher.tokenizer, text_tokens=16)
+    return tmp_path / "student"
+
+
+class Memory:
+    """An adapted memory in the making: its options, its store, and the student whose answers it corrects."""
+
+    def __init__(self, config, client, folder, teacher):
+        self.options: AdaptConfig = config.adapt
+        self.config = config
+        self.client, self.folder, self.teacher = client, folder, teacher
+        self.store = Store(client, config.store)
+        self.student, self.name = adapting_student(config, folder, teacher, batch=16)
+        self.store.ensure(self.student.texts.manifest)
+        self.scratch = folder.parent / "scratch"
+
+    def add(self, texts):
+        points = []
+        for text, (ids, states) in zip(texts, self.teacher.encode_texts(texts), strict=True):
+            row = {"text": text, "source": "s", "document": text, "split": "train"}
+            made = self.student.texts
+            points.append(made.point(row, made.identifier(text), ids, states.mean(0, dtype=np.float32), None))
+        self.store.upsert(points)
+
+    def adapt(self):
+        adapted = adapt(self.store, self.student, self.name, self.scratch, self.options, 0)
+        save_correction(self.folder, adapted.correction)
+        return adapted
+
+    def cosine(self, texts=ASKED, references=None):
+        """How near the answers of the student's folder are to the teacher's, in the mean."""
+        wanted = np.stack([states.mean(0, dtype=np.float32) for _, states in self.teacher.encode_texts(texts)])
+        wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+        with refbert.load(self.folder, references) as student:
+            return float((student.encode(texts) * wanted).sum(1).mean())
+
+    def state(self):
+        version = current_version(self.client, self.config.store, self.name)
+        points = [point for page in self.store.pages() for point in page]
+        residuals = {point.id: point.residuals[version.correction.reader].tobytes() for point in points}
+        return version.correction.to_bytes(), residuals
+
+
+@pytest.fixture
+def memory(tiny_run, store_url, student_folder, teacher, request, monkeypatch):
+    monkeypatch.setattr(adaptation, "PAGE", 40)
+    options = AdaptConfig(collection=f"c{abs(hash(request.node.name))}", landmarks=2, references={"count": 4})
+    store = StoreConfig(url=store_url, collection=options.collection, lookup_deadline_ms=5000)
+    config = tiny_run().model_copy(update={"adapt": options, "references": options.references, "store": store})
+    with connect(store, store_url) as client:
+        yield Memory(config, client, student_folder, teacher)
+
+
+def test_stored_texts_bring_answers_closer_without_training_and_without_a_store(memory, store_url):
+    alone = memory.cosine()
+    memory.add(TEXTS)
+    adapted = memory.adapt()
+    by_map, by_references = memory.cosine(), memory.cosine(references=store_url)
+    assert adapted.references == len(TEXTS)
+    assert alone + 0.1 < by_map < by_references
+    assert adapted.alone < adapted.kriging.before < adapted.kriging.after
+    assert not memory.scratch.exists()
+    assert (memory.folder / WORD_TABLE).exists()
+
+
+def test_a_text_that_is_stored_reads_what_its_neighbours_say_never_itself(memory, store_url):
+    memory.add(TEXTS)
+    memory.adapt()
+    with refbert.load(memory.folder, store_url) as student:
+        tokens = student.tokenize(TEXTS[:8])
+        found = student.look_up(TEXTS[:8], tokens)
+        _, corrected = student.answer(tokens, found)
+    own = [student.texts.identifier(text) for text in TEXTS[:8]]
+    assert all(len(ids) == 4 and name not in ids for name, ids in zip(own, found.ids, strict=True))
+    assert found.states.shape[2] == 0
+    assert (corrected.nearness > 0.5).all()
+
+
+@pytest.mark.parametrize("number", [1, 3, 10])
+def test_few_texts_make_no_answer_worse_than_the_students_own(memory, store_url, number):
+    alone = memory.cosine()
+    memory.add(TEXTS[:: len(TEXTS) // number][:number])
+    memory.adapt()
+    assert memory.cosine(references=store_url) > alone - 1e-3
+
+
+def test_texts_that_are_all_alike_and_texts_without_words_can_be_adapted_to(memory, store_url):
+    memory.add(["the kettle", "The Kettle !", "the kettle .", "[CLS]", "[SEP] [SEP]"])
+    memory.adapt()
+    assert np.isfinite(memory.cosine(["the kettle", "[PAD]"], references=store_url))
+
+
+def test_more_texts_are_a_new_version_and_readers_of_the_one_before_go_on(memory, store_url):
+    memory.add(TEXTS[:70])
+    first = memory.adapt()
+    with refbert.load(memory.folder, store_url) as before:
+        said = before.encode(ASKED)
+        memory.add(TEXTS[70:])
+        second = memory.adapt()
+        assert first.correction.version != second.correction.version
+        still = before.encode(ASKED)  # its references may be new ones, which it has no residual of
+        assert float((said * still).sum(1).mean()) > 0.98
+    assert (
+        current_version(memory.client, memory.config.store, memory.name).correction.version == second.correction.version
+    )
+    readers = {name for page in memory.store.pages() for point in page for name in point.residuals}
+    assert readers == {first.correction.reader, second.correction.reader}
+
+    memory.add(["a third version comes when something is stored"])
+    third = memory.adapt()
+    readers = {name for page in memory.store.pages() for point in page for name in point.residuals}
+    assert readers == {second.correction.reader, third.correction.reader}
+    assert roll_back(memory.store, memory.name) == second.correction.version
+    assert (
+        current_version(memory.client, memory.config.store, memory.name).correction.version == second.correction.version
+    )
+
+
+def test_killed_in_the_middle_three_times_it_ends_as_an_undisturbed_one(memory, monkeypatch):
+    memory.add(TEXTS)
+    memory.adapt()
+    undisturbed = memory.state()
+    memory.store.delete_collection()
+    memory.store.ensure(memory.student.texts.manifest)
+    memory.add(TEXTS)
+
+    class KilledError(Exception): ...
+
+    computed = []
+    vectors, write = adaptation.student_vectors, Store.set_residuals
+
+    def dies_at(number, function):
+        calls = []
+
+        def dying(*arguments, **options):
+            calls.append(arguments)
+            if len(calls) == number:
+                raise KilledError
+            return function(*arguments, **options)
+
+        return dying
+
+    def counting(student, texts):
+        computed.append(len(texts))
+        return vectors(student, texts)
+
+    for where, dying in (
+        ((adaptation, "student_vectors"), dies_at(3, counting)),
+        ((Store, "set_residuals"), dies_at(2, write)),
+        ((adaptation, "choose_kriging"), dies_at(1, adaptation.choose_kriging)),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(adaptation, "student_vectors", counting)
+            patch.setattr(*where, dying)
+            with pytest.raises(KilledError):
+                memory.adapt()
+        with pytest.raises(CollectionMismatch, match="corrects no answers of student"):
+            current_version(memory.client, memory.config.store, memory.name)
+    memory.adapt()
+    assert sum(computed) == len(TEXTS), "a page that is on disk is not computed again"
+    assert memory.state() == undisturbed
+
+
+def test_a_text_that_is_deleted_meanwhile_is_no_reason_to_end(memory, monkeypatch):
+    memory.add(TEXTS)
+    fit = adaptation.fit_global_part
+
+    def deleting(*arguments):
+        memory.store.delete(("document", TEXTS[3]))
+        return fit(*arguments)
+
+    monkeypatch.setattr(adaptation, "fit_global_part", deleting)
+    memory.adapt()
+    assert len(memory.state()[1]) == len(TEXTS) - 1
+
+
+def test_an_empty_memory_is_refused_in_one_line(memory):
+    with pytest.raises(InputError, match="holds no references, so there is nothing to adapt to"):
+        memory.adapt()
+
+
+def test_a_store_that_goes_away_leaves_the_version_before_and_what_was_computed(memory, monkeypatch):
+    memory.add(TEXTS)
+    before = memory.adapt().correction.version
+    memory.add(["one more"])
+
+    def away(*_):
+        raise StoreUnavailable("the store is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "set_residuals", away)
+        with pytest.raises(StoreUnavailable):
+            memory.adapt()
+    assert current_version(memory.client, memory.config.store, memory.name).correction.version == before
+    assert len(list(memory.scratch.glob("*.npz"))) == 4
+    assert memory.adapt().correction.version != before
+
+
+# ---------------------------------------------------------------- who is adapted
+
+
+def test_a_student_that_changed_since_is_refused_with_its_old_correction(memory, teacher, store_url):
+    memory.add(TEXTS)
+    memory.adapt()
+    weights = memory.folder / "model.safetensors"
+    retrained = RefBertModel.from_pretrained(memory.folder)
+    with torch.no_grad():
+        retrained.projection.bias += 1
+    retrained.save_pretrained(memory.folder)
+    assert weights.exists()
+    for references in (None, store_url):
+        with pytest.raises(InputError, match=r"its weights changed since; adapt a memory to it .* or delete"):
+            refbert.load(memory.folder, references)
+    (memory.folder / CORRECTION).unlink()
+    memory.student, memory.name = adapting_student(memory.config, memory.folder, teacher, batch=16)
+    memory.adapt()
+    assert memory.cosine(references=store_url) > 0.5
+
+
+def test_a_memory_that_was_not_adapted_to_the_student_is_refused_in_one_line(memory, store_url):
+    memory.add(TEXTS)
+    correction = memory.adapt().correction
+    memory.store.forget(f"correction_{memory.name}")
+    with pytest.raises(CollectionMismatch, match=r"corrects no answers of student .*`python jobs/adapt.py`"):
+        refbert.load(memory.folder, store_url)
+    (memory.folder / CORRECTION).write_bytes(correction.to_bytes()[:-9])
+    with pytest.raises(InputError, match="correction cannot be read"):
+        refbert.load(memory.folder)
+
+
+def test_students_that_cannot_be_adapted_are_refused_in_one_line(memory, teacher, tmp_path):
+    shape = RefBertConfig.from_pretrained(memory.folder)
+    reads = RefBertConfig(**{**shape.to_dict(), "reference_mode": "concat"})
+    other = RefBertConfig(**{**shape.to_dict(), "dim": shape.dim + 1})
+    for name, model, line in (
+        (
+            "head",
+            RefBertForSequenceClassification(shape),
+            "classifies, and what a memory corrects are sentence vectors",
+        ),
+        ("reads", RefBertModel(reads), "reads the token states of its references"),
+        ("other", RefBertModel(other), "is no student of"),
+    ):
+        save_student(tmp_path / name, model, teacher.tokenizer, text_tokens=16)
+        with pytest.raises(InputError, match=line):
+            adapting_student(memory.config, tmp_path / name, teacher, batch=16)
+    narrow = memory.config.adapt.references.model_copy(update={"words_dim": 5})
+    with pytest.raises(InputError, match="words_dim asks for 5; leave words_dim as it was"):
+        adapting_student(memory.config.model_copy(update={"references": narrow}), memory.folder, teacher, batch=16)
+
+
+# ---------------------------------------------------------------- the verb
+
+
+def test_the_verb_fills_adapts_and_says_what_held_out_texts_gained(
+    prepared_home, tiny_run, student_folder, monkeypatch
+):
+    compute_in_process(monkeypatch)
+    config = tiny_run(name="adapted", adapt={"landmarks": 50, "references": {"count": 4}})
+    shutil.copytree(student_folder, config.run_directory / "student")
+    adapt_job.run(config)
+    report = json.loads((config.run_directory / "adapted.json").read_text())
+    held = report["heldout"]
+    assert held["alone"] < held["global"]
+    assert held["alone"] < held["references"]
+    assert report["references"] > 250
+    correction = Correction.from_bytes((config.run_directory / "student" / CORRECTION).read_bytes())
+    assert (correction.student, correction.version) == (report["student"], report["version"])
+    assert report["correction_bytes"] == correction.num_bytes
+    with refbert.load(config.run_directory / "student", config.store_directory) as student:
+        assert np.isfinite(student.encode(["The film is slow: far too long."])).all()
