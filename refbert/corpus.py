@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, islice
 from pathlib import Path
@@ -31,6 +31,8 @@ DOCUMENT = "= title ="
 """Key under which a line of wikitext carries its article's title: no column of a file is called so."""
 
 ESTIMATE_BYTES = 1 << 20
+WINDOW_CHARACTERS = 64
+"""Characters per token of the budget that are tokenized at once when a text is cut: some ten passages of most languages."""
 
 SplitName = Literal["train", "heldout"]
 
@@ -194,22 +196,56 @@ def read_rows(file: str, config: CorpusConfig, start: int = 0) -> Iterator[Row |
 
 
 def split_passages(text: str, tokens: int, offsets: Callable[[str], list[tuple[int, int]]]) -> list[str]:
-    """Cut `text` into passages of at most `tokens` tokens, at word boundaries where there are any.
+    """Cut a normalised `text` into passages that have at most `tokens` tokens when each is tokenized alone.
 
-    `offsets` gives each token's (start, end) in the text, special tokens excluded. Joined by single spaces the passages
-    give the text back, unless a single word exceeds the budget.
+    `offsets` gives each token's (start, end) in a text, special tokens excluded. Cuts are at spaces: joined by single spaces
+    the passages give the text back. Only a word that exceeds the budget by itself is cut, between two of its tokens, and
+    no space is lost there. A single character may have more tokens than the budget; it is a passage then.
+
+    Time is linear in the text's length: tokens are asked for in windows, and again for each passage, since a word may have
+    other tokens at the beginning of a text (RoBERTa's, which has a space before it elsewhere) or at its end.
     """
-    spans = offsets(text)
-    passages, first = [], 0
-    while len(spans) - first > tokens:
-        cut = first + tokens
-        while cut > first and not text[spans[cut][0] - 1].isspace():
-            cut -= 1
-        cut = cut if cut > first else first + tokens
-        passages.append(text[spans[first][0] : spans[cut][0]].strip())
-        first = cut
-    passages.append(text[spans[first][0] if spans else 0 :].strip())
-    return [passage for passage in passages if passage]
+    passages: list[str] = []
+    begin = window_begin = window_end = first = 0
+    starts: list[int] = []  # of the window's tokens; from `first` on they are the next passage's
+    while begin < len(text):
+        size = WINDOW_CHARACTERS * tokens
+        while len(starts) - first <= tokens and window_end < len(text):
+            window_begin, window_end, first = begin, _window_end(text, begin, size), 0
+            starts = _token_starts(text, window_begin, window_end, offsets)
+            size *= 2  # a word of a thousand letters is one token to WordPiece
+        end = _cut(text, begin, starts, first + tokens) or len(text)
+        if (begin, end) != (window_begin, window_end):
+            while shorter := _cut(text, begin, _token_starts(text, begin, end, offsets), tokens):
+                end = shorter
+        passages.append(text[begin:end])
+        first = bisect_left(starts, end)
+        begin = end + text.startswith(" ", end)
+    return passages
+
+
+def _window_end(text: str, begin: int, size: int) -> int:
+    """Return the last space within `size` characters from `begin`; the end of these where there is none."""
+    end = begin + size
+    return len(text) if end >= len(text) else max(text.rfind(" ", begin + 1, end), 0) or end
+
+
+def _token_starts(text: str, begin: int, end: int, offsets: Callable[[str], list[tuple[int, int]]]) -> list[int]:
+    """Return where in `text` each token of `text[begin:end]` starts, ascending."""
+    return list(accumulate((min(begin + start, end - 1) for start, _ in offsets(text[begin:end])), max))
+
+
+def _cut(text: str, begin: int, starts: Sequence[int], too_many: int) -> int | None:
+    """Return where a passage ends so that token number `too_many` is not in it; None where there is no such token.
+
+    It ends at the last space before that token, which may be part of the token; else at the token.
+    """
+    if len(starts) <= too_many:
+        return None
+    space = text.rfind(" ", begin + 1, starts[too_many] + 1)
+    if space > begin:
+        return space
+    return starts[too_many] if starts[too_many] > begin else next((start for start in starts if start > begin), None)
 
 
 def halves(text: str) -> tuple[str, str] | None:

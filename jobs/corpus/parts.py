@@ -29,6 +29,7 @@ from refbert.corpus import (
     text_length,
     text_of,
 )
+from refbert.errors import InputError
 from refbert.teacher import load_tokenizer, word_spans
 
 SCHEMA = pa.schema(
@@ -149,12 +150,21 @@ def row_passages(
     if isinstance(row, Rejected):
         yield {"source": row.source, "rejected": f"{row.source} row {row.row}: {row.reason}"}
         return
-    texts = [row.text]
-    if corpus.long_texts == "split":
-        budget = tokens - tokenizer.num_special_tokens_to_add(pair=corpus.pair_share > 0)
-        texts = split_passages(row.text, budget, lambda text: word_spans(tokenizer, text))
+    texts, splits = [row.text], corpus.long_texts == "split"
+    if splits:
+        special = tokenizer.num_special_tokens_to_add(pair=corpus.pair_share > 0)
+        if tokens <= special:
+            raise InputError(
+                f"teacher.tokens={tokens} leaves no room for text beside {special} special tokens; raise it, or set "
+                "corpus.pair_share=0"
+            )
+        texts = split_passages(row.text, tokens - special, lambda text: word_spans(tokenizer, text))
+    # Passages of one row stay on one side, and so do rows of one document.
+    split = split_of(row.document if row.in_document else text_of(row._asdict()), corpus.heldout_fraction)
     for passage in texts:
         pair = halves(passage) if falls_in(passage, corpus.pair_share, salt=1) else None
+        if pair and splits and len(tokenizer(*pair)["input_ids"]) > tokens:
+            pair = None  # the second half's first word has more tokens than it had behind a space
         text, text_pair = pair or (passage, row.text_pair)
         yield {
             "text": text,
@@ -162,6 +172,5 @@ def row_passages(
             "label": row.label,
             "document": row.document,
             "source": row.source,
-            # Passages of one row stay on one side, and so do rows of one document.
-            "split": split_of(row.document if row.in_document else text_of(row._asdict()), corpus.heldout_fraction),
+            "split": split,
         }

@@ -1,6 +1,7 @@
 """Reading a corpus: every format gives the same rows, and a bad row is rejected with a reason, never a crash."""
 
 import json
+from functools import partial
 
 import pyarrow as pa
 import pytest
@@ -21,6 +22,8 @@ from refbert.corpus import (
     text_of,
 )
 from refbert.errors import InputError
+from refbert.teacher import word_spans
+from tests.unit.refbert.tokenizer_families import FAMILIES, sentences
 
 TEXTS = ["A first text.", "Ein zweiter, länger.", "and a third"]
 
@@ -170,6 +173,40 @@ def test_passages_keep_every_word_within_the_budget(tokens):
     assert all(len(word_offsets(passage)) <= tokens for passage in passages)
     if tokens >= 4:  # no word is longer: words stay whole
         assert " ".join(passages) == text
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return FAMILIES[request.param]()
+
+
+@pytest.mark.parametrize("budget", [8, 32])
+def test_passages_give_the_text_back_and_fit_the_budget_alone_for_each_family_of_tokenizers(family, budget):
+    room = budget - family.num_special_tokens_to_add()
+    whole = 0
+    for text in map(normalise, sentences(25, seed=1)):
+        passages = split_passages(text, room, partial(word_spans, family))
+        assert max(len(family(passage)["input_ids"]) for passage in passages) <= budget
+        assert "".join(passages).replace(" ", "") == text.replace(" ", "")
+        if max(len(word_spans(family, word)) for word in text.split(" ")) <= room:
+            assert " ".join(passages) == text
+            whole += 1
+    assert whole >= 5
+
+
+@pytest.mark.parametrize("word", ["", "x" * 50_000, "\u200b" * 50_000, "京" * 5_000, "🎬" * 2_000])
+def test_tokenizing_is_linear_in_a_texts_length_whatever_its_words(word):
+    tokenizer = FAMILIES["WordPiece (BERT)"]()
+    text = " ".join([*sentences(50), *filter(None, [word]), *sentences(50, seed=1)])
+    asked = []
+
+    def counted(part: str) -> list[tuple[int, int]]:
+        asked.append(len(part))
+        return word_spans(tokenizer, part)
+
+    passages = split_passages(text, 30, counted)
+    assert "".join(passages).replace(" ", "") == text.replace(" ", "")
+    assert sum(asked) < 5 * len(text)
 
 
 @pytest.mark.parametrize(
