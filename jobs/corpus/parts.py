@@ -44,6 +44,8 @@ SCHEMA = pa.schema(
     ]
 )
 BLOCK_ROWS = 2048
+BLOCK_CHARACTERS = 1 << 26
+"""A block of books ends sooner: memory holds its rows and their passages."""
 PART_PASSAGES = 16_384
 """A killed job reads at most so many passages again, of each file that was open."""
 
@@ -110,13 +112,13 @@ class ReadAndSplit:
             good, next_row, started_s = 0, first_row, time.monotonic()
             with pa.OSFile(str(draft), "wb") as output, pa.ipc.new_file(output, SCHEMA) as writer:
                 while good < PART_PASSAGES and not is_last:
-                    some = list(islice(rows, BLOCK_ROWS))
+                    some, is_last = next_block(rows)
                     made = [
                         passage for row in some for passage in row_passages(row, self.corpus, tokenizer, self.tokens)
                     ]
                     next_row += len(some)
                     good += sum("rejected" not in passage for passage in made)
-                    is_last = len(some) < BLOCK_ROWS or (most is not None and passages + good >= most)
+                    is_last |= most is not None and passages + good >= most
                     writer.write_table(pa.Table.from_pylist(made, schema=SCHEMA))
                     characters = sum(text_length(text_of(passage)) for passage in made if "rejected" not in passage)
                     metrics.count(rows=len(some), bytes=characters)
@@ -127,6 +129,18 @@ class ReadAndSplit:
             metrics.count(busy_s=time.monotonic() - started_s)
             yield path, good
             first_row, passages = next_row, passages + good
+
+
+def next_block(rows: Iterator[Row | Rejected]) -> tuple[list[Row | Rejected], bool]:
+    """Take rows that are read together, and whether they are the last ones."""
+    block: list[Row | Rejected] = []
+    characters = 0
+    for row in islice(rows, BLOCK_ROWS):
+        block.append(row)
+        characters += len(row.text) if isinstance(row, Row) else 0
+        if characters > BLOCK_CHARACTERS:
+            return block, False
+    return block, len(block) < BLOCK_ROWS
 
 
 def subfolder(folder: Path, number: int) -> Path:
