@@ -212,7 +212,7 @@ def _listing(config: CorpusConfig) -> tuple[list[str], dict[str, list[str]]]:
         if any(part.startswith(HIDDEN) for part in name.split("/")):
             passed.setdefault("hidden", []).append(name)
         elif entry.type != fs.FileType.File:
-            passed.setdefault("no files", []).append(name)
+            passed.setdefault("pipes or devices", []).append(name)
         elif _kind(name, config) is None:
             passed.setdefault("in another form", []).append(name)
         else:

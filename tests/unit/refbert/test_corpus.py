@@ -1,7 +1,9 @@
 """Reading a corpus: every format gives the same rows, and a bad row is rejected with a reason, never a crash."""
 
 import csv
+import gzip
 import json
+import os
 from functools import partial
 from itertools import islice
 
@@ -84,6 +86,15 @@ def test_compressed_files_are_read_and_their_rows_estimated(tmp_path, write, end
     assert estimated_rows(config, corpus_files(config)) == len(TEXTS)
 
 
+def test_a_compressed_file_that_was_cut_off_is_refused_in_one_line(tmp_path):
+    packed = gzip.compress("".join(f'{{"text": "row {row}"}}\n' for row in range(1000)).encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(InputError, match=r"a\.jsonl\.gz cannot be read as jsonl: Truncated"):
+        rows_of(tmp_path)
+    (tmp_path / "a.jsonl.gz").write_bytes(packed + packed)
+    assert len(rows_of(tmp_path)) == 2000
+
+
 def test_files_that_are_not_read_are_counted_and_named_in_one_line(tmp_path):
     write_jsonl(tmp_path)
     others = [
@@ -94,11 +105,13 @@ def test_files_that_are_not_read_are_counted_and_named_in_one_line(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text('{"text": "not to be read"}\n')
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    os.mkfifo(tmp_path / "pipe.jsonl")
     assert texts_of(rows_of(tmp_path)) == TEXTS
     line = passed_over(CorpusConfig(path=str(tmp_path)))
-    assert "8 of 9 files passed over" in line
+    assert "9 of 10 files passed over" in line
     assert "4 hidden (._a.jsonl, .cache/x/a.txt, .ipynb_checkpoints/a-checkpoint.jsonl, __MACOSX/a.jsonl)" in line
     assert "1 broken links (link.jsonl)" in line
+    assert "1 pipes or devices (pipe.jsonl)" in line
     assert "3 in another form (c.parquet.gz, notes.md, sub/b.json)" in line
     assert "\n" not in line
     explicit = CorpusConfig(path=str(tmp_path), format="jsonl")

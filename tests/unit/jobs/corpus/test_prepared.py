@@ -1,14 +1,17 @@
 """How rows become passages: what stays on one side of the held-out split, and what becomes a pair."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from jobs.config import RunConfig
 from jobs.corpus import parts, prepared
-from jobs.corpus.parts import row_passages
-from jobs.corpus.prepared import PassageRows, first_rows, texts_in
+from jobs.corpus.parts import CorpusPart, ReadAndSplit, row_passages
+from jobs.corpus.prepared import PassageRows, first_rows, prepare, texts_in
 from refbert import corpus
-from refbert.config import CorpusConfig
+from refbert.config import CorpusConfig, TeacherConfig
 from refbert.corpus import Row, Text
 from refbert.errors import InputError
 from tests.unit.refbert.tokenizer_families import FAMILIES, sentences
@@ -98,3 +101,22 @@ def test_the_first_row_of_each_text_is_found_with_any_bucket_size(monkeypatch, b
     table = chunked_table([50, 60])
     texts = table["text"].to_pylist()
     assert first_rows(table).tolist() == sorted({texts.index(text) for text in texts})
+
+
+def test_files_that_are_passed_over_are_named_when_a_corpus_is_prepared(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("REFBERT_HOME", str(tmp_path / "home"))
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.jsonl").write_text('{"body": "x"}\n')
+    (tmp_path / "texts" / "b.json").write_text("[]")
+
+    def read_here(corpus: CorpusConfig, teacher: TeacherConfig, files: list[str], folder: Path) -> list[CorpusPart]:
+        """Read the files in this process, without Ray."""
+        batch = {"number": np.arange(len(files)), "file": np.array(files)}
+        reading = ReadAndSplit(folder, corpus, teacher.model, teacher.tokens)
+        return [CorpusPart.named(Path(part["path"][0])) for part in reading(batch)]
+
+    monkeypatch.setattr(prepared, "_read_parts", read_here)
+    config = RunConfig(name="named", corpus=CorpusConfig(path=str(tmp_path / "texts")))
+    with pytest.raises(InputError, match="has no column 'text', only body"):
+        prepare(config)
+    assert "1 of 2 files passed over: 1 in another form (b.json)" in caplog.text
