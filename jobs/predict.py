@@ -22,6 +22,7 @@ if __name__ == "__main__":
     launch("jobs.predict", __doc__)  # before what follows is imported, which takes seconds
 
 import logging
+from itertools import islice
 
 from jobs.config import RunConfig
 from jobs.evaluation.scored_parts import (
@@ -37,7 +38,7 @@ from jobs.evaluation.scored_parts import (
 )
 from jobs.memory.student_memory import memory_of, reads_memory, student_run
 from refbert.config import CorpusConfig
-from refbert.corpus import corpus_files
+from refbert.corpus import PROBED_ROWS, corpus_files, passed_over, read_rows
 from refbert.errors import InputError
 from refbert.folder import has_head
 from refbert.student_config import RefBertConfig
@@ -53,6 +54,10 @@ def run(config: RunConfig) -> None:
     config, folder = student_run(config, config.predict.student)
     corpus = scored_corpus(config)
     files = corpus_files(corpus)
+    if others := passed_over(corpus):
+        log.warning(others)
+    for _ in islice(read_rows(files[0], corpus), PROBED_ROWS + 1):
+        pass  # a wrong text_field is refused before the output is claimed
     classifies = has_head(RefBertConfig.from_pretrained(folder))
     write = config.predict.write or ("labels" if classifies else "embeddings")
     if write == "labels" and not classifies:

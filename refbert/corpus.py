@@ -1,20 +1,27 @@
 """Turn files of text into passages: read and check rows, split them, and decide which are held out.
 
+Files may be compressed. A corpus's folder is read whole, but for what is hidden or in no known form; `passed_over` names it.
 Bad rows come out as `Rejected`, never as exceptions: one bad row must not kill a job. Knows files and strings; nothing of
 models, and nothing of who runs it where.
 """
 
 import hashlib
+import io
 import json
+import logging
+import math
+import os
 import re
 import unicodedata
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 from refbert.config import CorpusConfig
+from refbert.delimited import read_delimited
 from refbert.errors import InputError
 from refbert.packaged import PREFIX, local_path
 
@@ -24,13 +31,27 @@ ENDINGS = {
     ".text": "text",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
     ".parquet": "parquet",
 }
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".lz4": "lz4", ".zst": "zstd"}
+"""pyarrow unpacks by a file's ending; parquet is compressed within."""
+HIDDEN = (".", "__MACOSX", "_temporary")
+"""Files and folders that editors, notebooks, archives and unfinished jobs leave beside others begin so."""
+DELIMITERS = {"csv": ",", "tsv": "\t"}
 HUB = "hub:"
 DOCUMENT = "= title ="
 """Key under which a line of wikitext carries its article's title: no column of a file is called so."""
 
 ESTIMATE_BYTES = 1 << 20
+PROBED_ROWS = 1000
+"""A file of which so many rows lack the text's field is taken for one that has another."""
+SHOWN_NAMES = 5
+WINDOW_CHARACTERS = 64
+"""Characters per token of the budget that are tokenized at once when a text is cut: some ten passages of most languages."""
+
+log = logging.getLogger(__name__)
 
 SplitName = Literal["train", "heldout"]
 
@@ -102,10 +123,72 @@ def falls_in(text: Text, share: float, salt: int = 0) -> bool:
     return int.from_bytes(digest, "big") < share * 2**64
 
 
+def class_name(value: Any) -> str | None:
+    """Return a label as a word, the same from csv, jsonl and parquet: 1, 1.0, "1" and "1.0" are one class.
+
+    None where it is no class: nothing, NaN, an infinite number, an empty text, a list.
+    """
+    if value is None or isinstance(value, list | tuple | dict | bytes):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    name = str(value).strip()
+    if whole := re.fullmatch(r"([+-]?[0-9]+)\.0*", name):
+        return whole[1]
+    try:
+        return name if name and math.isfinite(float(name)) else None
+    except ValueError:
+        return name
+
+
+def json_record(text: str) -> dict[str, Any] | str:
+    """Parse a JSON object; the reason where it is none."""
+    try:
+        record = json.loads(text.removeprefix("\ufeff"))
+    except ValueError as error:
+        return f"not JSON: {error}"
+    except RecursionError:
+        return "JSON that is nested too deeply"
+    return record if isinstance(record, dict) else f"a JSON {type(record).__name__}, wanted an object"
+
+
 def corpus_files(config: CorpusConfig) -> list[str]:
     """List the files of a corpus, sorted, as paths of its own filesystem. Raises InputError where there are none."""
     if config.path.startswith(HUB):
         return [config.path]
+    files, passed = _listing(config)
+    if not files:
+        others = f"; passed over: {_counted(passed)}" if passed else ""
+        raise InputError(
+            f"corpus.path={config.path} holds no file ending in {', '.join(ENDINGS)}{others}; give other files, or "
+            "corpus.format"
+        )
+    return files
+
+
+def passed_over(config: CorpusConfig) -> str | None:
+    """Say in one line which files in a corpus's folder are not read, and why; None where all are."""
+    files, passed = ([], {}) if config.path.startswith(HUB) else _listing(config)
+    if not passed:
+        return None
+    count = sum(map(len, passed.values()))
+    return (
+        f"{config.path}: {count} of {count + len(files)} files passed over: {_counted(passed)}; what can be read ends in "
+        f"{', '.join(ENDINGS)}, also with {', '.join(COMPRESSIONS)} behind it, or is what corpus.format says"
+    )
+
+
+def _counted(passed: dict[str, list[str]]) -> str:
+    """Number and names of the files passed over for each reason."""
+    shown = {reason: ", ".join(names[:SHOWN_NAMES]) for reason, names in passed.items()}
+    return "; ".join(
+        f"{len(names)} {reason} ({shown[reason]}{', ...' if len(names) > SHOWN_NAMES else ''})"
+        for reason, names in passed.items()
+    )
+
+
+def _listing(config: CorpusConfig) -> tuple[list[str], dict[str, list[str]]]:
+    """The files of a corpus, sorted, and names within its folder of those that are not read, by reason."""
     import pyarrow
     from pyarrow import fs
 
@@ -119,17 +202,33 @@ def corpus_files(config: CorpusConfig) -> list[str]:
     if found.type == fs.FileType.NotFound:
         raise InputError(f"corpus.path={config.path} does not exist; give a file, a folder or a URI that can be read")
     if found.type == fs.FileType.File:
-        return [path]
-    files = sorted(
-        entry.path
-        for entry in inside
-        if entry.type == fs.FileType.File and (config.format != "auto" or _ending(entry.path) in ENDINGS)
-    )
-    if not files:
-        raise InputError(
-            f"corpus.path={config.path} holds no file ending in {', '.join(ENDINGS)}; give other files, or corpus.format"
-        )
-    return files
+        return [path], {}
+    files: list[str] = []
+    passed: dict[str, list[str]] = {}
+    for entry in sorted(inside, key=lambda entry: str(entry.path)):
+        name = entry.path[len(path) :].lstrip("/")
+        if entry.type == fs.FileType.Directory:
+            continue
+        if any(part.startswith(HIDDEN) for part in name.split("/")):
+            passed.setdefault("hidden", []).append(name)
+        elif entry.type != fs.FileType.File:
+            passed.setdefault("pipes or devices", []).append(name)
+        elif _kind(name, config) is None:
+            passed.setdefault("in another form", []).append(name)
+        else:
+            files.append(entry.path)
+    if isinstance(filesystem, fs.LocalFileSystem) and (broken := sorted(_broken_links(path))):
+        passed["broken links"] = broken
+    return files, passed
+
+
+def _broken_links(folder: str) -> Iterator[str]:
+    """Names of links in a folder that lead nowhere, as in an incomplete Hub cache: pyarrow does not list them."""
+    for directory, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(directory, name)
+            if os.path.islink(path) and not os.path.exists(path):
+                yield os.path.relpath(path, folder)
 
 
 def remote_states(config: CorpusConfig, files: Sequence[str]) -> list[tuple[int, int]]:
@@ -145,19 +244,22 @@ def estimated_rows(config: CorpusConfig, files: list[str]) -> int | None:
     """Return how many rows a corpus has: of parquet exactly, of lines by their length at the start; None for the Hub."""
     if config.path.startswith(HUB):
         return None
+    import pyarrow
     from pyarrow import parquet
 
     filesystem, _ = _filesystem(config.path)
     rows = 0.0
     for file in files:
-        kind = ENDINGS.get(_ending(file), "text") if config.format == "auto" else config.format
+        kind = _kind(file, config)
         with filesystem.open_input_file(file) as stream:
             if kind == "parquet":
                 rows += parquet.ParquetFile(stream).metadata.num_rows
-            else:
-                start = stream.read(ESTIMATE_BYTES)
-                lines = sum(bool(line.strip()) for line in start.split(b"\n"))
-                rows += lines * stream.size() / max(1, len(start))
+                continue
+            packed = COMPRESSIONS.get(Path(file).suffix)
+            unpacked = pyarrow.CompressedInputStream(stream, packed) if packed else stream
+            start = unpacked.read(ESTIMATE_BYTES)
+            lines = sum(bool(line.strip()) for line in start.split(b"\n")) - (kind in DELIMITERS)
+            rows += max(0, lines) * stream.size() / max(1, stream.tell())
     return round(rows)
 
 
@@ -169,6 +271,8 @@ def read_rows(file: str, config: CorpusConfig, start: int = 0) -> Iterator[Row |
     """
     passed = 0 if config.format == "wikitext" else start
     records = _hub_records(file, config, passed) if file.startswith(HUB) else _file_records(file, config, passed)
+    if not start:  # else rows that were read before may have had the fields
+        records = _checked_fields(records, file, config)
     if config.format == "wikitext":
         records = _articles(records, config)
     for row, record in enumerate(records, passed):
@@ -180,12 +284,11 @@ def read_rows(file: str, config: CorpusConfig, start: int = 0) -> Iterator[Row |
         if reason := _fault(record, config):
             yield Rejected(file, row, reason)
             continue
-        label = record.get(config.label_field) if config.label_field else None
-        document = record.get(config.document_field or DOCUMENT)
+        document = _document(record, config)
         yield Row(
             normalise(record[config.text_field]),
-            None if label is None else str(label),
-            f"{file}#{row}" if document is None else str(document),
+            class_name(record.get(config.label_field)) if config.label_field else None,
+            f"{file}#{row}" if document is None else document,
             file,
             row,
             normalise(record[config.text_pair_field]) if config.text_pair_field else None,
@@ -193,23 +296,93 @@ def read_rows(file: str, config: CorpusConfig, start: int = 0) -> Iterator[Row |
         )
 
 
-def split_passages(text: str, tokens: int, offsets: Callable[[str], list[tuple[int, int]]]) -> list[str]:
-    """Cut `text` into passages of at most `tokens` tokens, at word boundaries where there are any.
+def _document(record: dict[str, Any], config: CorpusConfig) -> str | None:
+    """Name of a record's document; None where it names none (nothing, an empty text, NaN), and is one by itself."""
+    if not config.document_field:
+        return record.get(DOCUMENT)
+    value = record.get(config.document_field)
+    return None if value in (None, "") or value != value else class_name(value) or str(value)
 
-    `offsets` gives each token's (start, end) in the text, special tokens excluded. Joined by single spaces the passages
-    give the text back, unless a single word exceeds the budget.
+
+def _checked_fields(
+    records: Iterator[dict[str, Any] | str], file: str, config: CorpusConfig
+) -> Iterator[dict[str, Any] | str]:
+    """Pass the records of a file on. Raises InputError where no record has a text's field; warns where none has another."""
+    missing = {name for name in (config.text_field, config.text_pair_field) if name}
+    optional = {name for name in (config.label_field, config.document_field) if name}
+    seen: dict[str, None] = {}
+    for number, record in enumerate(records):
+        if (missing or optional) and not isinstance(record, str):
+            missing -= record.keys()
+            optional -= record.keys()
+            seen |= dict.fromkeys(list(record)[:64] if len(seen) < 64 else ())
+        if missing and number == PROBED_ROWS:
+            break
+        yield record
+    if missing and seen:
+        raise _no_column(file, min(missing), seen)
+    if optional and seen:
+        log.warning("%s: no row has %s, only %s", file, ", ".join(sorted(optional)), ", ".join(seen))
+
+
+def _no_column(file: str, name: str, columns: Iterable[str]) -> InputError:
+    return InputError(
+        f"{file} has no column {name!r}, only {', '.join(columns)}; "
+        "name the right one with corpus.text_field, text_pair_field, label_field or document_field"
+    )
+
+
+def split_passages(text: str, tokens: int, offsets: Callable[[str], list[tuple[int, int]]]) -> list[str]:
+    """Cut a normalised `text` into passages that have at most `tokens` tokens when each is tokenized alone.
+
+    `offsets` gives each token's (start, end) in a text, special tokens excluded. Cuts are at spaces: joined by single spaces
+    the passages give the text back. Only a word that exceeds the budget by itself is cut, between two of its tokens, and
+    no space is lost there. A single character may have more tokens than the budget; it is a passage then.
+
+    Time is linear in the text's length: tokens are asked for in windows, and again for each passage, since a word may have
+    other tokens at the beginning of a text (RoBERTa's, which has a space before it elsewhere) or at its end.
     """
-    spans = offsets(text)
-    passages, first = [], 0
-    while len(spans) - first > tokens:
-        cut = first + tokens
-        while cut > first and not text[spans[cut][0] - 1].isspace():
-            cut -= 1
-        cut = cut if cut > first else first + tokens
-        passages.append(text[spans[first][0] : spans[cut][0]].strip())
-        first = cut
-    passages.append(text[spans[first][0] if spans else 0 :].strip())
-    return [passage for passage in passages if passage]
+    passages: list[str] = []
+    begin = window_begin = window_end = first = 0
+    starts: list[int] = []  # of the window's tokens; from `first` on they are the next passage's
+    while begin < len(text):
+        size = WINDOW_CHARACTERS * tokens
+        while len(starts) - first <= tokens and window_end < len(text):
+            window_begin, window_end, first = begin, _window_end(text, begin, size), 0
+            starts = _token_starts(text, window_begin, window_end, offsets)
+            size *= 2  # a word of a thousand letters is one token to WordPiece
+        end = _cut(text, begin, starts, first + tokens) or len(text)
+        if (begin, end) != (window_begin, window_end):
+            while shorter := _cut(text, begin, _token_starts(text, begin, end, offsets), tokens):
+                end = shorter
+        passages.append(text[begin:end])
+        first = bisect_left(starts, end)
+        begin = end + text.startswith(" ", end)
+    return passages
+
+
+def _window_end(text: str, begin: int, size: int) -> int:
+    """Return the last space within `size` characters from `begin`; the end of these where there is none."""
+    end = begin + size
+    return len(text) if end >= len(text) else max(text.rfind(" ", begin + 1, end), 0) or end
+
+
+def _token_starts(text: str, begin: int, end: int, offsets: Callable[[str], list[tuple[int, int]]]) -> list[int]:
+    """Return where in `text` each token of `text[begin:end]` starts, ascending."""
+    return list(accumulate((min(begin + start, end - 1) for start, _ in offsets(text[begin:end])), max))
+
+
+def _cut(text: str, begin: int, starts: Sequence[int], too_many: int) -> int | None:
+    """Return where a passage ends so that token number `too_many` is not in it; None where there is no such token.
+
+    It ends at the last space before that token, which may be part of the token; else at the token.
+    """
+    if len(starts) <= too_many:
+        return None
+    space = text.rfind(" ", begin + 1, starts[too_many] + 1)
+    if space > begin:
+        return space
+    return starts[too_many] if starts[too_many] > begin else next((start for start in starts if start > begin), None)
 
 
 def halves(text: str) -> tuple[str, str] | None:
@@ -226,20 +399,35 @@ def _fault(record: dict[str, Any], config: CorpusConfig) -> str | None:
     """Say why a record is rejected: its texts must be non-empty strings, and encodable, as must its label and document."""
     texts = [name for name in (config.text_field, config.text_pair_field) if name]
     values = [record.get(name) for name in (*texts, config.label_field, config.document_field) if name]
-    if any("\ud800" <= character <= "\udfff" for value in values if isinstance(value, str) for character in value):
-        return "a lone surrogate, which no encoding of text can hold"
+    if any(re.search("[\ud800-\udfff]", value) for value in values if isinstance(value, str)):
+        return "not UTF-8, or a lone surrogate, which no encoding of text can hold"
     for name in texts:
         text = record.get(name)
         if not isinstance(text, str):
             return f"{name!r} is {type(text).__name__}, wanted a text"
         if not normalise(text):
             return f"{name!r} is empty"
+    label = record.get(config.label_field) if config.label_field else None
+    if label is not None and class_name(label) is None:
+        return f"label {str(label)[:40]!r} of type {type(label).__name__} is no class"
+    document = record.get(config.document_field) if config.document_field else None
+    if isinstance(document, list | tuple | dict | bytes):
+        return f"document {config.document_field!r} is {type(document).__name__}, wanted a name"
     return None
 
 
 def _ending(path: str) -> str:
     name = path.rsplit("/", 1)[-1]
     return "." + name.rsplit(".", 1)[-1].lower() if "." in name else ""
+
+
+def _kind(path: str, config: CorpusConfig) -> str | None:
+    """The form of a file, by its ending or as the config says; None for one that is not known."""
+    if config.format != "auto":
+        return config.format
+    packed = Path(path).suffix in COMPRESSIONS
+    kind = ENDINGS.get(_ending(path.rsplit(".", 1)[0] if packed else path))
+    return None if packed and kind == "parquet" else kind
 
 
 def _filesystem(path: str) -> tuple[Any, str]:
@@ -260,9 +448,12 @@ def _file_records(file: str, config: CorpusConfig, start: int) -> Iterator[dict[
     """Yield a dict per row from `start` on, or the reason why a row has none."""
     import pyarrow
 
-    kind = ENDINGS.get(_ending(file)) if config.format == "auto" else config.format
+    kind = _kind(file, config)
     if kind is None:
-        raise InputError(f"{file} ends in none of {', '.join(ENDINGS)}; say which it is with corpus.format")
+        raise InputError(
+            f"{file} ends in none of {', '.join(ENDINGS)}, also with {', '.join(COMPRESSIONS)} behind it; say which it is "
+            "with corpus.format"
+        )
     filesystem, root = _filesystem(config.path)
     path = file if not config.path.startswith(PREFIX) else f"{root}/{file.rsplit('/', 1)[-1]}"
     try:
@@ -270,6 +461,9 @@ def _file_records(file: str, config: CorpusConfig, start: int) -> Iterator[dict[
             yield from _parquet_records(filesystem, path, file, config, start)
             return
         with filesystem.open_input_stream(path) as stream:
+            if kind in DELIMITERS:
+                yield from islice(_delimited_records(stream, file, kind, config), start, None)
+                return
             for line in islice((line for line in _lines(stream) if line.strip()), start, None):
                 yield _line_record(line, kind, config)
     except (pyarrow.ArrowException, OSError) as error:
@@ -287,10 +481,7 @@ def _parquet_records(
         wanted = [name for name in fields if name]
         missing = [name for name in wanted if name not in table.schema_arrow.names]
         if missing:
-            raise InputError(
-                f"{file} has no column {missing[0]!r}, only {', '.join(table.schema_arrow.names)}; "
-                "name the right one with corpus.text_field, text_pair_field, label_field or document_field"
-            )
+            raise _no_column(file, missing[0], table.schema_arrow.names)
         ends = list(accumulate(table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)))
         first = bisect_right(ends, start)  # the row group that `start` is in
         passed = ends[first - 1] if first else 0
@@ -300,28 +491,40 @@ def _parquet_records(
             yield from rows.to_pylist()
 
 
+def _delimited_records(stream: Any, file: str, kind: str, config: CorpusConfig) -> Iterator[dict[str, Any] | str]:
+    """Rows of a csv or tsv file. A cell without characters is a missing label or document."""
+    lines = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="" if kind == "csv" else "\n")
+    optional = [name for name in (config.label_field, config.document_field) if name]
+    wanted = [name for name in (config.text_field, config.text_pair_field, *optional) if name]
+    for record in read_delimited(lines, DELIMITERS[kind], quoted=True if kind == "csv" else None):
+        if isinstance(record, str):
+            yield record
+            continue
+        if missing := [name for name in wanted if name not in record]:
+            raise _no_column(file, missing[0], record)
+        yield record | {name: record[name] or None for name in optional}
+
+
 def _lines(stream: Any, block_bytes: int = 1 << 20) -> Iterator[bytes]:
     """Yield the lines of a pyarrow stream, which has no readline of its own over compressed or remote files."""
-    rest = b""
+    rest: list[bytes] = []
     while block := stream.read(block_bytes):
-        *lines, rest = (rest + block).split(b"\n")
-        yield from lines
-    if rest:
-        yield rest
+        first, *lines = block.split(b"\n")
+        rest.append(first)
+        if lines:
+            yield b"".join(rest)
+            yield from lines[:-1]
+            rest = lines[-1:]
+    if any(rest):
+        yield b"".join(rest)
 
 
 def _line_record(line: bytes, kind: str, config: CorpusConfig) -> dict[str, Any] | str:
     try:
-        text = line.decode("utf-8")
+        text = line.removeprefix(BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
         return f"not UTF-8: {error.reason} at byte {error.start}"
-    if kind in ("text", "wikitext"):
-        return {config.text_field: text}
-    try:
-        record = json.loads(text)
-    except ValueError as error:
-        return f"not JSON: {error}"
-    return record if isinstance(record, dict) else f"a JSON {type(record).__name__}, wanted an object"
+    return {config.text_field: text} if kind in ("text", "wikitext") else json_record(text)
 
 
 def _articles(records: Iterator[dict[str, Any] | str], config: CorpusConfig) -> Iterator[dict[str, Any] | str]:

@@ -4,18 +4,16 @@ A GLUE folder is in the form that GLUE's download script leaves (TSV without quo
 names; without a folder the Hub is asked. Bad rows come out as `Rejected`, never as exceptions. Knows no models.
 """
 
-import csv
-import json
 import logging
 import math
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from refbert.atomic import checksum
 from refbert.config import TaskConfig
-from refbert.corpus import Rejected, normalise
+from refbert.corpus import Rejected, class_name, json_record, normalise
+from refbert.delimited import read_delimited
 from refbert.errors import InputError, UnavailableError
 from refbert.glue import GLUE, Split, Task
 
@@ -159,22 +157,16 @@ def _value(record: dict[str, Any], names: tuple[str, ...]) -> Any:
 
 def _label(task: Task, value: Any) -> int | float | str:
     """A label as a number, or the reason why it is none. GLUE's files write names or numbers; -1 is a hidden label."""
-    name = _label_name(value)
+    name = class_name(value)
+    shown = "" if value is None else str(value).strip()
     if task.regression:
-        number = _number(name)
-        return number if math.isfinite(number) and not (task.hub and number < 0) else f"label {name!r} is no score"
+        number = math.nan if name is None else _number(name)
+        return number if math.isfinite(number) and not (task.hub and number < 0) else f"label {shown!r} is no score"
     if name in task.labels:
         return task.labels.index(name)
-    if task.hub and name.isdecimal() and int(name) < len(task.labels):
+    if task.hub and name and name.isdecimal() and int(name) < len(task.labels):
         return int(name)
-    return f"label {name!r} is none of {', '.join(task.labels)}"
-
-
-def _label_name(value: Any) -> str:
-    """A label as a word, the same from csv, jsonl and parquet: 1, 1.0 and "1" are one class."""
-    if value is None:
-        return ""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+    return f"label {shown!r} is none of {', '.join(task.labels)}"
 
 
 def _number(name: str) -> float:
@@ -223,7 +215,7 @@ def _msr_part(records: Iterator[Record], dev_ids: Path, split: str) -> Iterator[
     """Rows of MRPC's own training file that are in GLUE's train or dev split, which dev_ids.tsv tells apart."""
     if not dev_ids.is_file():
         raise InputError(f"{dev_ids} is missing: it says which pairs of msr_paraphrase_train are GLUE's dev split")
-    held_out = {tuple(line.split("\t")) for line in dev_ids.read_text(encoding="utf-8").split("\n")}
+    held_out = {tuple(line.split("\t")) for line in dev_ids.read_text(encoding="utf-8-sig").splitlines()}
     for record in records:
         ids = () if isinstance(record, str) else (record.get("#1 ID"), record.get("#2 ID"))
         if (ids in held_out) == (split == "dev"):
@@ -267,19 +259,26 @@ def _custom_task(config: TaskConfig) -> tuple[Task, dict[str, Source]]:
             "name your files so, or give train=FILE and dev=FILE"
         )
     rows = {name: list(_read(file)) for name, file in files.items()}
-    good = [record for record in rows.get("train") or rows["dev"] if not isinstance(record, str)]
-    columns = good[0] if good else {}
+    learned = "train" if "train" in rows else "dev"
+    good = [record for record in rows[learned] if not isinstance(record, str)]
+    columns = dict.fromkeys(name for record in good for name in record)
     pair = config.text_pair_field or ("text_pair" if "text_pair" in columns else None)
-    for name in filter(None, (config.text_field, pair, config.label_field, config.document_field)):
-        if name not in columns:
+    for wanted in filter(None, (config.text_field, pair, config.label_field, config.document_field)):
+        if wanted not in columns:
             raise InputError(
-                f"{next(iter(files.values()))} has no column {name!r}, only {', '.join(columns) or 'bad rows'}; "
+                f"{files[learned]} has no column {wanted!r}, only {', '.join(columns) or 'bad rows'}; "
                 "name the right one with text_field, text_pair_field, label_field or document_field"
             )
     texts = tuple((name,) for name in (config.text_field, pair) if name)
-    names = {_label_name(record.get(config.label_field)) for record in good} - {""}
+    names = {name for record in good if (name := class_name(record.get(config.label_field))) is not None}
     in_numbers = all(math.isfinite(_number(name)) for name in names)
     labels = () if config.regression else tuple(sorted(names, key=_number if in_numbers else None))
+    if not config.regression and len(labels) < 2:
+        raise InputError(
+            f"{files[learned]} has {len(labels)} classes in {config.label_field!r} ({', '.join(labels) or 'no label'}), "
+            "wanted two or more; give rows of other classes, another label_field, or regression=true where labels are "
+            "numbers to be met"
+        )
     metrics = config.metrics or (("pearson", "spearman") if config.regression else ("accuracy",))
     if "f1" in metrics and len(labels) != 2:
         raise InputError(f"metric f1 is of two classes, found {len(labels)}: {', '.join(labels)}; take macro_f1")
@@ -300,19 +299,12 @@ def _read(file: Path, header: tuple[str, ...] = (), text: str = "") -> Iterator[
         newline = "" if file.suffix == ".csv" else "\n"  # a carriage return within a TSV row is white space of its text
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline) as lines:
             if file.suffix == ".jsonl":
-                yield from (_json_record(line) for line in lines if line.strip())
-                return
-            # GLUE's TSV files are not quoted: a quotation mark is text.
-            cells = csv.reader(lines) if file.suffix == ".csv" else (line.rstrip("\r\n").split("\t") for line in lines)
-            rows = (row for row in cells if any(row))
-            first = next(rows, [])
-            columns = first if text in first or not header else list(header)
-            for row in rows if columns is first else chain([first], rows):
-                if len(row) == len(columns):
-                    yield dict(zip(columns, row, strict=True))
-                else:
-                    yield f"{len(row)} cells, wanted {len(columns)}"
-    except (OSError, csv.Error) as error:
+                yield from (json_record(line) for line in lines if line.strip())
+            elif file.suffix == ".csv":
+                yield from read_delimited(lines, ",", header=header, named_by=text)
+            else:  # GLUE's TSV files are not quoted: a quotation mark is text
+                yield from read_delimited(lines, "\t", False if text else None, header, text)
+    except OSError as error:
         raise InputError(f"{file} cannot be read: {error}; give a {file.suffix[1:]} file") from None
 
 
@@ -325,11 +317,3 @@ def _parquet_records(file: Path) -> Iterator[Record]:
             yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{file} cannot be read: {str(error).splitlines()[0]}; give a parquet file") from None
-
-
-def _json_record(line: str) -> Record:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        return f"not JSON: {error}"
-    return record if isinstance(record, dict) else f"a JSON {type(record).__name__}, wanted an object"

@@ -238,7 +238,15 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], tokens: 
 
 
 def word_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int]]:
-    """Return each token's (start, end) in `text`, special tokens excluded. Passages are cut at them."""
+    """Return each token's (start, end) in `text`, special tokens excluded. Passages are cut at them.
+
+    Raises InputError where the tokenizer cannot say them.
+    """
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"the teacher's tokenizer ({type(tokenizer).__name__}) cannot say where its tokens are in a text; set "
+            "corpus.long_texts=truncate, or give a teacher with tokenizer.json"
+        )
     return list(tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"])
 
 

@@ -29,6 +29,7 @@ from refbert.corpus import (
     text_length,
     text_of,
 )
+from refbert.errors import InputError
 from refbert.teacher import load_tokenizer, word_spans
 
 SCHEMA = pa.schema(
@@ -43,6 +44,8 @@ SCHEMA = pa.schema(
     ]
 )
 BLOCK_ROWS = 2048
+BLOCK_CHARACTERS = 1 << 26
+"""A block of books ends sooner: memory holds its rows and their passages."""
 PART_PASSAGES = 16_384
 """A killed job reads at most so many passages again, of each file that was open."""
 
@@ -109,13 +112,13 @@ class ReadAndSplit:
             good, next_row, started_s = 0, first_row, time.monotonic()
             with pa.OSFile(str(draft), "wb") as output, pa.ipc.new_file(output, SCHEMA) as writer:
                 while good < PART_PASSAGES and not is_last:
-                    some = list(islice(rows, BLOCK_ROWS))
+                    some, is_last = next_block(rows)
                     made = [
                         passage for row in some for passage in row_passages(row, self.corpus, tokenizer, self.tokens)
                     ]
                     next_row += len(some)
                     good += sum("rejected" not in passage for passage in made)
-                    is_last = len(some) < BLOCK_ROWS or (most is not None and passages + good >= most)
+                    is_last |= most is not None and passages + good >= most
                     writer.write_table(pa.Table.from_pylist(made, schema=SCHEMA))
                     characters = sum(text_length(text_of(passage)) for passage in made if "rejected" not in passage)
                     metrics.count(rows=len(some), bytes=characters)
@@ -126,6 +129,18 @@ class ReadAndSplit:
             metrics.count(busy_s=time.monotonic() - started_s)
             yield path, good
             first_row, passages = next_row, passages + good
+
+
+def next_block(rows: Iterator[Row | Rejected]) -> tuple[list[Row | Rejected], bool]:
+    """Take rows that are read together, and whether they are the last ones."""
+    block: list[Row | Rejected] = []
+    characters = 0
+    for row in islice(rows, BLOCK_ROWS):
+        block.append(row)
+        characters += len(row.text) if isinstance(row, Row) else 0
+        if characters > BLOCK_CHARACTERS:
+            return block, False
+    return block, len(block) < BLOCK_ROWS
 
 
 def subfolder(folder: Path, number: int) -> Path:
@@ -149,12 +164,21 @@ def row_passages(
     if isinstance(row, Rejected):
         yield {"source": row.source, "rejected": f"{row.source} row {row.row}: {row.reason}"}
         return
-    texts = [row.text]
-    if corpus.long_texts == "split":
-        budget = tokens - tokenizer.num_special_tokens_to_add(pair=corpus.pair_share > 0)
-        texts = split_passages(row.text, budget, lambda text: word_spans(tokenizer, text))
+    texts, splits = [row.text], corpus.long_texts == "split"
+    if splits:
+        special = tokenizer.num_special_tokens_to_add(pair=corpus.pair_share > 0)
+        if tokens <= special:
+            raise InputError(
+                f"teacher.tokens={tokens} leaves no room for text beside {special} special tokens; raise it, or set "
+                "corpus.pair_share=0"
+            )
+        texts = split_passages(row.text, tokens - special, lambda text: word_spans(tokenizer, text))
+    # Passages of one row stay on one side, and so do rows of one document.
+    split = split_of(row.document if row.in_document else text_of(row._asdict()), corpus.heldout_fraction)
     for passage in texts:
         pair = halves(passage) if falls_in(passage, corpus.pair_share, salt=1) else None
+        if pair and splits and len(tokenizer(*pair)["input_ids"]) > tokens:
+            pair = None  # the second half's first word has more tokens than it had behind a space
         text, text_pair = pair or (passage, row.text_pair)
         yield {
             "text": text,
@@ -162,6 +186,5 @@ def row_passages(
             "label": row.label,
             "document": row.document,
             "source": row.source,
-            # Passages of one row stay on one side, and so do rows of one document.
-            "split": split_of(row.document if row.in_document else text_of(row._asdict()), corpus.heldout_fraction),
+            "split": split,
         }

@@ -31,14 +31,14 @@ from jobs.corpus.parts import BLOCK_ROWS, SCHEMA, CorpusPart, ReadAndSplit
 from jobs.run.progress import progress
 from refbert.atomic import checksum, digest, first_whole_folder
 from refbert.config import CorpusConfig, TeacherConfig
-from refbert.corpus import Text, corpus_files, remote_states, text_digest, text_of
+from refbert.corpus import Text, corpus_files, passed_over, remote_states, text_digest, text_of
 from refbert.errors import InputError
 from refbert.packaged import PREFIX
 
 log = logging.getLogger(__name__)
 
 PASSAGE_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("rejected"))
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Changes when earlier preparations can no longer be read."""
 
 REJECTED = "rejected.jsonl"
@@ -141,6 +141,8 @@ def prepare(config: RunConfig) -> PreparedCorpus:
         lock = FileLock(f"{directory}.lock")
         with lock:  # a second job waits for the first one's
             if not (directory / "manifest.json").exists():
+                if others := passed_over(config.corpus):
+                    log.warning(others)
                 try:
                     _write(config.corpus, config.teacher, files, directory)
                 finally:

@@ -30,6 +30,9 @@ def rows(trained, tmp_path_factory):
     lines[3], lines[20] = "no JSON", json.dumps({"body": " "})
     (folder / "a.jsonl").write_text("\n".join(lines[:37]))
     (folder / "b.jsonl").write_text("\n".join([*lines[37:], *lines[:2]]))
+    (folder / "notes.md").write_text("No corpus.")
+    (folder / ".ipynb_checkpoints").mkdir()
+    (folder / ".ipynb_checkpoints" / "a-checkpoint.jsonl").write_text(lines[0])
     return folder
 
 
@@ -122,6 +125,18 @@ def test_every_row_is_scored_once_and_equals_the_librarys_answer(trained, rows, 
     with refbert.load(folder, trained.store_directory) as student:
         vectors = student.encode(table["text"].to_pylist())
     np.testing.assert_allclose(np.stack(table["embedding"].to_numpy()), vectors, atol=1e-5)
+
+
+def test_a_wrong_field_is_refused_before_the_output_is_claimed_and_files_passed_over_are_named(
+    trained, rows, tmp_path, caplog
+):
+    config = changed(scoring(trained, rows, tmp_path / "output"), corpus={"text_field": "text"})
+    with pytest.raises(InputError, match=r"a\.jsonl has no column 'text', only body"):
+        predict.run(config)
+    assert not (tmp_path / "output" / "identity.json").exists()
+    assert (
+        "2 of 4 files passed over: 1 hidden (.ipynb_checkpoints/a-checkpoint.jsonl); 1 in another form" in caplog.text
+    )
 
 
 def test_finished_parts_are_not_computed_again(trained, rows, tmp_path, monkeypatch):

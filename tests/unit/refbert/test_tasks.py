@@ -97,7 +97,7 @@ def test_mrpc_is_split_by_dev_ids_where_only_its_authors_files_are(tmp_path):
     write(tmp_path / "msr_paraphrase_train.txt", f"\ufeff{header}", row, "0\t9\t8\tShe left\tShe stayed")
     with pytest.raises(InputError, match=r"dev_ids\.tsv is missing"):
         load_task(TaskConfig(name="MRPC", path=str(tmp_path)))
-    write(tmp_path / "dev_ids.tsv", "9\t8")
+    write(tmp_path / "dev_ids.tsv", "\ufeff9\t8\r")
     data = load_task(TaskConfig(name="MRPC", path=str(tmp_path)))
     assert [example.text for example in data.split("train")] == ["He said"]
     assert [example.text for example in data.split("dev")] == ["She left"]
@@ -181,6 +181,45 @@ def test_a_custom_task_names_its_splits_columns_and_documents(tmp_path):
     assert data.task.metrics == ("f1",)
     with pytest.raises(InputError, match="has no column 'text', only body, class, source"):
         load_task(config.model_copy(update={"text_field": "text"}))
+
+
+def test_one_class_has_one_name_in_every_file_and_what_is_no_class_is_a_bad_row(tmp_path):
+    write(tmp_path / "train.csv", "text,label", "a,1", "b,0", "c,nan", "d,", "e,inf")
+    write(tmp_path / "dev.csv", "text,label", "a,1.0", "b,0.0")
+    values = [1, 0.0, "1.0", float("nan"), [1], {}, True]
+    write(tmp_path / "test.jsonl", *(json.dumps({"text": "t", "label": value}) for value in values))
+    data = load_task(TaskConfig(name="custom", path=str(tmp_path)))
+    assert data.task.labels == ("0", "1")
+    assert [example.label for example in data.split("dev")] == [1, 0]
+    assert [example.label for example in data.split("test")] == [1, 0, 1, None, None, None, None]
+    assert [bad.reason for bad in data.rejected["train"]] == [
+        "label 'nan' is none of 0, 1", "label '' is none of 0, 1", "label 'inf' is none of 0, 1",
+    ]  # fmt: skip
+    assert "3 bad rows in train" in data.note
+
+
+@pytest.mark.parametrize(("labels", "found"), [(["a", "a"], r"1 classes in 'label' \(a\)"), (["", ""], "0 classes")])
+def test_a_task_of_one_class_is_refused_in_one_line(tmp_path, labels, found):
+    write(tmp_path / "train.csv", "text,label", *(f"text {row},{label}" for row, label in enumerate(labels)))
+    with pytest.raises(InputError, match=rf"train\.csv has {found}.*wanted two or more") as error:
+        load_task(TaskConfig(name="custom", path=str(tmp_path)))
+    assert "\n" not in str(error.value)
+
+
+def test_rows_that_end_no_reading_nested_json_long_cells_open_quotes_and_a_quoted_tsv(tmp_path):
+    deep = '{"text": "x", "label": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    good = [json.dumps({"text": f"text {label}", "label": label}) for label in "ab"]
+    write(tmp_path / "json" / "train.jsonl", '{"text": "no label"}', deep, *good)
+    write(tmp_path / "csv" / "train.csv", "text,label", f"{'x' * 200_000},a", '"open,b', "fine,b")
+    write(tmp_path / "tsv" / "train.tsv", '\ufeff"text"\t"label"', '"said ""no"""\t"a"', '"x"\t"b"')
+    read = {kind: load_task(TaskConfig(name="custom", path=str(tmp_path / kind))) for kind in ("json", "csv", "tsv")}
+    assert [example.text for example in read["json"].split("train")] == ["text a", "text b"]
+    assert [bad.reason for bad in read["json"].rejected["train"]] == [
+        "label '' is none of a, b", "JSON that is nested too deeply",
+    ]  # fmt: skip
+    assert [len(example.text) for example in read["csv"].split("train")] == [200_000, 4]
+    assert [bad.reason for bad in read["csv"].rejected["train"]] == ["a quote is not closed"]
+    assert [example.text for example in read["tsv"].split("train")] == ['said "no"', "x"]
 
 
 def test_a_custom_task_can_be_a_regression(tmp_path):

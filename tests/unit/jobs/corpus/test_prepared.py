@@ -1,15 +1,22 @@
 """How rows become passages: what stays on one side of the held-out split, and what becomes a pair."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.corpus import prepared
-from jobs.corpus.parts import row_passages
-from jobs.corpus.prepared import PassageRows, first_rows, texts_in
-from refbert.config import CorpusConfig
-from refbert.corpus import Row
+from jobs.config import RunConfig
+from jobs.corpus import parts, prepared
+from jobs.corpus.parts import CorpusPart, ReadAndSplit, row_passages
+from jobs.corpus.prepared import PassageRows, first_rows, prepare, texts_in
+from refbert import corpus
+from refbert.config import CorpusConfig, TeacherConfig
+from refbert.corpus import Row, Text
+from refbert.errors import InputError
+from tests.unit.refbert.tokenizer_families import FAMILIES, sentences
 
+SPLIT = CorpusConfig(path="x")
 CORPUS = CorpusConfig(path="x", long_texts="truncate", heldout_fraction=0.5)
 
 
@@ -29,13 +36,48 @@ def test_rows_that_are_their_own_documents_are_held_out_one_by_one():
 
 
 def test_pair_share_of_the_passages_become_pairs_without_losing_text():
-    corpus = CORPUS.model_copy(update={"pair_share": 0.25})
+    some = CORPUS.model_copy(update={"pair_share": 0.25})
     texts = [f"sentence {n} begins. And ends here {n}" for n in range(400)]
-    found = [next(row_passages(Row(text, None, "d", "file", 0), corpus, None, 16)) for text in texts]
+    found = [next(row_passages(Row(text, None, "d", "file", 0), some, None, 16)) for text in texts]
     pairs = [passage for passage in found if passage["text_pair"] is not None]
     assert 60 < len(pairs) < 140
     joined = [" ".join(filter(None, (passage["text"], passage["text_pair"]))) for passage in found]
     assert joined == texts
+
+
+def test_the_split_of_a_row_is_drawn_once_however_many_passages_it_has(monkeypatch):
+    drawn: list[Text] = []
+
+    def split_of(text: Text, share: float) -> str:
+        drawn.append(text)
+        return corpus.split_of(text, share)
+
+    monkeypatch.setattr(parts, "split_of", split_of)
+    text = "a few words of a book " * 200
+    passages = list(row_passages(Row(text.strip(), None, "d", "f", 0), SPLIT, FAMILIES["WordPiece (BERT)"](), 16))
+    assert len(passages) > 80
+    assert len(drawn) == 1, "hashing the row for each passage takes time quadratic in its length"
+
+
+@pytest.mark.parametrize("family", ["byte-level, trimmed (RoBERTa)", "Unigram (T5)", "WordPiece (BERT)"])
+def test_both_halves_of_a_passage_that_became_a_pair_fit_the_budget(family):
+    tokenizer = FAMILIES[family]()
+    halved = SPLIT.model_copy(update={"pair_share": 1.0})
+    pairs = whole = 0
+    for text in sentences(40):
+        made = list(row_passages(Row(text, None, "d", "f", 0), halved, tokenizer, 16))
+        read = [tokenizer(*filter(None, (passage["text"], passage["text_pair"]))) for passage in made]
+        assert max(len(tokens["input_ids"]) for tokens in read) <= 16
+        pairs += sum(passage["text_pair"] is not None for passage in made)
+        whole += sum(passage["text_pair"] is None and " " in passage["text"] for passage in made)
+    assert pairs > 4 * whole
+
+
+def test_a_budget_that_special_tokens_fill_is_refused_in_one_line():
+    tokenizer = FAMILIES["byte-level, trimmed (RoBERTa)"]()
+    halved = SPLIT.model_copy(update={"pair_share": 0.5})
+    with pytest.raises(InputError, match=r"teacher\.tokens=4 leaves no room for text beside 4 special tokens"):
+        list(row_passages(Row("some words", None, "d", "f", 0), halved, tokenizer, 4))
 
 
 def chunked_table(sizes: list[int]) -> pa.Table:
@@ -59,3 +101,22 @@ def test_the_first_row_of_each_text_is_found_with_any_bucket_size(monkeypatch, b
     table = chunked_table([50, 60])
     texts = table["text"].to_pylist()
     assert first_rows(table).tolist() == sorted({texts.index(text) for text in texts})
+
+
+def test_files_that_are_passed_over_are_named_when_a_corpus_is_prepared(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("REFBERT_HOME", str(tmp_path / "home"))
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.jsonl").write_text('{"body": "x"}\n')
+    (tmp_path / "texts" / "b.json").write_text("[]")
+
+    def read_here(corpus: CorpusConfig, teacher: TeacherConfig, files: list[str], folder: Path) -> list[CorpusPart]:
+        """Read the files in this process, without Ray."""
+        batch = {"number": np.arange(len(files)), "file": np.array(files)}
+        reading = ReadAndSplit(folder, corpus, teacher.model, teacher.tokens)
+        return [CorpusPart.named(Path(part["path"][0])) for part in reading(batch)]
+
+    monkeypatch.setattr(prepared, "_read_parts", read_here)
+    config = RunConfig(name="named", corpus=CorpusConfig(path=str(tmp_path / "texts")))
+    with pytest.raises(InputError, match="has no column 'text', only body"):
+        prepare(config)
+    assert "1 of 2 files passed over: 1 in another form (b.json)" in caplog.text
