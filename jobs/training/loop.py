@@ -4,7 +4,7 @@
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +25,7 @@ from jobs.memory.student_memory import student_memory_options
 from jobs.run.directory import claim_directory, training_lock, write_manifest
 from jobs.run.worker import set_up_worker
 from jobs.training.checkpoint import Checkpoint, Checkpoints, consolidated
+from jobs.training.divergence import faults_of, finite_step, skip_step, weighed
 from jobs.training.engine import build_engine
 from jobs.training.metrics import METRICS, MetricsLogger, TrainingProgress, training_bar
 from jobs.training.recovery import Recovery, failure_config, scaling_config
@@ -122,6 +123,9 @@ def train_worker(job: DistillJob) -> dict[str, float]:
         )
         engine, progress = restore(distiller, stream, job, agreed_checkpoint(checkpoints, rank))
         metrics = stack.enter_context(MetricsLogger(train, job.run_directory, progress, rank, device))
+        ask_teacher = partial(
+            teacher_targets, teacher, loss=config.loss, student_layers=config.student.num_hidden_layers
+        )
 
         while metrics.step < train.steps:
             for index in range(accumulation):
@@ -130,18 +134,17 @@ def train_worker(job: DistillJob) -> dict[str, float]:
                     number = stream.number
                     batch, stored = next(stream)
                     batch = moved(batch, device)
-                    targets = (
-                        moved(stored, device)
-                        if stored
-                        else teacher_targets(teacher, batch, config.loss, config.student.num_hidden_layers)
-                    )
+                    targets = moved(stored, device) if stored else ask_teacher(batch)
                     torch.manual_seed(config.seed * 1_000_003 + number)  # dropout is the same on any number of workers
                 loss, parts = engine(batch, targets)
-                engine.backward(loss * (share if is_counted else 0.0))
-                engine.step()  # updates weights at the accumulation boundary
+                engine.backward(weighed(loss, share if is_counted else 0.0))
+                is_finite = finite_step(engine)  # updates weights at the accumulation boundary
                 if is_counted:
                     metrics.add(loss, parts, stream)
-            metrics.finish_step(engine)
+            if not is_finite:
+                faults = partial(step_faults, metrics, stream, ask_teacher, train.micro_batches)
+                skip_step(metrics.step + 1, metrics.skipped + 1, train, faults)
+            metrics.finish_step(engine, is_finite)
             if metrics.step % train.save_every == 0 and metrics.step < train.steps:
                 save(checkpoints, engine, stream, metrics.snapshot(stream), job.corpus)
         progress = metrics.snapshot(stream)
@@ -205,6 +208,22 @@ def teacher_targets(teacher: Teacher | None, batch: Batch, loss: LossConfig, stu
     )
 
 
+def step_faults(
+    metrics: MetricsLogger, stream: DistillStream, ask_teacher: Callable[[Batch], Targets], per_step: int
+) -> list[str]:
+    """Say what of this rank's share of the step under way is not finite: its micro-batches are made and looked at again."""
+    first = metrics.step * per_step
+
+    def batches() -> Iterator[tuple[list[str], torch.Tensor, Targets]]:
+        for number in range(first + stream.rank, first + per_step, stream.world_size):
+            batch, stored = stream.make(number)
+            batch = moved(batch, metrics.device)
+            sources = [row["document"] for row in stream.passages.at(stream.sampler.rows(number))]
+            yield sources, batch.reference_states, stored or ask_teacher(batch)
+
+    return faults_of(metrics.step_losses, batches())
+
+
 def agreed_checkpoint(checkpoints: Checkpoints, rank: int) -> Path | None:
     """Let rank 0 find the newest intact checkpoint, and tell the others; every rank raises what it raises."""
     found: list[Any] = [None]
@@ -237,7 +256,7 @@ def restore(
         )
     progress = TrainingProgress(**state["progress"])
     checkpoint.load_weights(distiller)
-    engine = build_engine(distiller, job.config.train, progress.step)
+    engine = build_engine(distiller, job.config.train, progress.step, progress.skipped)
     checkpoint.load_optimizer(engine)
     stream.load_state_dict(state["stream"])
     return engine, progress

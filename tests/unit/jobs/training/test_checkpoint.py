@@ -88,6 +88,26 @@ def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning_and_written_again
     assert damage(checkpoints.at(6)) is None
 
 
+def test_weights_that_are_not_finite_are_not_written_and_the_checkpoint_before_is_kept(checkpoints):
+    save(checkpoints, 3)
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(InputError, match=r"the training diverged: 1 tensors hold NaN .* first is weights/weight"):
+            checkpoints.save(engine_with(value), 6, {}) or checkpoints.wait()
+        checkpoints._writing = None
+    assert checkpoints.steps() == [3]
+
+
+def test_a_checkpoint_of_an_earlier_release_that_is_not_finite_is_passed_over(checkpoints, caplog, monkeypatch):
+    save(checkpoints, 3)
+    monkeypatch.setattr("jobs.training.checkpoint.fault_in", lambda tensors: None)
+    save(checkpoints, 6)
+    checkpoints.save(engine_with(float("nan")), 9, {})
+    checkpoints.wait()
+    monkeypatch.undo()
+    assert checkpoints.newest_intact() == checkpoints.at(6)
+    assert "step-00000009 is damaged: 1 tensors hold NaN or infinite values" in caplog.text
+
+
 def test_a_run_with_only_damaged_checkpoints_is_refused(checkpoints):
     save(checkpoints, 3, 6)
     for step in (3, 6):
