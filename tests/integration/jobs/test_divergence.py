@@ -52,7 +52,7 @@ def weights(engine: Any) -> list[torch.Tensor]:
 
 
 @pytest.mark.usefixtures("process_group")
-@pytest.mark.filterwarnings("ignore:.*all_gather_into_tensor:FutureWarning")  # DeepSpeed's, in ZeRO 3
+@pytest.mark.filterwarnings("ignore:.*(all_gather_into|reduce_scatter)_tensor:FutureWarning")  # DeepSpeed's, in ZeRO 3
 @pytest.mark.parametrize(("zero_stage", "clip"), [(0, 1.0), (0, 0.0), (1, 0.0), (3, 1.0)])
 def test_a_step_that_is_not_finite_changes_neither_weights_nor_moments(tiny_run, zero_stage, clip, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
