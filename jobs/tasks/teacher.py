@@ -28,6 +28,7 @@ from refbert.config import TeacherConfig
 from refbert.corpus import Text, by_length, text_length
 from refbert.errors import InputError
 from refbert.fine_tuning import train_epochs
+from refbert.hub import loading_options
 from refbert.losses import label_loss
 from refbert.packaged import local_path
 from refbert.precision import autocasts
@@ -157,6 +158,7 @@ def _fine_tune(
             dtype=torch.float32,
             num_labels=1 if task.regression else len(task.labels),
             attn_implementation="eager" if slow else None,
+            **loading_options(base.model),
         )
     except (OSError, ValueError) as error:
         raise InputError(f"teacher.model={base.model} cannot get a head: {str(error).splitlines()[0]}") from None
