@@ -4,8 +4,10 @@
 """
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from concurrent.futures import Future, wait
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,6 +48,9 @@ from vector_store.client import connect
 from vector_store.store import Store
 
 log = logging.getLogger(__name__)
+
+STOP_PATIENCE_S = 60.0
+"""How long an interrupted training has for its step and its checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -92,14 +97,59 @@ def distil(config: RunConfig, corpus: PreparedCorpus, address: MemoryAddress | N
             "training waits: %d workers x (1 CPU or %g GPU) wanted, the cluster has %g CPU and %g GPU",
             fewest, train.gpus_per_worker, have.get("CPU", 0), have.get("GPU", 0),
         )  # fmt: skip
-    with training_lock(directory), training_bar(directory / METRICS, train.steps):
-        result: Any = trainer.fit()
-    assert result.return_value is not None  # rank 0's
+    with training_lock(directory), training_bar(directory / METRICS, train.steps), stop_request(directory) as request:
+        result: Any = fit(trainer, request)
+    if result.return_value is None:  # rank 0's: somebody else made the file
+        raise KeyboardInterrupt
     write_manifest(config, result.return_value)
 
 
-def train_worker(job: DistillJob) -> dict[str, float]:
-    """Run one worker of the training: its share of every step, until the last. Returns the training's figures."""
+@contextmanager
+def stop_request(directory: Path) -> Iterator[Path]:
+    """Yield the file that tells workers to stop when it is there; it is not, before and after."""
+    request = directory / "stop"
+    request.unlink(missing_ok=True)
+    try:
+        yield request
+    finally:
+        request.unlink(missing_ok=True)
+
+
+def fit(trainer: Any, request: Path) -> Any:
+    """Train. An interrupt asks the workers to write a checkpoint and stop, and is raised again then; the second one at once.
+
+    In a thread: in the main one Ray Train takes SIGINT for itself, and ends the process without a checkpoint.
+    """
+    done: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(trainer.fit())
+        except BaseException as error:
+            done.set_exception(error)
+
+    try:
+        threading.Thread(target=work, name="training", daemon=True).start()
+        while not done.done():
+            wait([done], 1.0)  # a signal that another thread was given is seen when this one wakes
+        return done.result()
+    except KeyboardInterrupt:
+        log.info("stopping at the next step, with a checkpoint; interrupt again to stop at once")
+        request.touch()
+        with suppress(TimeoutError):  # a training that waits for workers makes no step
+            done.result(STOP_PATIENCE_S)
+        raise
+
+
+def must_stop(request: Path, rank: int, device: torch.device) -> bool:
+    """Whether the driver asks the workers to stop: rank 0 looks, and tells the others."""
+    asked = torch.tensor(float(rank == 0 and request.exists()), device=device)
+    torch.distributed.broadcast(asked, 0)
+    return bool(asked)
+
+
+def train_worker(job: DistillJob) -> dict[str, float] | None:
+    """Run one worker of the training: its share of every step. Returns the training's figures; None where it was stopped."""
     config, train = job.config, job.config.train
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -145,8 +195,12 @@ def train_worker(job: DistillJob) -> dict[str, float]:
                 faults = partial(step_faults, metrics, stream, ask_teacher, train.micro_batches)
                 skip_step(metrics.step + 1, metrics.skipped + 1, train, faults)
             metrics.finish_step(engine, is_finite)
-            if metrics.step % train.save_every == 0 and metrics.step < train.steps:
+            stops = must_stop(job.run_directory / "stop", rank, device)
+            if (stops or metrics.step % train.save_every == 0) and metrics.step < train.steps:
                 save(checkpoints, engine, stream, metrics.snapshot(stream), job.corpus)
+            if stops and metrics.step < train.steps:
+                checkpoints.wait()
+                return None
         progress = metrics.snapshot(stream)
         write_student(engine, stream.texts, job, rank)
         save(checkpoints, engine, stream, progress, job.corpus)

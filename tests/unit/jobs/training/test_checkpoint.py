@@ -1,14 +1,16 @@
 """A run's checkpoints: whole or not there, checked by their bytes, the newest few kept, and a damaged one passed over."""
 
+import errno
 import types
 
 import pytest
 import torch
 from torch import nn
 
+from jobs.run.failures import exit_code, known_cause
 from jobs.training.checkpoint import FILE, MANIFEST, Checkpoint, Checkpoints, damage, write_checkpoint
 from refbert import atomic
-from refbert.errors import InputError
+from refbert.errors import InputError, UnavailableError
 
 
 def engine_with(value: float) -> types.SimpleNamespace:
@@ -137,6 +139,24 @@ def test_a_write_error_is_raised_at_the_next_save(checkpoints):
     checkpoints.save(engine_with(1), 1, {})
     with pytest.raises(OSError, match="checkpoints"):
         checkpoints.save(engine_with(2), 2, {})
+
+
+def test_a_full_disk_ends_the_training_in_one_line_and_keeps_the_checkpoint_before(checkpoints, monkeypatch):
+    save(checkpoints, 3)
+
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(atomic, "sync", full)
+    checkpoints.save(engine_with(6), 6, {"step": 6})
+    with pytest.raises(OSError, match="No space") as raised:
+        checkpoints.wait()
+    known = known_cause(raised.value)
+    assert isinstance(known, UnavailableError)
+    assert exit_code(known) == 3
+    assert "no space is left on the disk of" in str(known)
+    assert checkpoints.newest_intact() == checkpoints.at(3)
+    assert not list(checkpoints.folder.glob("*.partial"))
 
 
 def test_a_checkpoint_replaces_the_older_one_only_when_it_is_whole(tmp_path, monkeypatch):
