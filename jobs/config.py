@@ -92,6 +92,8 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """Share of steps of linear warm-up; then linear decay to 0."""
     weight_decay: NonNegativeFloat = 0.01
     clip: NonNegativeFloat = Field(1.0, description="Largest gradient norm; 0 turns clipping off.")
+    max_skipped_steps: NonNegativeInt = 0
+    """Steps whose loss or gradient is not finite that may be left out, weights unchanged; one more ends the training."""
     targets: Literal["teacher", "memory"] = "teacher"
     """Where the teacher's states come from: a forward in the worker, or the memory itself."""
     zero_stage: Literal[0, 1, 2, 3] = 0

@@ -25,7 +25,7 @@ from jobs.evaluation.measurements import EvaluationJob, measure
 from jobs.evaluation.provenance import provenance
 from jobs.evaluation.report import write_report
 from jobs.memory.store import MemoryAddress, running_store
-from refbert.errors import InputError
+from jobs.run.directory import require_trained
 from refbert.memory.manifest import manifest_of
 from refbert.teacher import load_teacher
 from vector_store.client import connect
@@ -37,11 +37,15 @@ CONTINUES_RUN = True
 """Without a YAML, the options are those that the named run was trained with."""
 
 
+def check(config: RunConfig) -> None:
+    """Raise InputError where the run has not been trained; before Ray is started."""
+    require_trained(config)
+
+
 def run(config: RunConfig) -> None:
     """Evaluate the run's student and write the report."""
     started_s = time.monotonic()
-    if not (config.run_directory / "manifest.json").exists():
-        raise InputError(f"{config.run_directory} holds no complete run; train one first: `python jobs/distill.py`")
+    check(config)
     corpus = prepare(config)
     teacher = load_teacher(config.teacher)
     if not config.needs_memory:

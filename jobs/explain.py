@@ -32,11 +32,18 @@ CONTINUES_RUN = True
 """Without a YAML, the options are those that the named run was trained with."""
 
 
-def run(config: RunConfig) -> None:
-    """Explain explain.text, print the explanation and write it."""
+def check(config: RunConfig) -> None:
+    """Raise InputError where there is no text, or no student; before Ray is started."""
     asked = config.explain
     if not all(part is None or normalise(part) for part in (asked.text, asked.text_pair)):
         raise InputError('there is no text to explain; give explain.text="a text" (and explain.text_pair="its second")')
+    student_run(config, asked.student)
+
+
+def run(config: RunConfig) -> None:
+    """Explain explain.text, print the explanation and write it."""
+    check(config)
+    asked = config.explain
     text = normalise(asked.text if asked.text_pair is None else (asked.text, asked.text_pair))
     config, folder = student_run(config, asked.student)
     with memory_of(config, folder) as url:

@@ -19,6 +19,7 @@ import logging
 from jobs.config import RunConfig
 from jobs.evaluation.model_card import model_card, write_card
 from jobs.memory.student_memory import reads_memory
+from jobs.run.directory import require_trained
 from refbert.errors import InputError
 from refbert.export import export_onnx
 from refbert.folder import load_model
@@ -29,12 +30,22 @@ CONTINUES_RUN = True
 """Without a YAML, the options are those that the named run was trained with."""
 
 
-def run(config: RunConfig) -> None:
-    """Write the graphs and the card."""
-    student = config.run_directory / "student"
+def check(config: RunConfig) -> None:
+    """Raise InputError where the run has not been trained, or not been evaluated; before Ray is started."""
+    require_trained(config)
     report = config.run_directory / "report.json"
     if not report.exists():
-        raise InputError(f"{report} is not there; evaluate the run first: `python jobs/evaluate.py`")
+        raise InputError(
+            f"{report} is not there, and a card has its figures; evaluate the run first: `python jobs/evaluate.py "
+            f"name={config.name}`"
+        )
+
+
+def run(config: RunConfig) -> None:
+    """Write the graphs and the card."""
+    check(config)
+    student = config.run_directory / "student"
+    report = config.run_directory / "report.json"
     model = load_model(student)
     export = export_onnx(model, student / "onnx", config.export.int8, config.export.tolerance)
     memory = model.config.memory if reads_memory(config, student) else None

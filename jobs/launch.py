@@ -1,6 +1,7 @@
 """How a job starts and ends: its command line, its Ray session, and one line with an exit code for what goes wrong.
 
-Exit codes: 0 fine, 1 a bug (traceback), 2 bad config or input, 3 something the job depends on is unavailable.
+Exit codes: 0 fine, 1 a bug (traceback), 2 bad config or input, 3 something the job depends on is unavailable, 130
+SIGINT, 143 SIGTERM.
 """
 
 import argparse
@@ -14,7 +15,8 @@ from typing import Any, NamedTuple, NoReturn
 import yaml
 
 from jobs.config import QUICKSTART, RunConfig, load_config
-from jobs.run.failures import INTERRUPTED, OK, exit_code, known_cause
+from jobs.run.failures import INTERRUPTED, OK, TERMINATED, exit_code, known_cause
+from jobs.run.interrupts import Terminated, sigterm_interrupts
 
 
 def launch(module: str, description: str | None) -> NoReturn:
@@ -70,11 +72,13 @@ def _run(module: str, description: str | None, arguments: list[str], import_job:
         if given.show:
             show(config)
             return OK
-        with ray_session():
+        if check := getattr(job, "check", None):
+            check(config)  # what needs no Ray is refused before its start
+        with sigterm_interrupts(), ray_session(), sigterm_interrupts():
             job.run(config)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("\ninterrupted; start the same command again to go on", file=sys.stderr)
-        return INTERRUPTED
+        return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
     except Exception as error:
         known = known_cause(error)
         if known is None or os.environ.get("REFBERT_TRACEBACK"):

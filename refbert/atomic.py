@@ -44,13 +44,13 @@ def whole_folder(path: Path, *, resume: bool = False, durable: bool = False) -> 
     scratch.mkdir(parents=True, exist_ok=True)
     try:
         yield scratch
+        if durable:  # a full disk may say so only here
+            for written in (*scratch.rglob("*"), scratch):
+                sync(written)
     except BaseException:
         if not resume:
             shutil.rmtree(scratch, ignore_errors=True)
         raise
-    if durable:
-        for written in (*scratch.rglob("*"), scratch):
-            sync(written)
     shutil.rmtree(path, ignore_errors=True)
     scratch.rename(path)
     if durable:

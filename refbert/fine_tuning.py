@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from refbert.atomic import whole_file
 from refbert.config import FineTuneConfig
+from refbert.errors import InputError
 from refbert.optimisation import adamw, warmup_decay
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,8 @@ def train_epochs(
     """Train for `config.epochs` of `per_epoch` steps; yields (steps made, loss) after each.
 
     `loss_of(step)` is the loss of a step's batch, steps counted from 0. `checkpoint` is written after every epoch, resumed from
-    where it exists, and deleted at the end. Raises ValueError where the loss is not finite.
+    where it exists, and deleted at the end. Raises InputError at the first loss or gradient that is not finite; the
+    checkpoint of the last whole epoch is kept.
     """
     steps = config.epochs * per_epoch
     optimizer = adamw(model, config.learning_rate, config.weight_decay)
@@ -42,8 +44,12 @@ def train_epochs(
         loss = loss_of(step)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip or float("inf"))
-        if not torch.isfinite(norm):
-            raise ValueError(f"the loss became {loss.item()} at step {step}; lower learning_rate")
+        if not (norm.isfinite() and loss.isfinite()):
+            what = "gradient is not finite" if loss.isfinite() else f"loss became {loss.item()}"
+            clipping = "" if config.clip else ", and set clip=1"
+            raise InputError(
+                f"the {what} at step {step + 1} of {steps}; lower learning_rate={config.learning_rate:g}{clipping}"
+            )
         optimizer.step()
         optimizer.zero_grad()
         yield step + 1, loss.item()

@@ -6,6 +6,7 @@ Written completely or not at all. `from_pretrained` reads it too.
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, PreTrainedTokenizerBase
@@ -13,6 +14,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from refbert.atomic import checksum, whole_file, whole_folder
 from refbert.correction import Correction
 from refbert.errors import InputError
+from refbert.finite import fault_in
 from refbert.references import WordTable
 from refbert.student import RefBertForSequenceClassification, RefBertModel
 from refbert.student_config import RefBertConfig
@@ -25,7 +27,10 @@ CORRECTION = "correction.safetensors"
 
 
 def load_model(folder: str | Path) -> Any:
-    """Load the encoder or the classifier that a `student/` folder holds, for inference. Raises InputError for others."""
+    """Load the encoder or the classifier that a `student/` folder holds, for inference.
+
+    Raises InputError for other folders, and for weights that are not finite: they would answer every text with NaN.
+    """
     path = Path(folder)
     if not (path / "config.json").exists():
         raise InputError(f"{path} holds no student; train one first, or give a run's student/ folder")
@@ -35,19 +40,28 @@ def load_model(folder: str | Path) -> Any:
             raise InputError(
                 f"{path} holds a {config.model_type}, wanted a refbert student; give a run's student/ folder"
             )
-        return (RefBertForSequenceClassification if has_head(config) else RefBertModel).from_pretrained(path).eval()
+        model = (RefBertForSequenceClassification if has_head(config) else RefBertModel).from_pretrained(path).eval()
     except InputError:
         raise
     except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"the student in {path} cannot be loaded ({reason}); copy the whole student/ folder") from None
+    if fault := fault_in(model.state_dict().items()):
+        raise InputError(f"the student in {path} cannot answer: {fault}; its training diverged, train it again")
+    return model
 
 
 def load_word_table(folder: Path) -> WordTable:
-    """Load the table of token vectors that asks a dense memory. Raises InputError where there is none."""
+    """Load the table of token vectors that asks a dense memory.
+
+    Raises InputError where there is none, or one that is not finite.
+    """
     if not (path := folder / WORD_TABLE).exists():
         raise InputError(f"{path} is missing, and a dense memory is asked with it; copy the whole student/ folder")
-    return WordTable(**load_file(path))
+    table = WordTable(**load_file(path))
+    if fault := fault_in([("scales", torch.from_numpy(table.scales))]):
+        raise InputError(f"{path} asks for nothing: {fault}; copy the whole student/ folder again, or train it again")
+    return table
 
 
 def save_word_table(folder: Path, table: WordTable) -> None:
@@ -89,8 +103,12 @@ def save_student(
     """Write a student's folder: weights, tokenizer, the word `table` of a dense memory.
 
     `text_tokens`, `memory`, `collection` and `references` go into its config (see `RefBertConfig`): with them the folder is
-    complete, and works as a copy on a machine that has nothing of the run.
+    complete, and works as a copy on a machine that has nothing of the run. Raises InputError for weights that are not finite,
+    and leaves an older folder as it is.
     """
+    tables = [] if table is None else [("scales of words", torch.from_numpy(table.scales))]
+    if fault := fault_in([*student.state_dict().items(), *tables]):
+        raise InputError(f"the student is not written to {folder}: {fault}; train it again with a lower learning rate")
     student.config.update(reading)
     with whole_folder(folder) as scratch:
         student.save_pretrained(scratch)

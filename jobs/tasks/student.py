@@ -32,7 +32,7 @@ from refbert.corpus import Text, text_length
 from refbert.distillation import Distiller, new_student
 from refbert.errors import InputError
 from refbert.fine_tuning import train_epochs
-from refbert.folder import save_student
+from refbert.folder import load_model, save_student
 from refbert.memory.reader import Reader
 from refbert.memory.retrieval import open_retriever
 from refbert.memory.texts import ReferenceTexts, reference_texts
@@ -121,7 +121,8 @@ def starting_student(job: TaskStudentJob, teacher: Teacher) -> RefBertForSequenc
     fresh.config.label2id = {name: number for number, name in fresh.config.id2label.items()}
     if job.start is None:
         return fresh
-    encoder = RefBertModel.from_pretrained(job.start)
+    start = load_model(job.start)
+    encoder = start if isinstance(start, RefBertModel) else start.encoder
     ours, theirs = fresh.encoder.state_dict(), encoder.state_dict()
     differing = [name for name in ours if name not in theirs or ours[name].shape != theirs[name].shape]
     if differing or len(ours) != len(theirs):

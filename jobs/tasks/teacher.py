@@ -28,13 +28,22 @@ from refbert.config import TeacherConfig
 from refbert.corpus import Text, by_length, text_length
 from refbert.errors import InputError
 from refbert.fine_tuning import train_epochs
+from refbert.hub import loading_options
 from refbert.losses import label_loss
 from refbert.packaged import local_path
 from refbert.precision import autocasts
 from refbert.sampler import BucketSampler
 from refbert.scores import score
 from refbert.tasks import TaskData
-from refbert.teacher import Teacher, load_teacher, load_tokenizer, tokenize
+from refbert.teacher import (
+    Teacher,
+    check_encoder,
+    load_teacher,
+    load_tokenizer,
+    refuse_head_on_decoder,
+    segment_inputs,
+    tokenize,
+)
 
 log = logging.getLogger(__name__)
 
@@ -149,17 +158,21 @@ def _fine_tune(
             dtype=torch.float32,
             num_labels=1 if task.regression else len(task.labels),
             attn_implementation="eager" if slow else None,
+            **loading_options(base.model),
         )
     except (OSError, ValueError) as error:
         raise InputError(f"teacher.model={base.model} cannot get a head: {str(error).splitlines()[0]}") from None
+    refuse_head_on_decoder(base.model, getattr(model.config, "is_encoder_decoder", False))
+    check_encoder(model, tokenizer, base)
     model.to(device)
 
     def loss_of(number: int) -> torch.Tensor:
         rows = sampler.rows(number)
         ids, mask, segments = tokenize(tokenizer, [texts[row] for row in rows], base.tokens)
-        inputs = {} if segments is None else {"token_type_ids": segments.to(device)}
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), **inputs).logits
+            logits = model(
+                input_ids=ids.to(device), attention_mask=mask.to(device), **segment_inputs(model, segments)
+            ).logits
         return label_loss(logits.float(), labels[rows].to(device))
 
     before = 0

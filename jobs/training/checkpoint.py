@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from refbert.atomic import checksum, whole_folder
 from refbert.errors import InputError
+from refbert.finite import fault_in
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,15 @@ def training_tensors(engine: Any) -> dict[str, Tensor]:
 
 
 def write_checkpoint(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Write a checkpoint's folder, completely or not at all, its checksum last. `state` is JSON."""
+    """Write a checkpoint's folder, completely or not at all, its checksum last. `state` is JSON.
+
+    Raises InputError for tensors that are not finite, before anything is touched: nothing good can be resumed from them.
+    """
+    if fault := fault_in(tensors.items()):
+        raise InputError(
+            f"the training diverged: {fault}; {folder} is not written and the checkpoint before it is kept: train again under "
+            "another name=... with a lower train.learning_rate"
+        )
     with whole_folder(folder, durable=True) as scratch:  # replaces one that was found damaged
         save_file(tensors, scratch / FILE, metadata={"state": json.dumps(state)})
         manifest = {"bytes": (scratch / FILE).stat().st_size, "sha256": checksum(scratch / FILE)}
@@ -75,6 +84,8 @@ def damage(folder: Path) -> str | None:
             return f"{FILE} has {found} bytes, {wanted} were written"
         if checksum(folder / FILE) != manifest["sha256"]:
             return f"{FILE} has another checksum than when it was written"
+        with safe_open(folder / FILE, "pt") as file:  # an earlier release wrote those too
+            return fault_in((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
     except FileNotFoundError as error:
         return f"it has no {Path(error.filename).name}"
     except (OSError, ValueError, KeyError, TypeError) as error:

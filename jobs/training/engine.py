@@ -15,10 +15,10 @@ from refbert.optimisation import adamw, warmup_decay
 from refbert.student import RefBertModel
 
 
-def build_engine(distiller: Distiller, train: TrainConfig, step: int = 0) -> Any:
+def build_engine(distiller: Distiller, train: TrainConfig, step: int = 0, skipped: int = 0) -> Any:
     """Wrap the model in DeepSpeed: AdamW, linear warm-up and linear decay, ZeRO stage and precision of the config.
 
-    `step` steps have been made already.
+    `step` steps have been made already, `skipped` of which changed no weight.
     """
     if not train.gpus_per_worker:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read at DeepSpeed's import
@@ -45,7 +45,7 @@ def build_engine(distiller: Distiller, train: TrainConfig, step: int = 0) -> Any
             "steps_per_print": 10**9,
         },
     )
-    make_moments(engine, step)
+    make_moments(engine, step - skipped)
     engine.train()
     return engine
 

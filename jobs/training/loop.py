@@ -4,8 +4,10 @@
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +27,7 @@ from jobs.memory.student_memory import student_memory_options
 from jobs.run.directory import claim_directory, training_lock, write_manifest
 from jobs.run.worker import set_up_worker
 from jobs.training.checkpoint import Checkpoint, Checkpoints, consolidated
+from jobs.training.divergence import faults_of, finite_step, skip_step, weighed
 from jobs.training.engine import build_engine
 from jobs.training.metrics import METRICS, MetricsLogger, TrainingProgress, training_bar
 from jobs.training.recovery import Recovery, failure_config, scaling_config
@@ -45,6 +48,9 @@ from vector_store.client import connect
 from vector_store.store import Store
 
 log = logging.getLogger(__name__)
+
+STOP_PATIENCE_S = 60.0
+"""How long an interrupted training has for its step and its checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +97,59 @@ def distil(config: RunConfig, corpus: PreparedCorpus, address: MemoryAddress | N
             "training waits: %d workers x (1 CPU or %g GPU) wanted, the cluster has %g CPU and %g GPU",
             fewest, train.gpus_per_worker, have.get("CPU", 0), have.get("GPU", 0),
         )  # fmt: skip
-    with training_lock(directory), training_bar(directory / METRICS, train.steps):
-        result: Any = trainer.fit()
-    assert result.return_value is not None  # rank 0's
+    with training_lock(directory), training_bar(directory / METRICS, train.steps), stop_request(directory) as request:
+        result: Any = fit(trainer, request)
+    if result.return_value is None:  # rank 0's: somebody else made the file
+        raise KeyboardInterrupt
     write_manifest(config, result.return_value)
 
 
-def train_worker(job: DistillJob) -> dict[str, float]:
-    """Run one worker of the training: its share of every step, until the last. Returns the training's figures."""
+@contextmanager
+def stop_request(directory: Path) -> Iterator[Path]:
+    """Yield the file that tells workers to stop when it is there; it is not, before and after."""
+    request = directory / "stop"
+    request.unlink(missing_ok=True)
+    try:
+        yield request
+    finally:
+        request.unlink(missing_ok=True)
+
+
+def fit(trainer: Any, request: Path) -> Any:
+    """Train. An interrupt asks the workers to write a checkpoint and stop, and is raised again then; the second one at once.
+
+    In a thread: in the main one Ray Train takes SIGINT for itself, and ends the process without a checkpoint.
+    """
+    done: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(trainer.fit())
+        except BaseException as error:
+            done.set_exception(error)
+
+    try:
+        threading.Thread(target=work, name="training", daemon=True).start()
+        while not done.done():
+            wait([done], 1.0)  # a signal that another thread was given is seen when this one wakes
+        return done.result()
+    except KeyboardInterrupt:
+        log.info("stopping at the next step, with a checkpoint; interrupt again to stop at once")
+        request.touch()
+        with suppress(TimeoutError):  # a training that waits for workers makes no step
+            done.result(STOP_PATIENCE_S)
+        raise
+
+
+def must_stop(request: Path, rank: int, device: torch.device) -> bool:
+    """Whether the driver asks the workers to stop: rank 0 looks, and tells the others."""
+    asked = torch.tensor(float(rank == 0 and request.exists()), device=device)
+    torch.distributed.broadcast(asked, 0)
+    return bool(asked)
+
+
+def train_worker(job: DistillJob) -> dict[str, float] | None:
+    """Run one worker of the training: its share of every step. Returns the training's figures; None where it was stopped."""
     config, train = job.config, job.config.train
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -122,6 +173,9 @@ def train_worker(job: DistillJob) -> dict[str, float]:
         )
         engine, progress = restore(distiller, stream, job, agreed_checkpoint(checkpoints, rank))
         metrics = stack.enter_context(MetricsLogger(train, job.run_directory, progress, rank, device))
+        ask_teacher = partial(
+            teacher_targets, teacher, loss=config.loss, student_layers=config.student.num_hidden_layers
+        )
 
         while metrics.step < train.steps:
             for index in range(accumulation):
@@ -130,20 +184,23 @@ def train_worker(job: DistillJob) -> dict[str, float]:
                     number = stream.number
                     batch, stored = next(stream)
                     batch = moved(batch, device)
-                    targets = (
-                        moved(stored, device)
-                        if stored
-                        else teacher_targets(teacher, batch, config.loss, config.student.num_hidden_layers)
-                    )
+                    targets = moved(stored, device) if stored else ask_teacher(batch)
                     torch.manual_seed(config.seed * 1_000_003 + number)  # dropout is the same on any number of workers
                 loss, parts = engine(batch, targets)
-                engine.backward(loss * (share if is_counted else 0.0))
-                engine.step()  # updates weights at the accumulation boundary
+                engine.backward(weighed(loss, share if is_counted else 0.0))
+                is_finite = finite_step(engine)  # updates weights at the accumulation boundary
                 if is_counted:
                     metrics.add(loss, parts, stream)
-            metrics.finish_step(engine)
-            if metrics.step % train.save_every == 0 and metrics.step < train.steps:
+            if not is_finite:
+                faults = partial(step_faults, metrics, stream, ask_teacher, train.micro_batches)
+                skip_step(metrics.step + 1, metrics.skipped + 1, train, faults)
+            metrics.finish_step(engine, is_finite)
+            stops = must_stop(job.run_directory / "stop", rank, device)
+            if (stops or metrics.step % train.save_every == 0) and metrics.step < train.steps:
                 save(checkpoints, engine, stream, metrics.snapshot(stream), job.corpus)
+            if stops and metrics.step < train.steps:
+                checkpoints.wait()
+                return None
         progress = metrics.snapshot(stream)
         write_student(engine, stream.texts, job, rank)
         save(checkpoints, engine, stream, progress, job.corpus)
@@ -205,6 +262,22 @@ def teacher_targets(teacher: Teacher | None, batch: Batch, loss: LossConfig, stu
     )
 
 
+def step_faults(
+    metrics: MetricsLogger, stream: DistillStream, ask_teacher: Callable[[Batch], Targets], per_step: int
+) -> list[str]:
+    """Say what of this rank's share of the step under way is not finite: its micro-batches are made and looked at again."""
+    first = metrics.step * per_step
+
+    def batches() -> Iterator[tuple[list[str], torch.Tensor, Targets]]:
+        for number in range(first + stream.rank, first + per_step, stream.world_size):
+            batch, stored = stream.make(number)
+            batch = moved(batch, metrics.device)
+            sources = [row["document"] for row in stream.passages.at(stream.sampler.rows(number))]
+            yield sources, batch.reference_states, stored or ask_teacher(batch)
+
+    return faults_of(metrics.step_losses, batches())
+
+
 def agreed_checkpoint(checkpoints: Checkpoints, rank: int) -> Path | None:
     """Let rank 0 find the newest intact checkpoint, and tell the others; every rank raises what it raises."""
     found: list[Any] = [None]
@@ -237,7 +310,7 @@ def restore(
         )
     progress = TrainingProgress(**state["progress"])
     checkpoint.load_weights(distiller)
-    engine = build_engine(distiller, job.config.train, progress.step)
+    engine = build_engine(distiller, job.config.train, progress.step, progress.skipped)
     checkpoint.load_optimizer(engine)
     stream.load_state_dict(state["stream"])
     return engine, progress

@@ -27,9 +27,10 @@ RUNGS = ("live", "cached", "null")
 
 @dataclass
 class TrainingProgress:
-    """What a checkpoint carries beside weights: the step, the time it took, and look-ups of all workers by rung."""
+    """What a checkpoint carries beside weights: steps, how many of them were left out, time, and all look-ups by rung."""
 
     step: int = 0
+    skipped: int = 0
     seconds: float = 0.0
     wait_s: float = 0.0
     lookups: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RUNGS, 0))
@@ -50,6 +51,9 @@ class MetricsLogger:
         self.step = progress.step
         self.before = progress
         self.started_s = time.monotonic()
+        self.skipped = progress.skipped
+        self.step_losses: dict[str, Tensor] = {}  # sums over the micro-batches of the step under way
+        self.step_micro_batches = 0
         self.sums: dict[str, Tensor] = {}
         self.micro_batches = 0
         self.stream: DistillStream | None = None
@@ -83,14 +87,20 @@ class MetricsLogger:
         """Count one micro-batch."""
         self.stream = stream
         for name, value in {"loss": loss.detach(), **parts}.items():
-            self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + value.float()
-        self.micro_batches += 1
+            self.step_losses[name] = self.step_losses.get(name, torch.zeros((), device=self.device)) + value.float()
+        self.step_micro_batches += 1
 
-    def finish_step(self, engine: Any) -> None:
-        """Count one optimizer step; every `log_every` steps, average over workers and write."""
+    def finish_step(self, engine: Any, is_finite: bool) -> None:
+        """Count one optimizer step; every `log_every` steps, average over workers and write. Losses must be finite to count."""
         self.step += 1
+        if is_finite:
+            self.sums = {name: value + self.sums.get(name, 0.0) for name, value in self.step_losses.items()}
+            self.micro_batches += self.step_micro_batches
+        else:
+            self.skipped += 1
+        self.step_losses, self.step_micro_batches = {}, 0
         train = self.train
-        if self.step % train.log_every and self.step != train.steps:
+        if (self.step % train.log_every and self.step != train.steps) or not self.sums:
             return
         assert self.stream is not None
         counted = torch.tensor(float(self.micro_batches), device=self.device)
@@ -101,6 +111,7 @@ class MetricsLogger:
         window_s = max(now_s - self.window_s, 1e-9)
         line: dict[str, float] = {"step": self.step}
         line |= {f"train/{name}": float(mean) for name, mean in zip(self.sums, means, strict=True)}
+        line["train/skipped_steps"] = self.skipped
         line["train/learning_rate"] = engine.get_lr()[0]
         line["train/examples_per_s"] = (self.step - self.window_step) * train.global_batch / window_s
         wait_s = self.stream.wait_s - self.window_wait_s
@@ -128,6 +139,7 @@ class MetricsLogger:
         before = self.before
         return TrainingProgress(
             self.step,
+            self.skipped,
             before.seconds + time.monotonic() - self.started_s,
             before.wait_s + stream.wait_s,
             {rung: before.lookups[rung] + int(now) for rung, now in zip(RUNGS, ours, strict=True)},
@@ -138,6 +150,7 @@ class MetricsLogger:
         train, lines = self.train, (self.directory / STARTS).read_text().splitlines()
         return {
             "steps": progress.step,
+            "skipped_steps": progress.skipped,
             "seconds": round(progress.seconds, 1),
             "examples_per_s": round(progress.step * train.global_batch / max(progress.seconds, 1e-9), 2),
             "data_wait_fraction": round(progress.wait_s / max(progress.seconds, 1e-9), 4),

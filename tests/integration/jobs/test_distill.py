@@ -160,8 +160,8 @@ def test_a_killed_worker_and_a_damaged_checkpoint_cost_only_repeated_steps(train
 
         finish = loop.MetricsLogger.finish_step
 
-        def finish_or_die(metrics, engine):
-            finish(metrics, engine)
+        def finish_or_die(metrics, *step):
+            finish(metrics, *step)
             if metrics.step == 8 and metrics.is_writer and not (folder / "died").exists():
                 (folder / "died").touch()
                 (folder / "checkpoints" / "step-00000006" / FILE).write_bytes(b"damaged")
@@ -223,8 +223,8 @@ def watch_workers(patch, served: Path, killed_at: int | None) -> None:
 
         finish, take = loop.MetricsLogger.finish_step, loop.DistillStream.__next__
 
-        def finish_or_die(metrics, engine):
-            finish(metrics, engine)
+        def finish_or_die(metrics, *step):
+            finish(metrics, *step)
             if metrics.step == killed_at:
                 raise RuntimeError("killed by the test")
 

@@ -1,9 +1,13 @@
 """Exit codes: whatever Ray wraps around a mistake, the user reads one line."""
 
+import os
+import signal
+import time
 import types
 
 import pytest
 import ray
+from safetensors import SafetensorError
 
 from jobs.launch import run_job
 from jobs.run.failures import BAD_INPUT, UNAVAILABLE, known_cause
@@ -39,6 +43,45 @@ def no_ray(monkeypatch):
 def test_a_known_error_is_one_line_and_its_code(error, code, capsys):
     assert run_job(job_that(error), []) == code
     assert capsys.readouterr().err.splitlines()[-1] == f"error: {error}"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_job_with_one_line_and_its_code(number, code, capsys):
+    def run(config):
+        os.kill(os.getpid(), number)
+        time.sleep(30)
+
+    usual = signal.getsignal(signal.SIGTERM)
+    assert run_job(types.SimpleNamespace(__name__="jobs.fake", __doc__="A job.", run=run), []) == code
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted; start the same command again to go on"
+    assert signal.getsignal(signal.SIGTERM) is usual
+
+
+def test_a_full_disk_is_one_line_and_something_unavailable(tmp_path, capsys):
+    def run(config):
+        with open("/dev/full", "w") as file:
+            file.write("x")
+
+    assert run_job(types.SimpleNamespace(__name__="jobs.fake", __doc__="A job.", run=run), []) == UNAVAILABLE
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: no space is left on the disk")
+    assert "start the same command again" in last
+    assert known_cause(SafetensorError("I/O error: No space left on device (os error 28)")) is not None
+    assert known_cause(OSError(5, "Input/output error")) is None
+
+
+def test_what_a_verb_can_check_without_ray_is_refused_before_ray_starts(home, monkeypatch, capsys):
+    import jobs.run.session
+    from jobs import evaluate, explain, export
+
+    monkeypatch.setattr(jobs.run.session, "ray_session", lambda: pytest.fail("Ray was started"))
+    for job, wanted in ((export, "distill"), (evaluate, "distill"), (explain, "distill")):
+        assert run_job(job, ["name=mine", "explain.text=a text"]) == BAD_INPUT
+        assert f"python jobs/{wanted}.py" in capsys.readouterr().err.splitlines()[-1]
+    (home / "runs" / "mine").mkdir(parents=True)
+    (home / "runs" / "mine" / "manifest.json").write_text("{}")
+    assert run_job(export, ["name=mine"]) == BAD_INPUT
+    assert "evaluate the run first: `python jobs/evaluate.py name=mine`" in capsys.readouterr().err
 
 
 def test_a_bug_keeps_its_traceback():

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from refbert.config import FineTuneConfig
+from refbert.errors import InputError
 from refbert.fine_tuning import train_epochs
 from refbert.sampler import BucketSampler
 
@@ -63,11 +64,25 @@ def test_a_killed_training_resumes_to_the_same_weights(tmp_path, stop_after):
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
+@pytest.mark.parametrize(
+    ("factor", "message"),
+    [
+        (float("nan"), "the loss became nan at step 6 of 12; lower learning_rate=5e-05"),
+        (float("inf"), "the loss became -?inf at step 6 of 12"),
+        (1e38, "the gradient is not finite at step 6 of 12"),
+    ],
+)
+def test_a_loss_or_gradient_that_is_not_finite_ends_the_training_and_keeps_its_checkpoint(tmp_path, factor, message):
     model = nn.Linear(2, 1)
-    steps = train_epochs(
-        model, lambda _: model(torch.full((1, 2), torch.inf)).sum(), 4, FineTuneConfig(), 0,
-        tmp_path / "checkpoint.pt", torch.device("cpu"),
-    )  # fmt: skip
-    with pytest.raises(ValueError, match="lower learning_rate"):
-        next(steps)
+
+    def loss_of(step: int) -> torch.Tensor:
+        out = model(torch.full((1, 2), 100.0)).sum()
+        return (out - out.detach() if factor == 1e38 else out) * (factor if step == 5 else 1.0)
+
+    checkpoint = tmp_path / "checkpoint.pt"
+    steps = train_epochs(model, loss_of, 4, FineTuneConfig(epochs=3), 0, checkpoint, torch.device("cpu"))
+    with pytest.raises(InputError, match=message):
+        list(steps)
+    state = torch.load(checkpoint, weights_only=True)
+    assert state["step"] == 4
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())

@@ -1,14 +1,16 @@
 """A run's checkpoints: whole or not there, checked by their bytes, the newest few kept, and a damaged one passed over."""
 
+import errno
 import types
 
 import pytest
 import torch
 from torch import nn
 
+from jobs.run.failures import exit_code, known_cause
 from jobs.training.checkpoint import FILE, MANIFEST, Checkpoint, Checkpoints, damage, write_checkpoint
 from refbert import atomic
-from refbert.errors import InputError
+from refbert.errors import InputError, UnavailableError
 
 
 def engine_with(value: float) -> types.SimpleNamespace:
@@ -88,6 +90,26 @@ def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning_and_written_again
     assert damage(checkpoints.at(6)) is None
 
 
+def test_weights_that_are_not_finite_are_not_written_and_the_checkpoint_before_is_kept(checkpoints):
+    save(checkpoints, 3)
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(InputError, match=r"the training diverged: 1 tensors hold NaN .* first is weights/weight"):
+            checkpoints.save(engine_with(value), 6, {}) or checkpoints.wait()
+        checkpoints._writing = None
+    assert checkpoints.steps() == [3]
+
+
+def test_a_checkpoint_of_an_earlier_release_that_is_not_finite_is_passed_over(checkpoints, caplog, monkeypatch):
+    save(checkpoints, 3)
+    monkeypatch.setattr("jobs.training.checkpoint.fault_in", lambda tensors: None)
+    save(checkpoints, 6)
+    checkpoints.save(engine_with(float("nan")), 9, {})
+    checkpoints.wait()
+    monkeypatch.undo()
+    assert checkpoints.newest_intact() == checkpoints.at(6)
+    assert "step-00000009 is damaged: 1 tensors hold NaN or infinite values" in caplog.text
+
+
 def test_a_run_with_only_damaged_checkpoints_is_refused(checkpoints):
     save(checkpoints, 3, 6)
     for step in (3, 6):
@@ -117,6 +139,24 @@ def test_a_write_error_is_raised_at_the_next_save(checkpoints):
     checkpoints.save(engine_with(1), 1, {})
     with pytest.raises(OSError, match="checkpoints"):
         checkpoints.save(engine_with(2), 2, {})
+
+
+def test_a_full_disk_ends_the_training_in_one_line_and_keeps_the_checkpoint_before(checkpoints, monkeypatch):
+    save(checkpoints, 3)
+
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(atomic, "sync", full)
+    checkpoints.save(engine_with(6), 6, {"step": 6})
+    with pytest.raises(OSError, match="No space") as raised:
+        checkpoints.wait()
+    known = known_cause(raised.value)
+    assert isinstance(known, UnavailableError)
+    assert exit_code(known) == 3
+    assert "no space is left on the disk of" in str(known)
+    assert checkpoints.newest_intact() == checkpoints.at(3)
+    assert not list(checkpoints.folder.glob("*.partial"))
 
 
 def test_a_checkpoint_replaces_the_older_one_only_when_it_is_whole(tmp_path, monkeypatch):
