@@ -19,10 +19,14 @@ from starlette.exceptions import HTTPException
 from jobs.service import errors, schema
 from jobs.service.inference import InferenceResult, InferenceService
 from jobs.service.metrics import CONTENT_TYPE
+from jobs.service.middleware import PUBLIC_ROUTES
 from jobs.service.student import TextResult
 
 PLAYGROUND = Path(__file__).parent / "playground"
-"""Folder of the page's files. They are sent by name, so no other file can be asked for."""
+"""Folder of the page to try the student."""
+
+PLAYGROUND_FILES = {"/": "index.html", "/playground.css": "playground.css", "/playground.js": "playground.js"}
+"""Its files by route. Each route has one, so no path and no host of a request can ask for another."""
 
 PLAYGROUND_HEADERS = {
     "content-security-policy": "default-src 'self'; img-src data:; style-src 'self' 'unsafe-inline'",
@@ -100,14 +104,8 @@ def http_api(service: InferenceService, metrics_text: MetricsText | None = None)
         text = await metrics_text() if metrics_text else service.metrics.text()
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
-    @api.get("/", include_in_schema=False)
-    @api.get("/playground.css", include_in_schema=False)
-    @api.get("/playground.js", include_in_schema=False)
-    async def playground(request: Request) -> FileResponse:
-        """Show the page to try the student."""
-        return FileResponse(
-            PLAYGROUND / (request.url.path.rpartition("/")[2] or "index.html"), headers=PLAYGROUND_HEADERS
-        )
+    for path, file in PLAYGROUND_FILES.items():
+        api.add_api_route(path, _sends(PLAYGROUND / file), include_in_schema=False)
 
     plain_openapi = api.openapi
     api.openapi = lambda: _with_limits(plain_openapi(), service)  # type: ignore[method-assign]
@@ -142,6 +140,15 @@ def _response(
 def _references(text: TextResult) -> dict[str, Any]:
     best, *others = [None] if text.references is None else [read.model_dump() for read in text.references]
     return {"reference": best, "further_references": None if best is None else others}
+
+
+def _sends(file: Path) -> Callable[[], Awaitable[FileResponse]]:
+    """Return an endpoint that sends a file of the page."""
+
+    async def playground() -> FileResponse:
+        return FileResponse(file, headers=PLAYGROUND_HEADERS)
+
+    return playground
 
 
 def _json(body: Any) -> Response:
@@ -220,7 +227,7 @@ def _with_limits(page: dict[str, Any], service: InferenceService) -> dict[str, A
             del page["paths"]["/v1/classify"]
     page["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, operations in page["paths"].items():
-        if path.startswith("/v1/"):
+        if path not in PUBLIC_ROUTES:
             for operation in operations.values():
                 operation["security"] = [{"key": []}, {}]
     return page
