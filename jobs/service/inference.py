@@ -50,13 +50,16 @@ class InferenceResult:
 
 
 class InferenceService:
-    """One replica's service. `load` a student, then `start` on the event loop that serves requests."""
+    """One replica's service. `load` a student, then `start` on the event loop that serves requests.
 
-    def __init__(self, config: RunConfig, device: torch.device, replica: str = "") -> None:
+    Raises InputError where the deployer `wants_keys` and there are none here.
+    """
+
+    def __init__(self, config: RunConfig, device: torch.device, replica: str = "", *, wants_keys: bool = False) -> None:
         self.config = config
         self.limits = config.serve
         self.metrics = Metrics(replica)
-        self.keys = Keys(config.serve.api_keys_env, config.serve.api_keys_file)
+        self.keys = Keys(config.serve.api_keys_env, config.serve.api_keys_file, are_wanted=wants_keys)
         self.student: ServedStudent | None = None
         self.queue = BatchQueue(self._loaded, config.serve, self.metrics)
         self._device = device

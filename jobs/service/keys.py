@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import logging
 import os
+import socket
 import threading
 import time
 from pathlib import Path
@@ -22,9 +23,13 @@ CHECK_EVERY_S = 1.0
 
 
 class Keys:
-    """The keys that are accepted now. Without keys in the variable and without a file, none is required."""
+    """The keys that are accepted now. Without keys in the variable and without a file, none is required.
 
-    def __init__(self, variable: str, file: str | None) -> None:
+    `are_wanted` is what the deployer decided: raises InputError where this process, whose environment may be another one, then
+    finds none.
+    """
+
+    def __init__(self, variable: str, file: str | None, *, are_wanted: bool = False) -> None:
         self._fixed = _digests(os.environ.get(variable, "").replace(",", " "))
         self._file = Path(file) if file else None
         self._from_file: tuple[bytes, ...] = ()
@@ -38,6 +43,11 @@ class Keys:
                 raise InputError(f"serve.api_keys_file={file} cannot be read: {error.strerror}") from None
             if not (self._from_file or self._fixed):
                 raise InputError(f"serve.api_keys_file={file} holds no key; write one per line")
+        if are_wanted and not self.are_required:
+            raise InputError(
+                f"this service wants keys, and its replica on {socket.gethostname()} finds none in ${variable}; export "
+                f"{variable} there before `ray start`, or give serve.api_keys_file, a file that every node can read"
+            )
 
     @property
     def are_required(self) -> bool:
@@ -73,17 +83,27 @@ class Keys:
             log.info("%d API keys in %s", len(self._from_file), file)
 
 
-def require_key(config: ServeConfig, *, is_public: bool) -> None:
-    """Refuse a service that anyone on the network could use without a key, unless serve.allow_public_without_key is set."""
-    if (
-        is_public
-        and not config.allow_public_without_key
-        and not Keys(config.api_keys_env, config.api_keys_file).are_required
-    ):
-        raise InputError(
-            f"the service would answer the network without a key; export {config.api_keys_env}, give serve.api_keys_file, "
-            "serve on 127.0.0.1 without serve.grpc_port, or set serve.allow_public_without_key=true"
+def wants_keys(config: ServeConfig, *, is_public: bool, is_deployed: bool = False) -> bool:
+    """Return whether requests shall need a key: replicas are told so, and refuse to start without one.
+
+    Raises InputError for a service that anyone on the network could use without a key, unless serve.allow_public_without_key is
+    set. `is_deployed` says that Ray Serve's own configuration has the address, so that advice about it is none.
+    """
+    if Keys(config.api_keys_env, config.api_keys_file).are_required:
+        return True
+    if not is_public or config.allow_public_without_key:
+        return False
+    if is_deployed:
+        remedy = (
+            f"under args.overrides set serve.api_keys_file=FILE, or serve.allow_public_without_key=true; or export "
+            f"{config.api_keys_env} before `ray start` on every node"
         )
+    else:
+        remedy = (
+            f"export {config.api_keys_env}, give serve.api_keys_file, serve on 127.0.0.1 without serve.grpc_port and by a Ray "
+            "Serve of its own, or set serve.allow_public_without_key=true"
+        )
+    raise InputError(f"the service would answer the network without a key; {remedy}")
 
 
 def is_public(config: ServeConfig) -> bool:

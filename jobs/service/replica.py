@@ -9,18 +9,22 @@ import contextlib
 import logging
 import os
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from jobs.config import RunConfig
+from jobs.memory.store import CLUSTER_STORE
 from jobs.run.worker import per_node, set_up_worker
 from jobs.service.api import http_api
 from jobs.service.grpc_calls import GrpcCalls
 from jobs.service.inference import InferenceService
+from jobs.service.keys import wants_keys
 from jobs.service.metrics import merged
 from jobs.service.middleware import RequestMiddleware
+from vector_store.config import EMBEDDED
 
 log = logging.getLogger(__name__)
 
@@ -41,18 +45,40 @@ def asgi_app() -> RequestMiddleware:
     return _middleware.get()
 
 
-class Replica:
-    """A run's student, served. `user_config={"student": FOLDER}` loads another one while the present one answers."""
+@dataclass(frozen=True)
+class Deployer:
+    """What the process that deploys a service found in its own environment: a replica's may be another one.
 
-    def __init__(self, config: RunConfig, home: str) -> None:
-        os.environ["REFBERT_HOME"] = home  # where the deployer has it: a replica's environment may name another one
+    `home` is its $REFBERT_HOME; `wants_keys`, whether requests shall need a key; `secrets`, the names, and never the values, of
+    the variables with secrets that it has.
+    """
+
+    home: str
+    wants_keys: bool
+    secrets: tuple[str, ...]
+
+
+class Replica:
+    """A run's student, served. `user_config={"student": FOLDER}` loads another one while the present one answers.
+
+    Raises InputError where the deployer wants keys and there are none here.
+    """
+
+    def __init__(self, config: RunConfig, deployer: Deployer) -> None:
+        os.environ["REFBERT_HOME"] = deployer.home
+        for name in deployer.secrets:
+            if not os.environ.get(name):
+                log.warning(
+                    "%s is set where this service was deployed, but not here: export it before `ray start`", name
+                )
         limits = config.serve
         most = limits.max_replicas or limits.num_replicas
         threads = limits.threads_per_replica or max(1, (os.cpu_count() or 1) // per_node(most))
         device = set_up_worker(1, limits.gpus_per_replica, threads)
         context = serve.get_replica_context()
         self.several = most > 1
-        self.service = InferenceService(config, device, context.replica_id.unique_id if self.several else "")
+        name = context.replica_id.unique_id if self.several else ""
+        self.service = InferenceService(config, device, name, wants_keys=deployer.wants_keys)
         self.service.load()
         self.loaded: str | None = None
         self.handle: Any = None
@@ -98,12 +124,23 @@ PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 """Threads of a forward sleep while they wait for each other: spinning, they would take the cores of HTTP and look-ups."""
 
 
-def application(config: RunConfig, student: str | None = None) -> serve.Application:
+def application(
+    config: RunConfig, student: str | None = None, *, is_public: bool = True, is_deployed: bool = False
+) -> serve.Application:
     """Return the service of a run as Ray Serve's application, with its replicas and what each reserves.
 
-    Deployed again, new replicas start before old ones stop, as far as serve.surge_percent allows.
+    Deployed again, new replicas start before old ones stop, as far as serve.surge_percent allows. What the environment
+    decides is decided here, once for all replicas. Raises InputError for a service without keys that `is_public`
+    (`keys.wants_keys`).
     """
     limits = config.serve
+    deployer = Deployer(
+        home=str(config.home),
+        wants_keys=wants_keys(limits, is_public=is_public, is_deployed=is_deployed),
+        secrets=tuple(name for name in (limits.api_keys_env, config.store.api_key_env) if os.environ.get(name)),
+    )
+    if config.store.url == EMBEDDED and (url := os.environ.get(CLUSTER_STORE)):
+        config = config.model_copy(update={"store": config.store.model_copy(update={"url": url})})
     most = limits.max_replicas
     scale: dict[str, Any] = {"num_replicas": limits.num_replicas}
     if most is not None:
@@ -130,4 +167,4 @@ def application(config: RunConfig, student: str | None = None) -> serve.Applicat
             "num_gpus": limits.gpus_per_replica,
             "runtime_env": {"env_vars": PASSIVE},
         },
-    ).bind(config, str(config.home))
+    ).bind(config, deployer)

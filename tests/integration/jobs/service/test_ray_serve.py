@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 from ray import serve
 
-from jobs import serve as job
-from jobs.serve import AppArguments, served
+from jobs.serve import served
 from jobs.service.proto import refbert_pb2 as messages
 from jobs.service.proto.refbert_pb2_grpc import RefBertStub
 from jobs.service.replica import QUIET, application
-from refbert.errors import InputError
 
 TEXTS = ["The film is slow and far too long.", "A lovely phone."]
 KEY = {"authorization": "Bearer sk-one"}
@@ -136,15 +134,3 @@ def test_a_service_is_redeployed_without_a_failed_or_delayed_request(service, cl
     watcher.join(30)
     assert set(statuses) == {(200,)}
     assert max(slowest_s) < 5  # a replica's start takes longer
-
-
-def test_a_serve_config_file_builds_the_application_and_requires_a_key(trained, monkeypatch):
-    arguments = AppArguments(run=str(trained.run_directory / "config.yaml"), overrides=["serve.num_replicas=2"])
-    with pytest.raises(InputError, match="without a key"):
-        job.app(arguments)
-    monkeypatch.setenv("REFBERT_API_KEYS", "sk-one")
-    built = job.app(arguments)
-    assert built._bound_deployment.name == "StudentService"
-    assert built._bound_deployment.num_replicas == 2
-    scaled = job.app(arguments.model_copy(update={"overrides": ["serve.max_replicas=3"]}))
-    assert scaled._bound_deployment._deployment_config.autoscaling_config.max_replicas == 3

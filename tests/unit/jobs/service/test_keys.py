@@ -7,7 +7,7 @@ import pytest
 
 from jobs.config import ServeConfig
 from jobs.service import keys as keys_module
-from jobs.service.keys import Keys, is_public, require_key
+from jobs.service.keys import Keys, is_public, wants_keys
 from refbert.errors import InputError
 
 VARIABLE = "REFBERT_TEST_KEYS"
@@ -74,9 +74,28 @@ def test_a_public_service_requires_a_key_unless_forced(monkeypatch, options, pub
     config = ServeConfig(api_keys_env=VARIABLE, **options)
     assert is_public(config) is public
     forced = config.model_copy(update={"allow_public_without_key": True})
-    require_key(forced, is_public=is_public(forced))
+    assert not wants_keys(forced, is_public=is_public(forced))
     if public:
         with pytest.raises(InputError, match="without a key"):
-            require_key(config, is_public=is_public(config))
+            wants_keys(config, is_public=is_public(config))
+    else:
+        assert not wants_keys(config, is_public=False)
     monkeypatch.setenv(VARIABLE, "key")
-    require_key(config, is_public=is_public(config))
+    for keyed in (config, forced):  # whoever has keys wants them asked for, in every replica
+        assert wants_keys(keyed, is_public=is_public(keyed))
+
+
+def test_a_service_that_ray_serve_deploys_is_told_what_helps_there():
+    with pytest.raises(InputError, match=r"args\.overrides") as refused:
+        wants_keys(ServeConfig(api_keys_env=VARIABLE), is_public=True, is_deployed=True)
+    assert "127.0.0.1" not in str(refused.value)
+
+
+def test_a_process_that_should_ask_for_keys_and_has_none_refuses(monkeypatch, tmp_path):
+    with pytest.raises(InputError, match=f"wants keys, and its replica on .* finds none in .{VARIABLE}"):
+        Keys(VARIABLE, None, are_wanted=True)
+    monkeypatch.setenv(VARIABLE, "one")
+    assert Keys(VARIABLE, None, are_wanted=True).accept("one")
+    monkeypatch.delenv(VARIABLE)
+    (tmp_path / "keys").write_text("two")
+    assert Keys(VARIABLE, str(tmp_path / "keys"), are_wanted=True).accept("two")
