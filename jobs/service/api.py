@@ -216,7 +216,7 @@ def _with_limits(page: dict[str, Any], service: InferenceService) -> dict[str, A
         many["maxItems"] = limits.max_texts - (name == "SimilarityRequest")
         for text in (one, string, pair["items"]):
             text["maxLength"] = limits.max_characters
-        for several in (ids, one_of_ids):
+        for several in (ids["properties"]["token_ids"], one_of_ids["properties"]["token_ids"]):
             several["maxItems"] = limits.max_characters
             if student:
                 several["items"]["maximum"] = student.vocabulary - 1
