@@ -54,6 +54,9 @@ class AppArguments(BaseModel, extra="forbid"):
 
     run: str | None = Field(None, description="The run's YAML, by default the demo's.")
     overrides: list[str] = Field([], description="Options to change, as on the command line: `serve.num_replicas=2`.")
+    student: str | None = Field(
+        None, description="A student/ folder, checked before it is deployed; by default the run's."
+    )
 
 
 def app(args: dict[str, Any]) -> serve.Application:
@@ -65,7 +68,7 @@ def app(args: dict[str, Any]) -> serve.Application:
     try:
         given = AppArguments.model_validate(args)
         config, _ = student_run(load_config(given.run, given.overrides), None)
-        return application(config, is_deployed=True)
+        return application(config, given.student, is_deployed=True)
     except ValidationError as error:
         mistakes = "; ".join(f"args.{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise RefusedApplication(f"{mistakes}; known are {', '.join(AppArguments.model_fields)}") from None

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel, Field, ValidationError
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
@@ -20,10 +21,11 @@ from jobs.memory.store import CLUSTER_STORE
 from jobs.run.worker import per_node, set_up_worker
 from jobs.service.api import http_api
 from jobs.service.grpc_calls import GrpcCalls
-from jobs.service.inference import InferenceService
+from jobs.service.inference import InferenceService, check_student
 from jobs.service.keys import wants_keys
 from jobs.service.metrics import merged
 from jobs.service.middleware import RequestMiddleware
+from refbert.errors import InputError
 from vector_store.config import EMBEDDED
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,24 @@ _middleware: ContextVar[RequestMiddleware] = ContextVar("middleware")
 def asgi_app() -> RequestMiddleware:
     """Return the ASGI app of the replica that is being made: Ray Serve asks for it right after the constructor."""
     return _middleware.get()
+
+
+class StudentChoice(BaseModel, extra="forbid"):
+    """What a deployment's `user_config` says."""
+
+    student: str | None = Field(None, description="A student/ folder; by default the run's own.")
+    reload: bool = Field(False, description="Load it again, though its path is the same.")
+
+    @classmethod
+    def of(cls, user_config: Any) -> "StudentChoice":
+        """Parse a `user_config`. Raises InputError: a misspelt key must not mean the run's own student."""
+        try:
+            return cls.model_validate(user_config)
+        except ValidationError as error:
+            mistakes = "; ".join(
+                ".".join(map(str, ("user_config", *one["loc"]))) + f": {one['msg']}" for one in error.errors()
+            )
+            raise InputError(f"{mistakes}; known are {', '.join(cls.model_fields)}") from None
 
 
 @dataclass(frozen=True)
@@ -81,6 +101,7 @@ class Replica:
         self.service = InferenceService(config, device, name, wants_keys=deployer.wants_keys)
         self.service.load()
         self.loaded: str | None = None
+        self.is_serving = False
         self.handle: Any = None
         self.deployment = context.deployment, context.app_name
         # By the names in proto/refbert.proto: Ray Serve's gRPC proxy calls these.
@@ -94,15 +115,27 @@ class Replica:
         _middleware.set(RequestMiddleware(self.service, api, sends_request_id=False))
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Load the student that `student` names, or the run's own where it names none; the present one answers meanwhile."""
-        student = user_config.get("student")
-        if student != self.loaded or user_config.get("reload"):
-            await asyncio.to_thread(self.service.load, student)
-            self.loaded = student
+        """Load the student that `student` names, or the run's own where it names none; the present one answers meanwhile.
+
+        In a replica that serves, a config or a folder that is wrong changes nothing, and /readyz and a metric say why: raising
+        would end it. One that is only starting does raise, else it would answer with other vectors than those beside it.
+        """
+        try:
+            wanted = StudentChoice.of(user_config)
+            if wanted.student != self.loaded or wanted.reload:
+                await asyncio.to_thread(self.service.load, wanted.student)
+                self.loaded = wanted.student
+            else:
+                self.service.settle()
+        except InputError as error:
+            if not self.is_serving:
+                raise
+            self.service.refuse(str(error))
 
     async def check_health(self) -> None:
         """Raise where no text will be answered any more: Ray Serve calls this every few seconds, and replaces the replica."""
         self.service.queue.check()
+        self.is_serving = True  # the first check ends a replica's start
 
     def metrics_text(self) -> str:
         """Return the metrics of this replica."""
@@ -131,7 +164,7 @@ def application(
 
     Deployed again, new replicas start before old ones stop, as far as serve.surge_percent allows. What the environment
     decides is decided here, once for all replicas. Raises InputError for a service without keys that `is_public`
-    (`keys.wants_keys`).
+    (`keys.wants_keys`), and for a student that cannot be loaded.
     """
     limits = config.serve
     deployer = Deployer(
@@ -139,6 +172,7 @@ def application(
         wants_keys=wants_keys(limits, is_public=is_public, is_deployed=is_deployed),
         secrets=tuple(name for name in (limits.api_keys_env, config.store.api_key_env) if os.environ.get(name)),
     )
+    check_student(config, student)
     if config.store.url == EMBEDDED and (url := os.environ.get(CLUSTER_STORE)):
         config = config.model_copy(update={"store": config.store.model_copy(update={"url": url})})
     most = limits.max_replicas

@@ -333,6 +333,9 @@ class Readiness(BaseModel):
     model: str
     memory: MemoryState
     reason: str | None = None
+    refused: str | None = Field(
+        None, description="Why the student that was asked for last is not served: the one before it answers."
+    )
 
 
 class ErrorDetail(BaseModel):

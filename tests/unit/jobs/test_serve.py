@@ -62,6 +62,10 @@ def test_a_mistake_in_a_config_file_is_the_applications_status_at_once_and_in_on
         ({**arguments(), "override": []}, "args.override: "),
         ({"run": "/nowhere.yaml"}, "cannot be read"),
         (arguments("name=other"), "holds no student"),
+        (
+            {**arguments("serve.allow_public_without_key=true"), "student": "/no/such/folder"},
+            "/no/such/folder holds no",
+        ),
     ):
         # Serve shows an error of this class at once, and any other after four tries.
         with pytest.raises(RayServeException) as refused:

@@ -8,8 +8,10 @@ import grpc
 import httpx
 import numpy as np
 import pytest
+import ray
 from ray import serve
 
+from jobs import serve as job
 from jobs.serve import served
 from jobs.service.proto import refbert_pb2 as messages
 from jobs.service.proto.refbert_pb2_grpc import RefBertStub
@@ -28,8 +30,22 @@ def service(serving, tmp_path_factory):
         probe.bind(("", 0))
         port = probe.getsockname()[1]
     config = serving(serve__api_keys_file=str(file), serve__grpc_port=port, serve__memory_check_s=0.5)
-    with served(config) as address, httpx.Client(base_url=address, headers=KEY, timeout=30) as client:
-        yield config, client, file
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "application", of_one_version)
+        with served(config) as address, httpx.Client(base_url=address, headers=KEY, timeout=30) as client:
+            yield config, client, file
+
+
+def of_one_version(config, student=None, **options):
+    """The application with a version, as Serve's config files give it one: a new `user_config` is then no new code."""
+    deployment = application(config, **options)._bound_deployment
+    deployment = deployment.options(user_config={"student": student}, version="1", _internal=True)
+    return deployment.bind(*deployment.init_args)
+
+
+def deploy(config, student):
+    """Deploy again, with another student in the `user_config` alone; Serve asks the running replicas to take it."""
+    serve.run(of_one_version(config, student), name=config.name, route_prefix="/", logging_config=QUIET)
 
 
 def vectors(client, texts):
@@ -99,18 +115,39 @@ def test_grpc_returns_what_http_returns(service):
     assert 'refbert_requests_total{route="grpc/Embed",status="OK"} 1.0' in client.get("/metrics").text
 
 
-def test_replicas_load_another_student_without_a_failed_request(service, classifier, steady_load):
+def test_serve_replaces_the_student_without_a_failed_request_and_a_wrong_folder_changes_nothing(
+    service, classifier, steady_load
+):
     config, client, _ = service
-    replicas = serve.get_deployment_handle("StudentService", config.name)
+    replica = replicas(config)
     with steady_load(client) as statuses:
         time.sleep(0.3)
-        replicas.broadcast("reconfigure", {"student": str(classifier)}).results()  # as Serve does for a new user_config
+        deploy(config, str(classifier))
         answer = client.post("/v1/classify", json={"input": TEXTS})
-        replicas.broadcast("reconfigure", {"student": None}).results()
+        deploy(config, "/no/such/folder")
+        state, metrics = client.get("/readyz"), client.get("/metrics").text
+        kept = client.post("/v1/classify", json={"input": TEXTS})
+        deploy(config, None)
     assert answer.json()["data"][0]["label"] in ("good", "bad")
+    assert kept.json()["data"] == answer.json()["data"]
+    assert state.status_code == 200
+    assert "/no/such/folder holds no student" in state.json()["refused"]
+    assert "refbert_student_refused 1.0" in metrics
     assert client.post("/v1/classify", json={"input": TEXTS}).status_code == 422
+    assert client.get("/readyz").json()["refused"] is None
+    assert replicas(config) == replica
     assert set(statuses) == {(200,)}
-    assert "refbert_student_switches_total 2.0" in client.get("/metrics").text
+    text = client.get("/metrics").text
+    assert "refbert_student_refused 0.0" in text
+    assert "refbert_student_switches_total 2.0" in text
+
+
+def replicas(config):
+    """The replicas that run, by id, and the state of the deployment."""
+    deployment = serve.status().applications[config.name].deployments["StudentService"]
+    assert deployment.status == "HEALTHY", deployment.message
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return {actor["name"] for actor in actors if "StudentService" in actor["name"]}
 
 
 @pytest.mark.long
