@@ -33,6 +33,8 @@ PLAYGROUND_HEADERS = {
     "cache-control": "no-cache",
 }
 
+SEND_JSON = "send JSON with the header `content-type: application/json`"
+
 MetricsText = Callable[[], Awaitable[str]]
 
 
@@ -50,7 +52,7 @@ def http_api(service: InferenceService, metrics_text: MetricsText | None = None)
     @api.post("/v1/embeddings", response_model=schema.EmbeddingResponse, responses=refused)
     async def embeddings(request: Request, body: schema.EmbeddingRequest) -> Response:
         """Embed one text or several, as OpenAI's API does; a text may be a pair."""
-        result = await service.infer(body.input, request.state.deadline, body.explain, body.dimensions)
+        result = await service.infer(body.input, request.state.deadline, bool(body.explain), body.dimensions)
 
         def embedding(text: TextResult) -> dict[str, Any]:
             vector: Any = text.vector
@@ -63,7 +65,7 @@ def http_api(service: InferenceService, metrics_text: MetricsText | None = None)
     @api.post("/v1/classify", response_model=schema.ClassifyResponse, responses=refused)
     async def classify(request: Request, body: schema.ClassifyRequest) -> Response:
         """Label one text or several; 422 where the student has no head."""
-        result = await service.classify(body.input, request.state.deadline, body.explain)
+        result = await service.classify(body.input, request.state.deadline, bool(body.explain))
         return _response(request, result, result.texts, lambda text: best_label(text, result.labels or []))
 
     @api.post("/v1/similarity", response_model=schema.SimilarityResponse, responses=refused)
@@ -71,7 +73,7 @@ def http_api(service: InferenceService, metrics_text: MetricsText | None = None)
         """Compare one text with others: cosines of their vectors."""
         if not body.input:
             raise errors.InvalidInput("input: got 0 texts to compare the source with, wanted at least 1")
-        result = await service.infer([body.source, *body.input], request.state.deadline, body.explain)
+        result = await service.infer([body.source, *body.input], request.state.deadline, bool(body.explain))
         source, *others = result.texts
         return _response(request, result, others, lambda text: {"similarity": float(source.vector @ text.vector)})
 
@@ -165,7 +167,13 @@ def _add_error_handlers(api: FastAPI) -> None:
 
     async def refuse(request: Request, error: Exception) -> Response:
         if isinstance(error, RequestValidationError):
-            error = errors.InvalidInput("; ".join(_mistakes(error)[:5]))
+            if isinstance(error.body, bytes):  # FastAPI leaves a body as it came, unless it is sent as JSON
+                sent = request.headers.get("content-type")
+                error = errors.InvalidInput(
+                    f"the body was sent {'as ' + sent[:100] if sent else 'without a content type'}; {SEND_JSON}"
+                )
+            else:
+                error = errors.InvalidInput("; ".join(_mistakes(error)[:5]))
         request.state.error = errors.name_of(error)
         return errors.error_response(error, request.state.request_id)
 
@@ -189,7 +197,7 @@ def _mistakes(error: RequestValidationError) -> list[str]:
         if detail["type"] == "extra_forbidden":
             message = "is not known"
         elif detail["type"] == "missing":
-            message = "is missing" if where else "the request has no body; send JSON"
+            message = "is missing" if where else f"the request has no body; {SEND_JSON}"
         elif detail["type"] == "json_invalid":
             where, message = "", "the body is not JSON"
         lines.append(f"{where}: {message}" if where else message)

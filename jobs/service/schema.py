@@ -149,14 +149,17 @@ class Request(BaseModel, extra="forbid"):
         None, description="Accepted and ignored: a service has one student, named in the response."
     )
     user: str | None = Field(None, description="Accepted and ignored.")
-    explain: StrictBool = Field(False, description="Also return which references each text read, and its attention.")
+    explain: StrictBool | None = Field(
+        False, description="Also return which references each text read, and its attention. null is false."
+    )
 
 
 class EmbeddingRequest(Request, extra="forbid"):
     """OpenAI's request: one text or several; each may be a pair, `[["a text", "its second"]]`."""
 
-    encoding_format: Literal["float", "base64"] = Field(
-        "float", description="base64: little-endian float32, a fifth of the bytes and no numbers to parse."
+    encoding_format: Literal["float", "base64"] | None = Field(
+        "float",
+        description="base64: little-endian float32, a fifth of the bytes and no numbers to parse. null is float.",
     )
     dimensions: Annotated[int | None, BeforeValidator(_integer)] = Field(
         None, ge=1, description="The student's own number, or nothing: its vectors cannot be shortened."
@@ -173,7 +176,7 @@ class SimilarityRequest(BaseModel, extra="forbid"):
     source: OneText
     input: Inputs
     model: str | None = None
-    explain: StrictBool = False
+    explain: StrictBool | None = False
 
 
 class ExplainRequest(BaseModel, extra="forbid"):
