@@ -16,6 +16,7 @@ from jobs.serve import served
 from jobs.service.proto import refbert_pb2 as messages
 from jobs.service.proto.refbert_pb2_grpc import RefBertStub
 from jobs.service.replica import QUIET, application
+from refbert.errors import InputError
 
 TEXTS = ["The film is slow and far too long.", "A lovely phone."]
 KEY = {"authorization": "Bearer sk-one"}
@@ -46,6 +47,17 @@ def of_one_version(config, student=None, **options):
 def deploy(config, student):
     """Deploy again, with another student in the `user_config` alone; Serve asks the running replicas to take it."""
     serve.run(of_one_version(config, student), name=config.name, route_prefix="/", logging_config=QUIET)
+
+
+@pytest.mark.long
+def test_a_replica_that_does_not_find_the_wanted_keys_refuses_to_start_and_says_why(serving, ray_cluster, monkeypatch):
+    monkeypatch.setenv("REFBERT_TEST_KEYS", "sk-one")  # of this process alone: the nodes were started before
+    config = serving(serve__api_keys_env="REFBERT_TEST_KEYS")
+    with (
+        pytest.raises(InputError, match=r"wants keys, and its replica on .* finds none in .REFBERT_TEST_KEYS"),
+        served(config),
+    ):
+        pass
 
 
 def vectors(client, texts):
