@@ -268,6 +268,9 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """How long an idle student waits for more texts; without, what arrives while it is busy is a batch."""
     max_queued_texts: PositiveInt = Field(2048, description="Per replica; over it, requests are refused with 429.")
 
+    max_explanations: PositiveInt = 8
+    """Explanations that wait or are made, per replica: each has the student to itself. Over it, they are refused with 429."""
+
     max_texts: PositiveInt = Field(256, description="Texts per request.")
     max_characters: PositiveInt = Field(20_000, description="Of one text.")
     max_request_bytes: PositiveInt = Field(4 * 2**20, description="Of one request's body.")

@@ -18,20 +18,23 @@ if __name__ == "__main__":
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import ray
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from ray import serve
 from ray.serve.config import HTTPOptions, gRPCOptions
+from ray.serve.exceptions import RayServeException
 
 from jobs.config import RunConfig, load_config
 from jobs.memory.student_memory import memory_of, student_run
 from jobs.run.ports import free_ports
 from jobs.service.grpc_calls import ADD_SERVICER
-from jobs.service.keys import is_public, require_key
+from jobs.service.keys import is_public
 from jobs.service.replica import QUIET, application
-from refbert.errors import UnavailableError
+from refbert.errors import InputError, UnavailableError
+from vector_store.errors import StoreError
 
 log = logging.getLogger(__name__)
 
@@ -39,22 +42,38 @@ CONTINUES_RUN = True
 """Without a YAML, the options are those that the named run was trained with."""
 
 
+class RefusedApplication(InputError, RayServeException):  # noqa: N818
+    """A mistake in a service's arguments, whose line Serve shows as the application's status at once.
+
+    Of any other class Serve tries four times, for minutes without a word, and then shows a traceback.
+    """
+
+
 class AppArguments(BaseModel, extra="forbid"):
     """What a config file of Ray Serve's has under `args` of `import_path: jobs.serve:app`."""
 
     run: str | None = Field(None, description="The run's YAML, by default the demo's.")
     overrides: list[str] = Field([], description="Options to change, as on the command line: `serve.num_replicas=2`.")
+    student: str | None = Field(
+        None, description="A student/ folder, checked before it is deployed; by default the run's."
+    )
 
 
-def app(args: AppArguments) -> serve.Application:
-    """Build the application for `serve run`, `serve deploy` and config files.
+def app(args: dict[str, Any]) -> serve.Application:
+    """Build the application for `serve run`, `serve deploy` and config files; `args` are those of `AppArguments`.
 
-    The addresses are then Ray Serve's own `http_options` and `grpc_options`, which are not known here. So it raises InputError
-    without keys, unless serve.allow_public_without_key is set.
+    The addresses are then Ray Serve's own `http_options` and `grpc_options`, which are not known here. So keys are required,
+    unless serve.allow_public_without_key is set. Raises RefusedApplication for this and for every other mistake.
     """
-    config, _ = student_run(load_config(args.run, args.overrides), None)
-    require_key(config.serve, is_public=True)
-    return application(config)
+    try:
+        given = AppArguments.model_validate(args)
+        config, _ = student_run(load_config(given.run, given.overrides), None)
+        return application(config, given.student, is_deployed=True)
+    except ValidationError as error:
+        mistakes = "; ".join(f"args.{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise RefusedApplication(f"{mistakes}; known are {', '.join(AppArguments.model_fields)}") from None
+    except (InputError, StoreError) as error:
+        raise RefusedApplication(str(error)) from None
 
 
 def run(config: RunConfig) -> None:
@@ -69,9 +88,10 @@ def run(config: RunConfig) -> None:
 def served(config: RunConfig) -> Iterator[str]:
     """Start the service, yield its HTTP address, and stop what was started. Raises UnavailableError where it does not start."""
     config, _ = student_run(config, None)
-    require_key(config.serve, is_public=is_public(config.serve))
-    port = config.serve.port or free_ports(1, config.serve.host)[0]
     was_running = _serve_is_running()
+    # A Ray Serve that runs already keeps its own address, which may be open to the network.
+    service = application(config, is_public=is_public(config.serve) or was_running)
+    port = config.serve.port or free_ports(1, config.serve.host)[0]
     try:
         serve.start(
             http_options=HTTPOptions(host=config.serve.host, port=port),
@@ -79,9 +99,12 @@ def served(config: RunConfig) -> Iterator[str]:
             logging_config=QUIET,
             proxy_location="HeadOnly",
         )
-        serve.run(application(config), name=config.name, route_prefix="/", logging_config=QUIET)
+        serve.run(service, name=config.name, route_prefix="/", logging_config=QUIET)
     except (RuntimeError, TimeoutError) as error:
+        refusal = _refusal(config.name)
         _stop(config.name, was_running)
+        if refusal:
+            raise InputError(refusal) from error
         raise UnavailableError(f"the service did not start on {config.serve.host}:{port}: {error}") from error
     try:
         yield f"http://{config.serve.host}:{port}"
@@ -93,6 +116,16 @@ def _grpc_options(config: RunConfig) -> gRPCOptions | None:
     if config.serve.grpc_port is None:
         return None
     return gRPCOptions(port=config.serve.grpc_port, grpc_servicer_functions=[ADD_SERVICER])
+
+
+def _refusal(name: str) -> str | None:
+    """Return the line in which a replica said that it cannot start: Serve has it at the end of a traceback."""
+    with suppress(Exception):  # a Serve that cannot be asked leaves the error that it raised
+        for deployment in serve.status().applications[name].deployments.values():
+            said = [line for line in deployment.message.splitlines() if line.startswith(f"{InputError.__module__}.")]
+            if said:
+                return said[-1].partition(": ")[2]
+    return None
 
 
 def _serve_is_running() -> bool:

@@ -14,6 +14,8 @@ import yaml
 from cluster.check.schemas import mistakes
 
 LOOPBACK = re.compile(r"^(127\.0\.0\.1|\$\{LISTEN:-127\.0\.0\.1\}):")
+KEYED = ("ray-head", "grafana")
+"""Services that ask whoever reaches them for a key of their own: $LISTEN may open these, and no other."""
 COMPILERS = re.compile(r"\b(gcc|g\+\+|clang|build-essential|cmake|ninja-build|python3-dev|nvidia-cuda-toolkit)\b")
 
 
@@ -56,6 +58,11 @@ def _rules(compose: dict[str, Any], folder: Path) -> list[str]:
             f"{name} publishes {port} beyond loopback"
             for port in service.get("ports", ())
             if not LOOPBACK.match(str(port))
+        ]
+        found += [
+            f"{name} has no key of its own and stays on loopback, whatever $LISTEN says: {port}"
+            for port in service.get("ports", ())
+            if "LISTEN" in str(port) and name not in KEYED
         ]
         if ":" not in service["image"] or service["image"].endswith(":latest"):
             found.append(f"{name} wants an image with a version")

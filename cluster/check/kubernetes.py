@@ -24,6 +24,7 @@ MADE_BY_HAND = {"ray-token", "redis", "qdrant-keys", "qdrant-tls", "service-keys
 
 CUSTOM_GROUPS = ("ray.io/", "monitoring.coreos.com/")
 SECRET_NAME = re.compile(r"KEY|TOKEN|PASSWORD|SECRET")
+SECRET_ARGUMENT = re.compile(rf'--[\w-]+[= ]"?\$[{{(]?\w*({SECRET_NAME.pattern})')
 RUN_FILE = "/etc/refbert/run.yaml"
 
 
@@ -84,6 +85,8 @@ def pod_mistakes(pod: dict[str, Any], claims: set[str]) -> Iterator[str]:
         for variable in container.get("env", ()):
             if SECRET_NAME.search(variable["name"]) and "value" in variable:
                 yield f"{name}: {variable['name']} stands in the file; take it from a secret"
+        if SECRET_ARGUMENT.search(" ".join((*container.get("command", ()), *container.get("args", ())))):
+            yield f"{name} gives a secret to its process as an argument, which every listing of processes shows"
         missing = {mount["name"] for mount in container.get("volumeMounts", ())} - volumes
         if missing - claims:
             yield f"{name} mounts {', '.join(sorted(missing))}, which the pod does not have"

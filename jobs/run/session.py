@@ -23,6 +23,7 @@ ENVIRONMENT = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # a replica's own code never blocks: a quarter more single texts
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "jobs.service.proxy.middlewares",  # a lost replica is 503, not 500
+    "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": "67108864",  # bytes; of Ray's own 2 GiB all are read before their size counts
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",  # workers fork; their threads are counted elsewhere
 }

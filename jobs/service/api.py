@@ -19,15 +19,21 @@ from starlette.exceptions import HTTPException
 from jobs.service import errors, schema
 from jobs.service.inference import InferenceResult, InferenceService
 from jobs.service.metrics import CONTENT_TYPE
+from jobs.service.middleware import PUBLIC_ROUTES
 from jobs.service.student import TextResult
 
 PLAYGROUND = Path(__file__).parent / "playground"
-"""Folder of the page's files. They are sent by name, so no other file can be asked for."""
+"""Folder of the page to try the student."""
+
+PLAYGROUND_FILES = {"/": "index.html", "/playground.css": "playground.css", "/playground.js": "playground.js"}
+"""Its files by route. Each route has one, so no path and no host of a request can ask for another."""
 
 PLAYGROUND_HEADERS = {
     "content-security-policy": "default-src 'self'; img-src data:; style-src 'self' 'unsafe-inline'",
     "cache-control": "no-cache",
 }
+
+SEND_JSON = "send JSON with the header `content-type: application/json`"
 
 MetricsText = Callable[[], Awaitable[str]]
 
@@ -46,7 +52,7 @@ def http_api(service: InferenceService, metrics_text: MetricsText | None = None)
     @api.post("/v1/embeddings", response_model=schema.EmbeddingResponse, responses=refused)
     async def embeddings(request: Request, body: schema.EmbeddingRequest) -> Response:
         """Embed one text or several, as OpenAI's API does; a text may be a pair."""
-        result = await service.infer(body.input, request.state.deadline, body.explain, body.dimensions)
+        result = await service.infer(body.input, request.state.deadline, bool(body.explain), body.dimensions)
 
         def embedding(text: TextResult) -> dict[str, Any]:
             vector: Any = text.vector
@@ -59,7 +65,7 @@ def http_api(service: InferenceService, metrics_text: MetricsText | None = None)
     @api.post("/v1/classify", response_model=schema.ClassifyResponse, responses=refused)
     async def classify(request: Request, body: schema.ClassifyRequest) -> Response:
         """Label one text or several; 422 where the student has no head."""
-        result = await service.classify(body.input, request.state.deadline, body.explain)
+        result = await service.classify(body.input, request.state.deadline, bool(body.explain))
         return _response(request, result, result.texts, lambda text: best_label(text, result.labels or []))
 
     @api.post("/v1/similarity", response_model=schema.SimilarityResponse, responses=refused)
@@ -67,7 +73,7 @@ def http_api(service: InferenceService, metrics_text: MetricsText | None = None)
         """Compare one text with others: cosines of their vectors."""
         if not body.input:
             raise errors.InvalidInput("input: got 0 texts to compare the source with, wanted at least 1")
-        result = await service.infer([body.source, *body.input], request.state.deadline, body.explain)
+        result = await service.infer([body.source, *body.input], request.state.deadline, bool(body.explain))
         source, *others = result.texts
         return _response(request, result, others, lambda text: {"similarity": float(source.vector @ text.vector)})
 
@@ -100,14 +106,8 @@ def http_api(service: InferenceService, metrics_text: MetricsText | None = None)
         text = await metrics_text() if metrics_text else service.metrics.text()
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
-    @api.get("/", include_in_schema=False)
-    @api.get("/playground.css", include_in_schema=False)
-    @api.get("/playground.js", include_in_schema=False)
-    async def playground(request: Request) -> FileResponse:
-        """Show the page to try the student."""
-        return FileResponse(
-            PLAYGROUND / (request.url.path.rpartition("/")[2] or "index.html"), headers=PLAYGROUND_HEADERS
-        )
+    for path, file in PLAYGROUND_FILES.items():
+        api.add_api_route(path, _sends(PLAYGROUND / file), include_in_schema=False)
 
     plain_openapi = api.openapi
     api.openapi = lambda: _with_limits(plain_openapi(), service)  # type: ignore[method-assign]
@@ -144,6 +144,15 @@ def _references(text: TextResult) -> dict[str, Any]:
     return {"reference": best, "further_references": None if best is None else others}
 
 
+def _sends(file: Path) -> Callable[[], Awaitable[FileResponse]]:
+    """Return an endpoint that sends a file of the page."""
+
+    async def playground() -> FileResponse:
+        return FileResponse(file, headers=PLAYGROUND_HEADERS)
+
+    return playground
+
+
 def _json(body: Any) -> Response:
     return Response(
         orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS), media_type="application/json"
@@ -158,7 +167,13 @@ def _add_error_handlers(api: FastAPI) -> None:
 
     async def refuse(request: Request, error: Exception) -> Response:
         if isinstance(error, RequestValidationError):
-            error = errors.InvalidInput("; ".join(_mistakes(error)[:5]))
+            if isinstance(error.body, bytes):  # FastAPI leaves a body as it came, unless it is sent as JSON
+                sent = request.headers.get("content-type")
+                error = errors.InvalidInput(
+                    f"the body was sent {'as ' + sent[:100] if sent else 'without a content type'}; {SEND_JSON}"
+                )
+            else:
+                error = errors.InvalidInput("; ".join(_mistakes(error)[:5]))
         request.state.error = errors.name_of(error)
         return errors.error_response(error, request.state.request_id)
 
@@ -182,7 +197,7 @@ def _mistakes(error: RequestValidationError) -> list[str]:
         if detail["type"] == "extra_forbidden":
             message = "is not known"
         elif detail["type"] == "missing":
-            message = "is missing" if where else "the request has no body; send JSON"
+            message = "is missing" if where else f"the request has no body; {SEND_JSON}"
         elif detail["type"] == "json_invalid":
             where, message = "", "the body is not JSON"
         lines.append(f"{where}: {message}" if where else message)
@@ -209,7 +224,7 @@ def _with_limits(page: dict[str, Any], service: InferenceService) -> dict[str, A
         many["maxItems"] = limits.max_texts - (name == "SimilarityRequest")
         for text in (one, string, pair["items"]):
             text["maxLength"] = limits.max_characters
-        for several in (ids, one_of_ids):
+        for several in (ids["properties"]["token_ids"], one_of_ids["properties"]["token_ids"]):
             several["maxItems"] = limits.max_characters
             if student:
                 several["items"]["maximum"] = student.vocabulary - 1
@@ -220,7 +235,7 @@ def _with_limits(page: dict[str, Any], service: InferenceService) -> dict[str, A
             del page["paths"]["/v1/classify"]
     page["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, operations in page["paths"].items():
-        if path.startswith("/v1/"):
+        if path not in PUBLIC_ROUTES:
             for operation in operations.values():
                 operation["security"] = [{"key": []}, {}]
     return page

@@ -74,6 +74,7 @@ class BatchQueue:
         self._queued: deque[QueuedText] = deque()
         self._arrived = asyncio.Event()
         self._texts_per_s = 100.0
+        self._calls, self._call_s = 0, 0.1
         self._lookup_thread = ThreadPoolExecutor(1, "look-up")
         self._student_thread = ThreadPoolExecutor(1, "student")
         self._loop_task: asyncio.Task[None] | None = None
@@ -111,9 +112,22 @@ class BatchQueue:
         return await _before(deadline, request.done)  # a cancelled request's future is done: its texts are left out
 
     async def call_student(self, call: Callable[[ServedStudent], object], deadline: float) -> object:
-        """Call a function that needs the student to itself, between two batches."""
-        student = self._student()
-        return await _before(deadline, asyncio.get_running_loop().run_in_executor(self._student_thread, call, student))
+        """Call a function that needs the student to itself, between two batches. A call that timed out is not made.
+
+        Raises Overloaded where serve.max_explanations wait or are made, DeadlineExceeded where the deadline passes first.
+        """
+        student, most = self._student(), self._config.max_explanations
+        if self._calls >= most:
+            raise Overloaded(f"{most} explanations wait; try again later", retry_after_s=self._calls * self._call_s)
+        self._calls += 1
+        started_s = time.perf_counter()
+        try:
+            result = asyncio.get_running_loop().run_in_executor(self._student_thread, call, student)
+            return await _before(deadline, result)
+        finally:
+            took_s = (time.perf_counter() - started_s) / self._calls
+            self._call_s += SMOOTHING * (took_s - self._call_s)
+            self._calls -= 1
 
     def check(self) -> None:
         """Raise RuntimeError where no text will be answered any more: this replica should be replaced."""

@@ -136,7 +136,7 @@ class GrpcCalls:
             labels=model.labels or [],
             status=readiness.status,
             memory=readiness.memory,
-            reason=readiness.reason or "",
+            reason="; ".join(filter(None, (readiness.reason, readiness.refused))),
         )
 
 

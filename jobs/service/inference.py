@@ -4,16 +4,18 @@ Knows neither HTTP nor gRPC nor Ray.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from jobs.config import RunConfig
-from jobs.memory.student_memory import student_run
+from jobs.memory.student_memory import open_reader, student_run
 from jobs.service import tracing
 from jobs.service.batch_queue import BatchQueue
 from jobs.service.errors import InvalidInput, NotReady
@@ -22,6 +24,8 @@ from jobs.service.metrics import Metrics
 from jobs.service.schema import Model, Readiness, TextInput, checked_inputs
 from jobs.service.student import ServedStudent, TextResult
 from refbert.corpus import Text
+from refbert.errors import InputError
+from refbert.memory.reader import Reader
 
 log = logging.getLogger(__name__)
 
@@ -49,15 +53,46 @@ class InferenceResult:
         }
 
 
-class InferenceService:
-    """One replica's service. `load` a student, then `start` on the event loop that serves requests."""
+@contextlib.contextmanager
+def input_errors(student: str) -> Iterator[None]:
+    """Make an InputError of whatever fails with a student's folder: a damaged one breaks in more places than can be listed."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"the student {student} cannot be used ({type(error).__name__}: {reason}); copy the whole student/ folder"
+        ) from error
 
-    def __init__(self, config: RunConfig, device: torch.device, replica: str = "") -> None:
+
+def check_answers(reader: Reader, folder: Path) -> None:
+    """Embed one text. Raises InputError for a student whose vector has numbers that are not finite."""
+    if not np.isfinite(reader.encode(["a text"])).all():
+        raise InputError(f"the student in {folder} answers with numbers that are not finite; distil it again")
+
+
+def check_student(config: RunConfig, student: str | None = None) -> None:
+    """Load a student, the run's own by default, as a replica will, but without its memory. Raises InputError as `load` does."""
+    with input_errors(student or config.name):
+        own, folder = student_run(config, student)
+        check_answers(open_reader(own, folder, None, torch.device("cpu")), folder)
+
+
+class InferenceService:
+    """One replica's service. `load` a student, then `start` on the event loop that serves requests.
+
+    Raises InputError where the deployer `wants_keys` and there are none here.
+    """
+
+    def __init__(self, config: RunConfig, device: torch.device, replica: str = "", *, wants_keys: bool = False) -> None:
         self.config = config
         self.limits = config.serve
         self.metrics = Metrics(replica)
-        self.keys = Keys(config.serve.api_keys_env, config.serve.api_keys_file)
+        self.keys = Keys(config.serve.api_keys_env, config.serve.api_keys_file, are_wanted=wants_keys)
         self.student: ServedStudent | None = None
+        self.refused: str | None = None
         self.queue = BatchQueue(self._loaded, config.serve, self.metrics)
         self._device = device
         if config.serve.tracing:
@@ -66,16 +101,41 @@ class InferenceService:
     def load(self, student: str | Path | None = None) -> None:
         """Load a student, the run's own by default, and use it from the next batch on. Blocks; any thread may call it.
 
-        Batches in flight end with the student that began them. Raises InputError for a folder without a student; the present
-        one then stays.
+        Batches in flight end with the student that began them. Raises InputError for a folder without a student that answers;
+        the present one then stays.
         """
-        config, folder = student_run(self.config, None if student is None else str(student))
-        loaded = ServedStudent(config, folder, self._device, self.metrics)
+        loaded = self._load(None if student is None else str(student))
         before, self.student = self.student, loaded
+        self.settle()
         if before:
             self.metrics.switches.inc()
             log.info("student %s replaces %s", loaded.fingerprint, before.fingerprint)
             before.memory.retire()
+
+    def settle(self) -> None:
+        """Note that the student that answers is the one that is wanted."""
+        self.refused = None
+        self.metrics.refused.set(0)
+
+    def _load(self, student: str | None) -> ServedStudent:
+        with input_errors(student or self.config.name):
+            config, folder = student_run(self.config, student)
+            loaded = ServedStudent(config, folder, self._device, self.metrics)
+            try:
+                check_answers(loaded.reader, folder)
+            except BaseException:
+                loaded.memory.close()
+                raise
+        return loaded
+
+    def refuse(self, reason: str) -> None:
+        """Note why the student that is wanted is not loaded: `readiness` and a metric say so, and the present one answers."""
+        self.refused = reason
+        self.metrics.refused.set(1)
+        if self.student:
+            log.error("student %s stays: %s", self.student.fingerprint, reason)
+            self.metrics.set_student(self.student.name, self.student.fingerprint)
+            self.metrics.set_memory_state(self.student.memory.status.state)
 
     def start(self) -> None:
         """Start answering, on the running event loop."""
@@ -143,7 +203,7 @@ class InferenceService:
         student = self._loaded()
         state, reason = student.memory.status
         status = "degraded" if state in ("away", "refused") else "ready"
-        return Readiness(status=status, model=student.name, memory=state, reason=reason)
+        return Readiness(status=status, model=student.name, memory=state, reason=reason, refused=self.refused)
 
     def deadline(self, timeout_ms: str | None) -> float:
         """Return the deadline, in the event loop's time, of a request that arrives now. Raises InvalidInput."""

@@ -48,6 +48,7 @@ class Metrics:
         self.queued_texts = gauge("queued_texts", "Texts that wait in the queue.")
         self.memory = gauge("memory_state", "1 for the memory's state, 0 for the others.", ("state",))
         self.switches = counter("student_switches", "Students loaded while serving.")
+        self.refused = gauge("student_refused", "1 while the student that was asked for last could not be loaded.")
         self.student = gauge("student_info", "1 for the student that answers.", ("model", "fingerprint"))
         # From the start: a rate over a series that appears late is wrong.
         self.count_rungs(dict.fromkeys(get_args(Rung), 0))

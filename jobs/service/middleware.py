@@ -1,7 +1,8 @@
 """The middleware around the HTTP API: request id, key, body limit, deadline, metrics, request log, and errors nobody caught.
 
 Plain ASGI: a request that is refused here is never parsed. The body is read completely, within its limits, before the API
-sees it. Nothing of a body or of a text is logged.
+sees it. What a request may do is decided by the route that the API matches it with, never by its raw path: a `route_prefix` or
+a proxy's `root_path` changes the path, not the route. Nothing of a body or of a text is logged.
 """
 
 import asyncio
@@ -15,6 +16,8 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
+from starlette.routing import Match
+
 from jobs.service import tracing
 from jobs.service.errors import BUG, InvalidInput, SlowRequest, TooLarge, Unauthorised, error_response, kind_of, name_of
 from jobs.service.inference import InferenceService
@@ -26,11 +29,11 @@ Send = Callable[[Message], Awaitable[None]]
 
 log = logging.getLogger(__name__)
 
-ROUTES = frozenset(
-    ("/", "/docs", "/healthz", "/metrics", "/openapi.json", "/playground.css", "/playground.js", "/readyz", "/v1/classify",
-     "/v1/embeddings", "/v1/explain", "/v1/models", "/v1/similarity")
+PUBLIC_ROUTES = frozenset(
+    ("/", "/docs", "/docs/oauth2-redirect", "/healthz", "/metrics", "/openapi.json", "/playground.css", "/playground.js",
+     "/readyz", "/static-offline-docs")
 )  # fmt: skip
-"""Paths that are counted by name; any other is `other`, or a scanner would fill the metrics."""
+"""Routes that need no key, by the path that the API registers them with. Every other needs one, and so does no route at all."""
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -48,10 +51,13 @@ class RequestMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand one request to the API, or refuse it."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.api(scope, receive, send)
             return
-        request = RequestContext(scope, send, self.sends_request_id)
+        if scope["type"] != "http":  # a WebSocket, which no route takes: closed here, before any could
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        request = RequestContext(scope, matched_route(self.api, scope), send, self.sends_request_id)
         started_s = time.perf_counter()
         with tracing.request_span(request.route, request.headers):
             try:
@@ -69,7 +75,7 @@ class RequestMiddleware:
     async def _call_api(self, request: "RequestContext", receive: Receive) -> None:
         service, key = self.service, api_key(request.headers)
         request.state["deadline"] = deadline = service.deadline(request.headers.get("x-timeout-ms"))
-        if request.path.startswith("/v1/") and not service.keys.accept(key):
+        if request.matched not in PUBLIC_ROUTES and not service.keys.accept(key):
             missing = "a key is required: send the header `Authorization: Bearer KEY`"
             raise Unauthorised("this key is not accepted" if key else missing)
         body = b""
@@ -103,13 +109,13 @@ class RequestMiddleware:
 
 
 class RequestContext:
-    """One request: where it goes, its headers and id, and the status of its response."""
+    """One request: the route that matches it, its headers and id, and the status of its response."""
 
-    def __init__(self, scope: Scope, send: Send, sends_id: bool) -> None:
+    def __init__(self, scope: Scope, matched: str | None, send: Send, sends_id: bool) -> None:
         self.scope = scope
         self.sends_id = sends_id
-        self.path: str = scope["path"]
-        self.route = self.path if self.path in ROUTES else "other"
+        self.matched = matched
+        self.route = matched or "other"  # counted by route, or a scanner's paths would fill the metrics
         self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         self.id = request_id(self.headers)
         self.state: dict[str, Any] = {**(scope.get("state") or {}), "request_id": self.id}
@@ -144,6 +150,21 @@ class RequestContext:
             "ms": round(1000 * took_s, 2),
             **self.state.get("log", {}),
         }
+
+
+def matched_route(api: Any, scope: Scope) -> str | None:
+    """Return the path of the route that the API will hand a request to; None where it has none.
+
+    As its router decides: the first route that fits, else the first one that fits but for the method.
+    """
+    for_other_method: str | None = None
+    for route in api.routes:
+        match, _ = route.matches(scope)
+        if match is Match.FULL:
+            return str(route.path)
+        if match is Match.PARTIAL and for_other_method is None:
+            for_other_method = str(route.path)
+    return for_other_method
 
 
 def request_id(headers: Mapping[str, str]) -> str:

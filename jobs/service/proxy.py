@@ -1,15 +1,66 @@
-"""The response to a request whose replica died: 503 and when to try again, where Ray's HTTP proxy alone responds 500.
+"""What Ray's HTTP proxy lacks: a response to a request whose replica died, and an end of connections that send no request.
+
+The response is 503 and says when to try again, where the proxy alone responds 500.
 
 Runs in Ray Serve's proxy, which finds `middlewares` by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH (jobs/run/session.py sets it).
 Imports nothing of the service: models take seconds to import, and a proxy that is not ready in five seconds is started again.
 """
 
+import asyncio
+
+import uvicorn.config
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 LOST = "the replica that had this request is gone; send it again"
+
+
+HEAD_S = 10.0
+"""Seconds that a request's head may take to arrive; its body has the request's deadline, in the replica."""
+
+
+class HeadDeadline(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """uvicorn's protocol, which closes a connection whose request's head has not arrived in time: uvicorn waits without end."""
+
+    _overdue: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """Give the first head its time."""
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes, and give a head that they begin its time."""
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop waiting."""
+        super().connection_lost(exc)
+        self._stop()
+
+    def _watch(self) -> None:
+        if self._has_request():
+            self._stop()
+        elif self._overdue is None:
+            self._overdue = self.loop.call_later(HEAD_S, self._close)
+
+    def _stop(self) -> None:
+        if self._overdue is not None:
+            self._overdue.cancel()
+            self._overdue = None
+
+    def _has_request(self) -> bool:
+        """Whether a request's head has arrived and its response is not complete."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _close(self) -> None:
+        self._overdue = None
+        if not self._has_request():
+            self.transport.close()
 
 
 class LostReplica:
@@ -35,5 +86,6 @@ class LostReplica:
 
 
 def middlewares() -> list[Middleware]:
-    """Return the middlewares that Ray Serve's proxy puts before its routes."""
+    """Return the middlewares that Ray Serve's proxy puts before its routes; it asks before it makes its server."""
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{HeadDeadline.__module__}:{HeadDeadline.__name__}"
     return [Middleware(LostReplica)]

@@ -9,18 +9,24 @@ import contextlib
 import logging
 import os
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel, Field, ValidationError
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from jobs.config import RunConfig
+from jobs.memory.store import CLUSTER_STORE
 from jobs.run.worker import per_node, set_up_worker
 from jobs.service.api import http_api
 from jobs.service.grpc_calls import GrpcCalls
-from jobs.service.inference import InferenceService
+from jobs.service.inference import InferenceService, check_student
+from jobs.service.keys import wants_keys
 from jobs.service.metrics import merged
 from jobs.service.middleware import RequestMiddleware
+from refbert.errors import InputError
+from vector_store.config import EMBEDDED
 
 log = logging.getLogger(__name__)
 
@@ -41,20 +47,61 @@ def asgi_app() -> RequestMiddleware:
     return _middleware.get()
 
 
-class Replica:
-    """A run's student, served. `user_config={"student": FOLDER}` loads another one while the present one answers."""
+class StudentChoice(BaseModel, extra="forbid"):
+    """What a deployment's `user_config` says."""
 
-    def __init__(self, config: RunConfig, home: str) -> None:
-        os.environ["REFBERT_HOME"] = home  # where the deployer has it: a replica's environment may name another one
+    student: str | None = Field(None, description="A student/ folder; by default the run's own.")
+    reload: bool = Field(False, description="Load it again, though its path is the same.")
+
+    @classmethod
+    def of(cls, user_config: Any) -> "StudentChoice":
+        """Parse a `user_config`. Raises InputError: a misspelt key must not mean the run's own student."""
+        try:
+            return cls.model_validate(user_config)
+        except ValidationError as error:
+            mistakes = "; ".join(
+                ".".join(map(str, ("user_config", *one["loc"]))) + f": {one['msg']}" for one in error.errors()
+            )
+            raise InputError(f"{mistakes}; known are {', '.join(cls.model_fields)}") from None
+
+
+@dataclass(frozen=True)
+class Deployer:
+    """What the process that deploys a service found in its own environment: a replica's may be another one.
+
+    `home` is its $REFBERT_HOME; `wants_keys`, whether requests shall need a key; `secrets`, the names, and never the values, of
+    the variables with secrets that it has.
+    """
+
+    home: str
+    wants_keys: bool
+    secrets: tuple[str, ...]
+
+
+class Replica:
+    """A run's student, served. `user_config={"student": FOLDER}` loads another one while the present one answers.
+
+    Raises InputError where the deployer wants keys and there are none here.
+    """
+
+    def __init__(self, config: RunConfig, deployer: Deployer) -> None:
+        os.environ["REFBERT_HOME"] = deployer.home
+        for name in deployer.secrets:
+            if not os.environ.get(name):
+                log.warning(
+                    "%s is set where this service was deployed, but not here: export it before `ray start`", name
+                )
         limits = config.serve
         most = limits.max_replicas or limits.num_replicas
         threads = limits.threads_per_replica or max(1, (os.cpu_count() or 1) // per_node(most))
         device = set_up_worker(1, limits.gpus_per_replica, threads)
         context = serve.get_replica_context()
         self.several = most > 1
-        self.service = InferenceService(config, device, context.replica_id.unique_id if self.several else "")
+        name = context.replica_id.unique_id if self.several else ""
+        self.service = InferenceService(config, device, name, wants_keys=deployer.wants_keys)
         self.service.load()
         self.loaded: str | None = None
+        self.is_serving = False
         self.handle: Any = None
         self.deployment = context.deployment, context.app_name
         # By the names in proto/refbert.proto: Ray Serve's gRPC proxy calls these.
@@ -68,15 +115,27 @@ class Replica:
         _middleware.set(RequestMiddleware(self.service, api, sends_request_id=False))
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Load the student that `student` names, or the run's own where it names none; the present one answers meanwhile."""
-        student = user_config.get("student")
-        if student != self.loaded or user_config.get("reload"):
-            await asyncio.to_thread(self.service.load, student)
-            self.loaded = student
+        """Load the student that `student` names, or the run's own where it names none; the present one answers meanwhile.
+
+        In a replica that serves, a config or a folder that is wrong changes nothing, and /readyz and a metric say why: raising
+        would end it. One that is only starting does raise, else it would answer with other vectors than those beside it.
+        """
+        try:
+            wanted = StudentChoice.of(user_config)
+            if wanted.student != self.loaded or wanted.reload:
+                await asyncio.to_thread(self.service.load, wanted.student)
+                self.loaded = wanted.student
+            else:
+                self.service.settle()
+        except InputError as error:
+            if not self.is_serving:
+                raise
+            self.service.refuse(str(error))
 
     async def check_health(self) -> None:
         """Raise where no text will be answered any more: Ray Serve calls this every few seconds, and replaces the replica."""
         self.service.queue.check()
+        self.is_serving = True  # the first check ends a replica's start
 
     def metrics_text(self) -> str:
         """Return the metrics of this replica."""
@@ -98,12 +157,24 @@ PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 """Threads of a forward sleep while they wait for each other: spinning, they would take the cores of HTTP and look-ups."""
 
 
-def application(config: RunConfig, student: str | None = None) -> serve.Application:
+def application(
+    config: RunConfig, student: str | None = None, *, is_public: bool = True, is_deployed: bool = False
+) -> serve.Application:
     """Return the service of a run as Ray Serve's application, with its replicas and what each reserves.
 
-    Deployed again, new replicas start before old ones stop, as far as serve.surge_percent allows.
+    Deployed again, new replicas start before old ones stop, as far as serve.surge_percent allows. What the environment
+    decides is decided here, once for all replicas. Raises InputError for a service without keys that `is_public`
+    (`keys.wants_keys`), and for a student that cannot be loaded.
     """
     limits = config.serve
+    deployer = Deployer(
+        home=str(config.home),
+        wants_keys=wants_keys(limits, is_public=is_public, is_deployed=is_deployed),
+        secrets=tuple(name for name in (limits.api_keys_env, config.store.api_key_env) if os.environ.get(name)),
+    )
+    check_student(config, student)
+    if config.store.url == EMBEDDED and (url := os.environ.get(CLUSTER_STORE)):
+        config = config.model_copy(update={"store": config.store.model_copy(update={"url": url})})
     most = limits.max_replicas
     scale: dict[str, Any] = {"num_replicas": limits.num_replicas}
     if most is not None:
@@ -130,4 +201,4 @@ def application(config: RunConfig, student: str | None = None) -> serve.Applicat
             "num_gpus": limits.gpus_per_replica,
             "runtime_env": {"env_vars": PASSIVE},
         },
-    ).bind(config, str(config.home))
+    ).bind(config, deployer)

@@ -28,31 +28,53 @@ NOTHING = r"\u0000-\u0020\u007f-\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205
 NO_NULL, SOMETHING = r"[^\u0000]*", f"[^{NOTHING}]"
 
 STRING: dict[str, Any] = {"type": "string", "minLength": 1, "pattern": f"^{NO_NULL}{SOMETHING}{NO_NULL}$"}
-IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+IDS: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "token_ids": {
+            "type": "array",
+            "items": {"type": "integer", "minimum": 0},
+            "minItems": 1,
+            "description": "Ids of this student's own tokenizer, without special tokens.",
+        }
+    },
+    "required": ["token_ids"],
+    "additionalProperties": False,
+}
 PAIR: dict[str, Any] = {"type": "array", "items": STRING, "minItems": 2, "maxItems": 2}
 ONE: dict[str, Any] = {"anyOf": [STRING, PAIR]}
 MANY: dict[str, Any] = {"type": "array", "items": {"anyOf": [STRING, PAIR, IDS]}, "minItems": 1}
 
-WANTED = "wanted a text, a list of texts or pairs of texts, a list of token ids, or a list of such lists"
+WANTED = 'wanted a text, a list of texts or pairs of texts, or token ids as {"token_ids": [...]}'
+
+WHOSE_IDS = (
+    "bare token ids are refused: most clients send another tokenizer's, which are other words here; send texts (LangChain: "
+    'OpenAIEmbeddings(check_embedding_ctx_length=False)), or ids of this student\'s own tokenizer as {"token_ids": [...]}'
+)
+"""Clients of OpenAI's embeddings tokenize for it unless told otherwise."""
 
 
 def _inputs(given: Any) -> list[TextInput]:
-    """Parse OpenAI's `input`, and pairs, which OpenAI does not have."""
-    if isinstance(given, str):
-        return [given]
+    """Parse OpenAI's `input`, with pairs and marked ids, which OpenAI does not have, and without its bare ids."""
+    if isinstance(given, str | dict):
+        return [_input(given)]
     if not isinstance(given, list):
         raise ValueError(WANTED)
     if given and all(map(_is_id, given)):
-        return [tuple(map(int, given))]
+        raise ValueError(WHOSE_IDS)
     return [_input(one) for one in given]
 
 
 def _input(given: Any) -> TextInput:
     if isinstance(given, str):
         return given
+    if isinstance(given, dict) and given.keys() == {"token_ids"}:
+        ids = given["token_ids"]
+        if isinstance(ids, list) and ids and all(map(_is_id, ids)):
+            return tuple(map(int, ids))
     if isinstance(given, list) and given:
         if all(map(_is_id, given)):
-            return tuple(map(int, given))
+            raise ValueError(WHOSE_IDS)
         if len(given) == 2 and all(isinstance(part, str) for part in given):
             return given[0], given[1]
     raise ValueError(WANTED)
@@ -84,7 +106,12 @@ def is_text(given: TextInput) -> bool:
 Inputs = Annotated[
     list[TextInput],
     PlainValidator(_inputs),
-    WithJsonSchema({"anyOf": [STRING, MANY, IDS], "description": "One text, several, pairs, or token ids."}),
+    WithJsonSchema(
+        {
+            "anyOf": [STRING, MANY, IDS],
+            "description": "One text, several, pairs, or marked ids of the student's tokenizer.",
+        }
+    ),
 ]
 OneText = Annotated[Text, PlainValidator(_text), WithJsonSchema({**ONE, "description": "A text or a pair of texts."})]
 
@@ -122,14 +149,17 @@ class Request(BaseModel, extra="forbid"):
         None, description="Accepted and ignored: a service has one student, named in the response."
     )
     user: str | None = Field(None, description="Accepted and ignored.")
-    explain: StrictBool = Field(False, description="Also return which references each text read, and its attention.")
+    explain: StrictBool | None = Field(
+        False, description="Also return which references each text read, and its attention. null is false."
+    )
 
 
 class EmbeddingRequest(Request, extra="forbid"):
     """OpenAI's request: one text or several; each may be a pair, `[["a text", "its second"]]`."""
 
-    encoding_format: Literal["float", "base64"] = Field(
-        "float", description="base64: little-endian float32, a fifth of the bytes and no numbers to parse."
+    encoding_format: Literal["float", "base64"] | None = Field(
+        "float",
+        description="base64: little-endian float32, a fifth of the bytes and no numbers to parse. null is float.",
     )
     dimensions: Annotated[int | None, BeforeValidator(_integer)] = Field(
         None, ge=1, description="The student's own number, or nothing: its vectors cannot be shortened."
@@ -146,7 +176,7 @@ class SimilarityRequest(BaseModel, extra="forbid"):
     source: OneText
     input: Inputs
     model: str | None = None
-    explain: StrictBool = False
+    explain: StrictBool | None = False
 
 
 class ExplainRequest(BaseModel, extra="forbid"):
@@ -306,6 +336,9 @@ class Readiness(BaseModel):
     model: str
     memory: MemoryState
     reason: str | None = None
+    refused: str | None = Field(
+        None, description="Why the student that was asked for last is not served: the one before it answers."
+    )
 
 
 class ErrorDetail(BaseModel):

@@ -57,6 +57,7 @@ def test_a_mistake_in_the_dockerfile_is_found(tmp_path, old, new, wanted):
         ("restart: unless-stopped\n  shm_size", "restarts: unless-stopped\n  shm_size", "restarts"),
         ("${LISTEN:-127.0.0.1}:8265:8265", "8265:8265", "publishes 8265:8265 beyond loopback"),
         ("${LISTEN:-127.0.0.1}:3000:3000", "0.0.0.0:3000:3000", "beyond loopback"),
+        ("127.0.0.1:9090:9090", "${LISTEN:-127.0.0.1}:9090:9090", "has no key of its own and stays on loopback"),
         ("RAY_AUTH_MODE: token", "RAY_AUTH_MODE: disabled", "without RAY_AUTH_MODE: token"),
         ("RAY_AUTH_TOKEN_PATH: /run/secrets/ray_token", "RAY_AUTH_TOKEN: abc", "RAY_AUTH_TOKEN stands in the file"),
         (
@@ -99,6 +100,12 @@ def test_a_mistake_in_the_compose_file_is_found(tmp_path, old, new, wanted):
         ("foundation", "hidden_size: 84", "hiddens: 84", "unknown key student.hiddens"),
         ("foundation", "accessModes: [ReadWriteMany]", "accessMode: [ReadWriteMany]", "accessMode"),
         ("redis", "serviceName: redis", "services: redis", "services"),
+        (
+            "redis",
+            "--dir /data <<END",
+            '--dir /data --requirepass "$REDIS_PASSWORD" <<END',
+            "gives a secret to its process",
+        ),
         ("monitors", "scheme: https", "scheme: tls", "'tls' is not one of"),
     ],
 )

@@ -45,7 +45,7 @@ def test_refbert_load_returns_the_vectors_of_the_service(client, trained):
 
 def test_token_ids_give_the_vector_of_their_text(client, trained):
     tokenizer = load_tokenizer(str(trained.run_directory / "student"))
-    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+    ids = [{"token_ids": tokenizer(text, add_special_tokens=False)["input_ids"]} for text in TEXTS]
     wanted = vectors(embed(client, TEXTS))
     np.testing.assert_allclose(vectors(embed(client, ids)), wanted, atol=1e-5)
     np.testing.assert_allclose(vectors(embed(client, ids[0])), wanted[:1], atol=1e-5)
@@ -58,7 +58,7 @@ def test_too_many_token_ids_are_truncated_like_a_long_text(client, trained):
     tokenizer = load_tokenizer(str(trained.run_directory / "student"))
     text = " ".join(TEXTS * 5)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    cut_ids = embed(client, [ids])
+    cut_ids = embed(client, {"token_ids": ids})
     np.testing.assert_allclose(vectors(cut_ids), vectors(embed(client, text)), atol=1e-2)  # another text is looked up
     assert cut_ids["usage"]["prompt_tokens"] == 16
 

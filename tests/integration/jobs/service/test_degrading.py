@@ -163,7 +163,9 @@ def test_a_student_without_a_memory_is_ready_and_reads_the_null_reference(connec
     RefBertModel(shape).save_pretrained(folder)
     load_tokenizer(str(trained.run_directory / "student")).save_pretrained(folder)
     with connect(serving(), folder) as client:
-        assert client.get("/readyz").json() == {"status": "ready", "model": "served", "memory": "none", "reason": None}
+        assert client.get("/readyz").json() == {
+            "status": "ready", "model": "served", "memory": "none", "reason": None, "refused": None,
+        }  # fmt: skip
         assert asked(client, TEXT)[1] == {
             "rung": "null", "step": "null", "id": None, "text": None, "score": 0.0, "attention_mass": {},
         }  # fmt: skip

@@ -8,10 +8,11 @@ import grpc
 import httpx
 import numpy as np
 import pytest
+import ray
 from ray import serve
 
 from jobs import serve as job
-from jobs.serve import AppArguments, served
+from jobs.serve import served
 from jobs.service.proto import refbert_pb2 as messages
 from jobs.service.proto.refbert_pb2_grpc import RefBertStub
 from jobs.service.replica import QUIET, application
@@ -30,8 +31,33 @@ def service(serving, tmp_path_factory):
         probe.bind(("", 0))
         port = probe.getsockname()[1]
     config = serving(serve__api_keys_file=str(file), serve__grpc_port=port, serve__memory_check_s=0.5)
-    with served(config) as address, httpx.Client(base_url=address, headers=KEY, timeout=30) as client:
-        yield config, client, file
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "application", of_one_version)
+        with served(config) as address, httpx.Client(base_url=address, headers=KEY, timeout=30) as client:
+            yield config, client, file
+
+
+def of_one_version(config, student=None, **options):
+    """The application with a version, as Serve's config files give it one: a new `user_config` is then no new code."""
+    deployment = application(config, **options)._bound_deployment
+    deployment = deployment.options(user_config={"student": student}, version="1", _internal=True)
+    return deployment.bind(*deployment.init_args)
+
+
+def deploy(config, student):
+    """Deploy again, with another student in the `user_config` alone; Serve asks the running replicas to take it."""
+    serve.run(of_one_version(config, student), name=config.name, route_prefix="/", logging_config=QUIET)
+
+
+@pytest.mark.long
+def test_a_replica_that_does_not_find_the_wanted_keys_refuses_to_start_and_says_why(serving, ray_cluster, monkeypatch):
+    monkeypatch.setenv("REFBERT_TEST_KEYS", "sk-one")  # of this process alone: the nodes were started before
+    config = serving(serve__api_keys_env="REFBERT_TEST_KEYS")
+    with (
+        pytest.raises(InputError, match=r"wants keys, and its replica on .* finds none in .REFBERT_TEST_KEYS"),
+        served(config),
+    ):
+        pass
 
 
 def vectors(client, texts):
@@ -92,6 +118,13 @@ def test_grpc_returns_what_http_returns(service):
                 "INVALID_ARGUMENT",
                 "bytes",
             ),
+            (
+                stub.Embed,
+                messages.EmbedRequest(texts=[messages.Text(text="x" * 65 * 2**20)]),
+                metadata,
+                "RESOURCE_EXHAUSTED",  # by the proxy, which has not read it: Ray's own limit is 2 GiB
+                "larger than max",
+            ),
             (stub.Classify, messages.ClassifyRequest(texts=texts), metadata, "INVALID_ARGUMENT", "has no head"),
         ):
             with pytest.raises(grpc.RpcError) as error:
@@ -101,18 +134,40 @@ def test_grpc_returns_what_http_returns(service):
     assert 'refbert_requests_total{route="grpc/Embed",status="OK"} 1.0' in client.get("/metrics").text
 
 
-def test_replicas_load_another_student_without_a_failed_request(service, classifier, steady_load):
+def test_serve_replaces_the_student_without_a_failed_request_and_a_wrong_folder_changes_nothing(
+    service, classifier, steady_load
+):
     config, client, _ = service
-    replicas = serve.get_deployment_handle("StudentService", config.name)
+    replica = replicas(config)
     with steady_load(client) as statuses:
         time.sleep(0.3)
-        replicas.broadcast("reconfigure", {"student": str(classifier)}).results()  # as Serve does for a new user_config
+        deploy(config, str(classifier))
         answer = client.post("/v1/classify", json={"input": TEXTS})
-        replicas.broadcast("reconfigure", {"student": None}).results()
+        deploy(config, "/no/such/folder")
+        state, metrics = client.get("/readyz"), client.get("/metrics").text
+        kept = client.post("/v1/classify", json={"input": TEXTS})
+        deploy(config, None)
     assert answer.json()["data"][0]["label"] in ("good", "bad")
+    for one, other in zip(kept.json()["data"], answer.json()["data"], strict=True):
+        assert one["scores"] == pytest.approx(other["scores"], abs=1e-5)
+    assert state.status_code == 200
+    assert "/no/such/folder holds no student" in state.json()["refused"]
+    assert "refbert_student_refused 1.0" in metrics
     assert client.post("/v1/classify", json={"input": TEXTS}).status_code == 422
+    assert client.get("/readyz").json()["refused"] is None
+    assert replicas(config) == replica
     assert set(statuses) == {(200,)}
-    assert "refbert_student_switches_total 2.0" in client.get("/metrics").text
+    text = client.get("/metrics").text
+    assert "refbert_student_refused 0.0" in text
+    assert "refbert_student_switches_total 2.0" in text
+
+
+def replicas(config):
+    """The replicas that run, by id, and the state of the deployment."""
+    deployment = serve.status().applications[config.name].deployments["StudentService"]
+    assert deployment.status == "HEALTHY", deployment.message
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return {actor["name"] for actor in actors if "StudentService" in actor["name"]}
 
 
 @pytest.mark.long
@@ -136,15 +191,3 @@ def test_a_service_is_redeployed_without_a_failed_or_delayed_request(service, cl
     watcher.join(30)
     assert set(statuses) == {(200,)}
     assert max(slowest_s) < 5  # a replica's start takes longer
-
-
-def test_a_serve_config_file_builds_the_application_and_requires_a_key(trained, monkeypatch):
-    arguments = AppArguments(run=str(trained.run_directory / "config.yaml"), overrides=["serve.num_replicas=2"])
-    with pytest.raises(InputError, match="without a key"):
-        job.app(arguments)
-    monkeypatch.setenv("REFBERT_API_KEYS", "sk-one")
-    built = job.app(arguments)
-    assert built._bound_deployment.name == "StudentService"
-    assert built._bound_deployment.num_replicas == 2
-    scaled = job.app(arguments.model_copy(update={"overrides": ["serve.max_replicas=3"]}))
-    assert scaled._bound_deployment._deployment_config.autoscaling_config.max_replicas == 3

@@ -1,0 +1,110 @@
+"""Who gets in: by the route that a request matches, whatever path it came by. No student is needed to be refused."""
+
+import asyncio
+import re
+
+import pytest
+import torch
+from fastapi import FastAPI, WebSocket
+from starlette.routing import Mount
+from starlette.testclient import TestClient
+
+from jobs.config import RunConfig
+from jobs.service.api import http_api
+from jobs.service.inference import InferenceService
+from jobs.service.middleware import PUBLIC_ROUTES, RequestMiddleware
+
+KEY = {"authorization": "Bearer sk-one"}
+
+KEYED = ("/v1/classify", "/v1/embeddings", "/v1/explain", "/v1/models", "/v1/similarity")
+
+
+@pytest.fixture
+def app(tmp_path) -> RequestMiddleware:
+    """The app of a service with one key, which loads no student: a request that gets in is told to wait (503)."""
+    (tmp_path / "keys").write_text("sk-one\n")
+    config = RunConfig.model_validate({"corpus": {"path": "x"}, "serve": {"api_keys_file": str(tmp_path / "keys")}})
+    service = InferenceService(config, torch.device("cpu"))
+    return RequestMiddleware(service, http_api(service))
+
+
+def request(app, path, root_path="", headers=()):
+    """A request as a proxy hands it over that serves the app below `root_path`: GET for the list of models, else POST."""
+    client = TestClient(app, root_path=root_path, raise_server_exceptions=False)
+    if path.endswith("/models"):
+        return client.get(path, headers=dict(headers))
+    body = {"source": "a text"} if path.endswith("/similarity") else {}
+    return client.post(path, json={"input": "a text", **body}, headers=dict(headers))
+
+
+@pytest.mark.parametrize(
+    ("before", "root_path"),
+    [("", ""), ("/reviews", "/reviews"), ("/a/b", "/a/b"), ("", "/reviews"), ("/v1", "/v1"), ("/healthz", "/healthz")],
+)
+def test_a_route_asks_for_its_key_below_every_prefix(app, before, root_path):
+    for route in KEYED:
+        assert request(app, before + route, root_path).status_code == 401
+        assert request(app, before + route, root_path, {"authorization": "Bearer sk-two"}).status_code == 401
+        assert request(app, before + route, root_path, KEY).status_code == 503  # in, and there is no student yet
+        counted = app.service.metrics.text()
+        assert f'refbert_requests_total{{route="{route}",status="401"}} 2.0' in counted
+        assert f'refbert_requests_total{{route="{route}",status="503"}} 1.0' in counted
+        assert 'route="other"' not in counted
+
+
+def test_no_other_spelling_of_a_path_gets_in_without_a_key(app):
+    for path in (
+        "/v1/embeddings/", "//v1/embeddings", "/V1/embeddings", "/v1//embeddings", "/healthz/../v1/embeddings",
+        "/static-offline-docs/../v1/embeddings", "/%76%31/embeddings", "/reviews/v1/embeddings", "/nowhere",
+    ):  # fmt: skip
+        assert request(app, path).status_code in (401, 405), path
+
+
+def test_a_route_that_nobody_called_public_needs_a_key(app):
+    async def added() -> str:
+        return "here"
+
+    app.api.add_api_route("/health/details", added)
+    client = TestClient(app)
+    assert client.get("/health/details").status_code == 401
+    assert client.get("/health/details", headers=KEY).json() == "here"
+
+
+def test_the_public_routes_are_those_that_show_neither_texts_nor_vectors(app):
+    assert {route.path for route in app.api.routes} - PUBLIC_ROUTES == set(KEYED)
+    assert {route.path for route in app.api.routes} >= PUBLIC_ROUTES
+    page = app.api.openapi()
+    keyed = {path for path, operations in page["paths"].items() for one in operations.values() if "security" in one}
+    assert keyed == set(KEYED)
+
+
+def test_websockets_are_closed_whatever_the_api_would_do_with_them(app):
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def receive():
+        return {"type": "websocket.connect"}
+
+    @app.api.websocket("/socket")
+    async def socket(websocket: WebSocket) -> None:
+        await websocket.accept()
+
+    scope = {"type": "websocket", "path": "/socket", "headers": [], "query_string": b"", "subprotocols": []}
+    asyncio.run(app(scope, receive, send))
+    assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+def test_the_page_and_its_files_are_sent_below_a_prefix_and_for_any_host(app):
+    outer = FastAPI(routes=[Mount("/reviews", app)])
+    with TestClient(outer, raise_server_exceptions=False) as client:
+        page = client.get("/reviews/")
+        assert "RefBERT" in page.text
+        for file in re.findall(r'(?:href|src)="(playground[^"]+)"', page.text):
+            assert client.get(f"/reviews/{file}").status_code == 200
+        for file in re.findall(r'(?:href|src)="([^"]+)"', client.get("/reviews/docs").text):
+            assert client.get(file).status_code == 200, file
+        assert client.get("/reviews/openapi.json").status_code == 200
+        for host in ("x/..?", "x/README.md#", "[::1"):
+            assert "RefBERT" in client.get("/reviews/", headers={"host": host}).text

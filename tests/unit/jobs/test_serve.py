@@ -1,0 +1,74 @@
+"""The application that Ray Serve's config files build: what is refused before a replica starts, and in which words."""
+
+import pytest
+from ray.serve.exceptions import RayServeException
+
+from jobs import serve as job
+from jobs.service.keys import Keys
+from refbert.errors import InputError
+
+VARIABLE = "REFBERT_TEST_KEYS"
+
+
+@pytest.fixture
+def arguments(served_run, tmp_path):
+    """What a config file says of the run `served`; the keyword `overrides` adds options."""
+    (tmp_path / "run.yaml").write_text("{name: served, corpus: {path: x}}")
+
+    def make(*overrides):
+        keys = f"serve.api_keys_env={VARIABLE}"
+        return {"run": str(tmp_path / "run.yaml"), "overrides": [keys, *overrides]}
+
+    return make
+
+
+def bound(application):
+    return application._bound_deployment
+
+
+def test_a_serve_config_file_builds_the_application_and_tells_its_replicas_that_keys_are_wanted(arguments, monkeypatch):
+    with pytest.raises(InputError, match="without a key"):
+        job.app(arguments())
+    monkeypatch.setenv(VARIABLE, "sk-one")
+    built = bound(job.app(arguments("serve.num_replicas=2")))
+    assert (built.name, built.num_replicas) == ("StudentService", 2)
+    scaled = bound(job.app(arguments("serve.max_replicas=3")))
+    assert scaled._deployment_config.autoscaling_config.max_replicas == 3
+    config, deployer = built.init_args
+    assert "sk-one" not in str(built.init_args)
+    assert deployer.wants_keys
+    assert VARIABLE in deployer.secrets
+    monkeypatch.delenv(VARIABLE)  # as in a replica on a node where it was not exported
+    with pytest.raises(InputError, match="wants keys"):
+        Keys(config.serve.api_keys_env, config.serve.api_keys_file, are_wanted=deployer.wants_keys)
+
+
+def test_without_keys_replicas_serve_only_what_the_deployer_allows(arguments):
+    allowed = bound(job.app(arguments("serve.allow_public_without_key=true")))
+    assert not allowed.init_args[1].wants_keys
+
+
+def test_the_store_that_a_cluster_serves_reaches_the_replicas(arguments, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "sk-one")
+    monkeypatch.setenv("REFBERT_STORE_URL", "http://10.0.0.1:6334")
+    assert bound(job.app(arguments())).init_args[0].store.url == "http://10.0.0.1:6334"
+    named = bound(job.app(arguments("store.url=http://10.0.0.2:6334")))
+    assert named.init_args[0].store.url == "http://10.0.0.2:6334"
+
+
+def test_a_mistake_in_a_config_file_is_the_applications_status_at_once_and_in_one_line(arguments):
+    for given, message in (
+        (arguments(), "under args.overrides set serve.api_keys_file=FILE"),
+        ({**arguments(), "override": []}, "args.override: "),
+        ({"run": "/nowhere.yaml"}, "cannot be read"),
+        (arguments("name=other"), "holds no student"),
+        (
+            {**arguments("serve.allow_public_without_key=true"), "student": "/no/such/folder"},
+            "/no/such/folder holds no",
+        ),
+    ):
+        # Serve shows an error of this class at once, and any other after four tries.
+        with pytest.raises(RayServeException) as refused:
+            job.app(given)
+        assert message in str(refused.value)
+        assert "\n" not in str(refused.value)
