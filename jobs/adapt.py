@@ -2,6 +2,7 @@
 
     python jobs/adapt.py RUN.yaml corpus.path=tickets.jsonl corpus.text_field=body
     python jobs/adapt.py RUN.yaml corpus.path=more/                          more texts: the memory grows, and is fitted anew
+    python jobs/adapt.py RUN.yaml corpus.path=today.jsonl adapt.refit=false  they are read at once, by the maps there are
     python jobs/adapt.py RUN.yaml corpus.path=new.csv adapt.collection=support adapt.references.count=64
     python jobs/adapt.py RUN.yaml adapt.student=/models/student store.url=http://qdrant:6334
     ray job submit -- python jobs/adapt.py RUN.yaml ingest.num_encoders=8 ingest.gpus_per_encoder=1
@@ -34,6 +35,7 @@ from jobs.memory.student_memory import adapting_student
 from jobs.run.directory import training_lock
 from refbert.atomic import write_whole
 from refbert.folder import save_correction
+from refbert.memory.version import version_name
 from refbert.teacher import load_teacher
 from vector_store.client import connect
 from vector_store.store import Store
@@ -56,9 +58,12 @@ def run(config: RunConfig) -> None:
         teacher = load_teacher(config.teacher)
         corpus = prepare(memory)
         student, name = adapting_student(memory, folder, teacher, batch=options.batch)
-        fill_memory(memory, url, corpus, teacher)
+        fill_memory(memory, url, corpus, teacher, corrected=folder)
         with connect(memory.store, url) as client:
             store = Store(client, memory.store)
+            if not options.refit and version_name(store, name):
+                log.info("new texts are read by version %s of %r", version_name(store, name), options.collection)
+                return
             scratch = config.run_directory / "adapt" / options.collection / name
             adapted = adapt(store, student, name, scratch, options, config.seed)
             save_correction(folder, adapted.correction)

@@ -216,6 +216,8 @@ class AdaptConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     states=false and count=16."""
     landmarks: NonNegativeInt = 1000
     """Stored texts that answers are corrected by without a look-up, at most; 4 bytes x (words_dim + 2 x dim) each."""
+    refit: bool = True
+    """Fit anew on all that is stored. Without, new texts only get residuals of the version there is, and are read at once."""
     batch: PositiveInt = Field(64, description="Texts per forward of the student.")
     texts: NonNegativeInt = Field(1000, description="Held-out texts of the corpus that the gain is measured on.")
 
@@ -278,7 +280,9 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """A request's time, its body's arrival included; callers may ask for less by X-Timeout-Ms."""
 
     memory_check_s: PositiveFloat = 5.0
-    """How often a replica sees whether its memory is there and still its teacher's."""
+    """How often a replica sees whether its memory is there and still its teacher's, and which version corrects its answers."""
+    own_answers: bool = True
+    """Answer a text that is stored with its teacher's own vector, where references correct answers."""
     request_log: bool = Field(False, description="One JSON line per request; never with texts.")
     tracing: bool = Field(False, description="OpenTelemetry spans, exported as the process's tracer provider says.")
 

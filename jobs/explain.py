@@ -24,7 +24,6 @@ from jobs.run.worker import set_up_worker
 from refbert.corpus import normalise
 from refbert.errors import InputError
 from refbert.memory.explanation import explained
-from vector_store.schema import Parts
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ def run(config: RunConfig) -> None:
     text = normalise(asked.text if asked.text_pair is None else (asked.text, asked.text_pair))
     config, folder = student_run(config, asked.student)
     with memory_of(config, folder) as url:
-        reader = open_reader(config, folder, url, set_up_worker(1, 0), Parts(text=True))
+        reader = open_reader(config, folder, url, set_up_worker(1, 0), text=True)
         explanation = explained(reader, text)
     config.run_directory.mkdir(parents=True, exist_ok=True)
     write_explanation(explanation, config.run_directory, "explanation")

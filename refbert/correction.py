@@ -45,6 +45,16 @@ class Corrected(NamedTuple):
     nearness: Tensor
     variance: Tensor
 
+    def where_stored(self, own: Tensor) -> "Corrected":
+        """Return the same with the teacher's own vectors (batch, dim) where there are such, NaN for the others."""
+        there = own.isfinite().all(1)
+        return Corrected(
+            torch.where(there[:, None], own, self.vector),
+            self.weights.masked_fill(there[:, None], 0.0),
+            self.nearness.masked_fill(there, 1.0),
+            self.variance.masked_fill(there, 0.0),
+        )
+
 
 class References(NamedTuple):
     """Near references as a student reads them: `vectors` and `residuals` (batch, count, dim) in the teacher's units, and their

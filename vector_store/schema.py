@@ -24,7 +24,7 @@ KEYWORDS = "keywords"
 SENTENCE = "sentence"
 
 Criterion = Literal["keywords", "dense", "hybrid", "random", "none"]
-Rung = Literal["live", "cached", "null"]
+Rung = Literal["own", "live", "cached", "null"]
 
 Text: TypeAlias = str | tuple[str, str]
 """A text, or a pair of texts that its encoder read together: one point either way."""
@@ -117,7 +117,8 @@ class Neighbours:
     text is None where texts were not asked for); `scores` (batch, count) is 0 after them. `rungs` is the rung of the degrade
     ladder that answered each query: `live` also without neighbours; a `cached` answer may lack some. `vectors` and `residuals`
     (batch, count, encoder_dim) float32 are None where not asked for; NaN after the last neighbour, and of a point that has no
-    residual yet. Without states the dim is 0.
+    residual yet. Without states the dim is 0. `own` (batch, encoder_dim) is the vector stored under the query's own id, NaN
+    where there is none (the rung of the others is `own`); None where it was not asked for.
     """
 
     ids: list[list[str]]
@@ -129,6 +130,7 @@ class Neighbours:
     rungs: list[Rung]
     vectors: NDArray[np.float32] | None = None
     residuals: NDArray[np.float32] | None = None
+    own: NDArray[np.float32] | None = None
 
     @property
     def count(self) -> int:

@@ -10,7 +10,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +29,7 @@ from refbert.corpus import Rejected, Row, estimated_rows, read_rows, text_of
 from refbert.errors import InputError
 from refbert.folder import fingerprint
 from refbert.memory.reader import Reader
-from vector_store.schema import Neighbours
+from vector_store.schema import Neighbours, Rung
 
 log = logging.getLogger(__name__)
 
@@ -266,7 +266,7 @@ def label_columns(logits: np.ndarray, names: dict[int, str]) -> dict[str, Any]:
     return {"label": pa.array(best, pa.string()), **scores}
 
 
-def rung(found: Neighbours | None, row: int) -> Literal["live", "cached", "null"]:
+def rung(found: Neighbours | None, row: int) -> Rung:
     """Which rung of the ladder a row's reference came from; null where there was none to read."""
     return "null" if found is None or not found.mask[row].any() else found.rungs[row]
 

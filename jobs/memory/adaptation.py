@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from jobs.config import AdaptConfig
+from jobs.memory.corrected import said_without_references
 from jobs.run.progress import progress
 from refbert.atomic import whole_file
 from refbert.corpus import Text
@@ -113,7 +114,7 @@ def student_pages(store: Store, student: Reader, scratch: Path) -> Iterator[Page
         file = scratch / f"{hashlib.sha256(''.join(ids).encode()).hexdigest()[:16]}.npz"
         if not file.exists():
             columns = {
-                "student": student_vectors(student, [_text(point) for point in points]),
+                "student": said_without_references(student, [_text(point) for point in points]),
                 "words": word_vectors(student, points),
                 "teacher": np.stack([point.vector for point in points if point.vector is not None]),
             }
@@ -122,14 +123,6 @@ def student_pages(store: Store, student: Reader, scratch: Path) -> Iterator[Page
                     stream, allow_pickle=False, **{name: each.astype(np.float16) for name, each in columns.items()}
                 )
         yield Page(ids, file)
-
-
-def student_vectors(student: Reader, texts: Sequence[Text]) -> NDArray[np.float32]:
-    """Return what the student alone says of texts, (texts, dim)."""
-    vectors = np.empty((len(texts), student.model.config.dim), np.float32)
-    for forward in student.forwards(texts):
-        vectors[forward.rows] = forward.output.sentence_embedding.float().cpu().numpy()
-    return vectors
 
 
 def word_vectors(student: Reader, points: Sequence[StoredPoint]) -> NDArray[np.float32]:

@@ -13,6 +13,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 
 from jobs.config import RunConfig
 from jobs.corpus.prepared import REJECTED, PassageRows, PreparedCorpus, chunked, prepare, texts_in
+from jobs.memory.corrected import corrected_student, said_without_references
 from jobs.memory.load_progress import LOAD, is_filled, load_progress
 from jobs.memory.store import MemoryAddress
 from jobs.run.progress import progress
@@ -59,10 +62,18 @@ PROJECTION_SAMPLE = 4096
 
 
 class EncodeAndStore:
-    """Ray Data stage: chunks in, counts out. Looks up, encodes and stores in one call, so that states never travel."""
+    """Ray Data stage: chunks in, counts out. Looks up, encodes and stores in one call, so that states never travel.
+
+    New texts get residuals of the `corrected` student: what the memory's version says of them without them.
+    """
 
     def __init__(
-        self, config: RunConfig, address: MemoryAddress, corpus: PreparedCorpus, pending: NDArray[np.int64]
+        self,
+        config: RunConfig,
+        address: MemoryAddress,
+        corpus: PreparedCorpus,
+        pending: NDArray[np.int64],
+        corrected: Path | None = None,
     ) -> None:
         device = set_up_worker(per_node(config.ingest.most_encoders), config.ingest.gpus_per_encoder)
         self.teacher = load_teacher(config.teacher, device)
@@ -71,6 +82,7 @@ class EncodeAndStore:
         self.store = Store(self.client, config.store)
         self.writer = self.store.writer()  # for the actor's life: each new thread would take a malloc arena of its own
         self.projection = stored_projection(self.store, self.teacher)
+        self.student = corrected_student(config, corrected, self.client, device) if corrected else None
         self.passages = PassageRows(corpus.table("train"))
         self.distinct = corpus.distinct_rows()
         self.pending, self.chunk_texts = pending, config.ingest.batch
@@ -90,12 +102,17 @@ class EncodeAndStore:
         looked_up_s = time.monotonic() - started_s
         new = [(identifier, row) for identifier, row in by_id.items() if identifier not in stored]
         tokens = 0
+        texts = [text_of(row) for _, row in new]
+        said = said_without_references(self.student, texts) if self.student else None
         # Upserts go out while the next texts are encoded.
-        for index, token_ids, states in self.teacher.encode_one_by_one([text_of(row) for _, row in new]):
+        for index, token_ids, states in self.teacher.encode_one_by_one(texts):
             identifier, row = new[index]
             kept = states if self.projection is None else self.projection.apply(states)
             vector = states.mean(0, dtype=np.float32)
-            self.writer.submit([self.texts.point(row, identifier, token_ids, vector, kept)])
+            point = self.texts.point(row, identifier, token_ids, vector, kept)
+            if self.student and self.student.correction and said is not None:
+                point = replace(point, residuals={self.student.correction.reader: vector - said[index]})
+            self.writer.submit([point])
             tokens += len(token_ids)
         written, rejected = self.writer.finish()
         wait_s = self.writer.wait_s - waited_s
@@ -123,9 +140,15 @@ def _as_line(rejection: Rejection) -> str:
 
 
 def fill_memory(
-    config: RunConfig, url: str, corpus: PreparedCorpus | None = None, teacher: Teacher | None = None
+    config: RunConfig,
+    url: str,
+    corpus: PreparedCorpus | None = None,
+    teacher: Teacher | None = None,
+    corrected: Path | None = None,
 ) -> dict[str, int]:
     """Store every training passage that the memory lacks; return the count of each outcome, which add up.
+
+    Where the memory corrects the student in the folder `corrected`, new texts get residuals of its current version.
 
     read = skipped + duplicate + written + rejected, unreadable rows included. Raises CollectionMismatch where another
     teacher wrote the collection.
@@ -153,7 +176,7 @@ def fill_memory(
             progress("ingest", corpus.counts.distinct, "text") as update,
         ):
             update(load.done_texts)
-            for done in stored_chunks(config, address, corpus, load.pending):
+            for done in stored_chunks(config, address, corpus, load.pending, corrected):
                 counts.update(done.counts)
                 figures = {name: figures[name] + done.figures[name] for name in FIGURES}
                 dead_letters.write(done.rejections)
@@ -221,7 +244,11 @@ class StoredChunk(NamedTuple):
 
 
 def stored_chunks(
-    config: RunConfig, address: MemoryAddress, corpus: PreparedCorpus, pending: NDArray[np.int64]
+    config: RunConfig,
+    address: MemoryAddress,
+    corpus: PreparedCorpus,
+    pending: NDArray[np.int64],
+    corrected: Path | None = None,
 ) -> Iterator[StoredChunk]:
     """Stream the chunks to do through the encoders; yields each once the store has acknowledged it."""
     if not len(pending):
@@ -231,7 +258,7 @@ def stored_chunks(
         len(pending), override_num_blocks=max(1, min(len(pending) // CHUNKS_PER_BLOCK, MOST_BLOCKS))
     ).map_batches(
         EncodeAndStore,
-        fn_constructor_args=(config, address, corpus, pending),
+        fn_constructor_args=(config, address, corpus, pending, corrected),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=ingest.num_encoders, max_size=ingest.most_encoders),
         num_cpus=0 if ingest.gpus_per_encoder else 1,

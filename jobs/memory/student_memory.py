@@ -4,6 +4,8 @@ A store that is away costs quality, never an answer: its texts then read the nul
 is refused. A student that reads nothing needs no store.
 """
 
+import copy
+import dataclasses
 import json
 import logging
 from collections.abc import Iterator
@@ -15,18 +17,29 @@ import torch
 
 from jobs.config import RunConfig, load_config
 from jobs.memory.store import running_store
+from refbert.correction import Correction
 from refbert.errors import InputError
-from refbert.folder import WORD_TABLE, fingerprint, has_head, load_model, load_word_table, save_word_table
+from refbert.folder import (
+    CORRECTION,
+    WORD_TABLE,
+    fingerprint,
+    has_head,
+    load_correction,
+    load_model,
+    load_word_table,
+    save_word_table,
+)
 from refbert.memory.manifest import manifest_of, trained_manifest, trained_references
-from refbert.memory.reader import Reader, open_look_up, text_tokens
+from refbert.memory.reader import Reader, correction_in, open_look_up, text_tokens
 from refbert.memory.texts import reference_texts
+from refbert.memory.version import MemoryVersion, current_version, memory_it_is_of
 from refbert.references import word_table
 from refbert.student_config import RefBertConfig
 from refbert.teacher import Teacher, load_tokenizer, tokenizer_hash
 from refbert.words import WordVectors
-from vector_store.client import connect
+from vector_store.client import Client, connect
 from vector_store.errors import StoreUnavailable
-from vector_store.schema import STATES_ALONE, Manifest, Parts
+from vector_store.schema import Manifest, Parts
 from vector_store.store import Store
 
 log = logging.getLogger(__name__)
@@ -45,17 +58,55 @@ def student_memory_options(config: RunConfig, manifest: Manifest | None) -> dict
 
 
 def open_reader(
-    config: RunConfig, folder: Path, url: str | None, device: torch.device, read: Parts = STATES_ALONE, batch: int = 32
+    config: RunConfig, folder: Path, url: str | None, device: torch.device, *, text: bool = False, batch: int = 32
 ) -> Reader:
-    """Open a student's folder and, where `url` is its memory's, its look-up; each process opens its own."""
+    """Open a student's folder and, where `url` is its memory's, its look-up; each process opens its own.
+
+    What corrects the student is the memory's current version, or the folder's copy where there is no memory. With `text`
+    look-ups bring the references' texts.
+    """
     model, tokenizer = load_model(folder).fuse().to(device), load_tokenizer(str(folder))
-    manifest = trained_manifest(model.config.memory, folder)
     max_tokens = text_tokens(model.config) or config.teacher.tokens
-    if not (url and manifest):
-        return Reader(model, tokenizer, max_tokens, batch=batch)
+    correction, words = correction_in(folder, tokenizer)
+    if words is not None:
+        words.to(device)
+    alone = Reader(model, tokenizer, max_tokens, correction=on(device, correction), words=words, batch=batch)
+    if not url:
+        return alone
     client = connect(config.store, url)
-    look_up = open_look_up(folder, manifest, tokenizer, client, config.store, config.references, read)
+    if correction:
+        return beside_version(
+            alone, folder, client, current_version(client, config.store, correction.student), text=text
+        )
+    manifest = trained_manifest(model.config.memory, folder)
+    if not manifest:
+        return alone
+    look_up = open_look_up(folder, manifest, tokenizer, client, config.store, config.references, Parts(text=text))
     return Reader(model, tokenizer, max_tokens, *look_up, batch=batch)
+
+
+def beside_version(
+    student: Reader,
+    folder: Path,
+    client: Client,
+    version: MemoryVersion,
+    *,
+    text: bool = False,
+    own_answers: bool = False,
+) -> Reader:
+    """Return a student beside a version of its memory, which corrects it; the model is shared."""
+    reader = copy.copy(student)
+    reader.texts, reader.source = open_look_up(
+        folder, version.manifest, reader.tokenizer, client, version.store, version.references, version.parts(text)
+    )
+    reader.correction = on(student.model.device, version.correction)
+    reader.own_answers = own_answers
+    return reader
+
+
+def on(device: torch.device, correction: Correction | None) -> Correction | None:
+    """Return a correction whose maps are on a device."""
+    return correction and dataclasses.replace(correction, part=correction.part.to(device))
 
 
 def student_run(config: RunConfig, student: str | None) -> tuple[RunConfig, Path]:
@@ -67,6 +118,10 @@ def student_run(config: RunConfig, student: str | None) -> tuple[RunConfig, Path
     folder = Path(student).expanduser().absolute() if student else config.run_directory / "student"
     if not (folder / "config.json").exists():
         raise InputError(f"{folder} holds no student; train one first: `python jobs/distill.py`")
+    if correction := load_correction(folder):
+        collection, _, asked = memory_it_is_of(correction)
+        store = config.store.model_copy(update={"collection": collection})
+        return config.model_copy(update={"references": asked, "store": store}), folder
     if not student:
         return config, folder
     shape = RefBertConfig.from_pretrained(folder)
@@ -88,6 +143,8 @@ def student_run(config: RunConfig, student: str | None) -> tuple[RunConfig, Path
 
 def reads_memory(config: RunConfig, folder: Path) -> bool:
     """Whether a student reads references where there are any."""
+    if (folder / CORRECTION).exists():
+        return config.references.criterion != "none"
     shape = RefBertConfig.from_pretrained(folder)
     return bool(shape.memory) and shape.reads_any and config.references.criterion != "none"
 
@@ -108,13 +165,17 @@ def memory_of(config: RunConfig, folder: Path) -> Iterator[str | None]:
 
 def check_memory(config: RunConfig, folder: Path, url: str | None) -> None:
     """Refuse a memory that is not the one the student was trained with. A store that is away is no reason not to start."""
+    correction = load_correction(folder)
     manifest = trained_manifest(json.loads((folder / "config.json").read_text()).get("memory"), folder)
-    if not url or not manifest:
+    if not url or not (manifest or correction):
         return
     impatient = config.store.model_copy(update={"write_deadline_s": 5.0})
     with connect(config.store, url) as client:
         try:
-            Store(client, impatient).require(manifest)
+            if correction:
+                current_version(client, impatient, correction.student)
+            elif manifest:
+                Store(client, impatient).require(manifest)
         except StoreUnavailable as error:
             log.warning("starting without references: %s", error)
 

@@ -141,7 +141,7 @@ def _response(
 
 def _references(text: TextResult) -> dict[str, Any]:
     best, *others = [None] if text.references is None else [read.model_dump() for read in text.references]
-    return {"reference": best, "further_references": None if best is None else others}
+    return {"reference": best, "further_references": None if best is None else others, "nearness": text.nearness}
 
 
 def _sends(file: Path) -> Callable[[], Awaitable[FileResponse]]:

@@ -15,18 +15,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jobs.config import RunConfig
-from jobs.memory.student_memory import reads_memory
+from jobs.memory.student_memory import beside_version, reads_memory
 from jobs.service.metrics import MemoryState, Metrics
 from refbert.config import ReferenceConfig
 from refbert.corpus import Text
+from refbert.errors import InputError
 from refbert.memory.manifest import trained_manifest
 from refbert.memory.reader import Reader, open_look_up
+from refbert.memory.version import MemoryVersion, current_name, current_version
 from refbert.teacher import Tokens
 from vector_store.client import Client, connect
 from vector_store.config import EMBEDDED, StoreConfig
 from vector_store.errors import StoreError, StoreUnavailable
 from vector_store.retriever import Retriever
-from vector_store.schema import Manifest, Neighbours, Parts
+from vector_store.schema import Neighbours, Parts
 from vector_store.server.process import embedded_server
 from vector_store.store import Store
 
@@ -56,6 +58,8 @@ class Connection:
     client: Client
     reader: Reader
     wide_reader: Reader
+    version: tuple[str, str] | None = None
+    """Of a student that is corrected: the collection that the memory's name stood for, and the correction's version."""
 
 
 class MemoryWatch:
@@ -66,20 +70,24 @@ class MemoryWatch:
 
     def __init__(self, config: RunConfig, folder: Path, student: Reader, metrics: Metrics) -> None:
         self._config, self._folder, self._student, self._metrics = config, folder, student, metrics
-        self._manifest = trained_manifest(student.model.config.memory, folder) if reads_memory(config, folder) else None
+        reads = reads_memory(config, folder)
+        self._correction = student.correction if reads else None
+        self._manifest = (
+            trained_manifest(student.model.config.memory, folder) if reads and not self._correction else None
+        )
         self._connection: Connection | None = None
         self._server = contextlib.ExitStack()  # the lease on an embedded one
         self._is_lost = False
         self._closed = threading.Event()
         self.status = MemoryStatus("none")
         self.check()
-        if self._manifest:
+        if self.is_read:
             threading.Thread(target=self._run, name="memory", daemon=True).start()
 
     @property
     def is_read(self) -> bool:
         """Whether the student reads a memory at all."""
-        return self._manifest is not None
+        return self._manifest is not None or self._correction is not None
 
     @property
     def reader(self) -> Reader:
@@ -93,38 +101,46 @@ class MemoryWatch:
         connection = self._readable()
         return connection.wide_reader if connection else None
 
-    def look_up(self, texts: Sequence[Text], tokens: Tokens) -> Neighbours | None:
-        """Find the texts' references and count their rungs; None where the null reference is read."""
+    def look_up(self, texts: Sequence[Text], tokens: Tokens) -> tuple[Reader, Neighbours | None]:
+        """Find the texts' references and count their rungs; None where the null reference is read.
+
+        The reader is the one to answer with: what it corrects belongs to the version that was looked up.
+        """
         reader = self.reader
         if reader.source is None:
             self._metrics.count_rungs({"null": len(texts)})
-            return None
+            return reader, None
         hits = reader.source.counts.get("cache_hits", 0)
         found = reader.look_up(texts, tokens)
         rungs = Counter(found.rungs if found else ["null"] * len(texts))
         self._metrics.count_rungs(rungs)
         self._metrics.cache_hits.inc(max(0, reader.source.counts.get("cache_hits", 0) - hits))
-        if rungs.keys() == {"live"}:
+        if rungs.keys() <= {"live", "own"}:
             if self.status.state == "away":
                 self._set("ok")
         elif self.status.state == "ok":
             self._set("away", "look-ups are not answered in time; answers use cached references or none")
-        return found
+        return reader, found
 
     def check(self) -> None:
-        """Check that the memory answers and is the student's own; start an embedded server that has ended."""
-        if self._manifest is None:
+        """Check that the memory answers and is the student's own; start an embedded server that has ended.
+
+        A student that is corrected follows its memory to another version, as soon as that is whole.
+        """
+        if not self.is_read:
             self._set("none")
             return
         deadline_s = min(5.0, self._config.serve.memory_check_s)
         try:
-            connection = self._connected(self._manifest)
+            url = self._served_at()
             store = self._config.store.model_copy(update={"write_deadline_s": deadline_s})
-            Store(connection.client, store).require(self._manifest)
+            connection = self._connected(url, store)
+            if self._manifest:
+                Store(connection.client, store).require(self._manifest)
         except StoreUnavailable as error:
             self._is_lost = True
             self._set("away", str(error))
-        except StoreError as error:
+        except (StoreError, InputError) as error:
             self._set("refused", str(error))
         else:
             self._is_lost = False
@@ -160,23 +176,49 @@ class MemoryWatch:
         self.status = MemoryStatus(state, reason)
         self._metrics.set_memory_state(state)
 
-    def _connected(self, manifest: Manifest) -> Connection:
-        """Return the connection; a new one where the memory's address is new."""
-        url, connection = self._config.store.url, self._connection
-        if url == EMBEDDED:
-            if connection and not self._is_lost:
-                return connection
-            directory, most = self._config.store_directory, self._config.store.message_bytes
-            with contextlib.ExitStack() as lease:  # attaches, or starts the server again
-                url = lease.enter_context(embedded_server(directory, message_bytes=most))
-                before, self._server = self._server, lease.pop_all()
-            before.close()  # not sooner: a server that nobody uses for a moment ends
-        if connection is None or connection.url != url:
-            connection = self._connection = self._connect(url, manifest)
+    def _served_at(self) -> str:
+        """Return the memory's address; an embedded server that has ended is started again."""
+        url = self._config.store.url
+        if url != EMBEDDED:
+            return url
+        if self._connection and not self._is_lost:
+            return self._connection.url
+        directory, most = self._config.store_directory, self._config.store.message_bytes
+        with contextlib.ExitStack() as lease:  # attaches, or starts the server again
+            url = lease.enter_context(embedded_server(directory, message_bytes=most))
+            before, self._server = self._server, lease.pop_all()
+        before.close()  # not sooner: a server that nobody uses for a moment ends
+        return url
+
+    def _connected(self, url: str, store: StoreConfig) -> Connection:
+        """Return the connection; a new one where the memory's address is new, or its version."""
+        connection = self._connection
+        client = connection.client if connection and connection.url == url else connect(self._config.store, url)
+        if self._correction is None:
+            if connection is None or connection.url != url:
+                connection = self._connection = self._beside_memory(url, client)
+            return connection
+        student = self._correction.student
+        name = current_name(client, store, student)
+        if connection is None or connection.url != url or connection.version != name:
+            connection = self._connection = self._beside_version(url, client, current_version(client, store, student))
+            log.info("answers are corrected by version %s of %r", connection.version and connection.version[1], name[0])
         return connection
 
-    def _connect(self, url: str, manifest: Manifest) -> Connection:
-        client = connect(self._config.store, url)
+    def _beside_version(self, url: str, client: Client, version: MemoryVersion) -> Connection:
+        found = version._replace(store=self._config.store.model_copy(update={"collection": version.store.collection}))
+        small = found.store.model_copy(update={"cache_bytes": NEAREST_CACHE_BYTES})
+        wide = found._replace(store=small, references=found.references.model_copy(update={"count": NEAREST}))
+        own = self._config.serve.own_answers
+        reader, wide_reader = (
+            beside_version(self._student, self._folder, client, each, text=True, own_answers=own)
+            for each in (found, wide)
+        )
+        return Connection(url, client, reader, wide_reader, (found.store.collection, found.correction.version))
+
+    def _beside_memory(self, url: str, client: Client) -> Connection:
+        manifest = self._manifest
+        assert manifest is not None
 
         def beside(store: StoreConfig, references: ReferenceConfig) -> Reader:
             reader = copy.copy(self._student)  # shares the model and its tokenizer

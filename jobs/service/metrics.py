@@ -17,6 +17,9 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Buckets from a cached single text to the deadline, each about twice the one before."""
 
+NEARNESS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+"""Where the memory is thin, most answers fall into the low ones."""
+
 TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 MemoryState = Literal["ok", "away", "refused", "none"]
@@ -41,6 +44,9 @@ class Metrics:
             "references", "Texts by the rung of the degrade ladder that answered.", ("rung", "step")
         )
         self.cache_hits = counter("cache_hits", "References that were cached and not fetched.")
+        self.nearness = histogram(
+            "nearness", "Of corrected answers, the cosine of the nearest reference's key.", buckets=NEARNESS
+        )
         self.queue_s = histogram("queue_seconds", "A batch's oldest text in the queue.")
         self.lookup_s = histogram("lookup_seconds", "One batch's look-up.")
         self.student_s = histogram("student_seconds", "One batch's forward.")
@@ -67,6 +73,11 @@ class Metrics:
         """Count texts by the rung of the degrade ladder that answered them."""
         for rung, count in rungs.items():
             self.references.labels(rung, rung).inc(count)
+
+    def count_nearness(self, nearness: Iterable[float]) -> None:
+        """Count how near the nearest reference of each text was."""
+        for one in nearness:
+            self.nearness.observe(one)
 
     def set_memory_state(self, state: MemoryState) -> None:
         """Show the state that the memory is in."""

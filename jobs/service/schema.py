@@ -227,6 +227,10 @@ class TextResponse(BaseModel):
 
     index: int
     reference: AttendedReference | None = Field(None, description="The best of those that the text read.")
+    nearness: float | None = Field(
+        None,
+        description="Where references correct the answer: the cosine of the nearest one's key, 1 for a text that is stored.",
+    )
     further_references: list[AttendedReference] | None = Field(
         None, description="The others, where references.count > 1."
     )
@@ -295,6 +299,10 @@ class Explanation(BaseModel):
     )
     without_references: dict[str, Any] = Field(description="How far the answer moves when nothing is read.")
     labels: dict[str, dict[str, float]] | None = Field(description="A classifier's answer with references and without.")
+    correction: dict[str, Any] | None = Field(
+        None,
+        description="Where references correct the answer: the version, the nearest one's nearness, and kriging's variance.",
+    )
     nearest: list[ExplainedReference] = Field(
         description="Stored texts, by cosine with the text's vector, and their cosine with its vector without references."
     )

@@ -24,7 +24,7 @@ from refbert.corpus import Text, normalise
 from refbert.explanation import answer
 from refbert.folder import fingerprint
 from refbert.memory.explanation import READ_OUT, explained
-from refbert.memory.reader import references_read
+from refbert.memory.reader import Reader, references_read
 from refbert.teacher import Tokens
 from vector_store.schema import Neighbours
 
@@ -34,12 +34,16 @@ BUCKET_TOKENS = 8
 
 @dataclass(frozen=True)
 class TextResult:
-    """Result of one text: `vector` (dim,) float32, L2-normalised; `scores` (labels,) of a student with a head."""
+    """Result of one text: `vector` (dim,) float32, L2-normalised; `scores` (labels,) of a student with a head.
+
+    `nearness` is the cosine of the nearest reference's key where references correct the answer, 1 where the text is stored.
+    """
 
     vector: NDArray[np.float32]
     scores: NDArray[np.float32] | None
     tokens: int
     references: list[AttendedReference] | None
+    nearness: float | None
     lookup_ms: float
     student_ms: float
     queue_ms: float = 0.0
@@ -47,9 +51,13 @@ class TextResult:
 
 @dataclass(frozen=True)
 class PreparedBatch:
-    """Texts of like length that share a forward: their rows among the texts that were prepared, tokens and references."""
+    """Texts of like length that share a forward: their rows among the texts that were prepared, tokens and references.
+
+    `reader` answers them: what corrects its answers belongs to the version of the memory that was looked up.
+    """
 
     rows: list[int]
+    reader: Reader
     tokens: Tokens
     found: Neighbours | None
     explain: bool
@@ -88,10 +96,10 @@ class ServedStudent:
                 width = padded(max(lengths[row] for row in rows))
                 own = _resized(Tokens(tokens.input_ids[rows], tokens.mask[rows], segments), width)
                 started_s = time.perf_counter()
-                found = self.memory.look_up([texts[row] for row in rows], own)
+                reader, found = self.memory.look_up([texts[row] for row in rows], own)
                 lookup_s = time.perf_counter() - started_s
                 self.metrics.lookup_s.observe(lookup_s)
-                batches.append(PreparedBatch(rows, own, found, is_explained, 1000 * lookup_s))
+                batches.append(PreparedBatch(rows, reader, own, found, is_explained, 1000 * lookup_s))
         return batches
 
     def _text(self, given: TextInput) -> Text:
@@ -123,9 +131,13 @@ class ServedStudent:
     def forward(self, batch: PreparedBatch) -> list[TextResult]:
         """Run the student over one batch and return a result for each of its rows."""
         started_s = time.perf_counter()
-        output = self.reader.forward(
+        output, corrected = batch.reader.answer(
             batch.tokens, batch.found, output_projected_states=False, output_attentions=batch.explain
         )
+        nearness: list[Any] = [None] * len(batch.rows)
+        if corrected is not None:
+            nearness = corrected.nearness.tolist()
+            self.metrics.count_nearness(nearness)
         vectors = F.normalize(output.sentence_embedding, dim=-1).float().cpu().numpy()
         logits = output.get("logits")
         scores: Any = [None] * len(vectors) if logits is None else answer(logits.float()).cpu().numpy()
@@ -133,7 +145,7 @@ class ServedStudent:
         self.metrics.student_s.observe(student_s)
         self.metrics.batch_texts.observe(len(vectors))
         references: Any = self._attended(batch, output) if batch.explain else [None] * len(vectors)
-        columns = zip(vectors, scores, batch.tokens.mask.sum(1).tolist(), references, strict=True)
+        columns = zip(vectors, scores, batch.tokens.mask.sum(1).tolist(), references, nearness, strict=True)
         return [TextResult(*column, batch.lookup_ms, 1000 * student_s) for column in columns]
 
     def _attended(self, batch: PreparedBatch, output: Any) -> list[list[AttendedReference]]:

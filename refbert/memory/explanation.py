@@ -3,11 +3,14 @@
 What `jobs/explain.py` prints, the evaluation's report shows and the service's page draws. Writes nothing.
 """
 
+import dataclasses
 from typing import Any
 
+import numpy as np
 import torch
 
 from refbert.corpus import Text
+from refbert.correction import Correction
 from refbert.explanation import AttentionMass, OutputChange, answer, attention_mass, leaving_out, output_change
 from refbert.memory.reader import Reader, references_read
 
@@ -19,8 +22,11 @@ READ_OUT = "read-out"
 def explained(reader: Reader, text: Text) -> dict[str, Any]:
     """Read one normalised text with all of its references, without each, and without any; returns what JSON can hold.
 
-    `layers` say how the attention of each reading layer, and of the read-out, was divided; they are empty where nothing reads.
+    `layers` say how the attention of each reading layer, and of the read-out, was divided; they are empty where nothing reads,
+    or where references correct the answer: then each has a `weight`, and `correction` says how near the nearest is.
     """
+    if reader.correction:
+        return _explained_correction(reader, reader.correction, text)
     tokens = reader.tokenize([text])
     found = reader.look_up([text], tokens)
     inputs = reader.inputs(tokens, found)
@@ -59,6 +65,54 @@ def explained(reader: Reader, text: Text) -> dict[str, Any]:
         "heat": None if strongest is None else _heat(masses[strongest], own, names, ranks),
         "without_references": _change(reader, output, len(masks) - 1),
         "labels": _labels(reader, output),
+    }
+
+
+def _explained_correction(reader: Reader, correction: Correction, text: Text) -> dict[str, Any]:
+    tokens = reader.tokenize([text])
+    found = reader.look_up([text], tokens)
+    corrected = reader.answer(tokens, found)[1]
+    assert corrected is not None
+    vector = corrected.vector[0]
+
+    def change(leave_out: int | None) -> dict[str, Any]:
+        """How the answer differs without one reference, or without any."""
+        other = None
+        if leave_out is not None and found is not None and found.residuals is not None:
+            residuals = found.residuals.copy()
+            residuals[0, leave_out] = np.nan
+            other = dataclasses.replace(found, residuals=residuals, own=None)
+        moved = output_change(vector, reader.forward(tokens, other).sentence_embedding[0])
+        return {"cosine_distance": moved.cosine_distance, "relative": moved.relative, "labels": None}
+
+    weights = corrected.weights[0].tolist()
+    references = []
+    for rank, read in enumerate(references_read(found, 0)):
+        is_there = read.id is not None
+        references.append(
+            {
+                **read.model_dump(),
+                "tokens": [],
+                "mass": {},
+                "token_mass": {},
+                "weight": weights[rank] if is_there and rank < len(weights) else None,
+                "without": change(rank) if is_there else None,
+            }
+        )
+    return {
+        "text": text,
+        "tokens": _token_names(reader, tokens.input_ids[0]),
+        "references": references,
+        "layers": [],
+        "strongest_layer": None,
+        "heat": None,
+        "without_references": change(None),
+        "labels": None,
+        "correction": {
+            "version": correction.version,
+            "nearness": float(corrected.nearness[0]),
+            "variance": float(corrected.variance[0]),
+        },
     }
 
 

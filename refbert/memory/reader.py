@@ -9,6 +9,7 @@ scoring of tasks and jobs/predict.py use it; the service, whose texts come one b
 without a memory reads the null reference, and neither gRPC nor a database is imported.
 """
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -92,9 +93,9 @@ class Reader:
     """A student, its tokenizer and its look-up.
 
     `source` is a neighbour source, which `texts` make queries for, or a `LookUp` of one's own; None where the null reference is
-    read. A `correction` needs the `words` of texts; what it corrects by references needs a source of vectors and residuals. A
-    store that is broken costs quality, never an answer, unless the reader is `strict`. Threads may share everything but
-    the model.
+    read. A `correction` needs the `words` of texts; what it corrects by references needs a source of vectors and residuals.
+    With `own_answers` a text that is stored gets its teacher's own vector. A store that is broken costs quality, never an
+    answer, unless the reader is `strict`. Threads may share everything but the model.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Reader:
         *,
         correction: Correction | None = None,
         words: WordVectors | None = None,
+        own_answers: bool = False,
         batch: int = 32,
         strict: bool = False,
     ) -> None:
@@ -116,6 +118,7 @@ class Reader:
         self.texts = texts
         self.source: Any = source
         self.correction, self.words = correction, words
+        self.own_answers = own_answers
         self.batch = batch
         self.strict = strict
         self._opened = ExitStack()  # the memory, where `load` opened one
@@ -194,7 +197,10 @@ class Reader:
         if self.texts is None:
             return neighbours_from(self.source(texts), len(texts))
         try:
-            return self.source.neighbours(self.texts.queries(texts, tokens.input_ids, tokens.mask, documents))
+            queries = self.texts.queries(texts, tokens.input_ids, tokens.mask, documents)
+            if self.own_answers and self.correction:
+                return with_own(*self.source.neighbours_and_points(queries))
+            return self.source.neighbours(queries)
         except StoreError as error:  # not only away, but broken: readers still get their answer
             if self.strict:
                 raise
@@ -220,6 +226,8 @@ class Reader:
         mine = self.words(tokens.input_ids.to(self.model.device), tokens.mask.to(self.model.device))
         near = None if found is None or found.residuals is None else references_of(found, self.words)
         corrected = self.correction.answer(output.sentence_embedding.float(), mine, near)
+        if found is not None and found.own is not None:
+            corrected = corrected.where_stored(torch.from_numpy(found.own).to(self.model.device))
         output.sentence_embedding = corrected.vector
         return output, corrected
 
@@ -262,7 +270,7 @@ def load(
         if options.criterion == "none" or not model.config.reads_any:
             raise InputError(f"{path} was trained to read no references; load it without references")
     try:
-        from refbert.memory.version import current_version, memory_of
+        from refbert.memory.version import current_version, memory_it_is_of
         from vector_store.location import connect_to
         from vector_store.store import Store
     except ModuleNotFoundError as error:
@@ -270,7 +278,7 @@ def load(
             f"reading a memory needs {error.name}, which is not installed: pip install 'refbert[memory]', or load the student "
             "without references"
         ) from None
-    collection = memory_of(correction)[0] if correction else model.config.collection
+    collection = memory_it_is_of(correction)[0] if correction else model.config.collection
     store = StoreConfig(collection=collection, write_deadline_s=FIRST_ANSWER_S)
     with ExitStack() as stack:
         client = stack.enter_context(connect_to(str(references), store))
@@ -323,6 +331,15 @@ def open_look_up(
     table = load_word_table(folder) if manifest.dense_index else None
     texts = ReferenceTexts(manifest, references, tokenizer, table)
     return texts, open_retriever(client, store, texts, references.criterion, read)
+
+
+def with_own(found: Neighbours, own: Neighbours) -> Neighbours:
+    """Put the vectors that are stored under the texts' own ids beside their references."""
+    assert own.vectors is not None
+    vectors = own.vectors[:, 0]
+    is_stored: list[bool] = np.isfinite(vectors).all(axis=1).tolist()  # type: ignore[assignment]  # an array's, not a number's
+    rungs: list[Rung] = ["own" if stored else rung for stored, rung in zip(is_stored, found.rungs, strict=True)]
+    return dataclasses.replace(found, own=vectors, rungs=rungs)
 
 
 def neighbours_from(looked_up: tuple[NDArray[Any], NDArray[Any], NDArray[Any]], num_texts: int) -> Neighbours:

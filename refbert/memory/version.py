@@ -37,7 +37,7 @@ class MemoryVersion(NamedTuple):
         return Parts(states=False, text=text, vector=True, residual_of=self.correction.reader)
 
 
-def memory_of(correction: Correction) -> tuple[str, Manifest, ReferenceConfig]:
+def memory_it_is_of(correction: Correction) -> tuple[str, Manifest, ReferenceConfig]:
     """Return the name, the manifest and the look-up of the memory that a correction is of. Raises InputError for another's."""
     name, saved = correction.reading.get("collection"), correction.reading.get("memory")
     manifest = trained_manifest(saved, "the student's correction")
@@ -57,13 +57,29 @@ def current_version(client: Client, store: StoreConfig, student: str) -> MemoryV
     name = version_name(memory, student)
     content = memory.kept(f"{CORRECTION_OF}{student}_{name}") if name else None
     if content is None:
-        raise CollectionMismatch(
-            f"collection {store.collection!r} corrects no answers of student {student}; adapt it to this student: "
-            "`python jobs/adapt.py`"
-        )
+        raise _not_adapted(store, student)
     correction = Correction.from_bytes(content)
-    _, manifest, references = memory_of(correction)
+    _, manifest, references = memory_it_is_of(correction)
     return MemoryVersion(resolved, correction, memory.require(manifest), references)
+
+
+def current_name(client: Client, store: StoreConfig, student: str) -> tuple[str, str]:
+    """Return the collection that `store.collection` stands for, and its current version's name: in two short calls.
+
+    CollectionMismatch where it has none.
+    """
+    resolved = store.model_copy(update={"collection": resolve(client, store)})
+    name = version_name(Store(client, resolved), student)
+    if name is None:
+        raise _not_adapted(store, student)
+    return resolved.collection, name
+
+
+def _not_adapted(store: StoreConfig, student: str) -> CollectionMismatch:
+    return CollectionMismatch(
+        f"collection {store.collection!r} corrects no answers of student {student}; adapt it to this student: "
+        "`python jobs/adapt.py`"
+    )
 
 
 def version_name(memory: Store, student: str) -> str | None:

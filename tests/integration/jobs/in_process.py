@@ -22,8 +22,10 @@ def compute_in_process(patch: pytest.MonkeyPatch) -> None:
     patch.setenv("LOCAL_RANK", "0")
 
 
-def stored_chunks(config: Any, address: Any, corpus: Any, pending: Any) -> Iterator[fill.StoredChunk]:
-    stage = fill.EncodeAndStore(config, address, corpus, pending)
+def stored_chunks(
+    config: Any, address: Any, corpus: Any, pending: Any, corrected: Any = None
+) -> Iterator[fill.StoredChunk]:
+    stage = fill.EncodeAndStore(config, address, corpus, pending, corrected)
     try:
         for place in range(len(pending)):
             yield from fill.chunks_of(stage({"id": np.array([place])}))

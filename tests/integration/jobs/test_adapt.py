@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -9,10 +11,13 @@ import torch
 
 import refbert
 from jobs import adapt as adapt_job
-from jobs.config import AdaptConfig
+from jobs.config import AdaptConfig, ServeConfig
 from jobs.memory import adaptation
 from jobs.memory.adaptation import adapt
-from jobs.memory.student_memory import adapting_student
+from jobs.memory.student_memory import adapting_student, student_run
+from jobs.service.metrics import Metrics
+from jobs.service.schema import Explanation
+from jobs.service.student import ServedStudent
 from refbert.correction import Correction
 from refbert.errors import InputError
 from refbert.folder import CORRECTION, WORD_TABLE, save_correction, save_student
@@ -24,6 +29,7 @@ from tests.integration.jobs.in_process import compute_in_process
 from vector_store.client import connect
 from vector_store.config import StoreConfig
 from vector_store.errors import CollectionMismatch, StoreUnavailable
+from vector_store.schema import Parts
 from vector_store.server.process import embedded_server
 from vector_store.store import Store
 
@@ -183,7 +189,7 @@ def test_killed_in_the_middle_three_times_it_ends_as_an_undisturbed_one(memory, 
     class KilledError(Exception): ...
 
     computed = []
-    vectors, write = adaptation.student_vectors, Store.set_residuals
+    said, write = adaptation.said_without_references, Store.set_residuals
 
     def dies_at(number, function):
         calls = []
@@ -198,15 +204,15 @@ def test_killed_in_the_middle_three_times_it_ends_as_an_undisturbed_one(memory, 
 
     def counting(student, texts):
         computed.append(len(texts))
-        return vectors(student, texts)
+        return said(student, texts)
 
     for where, dying in (
-        ((adaptation, "student_vectors"), dies_at(3, counting)),
+        ((adaptation, "said_without_references"), dies_at(3, counting)),
         ((Store, "set_residuals"), dies_at(2, write)),
         ((adaptation, "choose_kriging"), dies_at(1, adaptation.choose_kriging)),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(adaptation, "student_vectors", counting)
+            patch.setattr(adaptation, "said_without_references", counting)
             patch.setattr(*where, dying)
             with pytest.raises(KilledError):
                 memory.adapt()
@@ -305,6 +311,102 @@ def test_students_that_cannot_be_adapted_are_refused_in_one_line(memory, teacher
         adapting_student(memory.config.model_copy(update={"references": narrow}), memory.folder, teacher, batch=16)
 
 
+# ---------------------------------------------------------------- the service
+
+
+@pytest.fixture
+def served(memory):
+    """Serve the memory's student as a replica does, without Ray; each call answers texts."""
+    memory.add(TEXTS[:70])
+    memory.adapt()
+    config = memory.config.model_copy(update={"serve": ServeConfig(memory_check_s=0.05)})
+    config, folder = student_run(config, str(memory.folder))
+    student = ServedStudent(config, folder, torch.device("cpu"), Metrics())
+    yield student
+    student.memory.close()
+
+
+def answers(student, texts, explain=False):
+    found = [None] * len(texts)
+    for batch in student.prepare(texts, [explain] * len(texts)):
+        for row, result in zip(batch.rows, student.forward(batch), strict=True):
+            found[row] = result
+    return found
+
+
+def vectors(student, texts):
+    return np.stack([result.vector for result in answers(student, texts)])
+
+
+def test_a_service_follows_an_adaptation_under_load_without_a_failed_answer(served, memory, store_url):
+    before = vectors(served, ASKED)
+    stop, failures, count = threading.Event(), [], []
+
+    def ask():
+        while not stop.is_set():
+            try:
+                assert np.isfinite(vectors(served, ASKED[:8])).all()
+                count.append(1)
+            except BaseException as error:
+                failures.append(error)
+                raise
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    memory.add(TEXTS[70:])
+    version = memory.adapt().correction.version
+    deadline = time.monotonic() + 20
+    while served.memory.reader.correction.version != version and time.monotonic() < deadline:
+        time.sleep(0.05)
+    stop.set()
+    asking.join()
+    assert not failures
+    assert len(count) > 3
+    assert served.memory.status.state == "ok"
+    after = vectors(served, ASKED)
+    with refbert.load(memory.folder, store_url) as reader:
+        np.testing.assert_allclose(after, reader.encode(ASKED), atol=1e-4)
+    assert float((before * after).sum(1).mean()) < 0.9999
+
+
+def test_a_stored_text_is_answered_with_its_teachers_own_vector(served, memory, teacher):
+    (result,) = answers(served, [TEXTS[0]], explain=True)
+    own = teacher.encode_texts([TEXTS[0]])[0][1].mean(0, dtype=np.float32)
+    assert float(result.vector @ own) / np.linalg.norm(own) > 0.9999
+    assert result.nearness == 1.0
+    assert {read.rung for read in result.references} == {"own"}
+    (other,) = answers(served, ["nothing like it was ever stored"], explain=True)
+    assert other.nearness < 1
+    assert {read.rung for read in other.references} == {"live"}
+    assert 'refbert_references_total{rung="own",step="own"} 1.0' in served.metrics.text()
+    assert "refbert_nearness_count 2.0" in served.metrics.text()
+
+
+def test_a_service_explains_what_each_reference_changed(served):
+    explanation = served.explain(ASKED[0])
+    read = explanation["references"]
+    assert len(read) == 4
+    assert all(one["text"] and one["weight"] is not None for one in read)
+    strongest = max(read, key=lambda one: abs(one["weight"]))
+    assert strongest["without"]["cosine_distance"] > 0
+    assert explanation["without_references"]["cosine_distance"] > 0
+    assert 0 < explanation["correction"]["nearness"] <= 1
+    timing = {"lookup": 0, "student": 0, "queue": 0}
+    answer = Explanation.model_validate(explanation | {"model": "m", "timing_ms": timing})
+    assert answer.references[0].weight == read[0]["weight"]
+
+
+def test_without_its_memory_a_service_answers_by_the_folders_copy(served, memory, monkeypatch):
+    memory.store.delete_collection()
+    deadline = time.monotonic() + 20
+    while served.memory.status.state == "ok" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert served.memory.status.state == "refused"
+    assert "corrects no answers of student" in served.memory.status.reason or "exist" in served.memory.status.reason
+    with refbert.load(memory.folder) as alone:
+        np.testing.assert_allclose(vectors(served, ASKED), alone.encode(ASKED), atol=1e-4)
+
+
 # ---------------------------------------------------------------- the verb
 
 
@@ -325,3 +427,33 @@ def test_the_verb_fills_adapts_and_says_what_held_out_texts_gained(
     assert report["correction_bytes"] == correction.num_bytes
     with refbert.load(config.run_directory / "student", config.store_directory) as student:
         assert np.isfinite(student.encode(["The film is slow: far too long."])).all()
+
+
+def test_new_texts_are_read_by_the_version_there_is_without_a_refit(
+    prepared_home, tiny_run, student_folder, monkeypatch
+):
+    compute_in_process(monkeypatch)
+    config = tiny_run(name="adapted", adapt={"landmarks": 50, "references": {"count": 4}})
+    shutil.copytree(student_folder, config.run_directory / "student")
+    adapt_job.run(config)
+    report = (config.run_directory / "adapted.json").read_text()
+    more = config.run_directory / "more.jsonl"
+    more.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    corpus = config.corpus.model_copy(update={"path": str(more), "label_field": None, "document_field": None})
+    adapt_job.run(
+        config.model_copy(update={"corpus": corpus, "adapt": config.adapt.model_copy(update={"refit": False})})
+    )
+    assert (config.run_directory / "adapted.json").read_text() == report
+    with refbert.load(config.run_directory / "student", config.store_directory) as student:
+        found = student.look_up(ASKED, student.tokenize(ASKED))
+        assert {text for texts in found.texts for text in texts} == {None}
+        assert np.isfinite(found.residuals).all()
+        store = StoreConfig(url=student.source._client.url, collection=config.adapt.collection)
+        ids = [student.texts.identifier(text) for text in TEXTS[:20]]
+        read = Parts(states=False, vector=True, residual_of=student.correction.reader)
+        kept = Store(student.source._client, store).fetch(ids, read)
+        said = student.forward(student.tokenize(TEXTS[:20]), None).sentence_embedding.numpy()
+        stored = np.isfinite(kept.vectors[:, 0, 0])  # the others are held out
+        wanted = (kept.vectors[:, 0] - said)[stored]
+        assert len(wanted) > 10
+        np.testing.assert_allclose(kept.residuals[stored, 0], wanted, atol=np.abs(wanted).max() / 20)

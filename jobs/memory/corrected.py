@@ -1,0 +1,43 @@
+"""A student as a version of its memory corrects it: what new texts' residuals are taken from.
+
+Within a version the maps stand still, so a new text's residual is its teacher's vector minus what the version says of the text.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jobs.config import RunConfig
+from refbert.corpus import Text
+from refbert.folder import fingerprint, load_model, load_word_table
+from refbert.memory.reader import Reader, text_tokens
+from refbert.memory.version import current_version
+from refbert.teacher import load_tokenizer
+from refbert.words import WordVectors
+from vector_store.client import Client
+from vector_store.errors import CollectionMismatch
+
+
+def corrected_student(config: RunConfig, folder: Path, client: Client, device: torch.device) -> Reader | None:
+    """Open a student as its memory's current version corrects it, without look-ups; None where there is no version yet."""
+    try:
+        correction = current_version(client, config.store, fingerprint(folder)).correction
+    except CollectionMismatch:
+        return None
+    model, tokenizer = load_model(folder).fuse().to(device), load_tokenizer(str(folder))
+    correction.part.to(device)
+    words = WordVectors(load_word_table(folder), tokenizer.all_special_ids).to(device)
+    return Reader(
+        model, tokenizer, text_tokens(model.config) or config.teacher.tokens, correction=correction, words=words
+    )
+
+
+def said_without_references(student: Reader, texts: Sequence[Text]) -> NDArray[np.float32]:
+    """Return what a student says of texts without looking anything up, (texts, dim): alone, or as it is corrected."""
+    vectors = np.empty((len(texts), student.model.config.dim), np.float32)
+    for forward in student.forwards(texts):
+        vectors[forward.rows] = forward.output.sentence_embedding.float().cpu().numpy()
+    return vectors
