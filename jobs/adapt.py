@@ -34,7 +34,7 @@ from jobs.memory.store import running_store
 from jobs.memory.student_memory import adapting_student
 from jobs.run.directory import training_lock
 from refbert.atomic import write_whole
-from refbert.folder import save_correction
+from refbert.folder import load_model, save_correction
 from refbert.memory.version import version_name
 from refbert.teacher import load_teacher
 from vector_store.client import connect
@@ -43,16 +43,30 @@ from vector_store.store import Store
 log = logging.getLogger(__name__)
 
 
+CONTINUES_RUN = True
+"""Without a YAML, the options are those that the named run was trained with."""
+
+
+def planned(config: RunConfig) -> RunConfig:
+    """Return the run with the memory that is adapted to, in the place of the one that it trains with."""
+    options = config.adapt
+    store = config.store.model_copy(update={"collection": options.collection})
+    return config.model_copy(update={"references": options.references, "store": store})
+
+
+def check(config: RunConfig) -> None:
+    """Raise InputError where there is no student; before Ray is started."""
+    load_model(student_folder(config))
+
+
+def student_folder(config: RunConfig) -> Path:
+    """Return the folder of the student whose answers are to be corrected."""
+    return Path(config.adapt.student or config.run_directory / "student").expanduser().absolute()
+
+
 def run(config: RunConfig) -> None:
     """Fill the memory, adapt the student's answers to it, and say what that gained."""
-    options = config.adapt
-    folder = Path(options.student or config.run_directory / "student").expanduser().absolute()
-    memory = config.model_copy(
-        update={
-            "references": options.references,
-            "store": config.store.model_copy(update={"collection": options.collection}),
-        }
-    )
+    options, folder, memory = config.adapt, student_folder(config), planned(config)
     config.run_directory.mkdir(parents=True, exist_ok=True)
     with training_lock(config.run_directory), running_store(memory) as url:
         teacher = load_teacher(config.teacher)

@@ -70,7 +70,7 @@ def _run(module: str, description: str | None, arguments: list[str], import_job:
 
         quiet_libraries()
         if given.show:
-            show(config)
+            show(getattr(job, "planned", lambda config: config)(config))
             return OK
         if check := getattr(job, "check", None):
             check(config)  # what needs no Ray is refused before its start

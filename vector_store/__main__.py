@@ -162,6 +162,24 @@ def _import(arguments: argparse.Namespace) -> int:
     return FINE
 
 
+def _convert(arguments: argparse.Namespace) -> int:
+    from vector_store.conversion import convert
+    from vector_store.location import config_of
+    from vector_store.store import Store
+    from vector_store.term_statistics import publish_term_statistics
+
+    with _client(arguments) as client:
+        old, new = (config_of(arguments.api_key_env, name) for name in (arguments.collection, arguments.new))
+        source, target = Store(client, old), Store(client, new)
+        with _bar("convert", source.count()) as advance:
+            num_written = convert(source, target, arguments.vocabulary, advance)
+        publish_term_statistics(client, new)
+        print(
+            f"{arguments.new}: {num_written} points written, {target.count()} in all; {arguments.collection} is as it was"
+        )
+    return FINE
+
+
 def _compare(arguments: argparse.Namespace) -> int:
     from vector_store.comparison import compare
 
@@ -210,6 +228,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "restore": _restore,
     "export": _export,
     "import": _import,
+    "convert": _convert,
     "compare": _compare,
     "promote": _versions,
     "rollback": _versions,

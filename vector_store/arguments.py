@@ -29,6 +29,9 @@ EXAMPLES = {
   python -m vector_store export ./store ./references-parquet""",
     "import": """
   python -m vector_store import ./references-parquet http://qdrant:6334 --collection references-v2""",
+    "convert": """
+  python -m vector_store convert ./store references-3
+  python -m vector_store convert http://qdrant:6334 references-3 --collection references --vocabulary 250002""",
     "compare": """
   python -m vector_store compare ./store http://qdrant:6334 --collection-b references-v2""",
     "promote": """
@@ -48,6 +51,7 @@ HELP = {
     "restore": "create a collection from a snapshot; a directory's store is restored while nothing uses it",
     "export": "write a collection to parquet files",
     "import": "write the points of an export that a collection does not have; run it again after an interruption",
+    "convert": "write a collection of the format before into a new one; run it again after an interruption",
     "compare": "compare two collections; exit code 0 where they are equal, 1 where they differ",
     "promote": "switch an alias to a collection, at once for every reader",
     "rollback": "switch an alias back to the collection that it named before",
@@ -86,18 +90,33 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     serving.add_argument("--until-unused", action="store_true", help="end when no process holds the store's lease")
 
-    for verb in ("info", "verify", "delete", "snapshot", "restore", "export", "promote", "rollback", "aliases"):
+    for verb in (
+        "info",
+        "verify",
+        "delete",
+        "snapshot",
+        "restore",
+        "export",
+        "convert",
+        "promote",
+        "rollback",
+        "aliases",
+    ):
         _add_location(verbs[verb], "location")
     _add_delete(verbs["delete"])
     _add_snapshots(verbs["snapshot"], verbs["restore"])
     _add_transfer(verbs["export"], verbs["import"], verbs["compare"])
+    verbs["convert"].add_argument("new", metavar="NEW", help="name of the new collection")
+    verbs["convert"].add_argument(
+        "--vocabulary", type=_positive, default=30_522, help="tokens of the encoder's vocabulary (default: %(default)s)"
+    )
     for verb in ("promote", "rollback"):
         verbs[verb].add_argument("alias", metavar="ALIAS", help="the name that readers use")
     verbs["promote"].add_argument("version", metavar="COLLECTION", help="the collection to name")
     verbs["promote"].add_argument(
         "--other-teacher", action="store_true", help="allow a collection of another teacher than the one now served"
     )
-    for verb in ("verify", "delete", "snapshot", "export", "import"):
+    for verb in ("verify", "delete", "snapshot", "export", "import", "convert"):
         _add_collection(verbs[verb], "--collection")
     for verb in HELP:
         verbs[verb].add_argument(

@@ -100,17 +100,23 @@ class Store:
             raise CollectionMismatch(_differences(self._name, found, manifest, differing))
         return found
 
+    def raw_manifest(self) -> dict[str, Any]:
+        """The metadata that are plain values, of any format: a manifest's fields are among them."""
+        metadata = self._info().config.metadata.items()
+        return {key: getattr(value, value.WhichOneof("kind")) for key, value in metadata if value.WhichOneof("kind")}
+
     def manifest(self) -> Manifest:
         """The collection's manifest; CollectionMissing without a collection, CollectionMismatch without a valid manifest."""
-        fields = {
-            key: getattr(value, value.WhichOneof("kind"))
-            for key, value in self._info().config.metadata.items()
-            if key in Manifest.model_fields
-        }
+        fields = {key: value for key, value in self.raw_manifest().items() if key in Manifest.model_fields}
         if (found := fields.get("format_version", FORMAT_VERSION)) != FORMAT_VERSION:
+            how = (
+                f"convert it: `python -m vector_store convert LOCATION NEW --collection {self._name}`"
+                if found == FORMAT_VERSION - 1
+                else REMEDY
+            )
             raise CollectionMismatch(
                 f"collection {self._name!r} at {self._client.url} has format {found}, this release reads "
-                f"{FORMAT_VERSION}; {REMEDY}"
+                f"{FORMAT_VERSION}; {how}"
             )
         try:
             self._manifest = Manifest.model_validate(fields)
@@ -232,7 +238,13 @@ class Store:
         A page has at most `page` points, fewer where that many of full length would not fit into a quarter of a message.
         """
         manifest = self._manifest or self.manifest()
-        yield from self._scroll_whole(min(page, self._config.message_bytes // 4 // manifest.bytes_per_point()), where)
+        yield from self.raw_pages(manifest.bytes_per_point(), page, where)
+
+    def raw_pages(
+        self, bytes_per_point: int, page: int = 256, where: tuple[str, str] | None = None
+    ) -> Iterator[list[api.RetrievedPoint]]:
+        """The same for points of any format, which take at most so many bytes."""
+        yield from self._scroll_whole(min(page, self._config.message_bytes // 4 // bytes_per_point), where)
 
     def read(self, read: Parts, page: int = 1024) -> Iterator[list[StoredPoint]]:
         """These parts of every point, in the order of ids; InvalidPoint at the first that cannot be decoded."""
