@@ -9,6 +9,7 @@ import random
 import re
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,17 +22,20 @@ import refbert
 from measures.goals import Goal, Part, Rows
 from measures.points import load_snippets
 from refbert.config import TeacherConfig
-from refbert.global_part import FittedGlobalPart, GlobalPartOptions, fit_global_part
+from refbert.correction import Correction, References, choose_kriging, residuals_of
+from refbert.global_part import GlobalPartOptions, fit_global_part
 from refbert.global_part import Rows as StoredRows
-from refbert.kriging import corrected, kriging_weights
 from refbert.memory.reader import Reader
 from refbert.references import sentence_vector, word_table
 from refbert.teacher import Teacher, load_teacher
+from vector_store.codec import pack_vector, unpack_vector
 
-NEIGHBOURS, MORE_NEIGHBOURS, RANDOM = 16, 64, 8
-TAUS, NOISES = (0.2, 0.4, 0.8), (0.03, 0.1, 0.3)
-CHOSEN_ON = 1500
-"""Stored rows, each left out, on which tau and noise of the kriging are chosen."""
+NEIGHBOURS, MORE_NEIGHBOURS = 16, 64
+NEAR = (-1.0, 0.6, 0.7, 0.8, 0.9, 1.1)
+"""Bounds of the nearest reference's nearness, by which some arms are divided."""
+
+FEWEST_NEAR = 50
+"""Fewest texts of such a part."""
 
 WIKIPEDIA_STORED, ASKED = 20_000, 2_000
 CHUNK = 512
@@ -42,7 +46,8 @@ ADDED = {"banking77": 0.012, "clinc150": 0.03, "wikipedia": 0.015}
 NOTE = (
     "cosine: mean cosine to the teacher's vector of texts that are not stored. nn10: share of the teacher's ten nearest stored "
     "texts among those of the arm. intent: share whose nearest stored text, in the teacher's index, has the right intent. The "
-    "student has not seen a text of any domain but the snippets'. Cells are means over seeds with their standard deviation: "
+    "student has not seen a text of any domain but the snippets'. References are chosen by words, exactly, and kept in 8 bits. "
+    "Cells are means over seeds with their standard deviation: "
     "another student, other landmarks."
 )
 
@@ -102,14 +107,15 @@ def measure(quick: bool, _folder: Path, students: Sequence[Path], intents: Path 
         said = [teacher_and_words(teacher, texts) for texts in parts]
         for seed, student in enumerate(students):
             with refbert.load(student, tokens=teacher.config.tokens) as reader:
+                reader.correction = None  # of a memory that it was adapted to
                 stored, asked = (
                     StoredRows(student_vectors(reader, texts), words, vectors)
                     for texts, (vectors, words) in zip(parts, said, strict=True)
                 )
-            for arm, answers in arms(stored, asked, seed):
-                score = scores(answers, stored.teacher, asked.teacher, domain.labels)
+            for arm, answers, some in arms(stored, asked, seed):
+                score = scores(answers, stored.teacher, asked.teacher, domain.labels, some)
                 found.setdefault((domain.name, arm), []).append(score)
-                print(domain.name, student, arm, *score, flush=True)
+                print(domain.name, seed, arm, *score, flush=True)
     rows: Rows = [{"domain": name, "arm": arm, **shown(some)} for (name, arm), some in found.items()]
     return Part(
         rows,
@@ -119,8 +125,8 @@ def measure(quick: bool, _folder: Path, students: Sequence[Path], intents: Path 
     )
 
 
-def arms(stored: StoredRows, asked: StoredRows, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Yield each arm with its answers (asked, dim)."""
+def arms(stored: StoredRows, asked: StoredRows, seed: int) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    """Yield each arm with its answers (asked, dim), and of some the rows that are asked: by how near the nearest reference is."""
 
     def chunks() -> Iterator[StoredRows]:
         return (
@@ -128,64 +134,68 @@ def arms(stored: StoredRows, asked: StoredRows, seed: int) -> Iterator[tuple[str
             for start in range(0, len(stored.teacher), CHUNK)
         )
 
-    yield "teacher", asked.teacher
-    yield "student alone", asked.student
-    linear = fit_global_part(chunks, GlobalPartOptions(landmarks=0, seed=seed))
-    base, key = linear.part(asked.student, asked.words)
-    nearest = torch.cat([(some @ linear.leave_one_out(stored)[1].T).argmax(1) for some in key.split(CHUNK)])
-    yield "cache: the nearest text's vector", stored.teacher[nearest]
-    yield "linear map", base
-    whole = fit_global_part(chunks, GlobalPartOptions(seed=seed))
-    for name, fitted in (("linear map", linear), ("kernel map", whole)):
-        base, key = fitted.part(asked.student, asked.words)
-        if fitted is whole:
-            yield name, base
-        residuals, keys = fitted.leave_one_out(stored)
-        tau, noise = chosen(fitted, stored, residuals, keys)
+    yield "teacher", asked.teacher, None
+    yield "student alone", asked.student, None
+    nearest = torch.cat([(some @ stored.words.T).topk(MORE_NEIGHBOURS).indices for some in asked.words.split(CHUNK)])
+    yield "cache: the nearest text's vector", stored.teacher[nearest[:, 0]], None
+    for name, options in (
+        ("linear map", GlobalPartOptions(landmarks=0, seed=seed)),
+        ("kernel map", GlobalPartOptions(seed=seed)),
+    ):
+        fitted = fit_global_part(chunks, options)
+        left_out = [residuals_of(fitted, rows) for rows in chunks()]
+        kriging = choose_kriging(fitted.part, lambda found=left_out: iter(found), NEIGHBOURS, seed=seed)
+        correction = Correction("", "", fitted.part, kriging.tau, kriging.noise, MORE_NEIGHBOURS)
+        residuals = as_stored(torch.cat([rows.residual for rows in left_out]) * fitted.part.teacher_norm)
+        references = References(as_stored(stored.teacher), residuals, stored.words)
+        base = correction.answer(asked.student, asked.words).vector
+        yield name, base, None
         for count in (NEIGHBOURS, MORE_NEIGHBOURS):
-            yield f"{name} + {count} neighbours", read(base, key, keys, residuals, count, tau, noise)
-        if fitted is whole:
+            answers, nearness = read(correction, asked, references, nearest[:, :count])
+            yield f"{name} + {count} neighbours", answers, None
+            if name == "kernel map" and count == NEIGHBOURS:
+                for low, high in pairwise(NEAR):
+                    some = (nearness >= low) & (nearness < high)
+                    if some.sum() >= FEWEST_NEAR:
+                        for arm, said in ((name, base), (f"{name} + {count} neighbours", answers)):
+                            yield f"{arm}, nearest at {low} to {min(high, 1.0)}", said, some
+        if name == "kernel map":
             shuffled = residuals[torch.randperm(len(residuals), generator=torch.Generator().manual_seed(seed))]
-            yield f"{name} + {NEIGHBOURS} random residuals", read(base, key, keys, shuffled, NEIGHBOURS, tau, noise)
+            random_ones = references._replace(residuals=shuffled)
+            yield (
+                f"{name} + {NEIGHBOURS} random residuals",
+                read(correction, asked, random_ones, nearest[:, :NEIGHBOURS])[0],
+                None,
+            )
 
 
-def read(
-    base: Tensor,
-    key: Tensor,
-    keys: Tensor,
-    residuals: Tensor,
-    count: int,
-    tau: float,
-    noise: float,
-    own: Tensor | None = None,
-) -> Tensor:
-    """Correct answers by their nearest references, but for their `own` rows."""
-    answers = torch.empty_like(base)
-    for start in range(0, len(base), CHUNK):
-        rows = slice(start, start + CHUNK)
-        nearness = key[rows] @ keys.T
-        if own is not None:
-            nearness[torch.arange(len(nearness)), own[rows]] = -2
-        found = nearness.topk(min(count, len(keys))).indices
-        weights, _ = kriging_weights(key[rows], keys[found], torch.ones(found.shape), tau, noise)
-        answers[rows] = corrected(base[rows], residuals[found], weights)
-    return answers
+def read(correction: Correction, asked: StoredRows, references: References, found: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the answers of asked texts that read these references (asked, count), and how near the nearest was."""
+    answers = [
+        correction.answer(
+            asked.student[rows], asked.words[rows], References(*(column[found[rows]] for column in references))
+        )
+        for rows in torch.arange(len(found)).split(CHUNK)
+    ]
+    return torch.cat([one.vector for one in answers]), torch.cat([one.nearness for one in answers])
 
 
-def chosen(fitted: FittedGlobalPart, stored: StoredRows, residuals: Tensor, keys: Tensor) -> tuple[float, float]:
-    """Return the tau and noise that bring stored rows, each left out, closest to the teacher."""
-    some = torch.arange(0, len(keys), max(1, len(keys) // CHOSEN_ON))
-    base = (stored.teacher / fitted.part.teacher_norm - residuals)[some]
-
-    def worth(pair: tuple[float, float]) -> float:
-        answers = read(base, keys[some], keys, residuals, NEIGHBOURS, *pair, own=some)
-        return float(F.cosine_similarity(answers, stored.teacher[some], dim=1).mean())
-
-    return max(((tau, noise) for tau in TAUS for noise in NOISES), key=worth)
+def as_stored(vectors: Tensor) -> Tensor:
+    """Return vectors as they come back from a memory that keeps 8 bits of each number."""
+    rows = [unpack_vector(pack_vector(row, "int8"), len(row), "int8") for row in vectors.numpy()]
+    return torch.from_numpy(np.stack(rows))
 
 
-def scores(answers: Tensor, stored: Tensor, asked: Tensor, labels: tuple[list[str], list[str]] | None) -> Scores:
-    """Compare answers with the teacher's vectors of the asked texts, and by what each finds in the teacher's index."""
+def scores(
+    answers: Tensor, stored: Tensor, asked: Tensor, labels: tuple[list[str], list[str]] | None, some: Tensor | None
+) -> Scores:
+    """Compare answers with the teacher's vectors of the asked texts, or of `some`, and by what each finds in its index."""
+    if some is not None:
+        answers, asked = answers[some], asked[some]
+        labels = labels and (
+            labels[0],
+            [label for label, is_one in zip(labels[1], some.tolist(), strict=True) if is_one],
+        )
     index = F.normalize(stored, dim=1)
     wanted, found = ((F.normalize(some, dim=1) @ index.T).topk(10).indices for some in (asked, answers))
     shared = (wanted[:, :, None] == found[:, None, :]).any(2).float().mean()
