@@ -21,7 +21,9 @@ FIRST_POINT = str(uuid.UUID(int=1 << 64))
 """Every point that is no blob has this id or a later one."""
 
 PART_BYTES = 2**20
-PAGE = 64
+PAGE, POINT_BYTES = 64, 256
+"""Points of a page that looks for blobs, and most bytes of one of them in an answer, without its content."""
+
 NAME, CONTENT, NUM_PARTS, DIGEST = "blob", "content", "parts", "digest"
 
 READS = 5
@@ -121,7 +123,8 @@ def _blob_pages(client: Client, config: StoreConfig, payload: list[str]) -> Iter
         if payload
         else api.WithPayloadSelector(enable=False)
     )
-    request = api.ScrollPoints(collection_name=config.collection, limit=PAGE, with_payload=selector)
+    limit = max(1, min(PAGE, config.message_bytes // POINT_BYTES))
+    request = api.ScrollPoints(collection_name=config.collection, limit=limit, with_payload=selector)
     while True:
         answer = client.call(client.points.Scroll, request, config.write_deadline_s)
         if page := [point for point in answer.result if is_blob(point.id)]:

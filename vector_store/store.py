@@ -368,7 +368,8 @@ class Store:
             with_vectors=api.WithVectorsSelector(enable=True),
             filter=field_filter(where),
         )
-        first = self._call(self._client.points.Scroll, api.ScrollPoints(collection_name=self._name, limit=1)).result
+        one = api.ScrollPoints(collection_name=self._name, limit=1, with_payload=payload_fields(()))
+        first = self._call(self._client.points.Scroll, one).result
         if not (first and first[0].id.HasField("num")):  # something else wrote those, and they come before blobs
             request.offset.uuid = FIRST_POINT
         for page in scroll(self._client, request, self._config.write_deadline_s):

@@ -20,6 +20,8 @@ from vector_store.schema import KEYWORDS, SparseVector
 from vector_store.store import Store, scroll
 
 PAGE = 500
+POINT_BYTES, TERM_BYTES = 100, 10
+"""Of a page's answer: bytes of a point, and of each of its terms."""
 
 FEWEST_KEPT = 3
 """Fewest tokens that a query keeps, its rarest, however frequent they are: a query is never empty."""
@@ -87,10 +89,11 @@ def survey(client: Client, config: StoreConfig) -> TermStatistics:
     """Count the tokens of every point; equal points give equal statistics. Reads keyword vectors alone."""
     frequencies = np.zeros(0, np.int64)
     num_points = 0
+    most = config.message_bytes // 2 // (POINT_BYTES + TERM_BYTES * Store(client, config).manifest().text_tokens)
     request = api.ScrollPoints(
         collection_name=config.collection,
         offset=api.PointId(uuid=FIRST_POINT),
-        limit=PAGE,
+        limit=max(1, min(PAGE, most)),
         with_payload=api.WithPayloadSelector(enable=False),
         with_vectors=api.WithVectorsSelector(include=api.VectorsSelector(names=[KEYWORDS])),
     )

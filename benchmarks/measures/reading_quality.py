@@ -126,7 +126,7 @@ def measure(quick: bool, _folder: Path, students: Sequence[Path], intents: Path 
 
 
 def arms(stored: StoredRows, asked: StoredRows, seed: int) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-    """Yield each arm with its answers (asked, dim), and of some the rows that are asked: by how near the nearest reference is."""
+    """Yield each arm with its answers (asked, dim), and of some the rows asked: by how near the nearest reference is."""
 
     def chunks() -> Iterator[StoredRows]:
         return (

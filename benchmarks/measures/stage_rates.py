@@ -140,7 +140,17 @@ def _store_rates(
         started_s = cpu_s()
         with store.writer() as writer:
             for passage, (token_ids, states) in zip(passages, encoded, strict=True):
-                writer.submit([texts.point(passage, texts.identifier(text_of(passage)), token_ids, states)])
+                writer.submit(
+                    [
+                        texts.point(
+                            passage,
+                            texts.identifier(text_of(passage)),
+                            token_ids,
+                            states.mean(0, dtype=np.float32),
+                            states,
+                        )
+                    ]
+                )
             writer.finish()
             sent_bytes = writer.sent_bytes / num
         write = (cpu_s() - started_s) / num

@@ -14,6 +14,7 @@ import numpy as np
 from qdrant_client import grpc as api
 
 from tests.chaos.load import make_point, point_id
+from vector_store.blobs import FIRST_POINT
 from vector_store.client import Client
 from vector_store.config import StoreConfig
 from vector_store.schema import Parts
@@ -114,7 +115,10 @@ def audit(client: Client, config: StoreConfig, num_points: int, acknowledged_ids
 def scrolled_ids(client: Client, collection: str) -> Iterable[str]:
     """The id of every point, page by page."""
     request = api.ScrollPoints(
-        collection_name=collection, limit=1000, with_payload=api.WithPayloadSelector(enable=False)
+        collection_name=collection,
+        offset=api.PointId(uuid=FIRST_POINT),
+        limit=1000,
+        with_payload=api.WithPayloadSelector(enable=False),
     )
     while True:
         page = client.call(client.points.Scroll, request, PATIENCE_S)

@@ -7,6 +7,7 @@ block in another language, or in none, is a mistake; a drawing is `text`.
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -80,7 +81,7 @@ def folder(tmp_path_factory, tiny_teacher_path) -> Path:
     stored = ["a text of its own", "another text"]
     points = [
         texts.point({"text": stored[index], "text_pair": None, "source": "docs", "document": "docs", "split": "train"},
-                    texts.identifier(stored[index]), token_ids, states)
+                    texts.identifier(stored[index]), token_ids, states.mean(0, dtype=np.float32), states)
         for index, token_ids, states in teacher.encode_one_by_one(stored)
     ]  # fmt: skip
     with filled_store(folder / "store", manifest, points):

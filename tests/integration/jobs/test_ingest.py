@@ -206,9 +206,9 @@ def chunks_asked(monkeypatch) -> list[int]:
     asked: list[int] = []
     whole = fill.stored_chunks
 
-    def counted(config, address, corpus, pending):
+    def counted(config, address, corpus, pending, *others):
         asked.append(len(pending))
-        return whole(config, address, corpus, pending)
+        return whole(config, address, corpus, pending, *others)
 
     monkeypatch.setattr(fill, "stored_chunks", counted)
     return asked

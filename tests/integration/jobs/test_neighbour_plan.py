@@ -76,7 +76,9 @@ class Memory:
         encoded = self.teacher.encode_texts([row["text"] for row in rows])
         self.store.upsert(
             [
-                self.texts.point(row, self.texts.identifier(row["text"]), token_ids, states)
+                self.texts.point(
+                    row, self.texts.identifier(row["text"]), token_ids, states.mean(0, dtype=np.float32), states
+                )
                 for row, (token_ids, states) in zip(rows, encoded, strict=True)
             ]
         )

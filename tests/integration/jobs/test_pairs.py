@@ -87,7 +87,7 @@ def test_a_pair_never_reads_itself_but_may_read_its_swapped_form(run, teacher):
     texts = reference_texts(teacher, manifest_of(teacher, config.references), config.references)
     pairs = list(dict.fromkeys(texts_in(prepare(config).table("train"))))
     ids, mask, _ = texts.tokenize(pairs)
-    retriever = open_retriever(client, config.store, texts, "keywords", with_text=True)
+    retriever = open_retriever(client, config.store, texts, "keywords", Parts(text=True))
     found = retriever.neighbours(texts.queries(pairs, ids, mask))
     swapped = [pair[::-1] in pairs for pair in pairs]
     assert sum(swapped) > 10

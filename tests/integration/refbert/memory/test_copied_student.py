@@ -74,7 +74,12 @@ def student(request, tiny_teacher_path, tiny_run, store_directory, tmp_path_fact
         store = Store(client, config.store)
         store.ensure(manifest)
         encoded = zip(rows, teacher.encode_texts(STORED), strict=True)
-        store.upsert([texts.point(row, texts.identifier(row["text"]), ids, states) for row, (ids, states) in encoded])
+        store.upsert(
+            [
+                texts.point(row, texts.identifier(row["text"]), ids, states.mean(0, dtype=np.float32), states)
+                for row, (ids, states) in encoded
+            ]
+        )
     torch.manual_seed(0)
     shape = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
     model = RefBertModel(RefBertConfig(dim=teacher.dim, initializer_range=0.2, reference_readout=True, **shape))
