@@ -72,6 +72,8 @@ def run(config: RunConfig) -> None:
         teacher = load_teacher(config.teacher)
         corpus = prepare(memory)
         student, name = adapting_student(memory, folder, teacher, batch=options.batch)
+        assert student.texts is not None
+        memory = memory.model_copy(update={"references": student.texts.references})  # as wide as the student's words
         fill_memory(memory, url, corpus, teacher, corrected=folder)
         with connect(memory.store, url) as client:
             store = Store(client, memory.store)

@@ -51,7 +51,7 @@ def plan(config: RunConfig) -> dict[str, str]:
     with torch.device("meta"):
         shape = config.student.model_copy(update={"initial": "random"})
         student = new_student(shape, teacher, config.seed, manifest.dim)
-    parameters = sum(p.numel() for p in student.parameters())
+    parameters = student.num_stored
     train = config.train
     return {
         "teacher": f"{config.teacher.model}, {teacher.num_parameters / 1e6:.2f} M parameters",

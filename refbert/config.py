@@ -205,6 +205,9 @@ class StudentConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstr
     """
 
     hidden_size: PositiveInt = 312
+    token_embeddings: Literal["learned", "words"] = "learned"
+    """The student's own, or the teacher's in 8 bits, frozen: the table of words that also finds references, so that a student
+    that is adapted to a memory needs no second one. It may be wider than hidden_size."""
     embedding_size: PositiveInt | None = None
     """Width of the token embeddings, below hidden_size: a narrow table and a projection (ALBERT, sec. 3.1). 128 makes the
     default shape 8.8 M parameters instead of 14.4 M. By default hidden_size."""
@@ -251,7 +254,11 @@ class StudentConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstr
         width, layers = self.hidden_size, self.num_hidden_layers
         if width % self.num_attention_heads:
             raise ValueError(f"hidden_size={width} is not a multiple of num_attention_heads={self.num_attention_heads}")
-        if self.embedding_size is not None and self.embedding_size >= width:
+        if self.token_embeddings == "words" and self.initial != "teacher_embeddings":
+            raise ValueError(
+                f"token_embeddings=words are the teacher's, frozen; set initial=teacher_embeddings, found {self.initial}"
+            )
+        if self.token_embeddings == "learned" and self.embedding_size is not None and self.embedding_size >= width:
             raise ValueError(
                 f"embedding_size={self.embedding_size} is not below hidden_size={width}; leave it out, or give less"
             )

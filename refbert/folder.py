@@ -6,8 +6,9 @@ Written completely or not at all. `from_pretrained` reads it too.
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
@@ -18,9 +19,12 @@ from refbert.finite import fault_in
 from refbert.references import WordTable
 from refbert.student import RefBertForSequenceClassification, RefBertModel
 from refbert.student_config import RefBertConfig
+from refbert.student_layers import WordEmbedding
 
 WORD_TABLE = "word_table.safetensors"
 """With it a student asks a dense memory without its teacher."""
+
+WEIGHTS = "model.safetensors"
 
 CORRECTION = "correction.safetensors"
 """What the memory's last version corrects: answers without a store are corrected by it too. Not the student's own."""
@@ -52,16 +56,34 @@ def load_model(folder: str | Path) -> Any:
 
 
 def load_word_table(folder: Path) -> WordTable:
-    """Load the table of token vectors that asks a dense memory.
+    """Load the table of token vectors that asks a dense memory: a file of its own, or the student's frozen embeddings.
 
     Raises InputError where there is none, or one that is not finite.
     """
-    if not (path := folder / WORD_TABLE).exists():
+    path = folder / WORD_TABLE
+    if path.exists():
+        table = WordTable(**load_file(path))
+    elif shared := _shared_words(folder):
+        table = shared
+    else:
         raise InputError(f"{path} is missing, and a dense memory is asked with it; copy the whole student/ folder")
-    table = WordTable(**load_file(path))
     if fault := fault_in([("scales", torch.from_numpy(table.scales))]):
         raise InputError(f"{path} asks for nothing: {fault}; copy the whole student/ folder again, or train it again")
     return table
+
+
+def has_word_table(folder: Path) -> bool:
+    """Whether a student's folder has a word table, or embeddings that are one."""
+    return (folder / WORD_TABLE).exists() or _shared_words(folder) is not None
+
+
+def _shared_words(folder: Path) -> WordTable | None:
+    """Read the word table that a student's frozen embeddings are; None where its embeddings were learned."""
+    with safe_open(folder / WEIGHTS, "numpy") as file:
+        names = {name.rpartition("word_embeddings.")[2]: name for name in file.keys() if "word_embeddings." in name}  # noqa: SIM118
+        if "rows" not in names:
+            return None
+        return WordTable(file.get_tensor(names["rows"]), file.get_tensor(names["scales"]).astype(np.float16))
 
 
 def save_word_table(folder: Path, table: WordTable) -> None:
@@ -113,5 +135,5 @@ def save_student(
     with whole_folder(folder) as scratch:
         student.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
-        if table is not None:
+        if table is not None and not isinstance(student.get_input_embeddings(), WordEmbedding):
             save_file(table._asdict(), scratch / WORD_TABLE)

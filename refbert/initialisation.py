@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from refbert.references import word_table
 from refbert.student import RefBertModel
-from refbert.student_layers import Layer
+from refbert.student_layers import Layer, WordEmbedding
 
 
 @torch.no_grad()
@@ -21,9 +22,16 @@ def start_from_teacher_embeddings(student: RefBertModel, static_vectors: Tensor)
     factorised table starts with random orthonormal columns, so that every hidden unit gets its share. Raises ValueError where
     the vocabularies differ.
     """
-    table = student.embeddings.word_embeddings.weight
-    if len(static_vectors) != len(table):
-        raise ValueError(f"the teacher has {len(static_vectors)} tokens, the student {len(table)}: not one tokenizer")
+    if len(static_vectors) != student.config.vocab_size:
+        raise ValueError(
+            f"the teacher has {len(static_vectors)} tokens, the student {student.config.vocab_size}: not one tokenizer"
+        )
+    embedding = student.embeddings.word_embeddings
+    if isinstance(embedding, WordEmbedding):
+        _start_from_words(student, embedding, static_vectors)
+        return
+    assert isinstance(embedding, nn.Embedding)
+    table = embedding.weight
     centred = static_vectors - static_vectors.mean(0)
     _, directions = torch.linalg.eigh(centred.T @ centred)  # ascending
     width = min(table.shape[1], centred.shape[1])
@@ -34,6 +42,19 @@ def start_from_teacher_embeddings(student: RefBertModel, static_vectors: Tensor)
         nn.init.orthogonal_(project.weight)
         table *= student.config.initializer_range / project(table).std()
     table[student.config.pad_token_id].zero_()
+
+
+def _start_from_words(student: RefBertModel, embedding: WordEmbedding, static_vectors: Tensor) -> None:
+    """Set frozen embeddings to the teacher's word table; hidden units get the initialiser's spread."""
+    table = word_table(static_vectors.numpy(), embedding.rows.shape[1])
+    embedding.rows.copy_(torch.from_numpy(table.rows))
+    embedding.scales.copy_(torch.from_numpy(table.scales))
+    embedding.gain.fill_(1.0)
+    project = student.embeddings.word_projection
+    assert project is not None
+    nn.init.orthogonal_(project.weight)
+    every = torch.arange(len(static_vectors))
+    embedding.gain.fill_(float(student.config.initializer_range / project(embedding(every)).std()))
 
 
 @torch.no_grad()
@@ -56,6 +77,7 @@ def start_from_teacher_layers(student: RefBertModel, teacher: Any) -> None:
     if differing := [f"{name}={found}, wanted {want}" for name, (want, found) in wanted.items() if found != want]:
         raise ValueError("its layers do not fit the student: " + "; ".join(differing))
     embeddings, apart = student.embeddings, teacher.embeddings
+    assert isinstance(embeddings.word_embeddings, nn.Embedding)
     if embeddings.word_projection is None:
         embeddings.word_embeddings.weight.copy_(apart.word_embeddings.weight)
     else:  # the best approximation of the narrow table's rank

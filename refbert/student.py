@@ -25,7 +25,7 @@ from transformers.utils import ModelOutput
 
 from refbert.attention import QKV
 from refbert.student_config import RefBertConfig
-from refbert.student_layers import Attention, AttentionTrace, Embeddings, Layer, ReadOut, Reference
+from refbert.student_layers import Attention, AttentionTrace, Embeddings, Layer, ReadOut, Reference, WordEmbedding
 
 Forward = TypeVar("Forward", bound=Callable[..., ModelOutput])
 
@@ -74,6 +74,12 @@ class RefBertPreTrainedModel(PreTrainedModel):
     base_model_prefix = "encoder"
     supports_gradient_checkpointing = True
 
+    @property
+    def num_stored(self) -> int:
+        """Return how many numbers inference needs: parameters, and the table of frozen token embeddings."""
+        tables = (module.rows.numel() for module in self.modules() if isinstance(module, WordEmbedding))
+        return sum(parameter.numel() for parameter in self.parameters()) + sum(tables)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         spread = self.config.initializer_range
@@ -87,6 +93,10 @@ class RefBertPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
+        elif isinstance(module, WordEmbedding):
+            nn.init.zeros_(module.rows)
+            nn.init.zeros_(module.scales)
+            nn.init.ones_(module.gain)
         elif isinstance(module, ReadOut):
             nn.init.constant_(module.null, ReadOut.NULL_SCORE)
             nn.init.ones_(module.match)

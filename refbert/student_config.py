@@ -12,6 +12,8 @@ class RefBertConfig(PretrainedConfig):
     Defaults are TinyBERT-4's: 4 layers of 312, FFN 1200, 12 heads. `dim` is the teacher's hidden size, `reference_dim` the
     width of stored states: the same, unless the memory keeps a projection of them.
 
+    - `token_embeddings`: `learned`, or `words`: the teacher's token embeddings in 8 bits, frozen, which also find references
+      (`WordEmbedding`); `embedding_size` is their width then, by default `dim`.
     - `embedding_size`: width of the token embeddings where it is not `hidden_size`: a table (vocabulary, embedding_size) and
       a projection without bias (ALBERT, sec. 3.1). With 128, 5.6 M parameters fewer of BERT's vocabulary.
     - `reference_layers`: `first` (the paper), `all`, or a list of layer numbers. Each reading layer costs two
@@ -36,6 +38,7 @@ class RefBertConfig(PretrainedConfig):
         self,
         vocab_size: int = 30522,
         hidden_size: int = 312,
+        token_embeddings: str = "learned",
         embedding_size: int | None = None,
         num_hidden_layers: int = 4,
         num_attention_heads: int = 12,
@@ -64,7 +67,8 @@ class RefBertConfig(PretrainedConfig):
     ) -> None:
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
-        self.embedding_size = embedding_size
+        self.token_embeddings = token_embeddings
+        self.embedding_size = embedding_size or (dim if token_embeddings == "words" else None)
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
         self.intermediate_size = intermediate_size

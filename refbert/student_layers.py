@@ -41,15 +41,44 @@ class AttentionTrace(NamedTuple):
     qkv: QKV | None
 
 
+class WordEmbedding(nn.Module):
+    """Token embeddings that are frozen, in 8 bits: a `refbert.references.WordTable`, without its weights of rarity.
+
+    Buffers: `rows` (vocabulary, embedding_size) int8, `scales` (vocabulary,), and `gain`, a scalar that gives embeddings the
+    spread of the initialiser's.
+    """
+
+    rows: Tensor
+    scales: Tensor
+    gain: Tensor
+
+    def __init__(self, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.zeros(vocabulary, width, dtype=torch.int8))
+        self.register_buffer("scales", torch.zeros(vocabulary))
+        self.register_buffer("gain", torch.ones(()))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """(batch, tokens) ids to (batch, tokens, embedding_size)."""
+        rarity = torch.log1p(input_ids.to(self.scales.dtype)).clamp_min(1.0)
+        scales = self.gain * self.scales[input_ids] / rarity
+        return self.rows[input_ids].to(scales.dtype) * scales[..., None]
+
+
 class Embeddings(nn.Module):
     """BERT's token, position and segment embeddings, summed and normalised. The token table may be factorised."""
 
     def __init__(self, config: RefBertConfig) -> None:
         super().__init__()
         narrow = config.embedding_size
-        self.word_embeddings = nn.Embedding(
-            config.vocab_size, narrow or config.hidden_size, padding_idx=config.pad_token_id
-        )
+        self.word_embeddings: nn.Module
+        if config.token_embeddings == "words":
+            assert narrow is not None
+            self.word_embeddings = WordEmbedding(config.vocab_size, narrow)
+        else:
+            self.word_embeddings = nn.Embedding(
+                config.vocab_size, narrow or config.hidden_size, padding_idx=config.pad_token_id
+            )
         self.word_projection = nn.Linear(narrow, config.hidden_size, bias=False) if narrow else None
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)

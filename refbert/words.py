@@ -15,21 +15,27 @@ class WordVectors(nn.Module):
     Shapes: rows (texts), tokens (of all of them together).
     """
 
-    table: Tensor
+    rows: Tensor
+    scales: Tensor
     is_word: Tensor
 
     def __init__(self, table: WordTable, special_ids: Sequence[int]) -> None:
         super().__init__()
-        vectors = torch.from_numpy(table.rows).float() * torch.from_numpy(table.scales).float()[:, None]
-        is_word = torch.ones(len(vectors), dtype=torch.bool)
-        is_word[[token for token in special_ids if token < len(vectors)]] = False
-        self.register_buffer("table", vectors, persistent=False)
+        is_word = torch.ones(len(table.rows), dtype=torch.bool)
+        is_word[[token for token in special_ids if token < len(is_word)]] = False
+        self.register_buffer("rows", torch.from_numpy(table.rows), persistent=False)
+        self.register_buffer("scales", torch.from_numpy(table.scales).float(), persistent=False)
         self.register_buffer("is_word", is_word, persistent=False)
 
     @property
     def dim(self) -> int:
         """words_dim."""
-        return self.table.shape[1]
+        return self.rows.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the table is."""
+        return self.rows.device
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Return (rows, words_dim) for padded texts: `input_ids` and `mask` (rows, tokens of the longest)."""
@@ -39,5 +45,7 @@ class WordVectors(nn.Module):
     def of_flat(self, token_ids: Tensor, rows: Tensor, num_rows: int) -> Tensor:
         """Return the same for texts one after another: `token_ids` (tokens,), and which text each is of, `rows` (tokens,)."""
         seen = self.is_word[token_ids]
-        sums = self.table.new_zeros(num_rows, self.dim).index_add_(0, rows[seen], self.table[token_ids[seen]])
+        words = token_ids[seen]
+        vectors = self.rows[words].float() * self.scales[words, None]
+        sums = self.scales.new_zeros(num_rows, self.dim).index_add_(0, rows[seen], vectors)
         return F.normalize(sums, dim=-1)

@@ -133,7 +133,7 @@ def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
     criteria = {"nearest": config.references.criterion, "null": "none", "random": "random"}
     readers = {name: reader(criteria[name]) for name in (REFERENCES if config.reads_references else ("null",))}
     heldout = heldout_rows(job, teacher, store)
-    parameters = sum(p.numel() for p in student.parameters())
+    parameters = student.num_stored
     report: dict[str, Any] = {
         "teacher": {
             "name": config.teacher.model,

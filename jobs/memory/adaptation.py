@@ -97,7 +97,7 @@ def adapt(store: Store, student: Reader, name: str, scratch: Path, options: Adap
     reading = {
         "memory": student.texts.manifest.model_dump(mode="json"),
         "collection": options.collection,
-        "references": options.references.model_dump(mode="json"),
+        "references": student.texts.references.model_dump(mode="json"),
     }
     correction = Correction(name, version, fitted.part, kriging.tau, kriging.noise, kriging.references, reading)
     publish_version(store, correction)
@@ -131,7 +131,7 @@ def word_vectors(student: Reader, points: Sequence[StoredPoint]) -> NDArray[np.f
     lengths = torch.tensor([len(point.token_ids) for point in points])
     token_ids = torch.from_numpy(np.concatenate([point.token_ids for point in points])).long()
     rows = torch.arange(len(points)).repeat_interleave(lengths)
-    device = student.words.table.device
+    device = student.words.device
     return student.words.of_flat(token_ids.to(device), rows.to(device), len(points)).cpu().numpy()
 
 

@@ -21,9 +21,9 @@ from refbert.correction import Correction
 from refbert.errors import InputError
 from refbert.folder import (
     CORRECTION,
-    WORD_TABLE,
     fingerprint,
     has_head,
+    has_word_table,
     load_correction,
     load_model,
     load_word_table,
@@ -31,7 +31,7 @@ from refbert.folder import (
 )
 from refbert.memory.manifest import manifest_of, trained_manifest, trained_references
 from refbert.memory.reader import Reader, correction_in, open_look_up, text_tokens
-from refbert.memory.texts import reference_texts
+from refbert.memory.texts import ReferenceTexts
 from refbert.memory.version import MemoryVersion, current_version, memory_it_is_of
 from refbert.references import word_table
 from refbert.student_config import RefBertConfig
@@ -183,8 +183,8 @@ def check_memory(config: RunConfig, folder: Path, url: str | None) -> None:
 def adapting_student(config: RunConfig, folder: Path, teacher: Teacher, batch: int) -> tuple[Reader, str]:
     """Open a student as its answers are to be corrected, with the words of texts; return its fingerprint, too.
 
-    Its folder gets the teacher's word table where it has none. Raises InputError for a student that reads token states, that
-    classifies, or that is another teacher's.
+    Its folder gets the teacher's word table where it has none; the memory's dense index is as wide as that. Raises InputError
+    for a student that reads token states, that classifies, or that is another teacher's.
     """
     model = load_model(folder).fuse()
     if has_head(model.config):
@@ -202,16 +202,18 @@ def adapting_student(config: RunConfig, folder: Path, teacher: Teacher, batch: i
             f"{folder} is no student of {config.teacher.model}: its vectors have {model.config.dim} numbers, the teacher's "
             f"{teacher.dim}, or their tokenizers differ; name its own teacher in teacher.model"
         )
-    manifest = manifest_of(teacher, config.references)
-    if not (folder / WORD_TABLE).exists():
-        save_word_table(folder, word_table(teacher.static_vectors(), manifest.words_dim or None))
-    texts = reference_texts(teacher, manifest, config.references)
+    if not has_word_table(folder):
+        save_word_table(folder, word_table(teacher.static_vectors(), config.references.words_dim))
     table = load_word_table(folder)
-    if manifest.words_dim and table.dim != manifest.words_dim:
+    asked = config.references.words_dim
+    if asked not in (None, table.dim):
         raise InputError(
-            f"the words in {folder / WORD_TABLE} are {table.dim} wide, adapt.references.words_dim asks for "
-            f"{manifest.words_dim}; leave words_dim as it was, or copy the student without that file"
+            f"the word table of {folder} is {table.dim} wide, adapt.references.words_dim asks for {asked}; leave words_dim out"
         )
+    references = config.references.model_copy(
+        update={"words_dim": table.dim if config.references.dense_index else None}
+    )
+    texts = ReferenceTexts(manifest_of(teacher, references), references, teacher.tokenizer, table)
     words = WordVectors(table, tokenizer.all_special_ids)
     most = text_tokens(model.config) or config.teacher.tokens
     return Reader(model, tokenizer, most, texts, words=words, batch=batch), fingerprint(folder)

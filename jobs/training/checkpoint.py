@@ -178,7 +178,8 @@ class Checkpoint:
     def load_weights(self, module: nn.Module) -> None:
         """Set every parameter of a module that no engine shards yet."""
         with safe_open(self.file, "pt") as file:
-            module.load_state_dict({name: file.get_tensor(_key(None, name)) for name, _ in module.named_parameters()})
+            kept = {name: file.get_tensor(_key(None, name)) for name, _ in module.named_parameters()}
+            module.load_state_dict({**module.state_dict(), **kept})  # buffers are the teacher's: they are there already
 
     def load_optimizer(self, engine: Any) -> None:
         """Set AdamW's moments, and its float32 master weights, in an engine that `make_moments` has prepared.

@@ -162,6 +162,7 @@ def train_worker(job: DistillJob) -> dict[str, float] | None:
         assert teacher is not None
         reference_dim = job.address.manifest.dim if job.address else None
         student = new_student(config.student, teacher, config.seed, reference_dim)
+        frozen = {name: buffer.cpu().clone() for name, buffer in student.named_buffers()}  # bf16 would round them
         if train.precision == "bf16" and not has_fast_bf16(device) and rank == 0:
             log.warning("train.precision=bf16: this CPU emulates it, a hundred times slower than fp32; set fp32")
         distiller = Distiller(student, config.loss, autocast=autocasts(train.precision, device))
@@ -202,7 +203,7 @@ def train_worker(job: DistillJob) -> dict[str, float] | None:
                 checkpoints.wait()
                 return None
         progress = metrics.snapshot(stream)
-        write_student(engine, stream.texts, job, rank)
+        write_student(engine, frozen, stream.texts, job, rank)
         save(checkpoints, engine, stream, progress, job.corpus)
         checkpoints.wait()
         return metrics.summary(progress)
@@ -324,11 +325,17 @@ def save(
     checkpoints.save(engine, progress.step, state)
 
 
-def write_student(engine: Any, texts: ReferenceTexts, job: DistillJob, rank: int) -> None:
-    """Write student/ with consolidated float32 weights."""
+def write_student(
+    engine: Any, frozen: dict[str, torch.Tensor], texts: ReferenceTexts, job: DistillJob, rank: int
+) -> None:
+    """Write student/ with consolidated float32 weights, and what was `frozen` as it was.
+
+    The word table of a dense memory is written unless the student's own embeddings are such a table.
+    """
     weights = dict(consolidated(engine))  # every rank takes part
     if rank:
         return
     student = type(engine.module.student)(engine.module.student.config)
-    student.load_state_dict({name: weights[f"student.{name}"] for name, _ in student.named_parameters()})
+    learned = {name: weights[f"student.{name}"] for name, _ in student.named_parameters()}
+    student.load_state_dict({**frozen, **learned})
     save_student(job.run_directory / "student", student, texts.tokenizer, texts.table, **job.memory_options())

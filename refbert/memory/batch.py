@@ -48,7 +48,7 @@ def references_of(found: Neighbours, words: WordVectors) -> References:
     rows, places = np.nonzero(found.mask)
     of = torch.from_numpy(rows * count + found.ranks[rows, places])
     token_ids = torch.from_numpy(found.token_ids[rows, places].astype(np.int64))
-    device = words.table.device
+    device = words.device
     vectors, residuals = (torch.from_numpy(column).to(device) for column in (found.vectors, found.residuals))
     near = words.of_flat(token_ids.to(device), of.to(device), batch * count)
     return References(vectors, residuals, near.view(batch, count, -1))

@@ -11,6 +11,7 @@ import torch
 
 import refbert
 from jobs import adapt as adapt_job
+from jobs import distill
 from jobs.config import AdaptConfig, ServeConfig
 from jobs.memory import adaptation
 from jobs.memory.adaptation import adapt
@@ -20,7 +21,7 @@ from jobs.service.schema import Explanation
 from jobs.service.student import ServedStudent
 from refbert.correction import Correction
 from refbert.errors import InputError
-from refbert.folder import CORRECTION, WORD_TABLE, save_correction, save_student
+from refbert.folder import CORRECTION, WORD_TABLE, load_word_table, save_correction, save_student
 from refbert.memory.version import current_version, roll_back
 from refbert.student import RefBertForSequenceClassification, RefBertModel
 from refbert.student_config import RefBertConfig
@@ -307,7 +308,7 @@ def test_students_that_cannot_be_adapted_are_refused_in_one_line(memory, teacher
         with pytest.raises(InputError, match=line):
             adapting_student(memory.config, tmp_path / name, teacher, batch=16)
     narrow = memory.config.adapt.references.model_copy(update={"words_dim": 5})
-    with pytest.raises(InputError, match="words_dim asks for 5; leave words_dim as it was"):
+    with pytest.raises(InputError, match="words_dim asks for 5; leave words_dim out"):
         adapting_student(memory.config.model_copy(update={"references": narrow}), memory.folder, teacher, batch=16)
 
 
@@ -457,3 +458,31 @@ def test_new_texts_are_read_by_the_version_there_is_without_a_refit(
         wanted = (kept.vectors[:, 0] - said)[stored]
         assert len(wanted) > 10
         np.testing.assert_allclose(kept.residuals[stored, 0], wanted, atol=np.abs(wanted).max() / 20)
+
+
+def test_a_student_with_frozen_words_is_trained_resumed_and_adapted_with_one_table(
+    prepared_home, tiny_run, in_process, monkeypatch
+):
+    student = {
+        **tiny_run().student.model_dump(exclude={"reference_mode", "embedding_size"}),
+        "reference_mode": "none", "token_embeddings": "words", "embedding_size": 40,
+    }  # fmt: skip
+    config = tiny_run(
+        name="frozen", student=student, references={"criterion": "none"},
+        adapt={"landmarks": 50, "references": {"count": 4}},
+    )  # fmt: skip
+    distill.run(config)
+    folder = config.run_directory / "student"
+    table = load_word_table(folder)
+    assert table.dim == 40
+    (config.run_directory / "manifest.json").unlink()
+    shutil.rmtree(folder)
+    distill.run(config)  # from the last checkpoint
+    assert all(np.array_equal(*parts) for parts in zip(load_word_table(folder), table, strict=True))
+    adapt_job.run(config)
+    held = json.loads((config.run_directory / "adapted.json").read_text())["heldout"]
+    assert held["alone"] < held["references"]
+    assert not (folder / WORD_TABLE).exists()
+    with refbert.load(folder, config.store_directory) as reader:
+        assert reader.texts.manifest.words_dim == 40
+        assert np.isfinite(reader.encode(["The film is slow."])).all()
