@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,6 +40,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    from vector_store.client import key_in
     from vector_store.server.process import serve
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
@@ -48,7 +48,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         arguments.path,
         host=arguments.host,
         port=arguments.port,
-        api_key=os.environ.get(arguments.api_key_env),
+        api_key=key_in(arguments.api_key_env),
         message_bytes=arguments.message_bytes,
         until_unused=arguments.until_unused,
     )
@@ -121,12 +121,13 @@ def _snapshot(arguments: argparse.Namespace) -> int:
 
 
 def _restore(arguments: argparse.Namespace) -> int:
+    from vector_store.client import key_in
     from vector_store.location import config_of, is_url
     from vector_store.snapshots import restore_directory, restore_server
 
     config_of(arguments.api_key_env, arguments.collection)
     if is_url(arguments.location):
-        key = os.environ.get(arguments.api_key_env)
+        key = key_in(arguments.api_key_env)
         restore_server(arguments.location, arguments.collection, arguments.archive, key, arguments.rest_port)
     else:
         restore_directory(Path(arguments.location), arguments.collection, arguments.archive)

@@ -159,7 +159,20 @@ def connect(config: StoreConfig, url: str, api_key: str | None = None, rank: int
     urls = nodes_in(url)
     channels = [_channel(config, node, config.compression) for node in urls]
     nodes = Nodes(urls, channels, first_node(urls, rank), lambda node: _channel(config, node, accepts_compression=True))
-    return Client(nodes, url, api_key or os.environ.get(config.api_key_env), _read_consistency(config))
+    return Client(nodes, url, api_key or key_in(config.api_key_env), _read_consistency(config))
+
+
+def key_in(variable: str) -> str | None:
+    """The key in an environment variable, without the white space that a file or an editor leaves around it.
+
+    StoreError, which does not show it, where it can be no key.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not all(" " <= character <= "~" for character in key):
+        raise StoreError(
+            f"${variable} holds line breaks or characters beyond printable ASCII, which no key can have; set it to one key"
+        )
+    return key or None
 
 
 def _channel(config: StoreConfig, url: str, accepts_compression: bool) -> grpc.Channel:

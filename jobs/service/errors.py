@@ -37,6 +37,10 @@ class DeadlineExceeded(Exception):
     """The request's deadline passed before the student came to it."""
 
 
+class NonFiniteAnswer(Exception):
+    """The student's answer holds NaN or infinity: nothing that a caller could use."""
+
+
 class Overloaded(Exception):
     """Too many texts wait; `Retry-After` says when there is likely room."""
 
@@ -60,6 +64,7 @@ KINDS: dict[type[Exception], Kind] = {
     Unauthorised: Kind(401, grpc.StatusCode.UNAUTHENTICATED, "authentication_error"),
     Overloaded: Kind(429, grpc.StatusCode.RESOURCE_EXHAUSTED, "overloaded_error"),
     NotReady: Kind(503, grpc.StatusCode.UNAVAILABLE, "not_ready_error"),
+    NonFiniteAnswer: Kind(500, grpc.StatusCode.INTERNAL, "internal_error"),
     DeadlineExceeded: Kind(504, grpc.StatusCode.DEADLINE_EXCEEDED, "timeout_error"),
 }
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from jobs.config import RunConfig
 from jobs.memory.student_memory import open_reader
+from jobs.service.errors import NonFiniteAnswer
 from jobs.service.memory_watch import MemoryWatch
 from jobs.service.metrics import Metrics
 from jobs.service.schema import AttendedReference, TextInput, is_text
@@ -141,6 +142,10 @@ class ServedStudent:
         vectors = F.normalize(output.sentence_embedding, dim=-1).float().cpu().numpy()
         logits = output.get("logits")
         scores: Any = [None] * len(vectors) if logits is None else answer(logits.float()).cpu().numpy()
+        if not (np.isfinite(vectors).all() and (logits is None or np.isfinite(scores).all())):
+            raise NonFiniteAnswer(
+                f"student {self.fingerprint} answered with numbers that are not finite; it is not fit to serve: deploy another"
+            )
         student_s = time.perf_counter() - started_s
         self.metrics.student_s.observe(student_s)
         self.metrics.batch_texts.observe(len(vectors))

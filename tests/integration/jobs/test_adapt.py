@@ -16,6 +16,7 @@ from jobs.config import AdaptConfig, ServeConfig
 from jobs.memory import adaptation
 from jobs.memory.adaptation import adapt
 from jobs.memory.student_memory import adapting_student, student_run
+from jobs.service.errors import NonFiniteAnswer, kind_of, name_of
 from jobs.service.metrics import Metrics
 from jobs.service.schema import Explanation
 from jobs.service.student import ServedStudent
@@ -486,3 +487,12 @@ def test_a_student_with_frozen_words_is_trained_resumed_and_adapted_with_one_tab
     with refbert.load(folder, config.store_directory) as reader:
         assert reader.texts.manifest.words_dim == 40
         assert np.isfinite(reader.encode(["The film is slow."])).all()
+
+
+def test_an_answer_that_is_not_finite_is_an_error_by_name_and_no_vector(served, monkeypatch):
+    part = served.memory.reader.correction.part
+    monkeypatch.setattr(part, "bias", torch.full_like(part.bias, torch.nan))
+    with pytest.raises(NonFiniteAnswer, match=r"answered with numbers that are not finite; .* deploy another"):
+        answers(served, ["a text that is not stored"])
+    assert kind_of(NonFiniteAnswer("x")).status == 500
+    assert name_of(NonFiniteAnswer("x")) == "NonFiniteAnswer"

@@ -126,3 +126,20 @@ def test_a_client_used_after_a_fork_raises_instead_of_hanging(tmp_path):
                 os._exit(0)
         os.waitpid(child, 0)
     assert f"was opened by process {os.getpid()} and is used by {child}; open one in each process" in said.read_text()
+
+
+@pytest.mark.parametrize(("given", "sent"), [("secret\n", "secret"), (" secret ", "secret"), ("", None), (" \n", None)])
+def test_a_key_is_sent_without_the_white_space_around_it(monkeypatch, given, sent):
+    monkeypatch.setenv("QDRANT_API_KEY", given)
+    with connect(StoreConfig(), "http://127.0.0.1:9") as client:
+        assert dict(client._metadata or ()).get("api-key") == sent
+
+
+@pytest.mark.parametrize("key", ["one\ntwo", "clé"])
+def test_what_can_be_no_key_is_named_by_its_variable_and_not_shown(monkeypatch, key):
+    monkeypatch.setenv("QDRANT_API_KEY", key)
+    with pytest.raises(
+        StoreError, match=r"\$QDRANT_API_KEY holds line breaks or characters beyond printable ASCII"
+    ) as caught:
+        connect(StoreConfig(), "http://127.0.0.1:9")
+    assert key not in str(caught.value)
