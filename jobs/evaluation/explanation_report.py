@@ -59,6 +59,11 @@ def quoted(text: Any) -> str:
 def print_explanation(explanation: dict[str, Any]) -> None:
     """Print the tables of an explanation."""
     notes = [] if explanation["layers"] else ["no layer of this student reads references"]
+    if correction := explanation.get("correction"):
+        notes = [
+            f"references correct the answer (version {correction['version']}): the nearest is at "
+            f"{correction['nearness']:.3f}, kriging's variance is {correction['variance']:.3f} (1: they say nothing)"
+        ]
     show(f"text: {quoted(explanation['text'])}", *tables(explanation), *notes)
 
 
@@ -66,11 +71,20 @@ def tables(explanation: dict[str, Any]) -> list[Table]:
     """Return every table of an explanation."""
     read = [one for one in explanation["references"] if one["id"]]
     strongest = explanation["strongest_layer"]
+    weighed = "correction" in explanation
     references: Rows = [
-        (str(rank), quoted(one["text"] or one["id"]), f"{one['score']:.2f}", one["rung"], *_moved(one["without"]))
+        (
+            str(rank),
+            quoted(one["text"] or one["id"]),
+            f"{one['score']:.2f}",
+            *([f"{one['weight']:.3f}"] if weighed else []),
+            one["rung"],
+            *_moved(one["without"]),
+        )
         for rank, one in enumerate(read)
     ]
-    null = ("", "all of them: the null reference", "", "null", *_moved(explanation["without_references"]))
+    nothing = "all of them" if weighed else "all of them: the null reference"
+    null = ("", nothing, "", *([""] if weighed else []), "null", *_moved(explanation["without_references"]))
     layers = [
         (str(layer["layer"]), *(f"{layer[name]:.4f}" for name in ("references", "null", "own")))
         for layer in explanation["layers"]
@@ -80,7 +94,7 @@ def tables(explanation: dict[str, Any]) -> list[Table]:
         for rank, one in enumerate(read)
         for token, mass in zip(one["tokens"], one["token_mass"].get(strongest, ()), strict=False)
     ]
-    moved = ("rank", "text", "score", "rung", "cosine distance", "relative")
+    moved = ("rank", "text", "score", *(["weight"] if weighed else []), "rung", "cosine distance", "relative")
     found = [
         Table("References read, and how far the sentence vector moves without", moved, [*references, null]),
         Table("Attention by layer", ("layer", "references", "null slot", "own tokens"), layers),

@@ -13,6 +13,7 @@ import refbert
 from jobs import adapt as adapt_job
 from jobs import distill
 from jobs.config import AdaptConfig, ServeConfig
+from jobs.evaluation.explanation_report import print_explanation, write_explanation
 from jobs.memory import adaptation
 from jobs.memory.adaptation import adapt
 from jobs.memory.student_memory import adapting_student, student_run
@@ -23,6 +24,7 @@ from jobs.service.student import ServedStudent
 from refbert.correction import Correction
 from refbert.errors import InputError
 from refbert.folder import CORRECTION, WORD_TABLE, load_word_table, save_correction, save_student
+from refbert.memory.explanation import explained
 from refbert.memory.version import current_version, roll_back
 from refbert.student import RefBertForSequenceClassification, RefBertModel
 from refbert.student_config import RefBertConfig
@@ -396,6 +398,17 @@ def test_a_service_explains_what_each_reference_changed(served):
     timing = {"lookup": 0, "student": 0, "queue": 0}
     answer = Explanation.model_validate(explanation | {"model": "m", "timing_ms": timing})
     assert answer.references[0].weight == read[0]["weight"]
+
+
+def test_an_explanation_is_printed_with_weights_and_nearness(served, capsys, tmp_path):
+    explanation = explained(served.memory.reader, ASKED[0])
+    print_explanation(explanation)
+    printed = capsys.readouterr().out
+    assert "weight" in printed
+    assert f"the nearest is at {explanation['correction']['nearness']:.3f}" in printed
+    assert explanation["references"][0]["text"] in printed
+    summary = write_explanation(explanation, tmp_path, "explanation")
+    assert summary["cosine_distance"] == explanation["without_references"]["cosine_distance"]
 
 
 def test_without_its_memory_a_service_answers_by_the_folders_copy(served, memory, monkeypatch):
