@@ -1,6 +1,7 @@
 """What a student gains from reading what its teacher said of near texts.
 
-    python benchmarks/reading.py --students runs/a/student,runs/b/student [--intents DIR] [--wikipedia FILE]
+    python benchmarks/reading.py --only quality --students runs/a/student,runs/b/student [--intents DIR] [--wikipedia FILE]
+    python benchmarks/reading.py --only speed --adapted runs/a/student --store store
 
 The students are of the packaged teacher at 32 tokens, trained on the snippets without references, one for each seed.
 `--intents` holds banking77_train.csv, banking77_test.csv and clinc150_full.json; `--wikipedia` is text with a paragraph a line.
@@ -10,7 +11,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from measures import reading_quality
+from measures import reading_quality, reading_speed
 from measures.goals import arguments, measure_parts
 
 from jobs.run.worker import quiet_libraries
@@ -19,22 +20,31 @@ OPTIONS = {
     "--students": "students' folders, one for each seed, with commas between them",
     "--intents": "folder with banking77_train.csv, banking77_test.csv and clinc150_full.json",
     "--wikipedia": "file of text with one paragraph a line",
+    "--adapted": "folder of a student that was adapted to a memory",
+    "--store": "directory or URL of that memory's store",
 }
 
 
 def main() -> None:
     """Measure the parts that are asked for."""
-    given = arguments(__doc__ or "", ["quality"], OPTIONS)
-    if not given.students:
-        sys.exit("error: no student; train one (jobs/distill.py) and give --students=runs/NAME/student")
+    given = arguments(__doc__ or "", ["quality", "speed"], OPTIONS)
     quiet_libraries()
-    quality = partial(
-        reading_quality.measure,
-        students=[Path(folder) for folder in given.students.split(",")],
-        intents=given.intents and Path(given.intents),
-        wikipedia=given.wikipedia and Path(given.wikipedia),
-    )
-    measure_parts("reading: what near texts add", given, {"quality": quality})
+    parts = {}
+    if given.adapted and given.store:
+        parts["speed"] = partial(reading_speed.measure, adapted=Path(given.adapted), store=given.store)
+    if given.students:
+        parts["quality"] = partial(
+            reading_quality.measure,
+            students=[Path(folder) for folder in given.students.split(",")],
+            intents=given.intents and Path(given.intents),
+            wikipedia=given.wikipedia and Path(given.wikipedia),
+        )
+    if missing := [part for part in given.only or ["quality"] if part not in parts]:
+        sys.exit(
+            f"error: nothing to measure {missing[0]} with; train a student (jobs/distill.py) and give "
+            "--students=runs/NAME/student, or adapt it (jobs/adapt.py) and give --adapted=runs/NAME/student --store=store"
+        )
+    measure_parts("reading: what near texts add", given, parts)
 
 
 if __name__ == "__main__":

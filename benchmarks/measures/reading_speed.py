@@ -1,0 +1,95 @@
+"""What an adapted student costs beside its teacher: time with and without references, bytes on disk and on the wire.
+
+Throughput of whole calls: tokenizing, look-ups beside the forward, correction. Each round asks texts that none before asked.
+"""
+
+import statistics
+from pathlib import Path
+
+import refbert
+from measures.goals import Goal, Part, Rows, in_turns, median_ratio
+from measures.points import load_snippets
+from refbert.config import TeacherConfig
+from refbert.folder import CORRECTION, WEIGHTS, WORD_TABLE
+from refbert.teacher import Teacher, load_teacher
+from vector_store.codec import payload_of
+from vector_store.config import StoreConfig
+from vector_store.schema import Parts
+from vector_store.store import Store, get_points
+
+BATCH, BATCHES = 32, 8
+ROUNDS, QUICK_ROUNDS = 15, 3
+SAMPLE = 512
+TEACHER, ALONE, GLOBAL, READS = "teacher", "student alone", "+ global part", "+ global part and references"
+
+NOTE = (
+    "Texts are snippets of 32 tokens at most, none of them stored. All contenders run in one process on the same cores, in "
+    "turns; the embedded store's server runs beside it, on the same cores too. Bytes are those of the files that inference needs."
+)
+
+
+def measure(quick: bool, _folder: Path, adapted: Path, store: str) -> Part:
+    """Measure an adapted student's folder beside its teacher and its memory."""
+    teacher = load_teacher(TeacherConfig(tokens=32))
+    snippets = load_snippets()
+    texts = [one.row.text for one in (*snippets.heldout, *snippets.stored)]
+    rounds, size = QUICK_ROUNDS if quick else ROUNDS, BATCH * BATCHES
+    with refbert.load(adapted, store, batch=BATCH) as reads, refbert.load(adapted, batch=BATCH) as corrected:
+        alone = refbert.load(adapted, batch=BATCH)
+        alone.correction = None
+        readers = {ALONE: alone, GLOBAL: corrected, READS: reads}
+        contenders = {
+            TEACHER: lambda turn: encode(teacher, texts[turn * size : (turn + 1) * size]),
+            **{
+                name: (lambda turn, reader=reader: reader.encode(texts[turn * size : (turn + 1) * size]))
+                for name, reader in readers.items()
+            },
+        }
+        for call in contenders.values():
+            call(rounds)
+        taken = in_turns(contenders, rounds)
+        rungs = dict(reads.source.counts)
+        memory = Store(reads.source._client, StoreConfig(collection=reads.source._collection))
+        wire, disk = wire_bytes(memory, reads.correction.reader), disk_bytes(memory, store)
+    files = {
+        name: (adapted / name).stat().st_size for name in (WEIGHTS, WORD_TABLE, CORRECTION) if (adapted / name).exists()
+    }
+    rows: Rows = [
+        {
+            "contender": name,
+            "ms per 32": 1000 * statistics.median(seconds) / BATCHES,
+            "over the teacher": median_ratio(taken[TEACHER], seconds),
+            "of the student alone": median_ratio(taken[ALONE], seconds),
+        }
+        for name, seconds in taken.items()
+    ]
+    goals = [
+        Goal("reading_throughput_over_teacher_embedded_store", median_ratio(taken[TEACHER], taken[READS]), 3.0, ">="),
+        Goal("reading_global_part_of_bare_student", median_ratio(taken[ALONE], taken[GLOBAL]), 0.9, ">="),
+        Goal("reading_bytes_fewer_than_teacher", 4 * teacher.num_parameters / sum(files.values()), 5.0, ">="),
+        Goal("reading_wire_bytes_per_reference", wire, 1200.0, "<="),
+    ]
+    if disk is not None:
+        goals.append(Goal("reading_disk_bytes_per_reference", disk, 4000.0, "<="))
+    return Part(rows, goals, NOTE, {"files": files, "rungs": rungs, "batch": BATCH, "rounds": rounds})
+
+
+def encode(teacher: Teacher, texts: list[str]) -> None:
+    """Encode texts as a user of the teacher does, batches of like length."""
+    for _ in teacher.encode_one_by_one(texts):
+        pass
+
+
+def wire_bytes(memory: Store, reader: str) -> float:
+    """Bytes that one reference takes in an answer."""
+    ids = [point.id for point in next(memory.read(Parts(states=False), SAMPLE))]
+    request = get_points(memory._name, ids, payload_of(Parts(states=False, vector=True, residual_of=reader)))
+    return memory._client.call(memory._client.points.Get, request, 10).ByteSize() / len(ids)
+
+
+def disk_bytes(memory: Store, store: str) -> float | None:
+    """Bytes on disk of one reference with its indexes; None where the store is not a directory here."""
+    folder = Path(store) / "collections" / f"c{memory._name}"
+    if not folder.is_dir():
+        return None
+    return sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file()) / memory.count()
