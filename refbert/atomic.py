@@ -22,6 +22,7 @@ def whole_file(path: Path, scratch: Path | None = None) -> Iterator[Path]:
     """
     scratch = scratch or path.with_name(f"{path.name}.partial")
     yield scratch
+    readable_by_umask(scratch)
     scratch.rename(path)
 
 
@@ -44,6 +45,8 @@ def whole_folder(path: Path, *, resume: bool = False, durable: bool = False) -> 
     scratch.mkdir(parents=True, exist_ok=True)
     try:
         yield scratch
+        for written in scratch.rglob("*"):
+            readable_by_umask(written)
         if durable:  # a full disk may say so only here
             for written in (*scratch.rglob("*"), scratch):
                 sync(written)
@@ -82,6 +85,13 @@ def checksum(content: Path | bytes) -> str:
 def digest(*parts: Any, digits: int = 16) -> str:
     """Hex digits of a SHA-256 over the parts' JSON: they change when, and only when, one of the parts does."""
     return checksum(json.dumps(parts).encode())[:digits]
+
+
+def readable_by_umask(path: Path) -> None:
+    """Give a file or folder the mode that the umask gives a new one: safetensors writes files for their owner alone."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def sync(path: Path) -> None:

@@ -24,7 +24,8 @@ TEACHER, ALONE, GLOBAL, READS = "teacher", "student alone", "+ global part", "+ 
 
 NOTE = (
     "Texts are snippets of 32 tokens at most, none of them stored. All contenders run in one process on the same cores, "
-    "in turns; the embedded store's server runs beside it, on the same cores too. Bytes are those of the files that inference needs."
+    "in turns; the embedded store's server runs beside it, on the same cores too. Bytes are those of the files that inference "
+    "needs."
 )
 
 

@@ -67,13 +67,19 @@ def serve(
     """
     _require_key(host, api_key)
     root = Path(path)
-    root.mkdir(parents=True, exist_ok=True)
+    _make_private(root)
     with _lock(root / "serve.lock", fcntl.LOCK_EX) as alone:
         if not alone:
             raise AlreadyServed(
                 f"{root} is already served, see {root / 'address.json'}; use that server or stop it first"
             )
         _serve_alone(root, host, port, api_key, message_bytes, until_unused)
+
+
+def _make_private(root: Path) -> None:
+    """Make the store's directory, where it is not there, for its owner alone: other users of the machine read no memory."""
+    root.parent.mkdir(parents=True, exist_ok=True)
+    root.mkdir(mode=0o700, exist_ok=True)
 
 
 @contextlib.contextmanager
@@ -83,7 +89,7 @@ def offline(path: str | Path) -> Iterator[Path]:
     The directory is created if missing. A server that is started inside the block refuses to serve it.
     """
     root = Path(path).absolute()
-    root.mkdir(parents=True, exist_ok=True)
+    _make_private(root)
     with _lock(root / "serve.lock", fcntl.LOCK_EX) as alone:
         if not alone:
             raise StoreError(f"{root} is being served, see {root / 'address.json'}; stop its users and try again")
@@ -206,7 +212,7 @@ def embedded_server(
     """
     _require_key(host, api_key)
     root = Path(path).absolute()
-    root.mkdir(parents=True, exist_ok=True)
+    _make_private(root)
     deadline = time.monotonic() + START_S
     with open(root / "lease.lock", "a") as lease:
         while not _try_lock(lease, fcntl.LOCK_SH):  # a server that is stopping holds it

@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import os
 import stat
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from refbert.atomic import checksum, digest, first_whole_folder, whole_file, whole_folder, write_whole
 from refbert.folder import fingerprint
@@ -96,3 +99,21 @@ def test_a_students_fingerprint_is_of_all_its_weights_in_the_order_of_their_name
     (tmp_path / "a.safetensors").write_bytes(b"weights")
     both = hashlib.sha256(b"weights").digest() + hashlib.sha256(b"more weights").digest()
     assert fingerprint(tmp_path) == hashlib.sha256(both).hexdigest()[:12]
+
+
+def test_files_of_a_folder_are_readable_by_umask_whoever_wrote_them(tmp_path):
+    """Safetensors writes for the owner alone, and a service of another user reads a student on shared storage."""
+    with whole_folder(tmp_path / "student") as scratch:
+        save_file({"weights": np.zeros(3)}, scratch / "model.safetensors")
+        (scratch / "inner").mkdir(mode=0o700)
+    before = os.umask(0o022)
+    try:
+        with whole_file(tmp_path / "one.safetensors") as draft:
+            save_file({"weights": np.zeros(3)}, draft)
+        modes = [
+            stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("student/model.safetensors", "student/inner")
+        ]
+        assert stat.S_IMODE((tmp_path / "one.safetensors").stat().st_mode) == 0o644
+    finally:
+        os.umask(before)
+    assert modes == [0o666 & ~before, 0o777 & ~before]

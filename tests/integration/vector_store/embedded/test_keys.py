@@ -1,5 +1,7 @@
 """API keys: checked where one is set, and required off loopback."""
 
+import stat
+
 import grpc
 import pytest
 from qdrant_client import grpc as api
@@ -30,3 +32,11 @@ def test_off_loopback_a_server_without_a_key_refuses_to_start(tmp_path, host):
     with pytest.raises(StoreError, match="without an API key"), embedded_server(tmp_path, host=host):
         pass
     assert not (tmp_path / "address.json").exists()
+
+
+def test_a_new_stores_directory_is_its_owners_alone(tmp_path):
+    with embedded_server(tmp_path / "deep" / "store"):
+        assert stat.S_IMODE((tmp_path / "deep" / "store").stat().st_mode) == 0o700
+    (tmp_path / "shared").mkdir(mode=0o755)
+    with embedded_server(tmp_path / "shared"):
+        assert stat.S_IMODE((tmp_path / "shared").stat().st_mode) == 0o755, "what was there keeps its mode"
