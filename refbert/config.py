@@ -205,12 +205,12 @@ class StudentConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstr
     """
 
     hidden_size: PositiveInt = 312
-    token_embeddings: Literal["learned", "words"] = "learned"
-    """The student's own, or the teacher's in 8 bits, frozen: the table of words that also finds references, so that a student
-    that is adapted to a memory needs no second one. It may be wider than hidden_size."""
     embedding_size: PositiveInt | None = None
     """Width of the token embeddings, below hidden_size: a narrow table and a projection (ALBERT, sec. 3.1). 128 makes the
     default shape 8.8 M parameters instead of 14.4 M. By default hidden_size."""
+    token_embeddings: Literal["learned", "words"] = "learned"
+    """The student's own, or the teacher's in 8 bits, frozen: the table of words that also finds references, so that a student
+    that is adapted to a memory needs no second one. It may be wider than hidden_size."""
     num_hidden_layers: PositiveInt = 4
     num_attention_heads: PositiveInt = 12
     intermediate_size: PositiveInt = 1200
