@@ -129,6 +129,15 @@ def test_stored_texts_bring_answers_closer_without_training_and_without_a_store(
     assert (memory.folder / WORD_TABLE).exists()
 
 
+def test_a_student_of_a_memory_of_an_earlier_format_is_adapted_and_read_too(memory, store_url):
+    config = RefBertConfig.from_pretrained(memory.folder)
+    config.update({"memory": {"format_version": 2, "dense_index": False}})
+    config.save_pretrained(memory.folder)
+    memory.add(TEXTS)
+    memory.adapt()
+    assert memory.cosine(references=store_url) > 0.5
+
+
 def test_a_text_that_is_stored_reads_what_its_neighbours_say_never_itself(memory, store_url):
     memory.add(TEXTS)
     memory.adapt()
