@@ -261,7 +261,10 @@ def load(
     correction, words = correction_in(path, tokenizer)
     manifest = options = None
     if correction is None:  # else the correction says which memory it is of, whatever the student was trained with
-        manifest, options = trained_manifest(model.config.memory, path), trained_references(model.config.references, path)
+        manifest, options = (
+            trained_manifest(model.config.memory, path),
+            trained_references(model.config.references, path),
+        )
         if manifest is None:
             raise InputError(f"{path} was trained without a memory; load it without references")
         if options is None:
