@@ -42,7 +42,6 @@ from vector_store.store import Store
 
 log = logging.getLogger(__name__)
 
-
 CONTINUES_RUN = True
 """Without a YAML, the options are those that the named run was trained with."""
 
@@ -77,8 +76,8 @@ def run(config: RunConfig) -> None:
         fill_memory(memory, url, corpus, teacher, corrected=folder)
         with connect(memory.store, url) as client:
             store = Store(client, memory.store)
-            if not options.refit and version_name(store, name):
-                log.info("new texts are read by version %s of %r", version_name(store, name), options.collection)
+            if not options.refit and (version := version_name(store, name)):
+                log.info("new texts are read by version %s of %r", version, options.collection)
                 return
             scratch = config.run_directory / "adapt" / options.collection / name
             adapted = adapt(store, student, name, scratch, options, config.seed)

@@ -33,6 +33,11 @@ KEPT_IN_FULL = ("student_norm", "teacher_norm")
 """Buffers of a global part that are saved as float32, the others as float16."""
 
 
+def reader_of(student: str, version: str) -> str:
+    """Return the name under which stored points keep the residuals of a student's version."""
+    return f"{student}_{version}"
+
+
 class Corrected(NamedTuple):
     """Corrected answers: `vector` (batch, dim) in the teacher's units, `weights` (batch, count) of the references' residuals,
     `nearness` (batch,) the cosine of the nearest one's key, and `variance` (batch,): 0 beside a stored text, 1 far from all.
@@ -131,7 +136,7 @@ class Correction:
     @property
     def reader(self) -> str:
         """Name under which stored points keep the residuals that belong to this correction."""
-        return f"{self.student}_{self.version}"
+        return reader_of(self.student, self.version)
 
     @property
     def num_bytes(self) -> int:

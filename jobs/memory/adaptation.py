@@ -24,7 +24,7 @@ from jobs.memory.corrected import said_without_references
 from jobs.run.progress import progress
 from refbert.atomic import whole_file
 from refbert.corpus import Text
-from refbert.correction import Correction, Kriging, Residuals, choose_kriging, residuals_of
+from refbert.correction import Correction, Kriging, Residuals, choose_kriging, reader_of, residuals_of
 from refbert.errors import InputError
 from refbert.global_part import FittedGlobalPart, GlobalPartOptions, Rows, fit_global_part
 from refbert.memory.reader import Reader
@@ -81,7 +81,7 @@ def adapt(store: Store, student: Reader, name: str, scratch: Path, options: Adap
 
     fitted = fit_global_part(chunks, GlobalPartOptions(landmarks=options.landmarks, seed=seed))
     with progress("residual", total, "reference") as update:
-        for page, residuals in zip(pages, write_residuals(store, fitted, pages, f"{name}_{version}"), strict=True):
+        for page, residuals in zip(pages, write_residuals(store, fitted, pages, reader_of(name, version)), strict=True):
             update(len(page.ids))
             np.save(_residuals_file(page), residuals.numpy().astype(np.float16))
 

@@ -251,14 +251,13 @@ def load(
     model = load_model(path).fuse().to(device)
     tokenizer = load_tokenizer(str(path))
     most = tokens or text_tokens(model.config) or model.config.max_position_embeddings
-    if not isinstance(references, str | Path):
-        if references is not None and not callable(references):
-            raise InputError(
-                f"references={references!r} is neither a server's URL, nor a store's directory, nor a function"
-            )
-        correction, words = correction_in(path, tokenizer)
-        return Reader(model, tokenizer, most, source=references, correction=correction, words=words, batch=batch)
+    if not (references is None or isinstance(references, str | Path) or callable(references)):
+        raise InputError(
+            f"references={references!r} is neither a server's URL, nor a store's directory, nor a function"
+        )
     correction, words = correction_in(path, tokenizer)
+    if not isinstance(references, str | Path):
+        return Reader(model, tokenizer, most, source=references, correction=correction, words=words, batch=batch)
     manifest = options = None
     if correction is None:  # else the correction says which memory it is of, whatever the student was trained with
         manifest, options = (

@@ -9,7 +9,7 @@ memory's name is an alias, it is resolved once.
 from typing import NamedTuple
 
 from refbert.config import ReferenceConfig
-from refbert.correction import Correction
+from refbert.correction import Correction, reader_of
 from refbert.errors import InputError
 from refbert.memory.manifest import trained_manifest, trained_references
 from vector_store.client import Client
@@ -52,10 +52,10 @@ def current_version(client: Client, store: StoreConfig, student: str) -> MemoryV
 
     CollectionMismatch where it holds none, or one of another manifest than its own.
     """
-    resolved = store.model_copy(update={"collection": resolve(client, store)})
+    collection, name = current_name(client, store, student)
+    resolved = store.model_copy(update={"collection": collection})
     memory = Store(client, resolved)
-    name = version_name(memory, student)
-    content = memory.kept(f"{CORRECTION_OF}{student}_{name}") if name else None
+    content = memory.kept(CORRECTION_OF + reader_of(student, name))
     if content is None:
         raise _not_adapted(store, student)
     correction = Correction.from_bytes(content)
@@ -93,20 +93,24 @@ def publish_version(memory: Store, correction: Correction) -> None:
     before = version_name(memory, correction.student)
     memory.keep(CORRECTION_OF + correction.reader, correction.to_bytes())
     memory.keep(CORRECTION_OF + correction.student, correction.version.encode())
-    kept = {f"{correction.student}_{version}" for version in (before, correction.version)}
-    for name in memory.names():
-        reader = name.removeprefix(CORRECTION_OF)
-        if name.startswith(f"{CORRECTION_OF}{correction.student}_") and reader not in kept:
-            memory.forget(name)
+    for version in _versions(memory, correction.student):
+        if version not in (before, correction.version):
+            reader = reader_of(correction.student, version)
+            memory.forget(CORRECTION_OF + reader)
             memory.drop_residuals(reader)
 
 
 def roll_back(memory: Store, student: str) -> str:
     """Make the version before a student's current one the current one, and return its name. Raises InputError for none."""
-    current, prefix = version_name(memory, student), f"{CORRECTION_OF}{student}_"
-    others = [name.removeprefix(prefix) for name in memory.names() if name.startswith(prefix)]
-    others = [name for name in others if name != current]
+    current = version_name(memory, student)
+    others = [version for version in _versions(memory, student) if version != current]
     if not others:
         raise InputError(f"student {student} has no version before {current}; adapt the memory again instead")
     memory.keep(CORRECTION_OF + student, others[0].encode())
     return others[0]
+
+
+def _versions(memory: Store, student: str) -> list[str]:
+    """The names of a student's versions that the memory still has."""
+    prefix = CORRECTION_OF + reader_of(student, "")
+    return [name.removeprefix(prefix) for name in memory.names() if name.startswith(prefix)]
