@@ -93,7 +93,9 @@ class Correction:
             ones = base.new_ones(len(base))
             return Corrected(base * norm, base.new_zeros(len(base), 0), -ones, ones)
         there = references.residuals[:, :, 0].isfinite()
-        vectors, residuals, near = (torch.where(there[:, :, None], column, 0.0) for column in references)
+        vectors, residuals, near = references
+        if not bool(there.all()):  # three passes over everything, which most batches do not need
+            vectors, residuals, near = (torch.where(there[:, :, None], column, 0.0) for column in references)
         keys = self.part.key((vectors - residuals) / norm, near)
         weights, variance = kriging_weights(key, keys, there, self.tau, self.noise)
         cosines = torch.where(there, (keys @ key[:, :, None]).squeeze(-1), -1.0)

@@ -4,7 +4,7 @@ Both are functions of token ids alone, so a look-up needs no neural encoder. Kno
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,16 @@ def query_keywords(token_ids: NDArray[np.int32], special_ids: Sequence[int]) -> 
     """Give each distinct token of a query text the weight 1: BM25's query side."""
     unique, _ = _term_counts(token_ids, special_ids)
     return Keywords(unique, np.ones(len(unique), dtype=np.float32))
+
+
+def query_keywords_of_batch(
+    token_ids: NDArray[np.integer[Any]], mask: NDArray[np.bool_], special_ids: Sequence[int]
+) -> list[Keywords]:
+    """Do the same for each of some padded texts, `token_ids` and `mask` (batch, tokens)."""
+    rows, places = np.nonzero(mask & ~np.isin(token_ids, special_ids))
+    unique = np.unique(rows << 32 | token_ids[rows, places])
+    tokens = np.split((unique & 0xFFFFFFFF).astype(np.uint32), np.searchsorted(unique >> 32, range(1, len(token_ids))))
+    return [Keywords(some, np.ones(len(some), dtype=np.float32)) for some in tokens]
 
 
 class WordTable(NamedTuple):

@@ -43,9 +43,13 @@ class WordVectors(nn.Module):
         return self.of_flat(input_ids[rows, places], rows, len(input_ids))
 
     def of_flat(self, token_ids: Tensor, rows: Tensor, num_rows: int) -> Tensor:
-        """Return the same for texts one after another: `token_ids` (tokens,), and which text each is of, `rows` (tokens,)."""
+        """Return the same for texts one after another: `token_ids` (tokens,), and which text each is of, `rows` (tokens,),
+        ascending."""
         seen = self.is_word[token_ids]
-        words = token_ids[seen]
+        words, places = token_ids[seen].unique(return_inverse=True)
+        if not len(words):
+            return self.scales.new_zeros(num_rows, self.dim)
         vectors = self.rows[words].float() * self.scales[words, None]
-        sums = self.scales.new_zeros(num_rows, self.dim).index_add_(0, rows[seen], vectors)
-        return F.normalize(sums, dim=-1)
+        # Each word once out of 8 bits: 512 references of 20 words take 3 ms of one core instead of 20.
+        firsts = torch.searchsorted(rows[seen], torch.arange(num_rows, device=rows.device))
+        return F.normalize(F.embedding_bag(places, vectors, firsts, mode="sum"), dim=-1)

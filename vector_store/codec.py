@@ -49,6 +49,9 @@ SPLIT = "split"
 MOST = float(np.finfo(np.float16).max)
 """Largest absolute value of a vector's number: what float16, and int8 with a float16 divisor, can hold."""
 
+UNIT_TOLERANCE = 1e-3
+"""Rounding to float16 changes a vector's length by less."""
+
 _FLOAT16 = np.dtype("<f2")
 _TOKEN_IDS_TYPES: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<i4")}
 
@@ -139,8 +142,14 @@ def encode(point: Point, manifest: Manifest) -> api.PointStruct:
     vectors = message.vectors.vectors.vectors
     vectors[KEYWORDS].sparse.CopyFrom(sparse_message(point.keywords))
     if point.sentence is not None:
-        vectors[SENTENCE].dense.data.extend(point.sentence)
+        vectors[SENTENCE].dense.data.extend(unit(point.sentence))
     return message
+
+
+def unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The vector of length 1; as it is where it has that length to float16's precision, so that copies of copies are equal."""
+    length = float(np.linalg.norm(vector))
+    return vector if length == 0 or abs(length - 1) < UNIT_TOLERANCE else vector / length
 
 
 def sparse_message(vector: SparseVector) -> api.SparseVector:
@@ -228,56 +237,85 @@ def payload_of(read: Parts) -> list[str]:
     return [name for name, is_wanted in wanted.items() if is_wanted]
 
 
-def decode_parts(point: Any, manifest: Manifest, read: Parts = STATES_ALONE) -> StoredPoint:
-    """Decode what a look-up reads of a RetrievedPoint or ScoredPoint.
+def decode_parts(
+    points: Sequence[api.RetrievedPoint], manifest: Manifest, read: Parts = STATES_ALONE
+) -> list[StoredPoint]:
+    """Decode what a look-up reads of some points.
 
-    A residual that the point does not have is None. InvalidPoint where it is not packed as the manifest says.
+    A residual that a point does not have is None. InvalidPoint where one is not packed as the manifest says.
     """
-    payload: Mapping[str, api.Value] = point.payload
-    try:
-        token_ids = _token_ids(payload, manifest)
-        if read.states:
-            states = unpack_states(as_bytes(payload[STATES].string_value), manifest.dim, manifest.datatype)
-            if not 0 < len(states) == min(len(token_ids), manifest.tokens):
-                raise ValueError(f"{len(states)} states and {len(token_ids)} token ids")
-            token_ids = token_ids[: len(states)]
-        else:
-            if not 0 < len(token_ids) <= manifest.text_tokens:
-                raise ValueError(f"{len(token_ids)} token ids")
-            states = np.empty((len(token_ids), 0), np.float16)
-        vector = _vector(payload, VECTOR, manifest) if read.vector else None
-        residual = f"{RESIDUAL}{read.residual_of}"
-        return StoredPoint(
-            point.id.uuid,
-            states,
-            token_ids,
-            _text(payload) if read.text and TEXT in payload else None,
-            vector,
-            _vector(payload, residual, manifest) if residual in payload else None,
-        )
-    except ValueError as error:
-        raise InvalidPoint(
-            f"stored point {point.id.uuid} is not packed as this collection's points are ({error}); it was not written by this "
-            "package: write it again or delete it"
-        ) from error
+    decoded: list[StoredPoint] = []
+    residual = f"{RESIDUAL}{read.residual_of}" if read.residual_of is not None else None
+    packed: dict[str, list[bytes | None]] = {
+        key: [] for key in ((VECTOR,) if read.vector else ()) + ((residual,) if residual else ())
+    }
+    for point in points:
+        payload: Mapping[str, api.Value] = point.payload
+        try:
+            token_ids = _token_ids(payload, manifest)
+            if read.states:
+                states = unpack_states(as_bytes(payload[STATES].string_value), manifest.dim, manifest.datatype)
+                if not 0 < len(states) == min(len(token_ids), manifest.tokens):
+                    raise ValueError(f"{len(states)} states and {len(token_ids)} token ids")
+                token_ids = token_ids[: len(states)]
+            else:
+                if not 0 < len(token_ids) <= manifest.text_tokens:
+                    raise ValueError(f"{len(token_ids)} token ids")
+                states = np.empty((len(token_ids), 0), np.float16)
+            for key, column in packed.items():
+                column.append(
+                    None if key == residual and key not in payload else _packed_vector(payload, key, manifest)
+                )
+        except ValueError as error:
+            raise InvalidPoint(
+                f"stored point {point.id.uuid} is not packed as this collection's points are ({error}); it was not written by "
+                "this package: write it again or delete it"
+            ) from error
+        text = _text(payload) if read.text and TEXT in payload else None
+        decoded.append(StoredPoint(point.id.uuid, states, token_ids, text))
+    for key, column in packed.items():
+        there = [row for row, content in enumerate(column) if content is not None]
+        unpacked = _unpack_vectors([content for content in column if content is not None], manifest)
+        name = "residual" if key == residual else "vector"
+        for row, vector in zip(there, unpacked, strict=True):
+            decoded[row] = decoded[row]._replace(
+                **{name: vector.copy()}
+            )  # not a view: it would keep all of them in memory
+    return decoded
 
 
-def fill_row(row: int, neighbours: Neighbours, points: Sequence[StoredPoint], scores: Sequence[float] = ()) -> None:
-    """Copy points, the best first, without gaps into one row of an empty batch."""
-    end = 0
-    for rank, point in enumerate(points):
-        start, end = end, end + len(point.states)
-        neighbours.states[row, start:end] = point.states
-        neighbours.token_ids[row, start:end] = point.token_ids
-        neighbours.ranks[row, start:end] = rank
-        if neighbours.vectors is not None and point.vector is not None:
-            neighbours.vectors[row, rank] = point.vector
-        if neighbours.residuals is not None and point.residual is not None:
-            neighbours.residuals[row, rank] = point.residual
-    neighbours.ids[row] = [point.id for point in points]
-    neighbours.texts[row] = [point.text for point in points]
-    for rank, score in enumerate(scores):
-        neighbours.scores[row, rank] = score
+def fill(
+    neighbours: Neighbours,
+    found: Mapping[int, Sequence[StoredPoint]],
+    scores: Mapping[int, Sequence[float]] | None = None,
+) -> None:
+    """Copy points, the best first, without gaps into these rows of an empty batch; `scores` likewise."""
+    flat = [(row, rank, point) for row, points in found.items() for rank, point in enumerate(points)]
+    for row, points in found.items():
+        neighbours.ids[row] = [point.id for point in points]
+        neighbours.texts[row] = [point.text for point in points]
+        if scores is not None:
+            neighbours.scores[row, : len(points)] = scores[row]
+    if not flat:
+        return
+    rows, ranks = (np.array(column) for column in zip(*((row, rank) for row, rank, _ in flat), strict=True))
+    lengths = np.array([len(point.token_ids) for _, _, point in flat])
+    ends = np.cumsum(lengths)
+    firsts = np.maximum.accumulate(
+        np.where(ranks == 0, ends - lengths, 0)
+    )  # where the row's first token lies among all
+    places = np.arange(ends[-1]) - np.repeat(firsts, lengths)
+    of = np.repeat(rows, lengths)
+    neighbours.token_ids[of, places] = np.concatenate([point.token_ids for _, _, point in flat])
+    neighbours.ranks[of, places] = np.repeat(ranks, lengths)
+    if neighbours.states.shape[2]:
+        starts = ends - lengths - firsts
+        for (row, _, point), start, length in zip(flat, starts.tolist(), lengths.tolist(), strict=True):
+            neighbours.states[row, start : start + length] = point.states
+    for into, name in ((neighbours.vectors, "vector"), (neighbours.residuals, "residual")):
+        there = [place for place, (_, _, point) in enumerate(flat) if getattr(point, name) is not None]
+        if into is not None and there:
+            into[rows[there], ranks[there]] = np.stack([getattr(flat[place][2], name) for place in there])
 
 
 def decode(message: api.RetrievedPoint, manifest: Manifest) -> Point:
@@ -347,6 +385,22 @@ def _token_ids(payload: Mapping[str, api.Value], manifest: Manifest) -> NDArray[
 
 def _vector(payload: Mapping[str, api.Value], key: str, manifest: Manifest) -> NDArray[np.float32]:
     return unpack_vector(as_bytes(_field(payload, key)), manifest.encoder_dim, manifest.vector_datatype)
+
+
+def _packed_vector(payload: Mapping[str, api.Value], key: str, manifest: Manifest) -> bytes:
+    packed = as_bytes(_field(payload, key))
+    if len(packed) != manifest.packed_vector_bytes:
+        raise ValueError(f"{len(packed)} bytes are not one {manifest.vector_datatype} vector of {manifest.encoder_dim}")
+    return packed
+
+
+def _unpack_vectors(packed: Sequence[bytes], manifest: Manifest) -> NDArray[np.float32]:
+    """Unpack vectors (rows, encoder_dim) at once: 0.3 ms for 600 of 384, one by one 20."""
+    rows = np.frombuffer(b"".join(packed), np.uint8).reshape(len(packed), manifest.packed_vector_bytes)
+    if manifest.vector_datatype == "float16":
+        return np.ascontiguousarray(rows).view(_FLOAT16).astype(np.float32)
+    divisors = np.ascontiguousarray(rows[:, : _FLOAT16.itemsize]).view(_FLOAT16).astype(np.float32)
+    return np.ascontiguousarray(rows[:, _FLOAT16.itemsize :]).view(np.int8) * divisors
 
 
 def _field(payload: Mapping[str, api.Value], key: str) -> str:

@@ -24,7 +24,7 @@ from vector_store.blobs import FIRST_POINT, read_parts
 from vector_store.breaker import CircuitBreaker
 from vector_store.cache import NeighbourCache
 from vector_store.client import Client
-from vector_store.codec import DOCUMENT, SPLIT, decode_parts, empty_neighbours, fill_row, payload_of, sparse_message
+from vector_store.codec import DOCUMENT, SPLIT, decode_parts, empty_neighbours, fill, payload_of, sparse_message, unit
 from vector_store.config import StoreConfig
 from vector_store.errors import InvalidPoint, StoreError, StoreUnavailable
 from vector_store.schema import (
@@ -47,6 +47,10 @@ TIES = 4
 
 MANY_TIES = 128
 """Fewest candidates of a second search, where the first returned only ties."""
+
+SEARCHED = 96
+"""Candidates that a dense search considers (Qdrant's `hnsw_ef`). Of the 16 nearest of 20,000 Wikipedia sentences it finds 95 %
+in 10 ms for 32 searches, 64 candidates 92 % in 7 ms, 200 candidates and no 8-bit vectors 98 % in 37 ms."""
 
 FUSION_OFFSET = 2
 """Constant of reciprocal rank fusion, 1 / (2 + rank), as in Qdrant."""
@@ -181,15 +185,18 @@ class Retriever:
                     found.rungs[:] = ["live"] * batch
                 own.rungs[:] = ["live"] * len(own_ids)
                 missing = sum(choice.id not in points for choices in chosen for choice in choices)
-                for row, own_id in enumerate(own_ids):
-                    if own_id in points:
-                        fill_row(row, own, [points[own_id]])
+                fill(own, {row: [points[own_id]] for row, own_id in enumerate(own_ids) if own_id in points})
             else:
                 chosen = remember()
                 points = self._cache.points(_ids(chosen))
-            for row, choices in enumerate(chosen):
-                if there := [choice for choice in choices if choice.id in points]:
-                    fill_row(row, found, [points[choice.id] for choice in there], [choice.score for choice in there])
+            there = {row: [each for each in choices if each.id in points] for row, choices in enumerate(chosen)}
+            fill(
+                found,
+                {row: [points[choice.id] for choice in choices] for row, choices in there.items()},
+                {row: [choice.score for choice in choices] for row, choices in there.items()},
+            )
+            for row, choices in there.items():
+                if choices:
                     found.rungs[row] = "live" if live else "cached"
         with self._lock:
             for rung in found.rungs:
@@ -227,9 +234,9 @@ class Retriever:
                     for start in range(0, len(absent), most)
                 ]
                 fetched = {
-                    point.id.uuid: decode_parts(point, self._manifest, self._read_parts)
+                    point.id: point
                     for response in send(self._client.points.Get, requests)
-                    for point in response.result
+                    for point in decode_parts(response.result, self._manifest, self._read_parts)
                 }
                 self._cache.keep_points(point for point in fetched.values() if point.id in chosen_ids)
                 points |= fetched
@@ -307,18 +314,19 @@ class Retriever:
 
     def _candidates(self, searches: Sequence[tuple[Query, str]], limit: int, send: Send) -> list[list[Choice]]:
         statistics = self._statistics(send)
+        # One more than wanted: a query's own point is left out here, since a filter doubles the time of a search (15 to 25 ms
+        # instead of 13 to 17 for 32 searches among 20,000 vectors).
         request = api.QueryBatchPoints(
             collection_name=self._collection,
-            query_points=[self._search(query, using, limit, statistics) for query, using in searches],
+            query_points=[self._search(query, using, limit + 1, statistics) for query, using in searches],
         )
         (response,) = send(self._client.points.QueryBatch, [request])
-        return [
-            sorted(
-                (Choice(point.id.uuid, point.score) for point in result.result),
-                key=lambda choice: (-choice.score, choice.id),
-            )
-            for result in response.result
-        ]
+        ranked = []
+        for (query, _), result in zip(searches, response.result, strict=True):
+            found = (Choice(point.id.uuid, point.score) for point in result.result)
+            others = [choice for choice in found if choice.id != query.id]
+            ranked.append(sorted(others, key=lambda choice: (-choice.score, choice.id))[:limit])
+        return ranked
 
     def _statistics(self, send: Send) -> TermStatistics:
         """Read on the first look-up, not in the constructor, so that a store that is away only degrades that look-up."""
@@ -333,7 +341,7 @@ class Retriever:
         request = api.QueryPoints(
             collection_name=self._collection,
             using=using,
-            filter=self._allowed(query),
+            filter=self._others(query),
             limit=limit,
             with_payload=payload_fields(()),
         )
@@ -344,9 +352,11 @@ class Retriever:
         elif query.sentence is None:
             raise InvalidPoint(f"query {query.id} has no sentence vector, criterion {self._criterion!r} needs one")
         else:
-            request.query.nearest.dense.data.extend(query.sentence.tolist())
+            request.query.nearest.dense.data.extend(unit(query.sentence).tolist())
+            request.params.hnsw_ef = SEARCHED
+            request.params.quantization.rescore = True
             if self._exact:
-                request.params.exact = True
+                request.params.exact = request.params.quantization.ignore = True
         return request
 
     def _choose_random(self, queries: Sequence[Query], send: Send) -> list[list[Choice]]:
@@ -378,8 +388,13 @@ class Retriever:
 
     def _allowed(self, query: Query) -> api.Filter:
         """Filter for every point except the query itself, its document and the excluded splits."""
-        allowed = api.Filter()
+        allowed = self._others(query) or api.Filter()
         allowed.must_not.add().has_id.has_id.add().uuid = query.id
+        return allowed
+
+    def _others(self, query: Query) -> api.Filter | None:
+        """Filter for every point except those of the query's document and the excluded splits; None where all are wanted."""
+        allowed = api.Filter()
         if query.document is not None:
             field = allowed.must_not.add().field
             field.key = DOCUMENT
@@ -388,7 +403,7 @@ class Retriever:
             field = allowed.must_not.add().field
             field.key = SPLIT
             field.match.keywords.strings.extend(self._exclude_splits)
-        return allowed
+        return allowed if allowed.must_not else None
 
 
 def _ids(chosen: Sequence[Sequence[Choice]]) -> set[str]:

@@ -37,7 +37,7 @@ from vector_store.codec import (
     decode,
     decode_parts,
     empty_neighbours,
-    fill_row,
+    fill,
     pack_vector,
     payload_of,
 )
@@ -195,11 +195,9 @@ class Store:
         manifest = self._manifest or self.manifest()
         read = read or Parts(states=manifest.tokens > 0)
         found = empty_neighbours(len(ids), manifest, read=read)
-        points = {point.id.uuid: point for point in self._get(ids, payload_of(read))}
-        for row, point_id in enumerate(ids):
-            found.rungs[row] = "live"
-            if point_id in points:
-                fill_row(row, found, [decode_parts(points[point_id], manifest, read)])
+        points = {point.id: point for point in decode_parts(list(self._get(ids, payload_of(read))), manifest, read)}
+        found.rungs[:] = ["live"] * len(ids)
+        fill(found, {row: [points[point_id]] for row, point_id in enumerate(ids) if point_id in points})
         return found
 
     def bytes_estimate(self) -> int:
@@ -256,7 +254,7 @@ class Store:
             with_payload=payload_fields(payload_of(read)),
         )
         for messages in scroll(self._client, request, self._config.write_deadline_s):
-            yield [decode_parts(message, manifest, read) for message in messages]
+            yield decode_parts(messages, manifest, read)
 
     def metadata(self) -> dict[str, api.Value]:
         """The collection's metadata without its manifest."""
@@ -442,8 +440,13 @@ def _create_collection(
     if manifest.dense_index:
         params = request.vectors_config.params_map.map[SENTENCE]
         params.size = manifest.words_dim
-        params.distance = api.Distance.Cosine
+        # Of unit vectors (`codec.unit`): Cosine would scale float16 to length 1 again, and copies would differ from originals.
+        params.distance = api.Distance.Dot
+        params.datatype = api.Datatype.Float16
         params.hnsw_config.m, params.hnsw_config.ef_construct = HNSW_M, HNSW_EF_CONSTRUCT
+        # A search walks over 8-bit vectors and orders what it found by the stored ones (`Retriever`).
+        params.quantization_config.scalar.type = api.QuantizationType.Int8
+        params.quantization_config.scalar.always_ram = True
     for key, value in manifest.model_dump().items():
         kind = {str: "string", bool: "bool", int: "integer", float: "double"}[type(value)]
         setattr(request.metadata[key], f"{kind}_value", value)

@@ -19,7 +19,8 @@ from qdrant_client import QdrantClient, models
 from measures.collection import fill, opened, process_cpu_s, server_pid, wait_closed
 from measures.goals import Goal, Part, Rows, in_turns, median_ratio
 from measures.points import BATCH, in_batches, load_snippets
-from vector_store.codec import DOCUMENT, STATES, TOKEN_IDS, as_bytes, empty_neighbours, encode, fill_row, unpack_states
+from vector_store import codec
+from vector_store.codec import DOCUMENT, STATES, TOKEN_IDS, as_bytes, empty_neighbours, encode, unpack_states
 from vector_store.config import Datatype
 from vector_store.pipeline import pipelined
 from vector_store.retriever import TIES, Retriever
@@ -170,7 +171,7 @@ def decode_row(found: Neighbours, row: int, identifier: str, score: float, paylo
     """Decode one point's base64 payload into a row of padded arrays, as the retriever does from protobuf."""
     states = unpack_states(as_bytes(payload[STATES]), found.states.shape[2], datatype)
     token_ids = np.frombuffer(as_bytes(payload[TOKEN_IDS]), "<i4")
-    fill_row(row, found, [StoredPoint(identifier, states, token_ids, None)], [score])
+    codec.fill(found, {row: [StoredPoint(identifier, states, token_ids, None)]}, {row: [score]})
     found.rungs[row] = "live"
 
 

@@ -183,7 +183,7 @@ def _student(
 ) -> tuple[Any, float]:
     """The default student, and what a text takes to train it, references read, the teacher left out."""
     from refbert.memory.batch import student_batch
-    from vector_store.codec import empty_neighbours, fill_row
+    from vector_store.codec import empty_neighbours, fill
     from vector_store.schema import StoredPoint
 
     distiller = Distiller(new_student(config.student, teacher, config.seed), config.loss).train()
@@ -191,8 +191,8 @@ def _student(
     asked = [text_of(passage) for passage in passages[:BATCH]]
     ids, mask, segments = texts.tokenize(asked)
     found = empty_neighbours(len(asked), texts.manifest, 1)
-    for row, (token_ids, states) in enumerate(teacher.encode_texts(asked)):
-        fill_row(row, found, [StoredPoint("", states, token_ids, None)], [0.0])
+    encoded = teacher.encode_texts(asked)
+    fill(found, {row: [StoredPoint("", states, ids, None)] for row, (ids, states) in enumerate(encoded)})
     batch = student_batch(ids, mask, found, texts.manifest.dim, None, segments)
     targets = teacher_targets(teacher, batch, config.loss, config.student.num_hidden_layers)
     for step in range(1 + steps):

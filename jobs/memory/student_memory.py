@@ -93,11 +93,19 @@ def beside_version(
     *,
     text: bool = False,
     own_answers: bool = False,
+    replica: bool = False,
 ) -> Reader:
-    """Return a student beside a version of its memory, which corrects it; the model is shared."""
+    """Return a student beside a version of its memory, which corrects it; the model is shared. A `replica` asks no store."""
     reader = copy.copy(student)
     reader.texts, reader.source = open_look_up(
-        folder, version.manifest, reader.tokenizer, client, version.store, version.references, version.parts(text)
+        folder,
+        version.manifest,
+        reader.tokenizer,
+        client,
+        version.store,
+        version.references,
+        version.parts(text),
+        replica,
     )
     reader.correction = on(student.model.device, version.correction)
     reader.own_answers = own_answers

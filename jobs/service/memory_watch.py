@@ -8,6 +8,7 @@ import contextlib
 import copy
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from refbert.corpus import Text
 from refbert.errors import InputError
 from refbert.memory.manifest import trained_manifest
 from refbert.memory.reader import Reader, open_look_up
+from refbert.memory.replica import Replica
 from refbert.memory.version import MemoryVersion, current_name, current_version
 from refbert.teacher import Tokens
 from vector_store.client import Client, connect
@@ -38,6 +40,9 @@ NEAREST = 5
 """Stored texts that an explanation compares a text with."""
 
 NEAREST_CACHE_BYTES = 2**20
+
+RECOPY_S = 60.0
+"""A copy of the memory is taken anew at most so often while texts are stored or deleted; for a new version at once."""
 
 RETIREMENT_S = 30.0
 """Seconds from a student's replacement to its end: longer than a batch and its look-up take."""
@@ -60,6 +65,18 @@ class Connection:
     wide_reader: Reader
     version: tuple[str, str] | None = None
     """Of a student that is corrected: the collection that the memory's name stood for, and the correction's version."""
+    copied: int | None = None
+    """References that the memory held when they were copied into this process; None where the store is asked."""
+    copied_s: float = 0.0
+    """When that was, by the monotonic clock."""
+
+    def is_copy_old(self, num_references: int | None) -> bool:
+        """Whether the copy in this process lacks something of a memory that holds so many references to copy now."""
+        if self.copied is None or num_references is None:
+            return self.copied is not num_references
+        source = self.reader.source
+        lacks = self.copied != num_references or (isinstance(source, Replica) and source.num_unread > 0)
+        return lacks and time.monotonic() - self.copied_s > RECOPY_S
 
 
 class MemoryWatch:
@@ -200,21 +217,35 @@ class MemoryWatch:
             return connection
         student = self._correction.student
         name = current_name(client, store, student)
-        if connection is None or connection.url != url or connection.version != name:
-            connection = self._connection = self._beside_version(url, client, current_version(client, store, student))
-            log.info("answers are corrected by version %s of %r", connection.version and connection.version[1], name[0])
+        copied = self._to_copy(client, store.model_copy(update={"collection": name[0]}))
+        if connection is None or (connection.url, connection.version) != (url, name) or connection.is_copy_old(copied):
+            version = current_version(client, store, student)
+            connection = self._connection = self._beside_version(url, client, version, copied)
+            log.info(
+                "answers are corrected by version %s of %r%s",
+                version.correction.version,
+                version.store.collection,
+                "" if copied is None else f", a copy of its {copied:,} references in this process",
+            )
         return connection
 
-    def _beside_version(self, url: str, client: Client, version: MemoryVersion) -> Connection:
+    def _to_copy(self, client: Client, store: StoreConfig) -> int | None:
+        """Return how many references this process is to hold a copy of; None where it is to ask the store."""
+        most = self._config.serve.replica_rows
+        num_references = Store(client, store).count() if most else 0
+        return num_references if 0 < num_references <= most else None
+
+    def _beside_version(self, url: str, client: Client, version: MemoryVersion, copied: int | None) -> Connection:
         found = version._replace(store=self._config.store.model_copy(update={"collection": version.store.collection}))
         small = found.store.model_copy(update={"cache_bytes": NEAREST_CACHE_BYTES})
         wide = found._replace(store=small, references=found.references.model_copy(update={"count": NEAREST}))
         own = self._config.serve.own_answers
         reader, wide_reader = (
-            beside_version(self._student, self._folder, client, each, text=True, own_answers=own)
-            for each in (found, wide)
+            beside_version(self._student, self._folder, client, each, text=True, own_answers=own, replica=replica)
+            for each, replica in ((found, copied is not None), (wide, False))
         )
-        return Connection(url, client, reader, wide_reader, (found.store.collection, found.correction.version))
+        name = found.store.collection, found.correction.version
+        return Connection(url, client, reader, wide_reader, name, copied, time.monotonic())
 
     def _beside_memory(self, url: str, client: Client) -> Connection:
         manifest = self._manifest

@@ -238,11 +238,13 @@ def load(
     device: str | torch.device = "cpu",
     tokens: int | None = None,
     batch: int = 32,
+    replica: bool = False,
 ) -> Reader:
     """Open a `student/` folder, or a copy of it, for inference. `tokens` cuts texts; by default where its teacher's were cut.
 
     `references` says where its memory is: the URL of a Qdrant server (its key, if any, is in $QDRANT_API_KEY), or a store's
     directory; or it is a `LookUp`. A memory that goes away later costs quality, not an error. Close the reader to let it go.
+    With `replica` an adapted student's memory is copied into this process now, and asked no more.
 
     Raises InputError for a folder that is no student, or that cannot read references; UnavailableError without the packages
     of the extra `memory`; StoreError where there is no store, or it holds another memory than the student's.
@@ -288,7 +290,9 @@ def load(
         if correction:
             version = current_version(client, store, correction.student)
             correction, read = version.correction, version.parts()
-            look_up = open_look_up(path, version.manifest, tokenizer, client, version.store, version.references, read)
+            look_up = open_look_up(
+                path, version.manifest, tokenizer, client, version.store, version.references, read, replica
+            )
         else:
             assert manifest is not None
             assert options is not None
@@ -329,10 +333,16 @@ def open_look_up(
     store: StoreConfig,
     references: ReferenceConfig,
     read: Parts = STATES_ALONE,
+    replica: bool = False,
 ) -> tuple[ReferenceTexts, NeighbourSource]:
-    """Open the query builder and the neighbour source of a student."""
+    """Open the query builder and the neighbour source of a student; a `replica` reads the whole memory now."""
     table = load_word_table(folder) if manifest.dense_index else None
     texts = ReferenceTexts(manifest, references, tokenizer, table)
+    if replica:
+        from refbert.memory.replica import Replica
+        from vector_store.store import Store
+
+        return texts, Replica(texts, Store(client, store).read(read), read)
     return texts, open_retriever(client, store, texts, references.criterion, read)
 
 

@@ -14,8 +14,17 @@ from transformers import PreTrainedTokenizerBase
 
 from refbert.config import ReferenceConfig
 from refbert.corpus import Text, normalise, text_of
-from refbert.references import Keywords, WordTable, document_keywords, query_keywords, sentence_vector, word_table
+from refbert.references import (
+    Keywords,
+    WordTable,
+    document_keywords,
+    query_keywords,
+    query_keywords_of_batch,
+    sentence_vector,
+    word_table,
+)
 from refbert.teacher import Teacher, Tokens, tokenize
+from refbert.words import WordVectors
 from vector_store.schema import Manifest, Point, Query, SparseVector, parts, point_id
 
 
@@ -39,6 +48,7 @@ class ReferenceTexts:
         self.tokenizer = tokenizer
         self.special_ids = sorted(tokenizer.all_special_ids)
         self.table = table
+        self.words = None if table is None else WordVectors(table, self.special_ids)
 
     def tokenize(self, texts: Sequence[Text]) -> Tokens:
         """Return what an encoder reads."""
@@ -88,9 +98,16 @@ class ReferenceTexts:
         self, texts: Sequence[Text], ids: Tensor, mask: Tensor, documents: Sequence[str | None] | None = None
     ) -> list[Query]:
         """Build the look-ups of a tokenized batch; `ids` and `mask` (batch, tokens) are padded on the right."""
-        lengths = mask.sum(1).tolist()
+        keywords = query_keywords_of_batch(ids.numpy(), mask.bool().numpy(), self.special_ids)
+        sentences = None if self.words is None else self.words(ids, mask).numpy()
+        documents = documents if self.references.exclude_same_document else None
         return [
-            self.query(text, ids[row, : lengths[row]].numpy(), documents[row] if documents else None)
+            Query(
+                id=self.identifier(text),
+                keywords=_sparse(keywords[row]),
+                sentence=None if sentences is None else sentences[row],
+                document=documents[row] if documents else None,
+            )
             for row, text in enumerate(texts)
         ]
 

@@ -65,11 +65,15 @@ def vector_kinds(settings: api.CreateCollection) -> VectorKinds:
     return VectorKinds(dense, frozenset(settings.sparse_vectors_config.map))
 
 
+_NUMBER_BYTES = {api.Datatype.Float16: 2, api.Datatype.Uint8: 1}
+"""Bytes of a stored vector's number; 4 by default. The engine's threshold of indexing counts these."""
+
+
 def indexed_point_bytes(settings: api.CreateCollection) -> int:
     """Bytes of a point's largest vector with an HNSW index (none where m = 0). A multivector counts as one row."""
     return max(
         (
-            4 * params.size
+            _NUMBER_BYTES.get(params.datatype, 4) * params.size
             for params in _vector_params(settings).values()
             if _optional(params.hnsw_config, "m", _optional(settings.hnsw_config, "m", HNSW_M)) > 0
         ),
@@ -87,7 +91,6 @@ def engine_config(settings: api.CreateCollection) -> engine.EdgeConfig:
     refuse(settings, "quantization_config", "sharding_method")
     vectors = {}
     for name, params in _vector_params(settings).items():
-        refuse(params, "quantization_config")
         if params.size < 1:
             raise invalid(f"vector {name!r} has size {params.size}, wanted at least 1")
         vectors[name] = engine.EdgeVectorParams(
@@ -101,6 +104,7 @@ def engine_config(settings: api.CreateCollection) -> engine.EdgeConfig:
             ),
             datatype=_datatype(params),
             hnsw_config=_hnsw(params),
+            quantization_config=_quantization(params),
         )
     sparse = {
         name: engine.EdgeSparseVectorParams(
@@ -221,6 +225,21 @@ def _hnsw(message: Message) -> engine.HnswIndexConfig | None:
         full_scan_threshold=_optional(diff, "full_scan_threshold", FULL_SCAN_KB),
         on_disk=_optional(diff, "on_disk"),
         payload_m=_optional(diff, "payload_m"),
+    )
+
+
+def _quantization(message: Message) -> engine.ScalarQuantizationConfig | None:
+    if not message.HasField("quantization_config"):
+        return None
+    config: api.QuantizationConfig = message.quantization_config
+    kind = config.WhichOneof("quantization")
+    if kind != "scalar":
+        raise unimplemented(f"QuantizationConfig.{kind}")
+    refuse(config.scalar, "memory")
+    return engine.ScalarQuantizationConfig(
+        _named(engine.ScalarType, api.QuantizationType.Name(config.scalar.type)),
+        quantile=_optional(config.scalar, "quantile"),
+        always_ram=_optional(config.scalar, "always_ram"),
     )
 
 
@@ -603,9 +622,16 @@ def order_by(message: api.OrderBy) -> engine.OrderBy:
 def _search_params(request: api.QueryPoints | api.PrefetchQuery) -> engine.SearchParams | None:
     if not request.HasField("params"):
         return None
-    refuse(request.params, "quantization", "acorn", "idf")
+    refuse(request.params, "acorn", "idf")
+    quantization = _optional(request.params, "quantization")
     return engine.SearchParams(
         hnsw_ef=_optional(request.params, "hnsw_ef"),
         exact=request.params.exact,
         indexed_only=request.params.indexed_only,
+        quantization=quantization
+        and engine.QuantizationSearchParams(
+            quantization.ignore or False,
+            rescore=_optional(quantization, "rescore"),
+            oversampling=_optional(quantization, "oversampling"),
+        ),
     )

@@ -17,6 +17,7 @@ from jobs.evaluation.explanation_report import print_explanation, write_explanat
 from jobs.memory import adaptation
 from jobs.memory.adaptation import adapt
 from jobs.memory.student_memory import adapting_student, student_run
+from jobs.service import memory_watch
 from jobs.service.errors import NonFiniteAnswer, kind_of, name_of
 from jobs.service.metrics import Metrics
 from jobs.service.schema import Explanation
@@ -24,6 +25,7 @@ from jobs.service.student import ServedStudent
 from refbert.correction import Correction
 from refbert.errors import InputError
 from refbert.folder import CORRECTION, WORD_TABLE, load_word_table, save_correction, save_student
+from refbert.memory import replica
 from refbert.memory.explanation import explained
 from refbert.memory.version import current_version, roll_back
 from refbert.student import RefBertForSequenceClassification, RefBertModel
@@ -33,6 +35,7 @@ from tests.integration.jobs.in_process import compute_in_process
 from vector_store.client import connect
 from vector_store.config import StoreConfig
 from vector_store.errors import CollectionMismatch, StoreUnavailable
+from vector_store.retriever import Retriever
 from vector_store.schema import Parts
 from vector_store.server.process import embedded_server
 from vector_store.store import Store
@@ -324,6 +327,44 @@ def test_students_that_cannot_be_adapted_are_refused_in_one_line(memory, teacher
         adapting_student(memory.config.model_copy(update={"references": narrow}), memory.folder, teacher, batch=16)
 
 
+@pytest.mark.parametrize("rows_of_a_graph", [10**9, 10])
+def test_a_replica_finds_what_the_store_finds_and_does_not_ask_it(memory, store_url, monkeypatch, rows_of_a_graph):
+    monkeypatch.setattr(replica, "HNSW_ROWS", rows_of_a_graph)
+    memory.add(TEXTS)
+    memory.adapt()
+    texts = [*ASKED, *TEXTS[:8]]  # the last are stored: they read what others say
+    with (
+        refbert.load(memory.folder, store_url) as asks_store,
+        refbert.load(memory.folder, store_url, replica=True) as copy,
+    ):
+        wanted, found = (reader.look_up(texts, reader.tokenize(texts)) for reader in (asks_store, copy))
+        for row, (ids, others) in enumerate(zip(wanted.ids, found.ids, strict=True)):
+            assert len(others) == len(set(others)) == 4
+            assert asks_store.texts.identifier(texts[row]) not in others
+            np.testing.assert_allclose(found.scores[row], wanted.scores[row], atol=2e-3)
+            assert ids == others or len(set(np.round(wanted.scores[row], 2))) < 5  # equal scores have no order
+        same = [row for row, ids in enumerate(wanted.ids) if ids == found.ids[row]]
+        assert len(same) > 5
+        for name in ("vectors", "residuals", "token_ids", "ranks"):
+            np.testing.assert_allclose(getattr(found, name)[same], getattr(wanted, name)[same], atol=2e-3)
+        monkeypatch.setattr(type(asks_store.source._client), "ask", lambda *_: pytest.fail("asked the store"))
+        answered = asks_store.forward(asks_store.tokenize(texts), wanted).sentence_embedding.numpy()
+        answered /= np.linalg.norm(answered, axis=1, keepdims=True)
+        np.testing.assert_allclose(copy.encode(texts)[same], answered[same], atol=2e-3)
+
+
+def test_a_memory_that_is_not_asked_by_words_alone_has_no_replica(memory, store_url):
+    memory.add(TEXTS[:20])
+    by_keywords = memory.options.references.model_copy(update={"criterion": "keywords"})
+    memory.config = memory.config.model_copy(update={"references": by_keywords})
+    memory.student, memory.name = adapting_student(memory.config, memory.folder, memory.teacher, batch=16)
+    memory.adapt()
+    with pytest.raises(
+        InputError, match=r"replica finds references by criterion dense.*asked by 'keywords'.*replica_rows=0"
+    ):
+        refbert.load(memory.folder, store_url, replica=True)
+
+
 # ---------------------------------------------------------------- the service
 
 
@@ -380,6 +421,33 @@ def test_a_service_follows_an_adaptation_under_load_without_a_failed_answer(serv
     with refbert.load(memory.folder, store_url) as reader:
         np.testing.assert_allclose(after, reader.encode(ASKED), atol=1e-4)
     assert float((before * after).sum(1).mean()) < 0.9999
+
+
+def test_a_services_own_copy_of_its_memory_is_taken_anew_when_the_memory_changes(memory, monkeypatch):
+    monkeypatch.setattr(memory_watch, "RECOPY_S", 0.0)
+    memory.add(TEXTS[:40])
+    memory.adapt()
+    config = memory.config.model_copy(update={"serve": ServeConfig(memory_check_s=60, replica_rows=len(TEXTS) - 1)})
+    student = ServedStudent(*student_run(config, str(memory.folder)), torch.device("cpu"), Metrics())
+    try:
+        assert len(student.memory.reader.source) == 40
+        asked = answers(student, [TEXTS[0], ASKED[0]], explain=True)
+        assert [{read.rung for read in result.references} for result in asked] == [{"own"}, {"live"}]
+        memory.add(TEXTS[40:60])  # not read by the version that there is
+        student.memory.check()
+        assert (len(student.memory.reader.source), student.memory.reader.source.num_unread) == (60, 20)
+        assert np.isfinite(vectors(student, ASKED)).all()
+        memory.store.delete(("document", TEXTS[0]))
+        version = memory.adapt().correction.version
+        student.memory.check()
+        assert (len(student.memory.reader.source), student.memory.reader.source.num_unread) == (59, 0)
+        assert student.memory.reader.correction.version == version
+        memory.add(TEXTS)  # more than it may copy
+        memory.adapt()
+        student.memory.check()
+        assert isinstance(student.memory.reader.source, Retriever)
+    finally:
+        student.memory.close()
 
 
 def test_a_stored_text_is_answered_with_its_teachers_own_vector(served, memory, teacher):

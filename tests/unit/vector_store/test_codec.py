@@ -9,7 +9,7 @@ from vector_store.codec import (
     decode_parts,
     empty_neighbours,
     encode,
-    fill_row,
+    fill,
     pack_states,
     pack_vector,
     payload_of,
@@ -28,7 +28,7 @@ def decode(message, manifest, read=WITH_TEXT):
     """As a look-up with two rows reads it: the second one has the point, as far as `read` asks for it."""
     found = empty_neighbours(2, manifest, read=read)
     fields = {key: message.payload[key] for key in payload_of(read) if key in message.payload}
-    fill_row(1, found, [decode_parts(api.RetrievedPoint(id=message.id, payload=fields), manifest, read)])
+    fill(found, {1: decode_parts([api.RetrievedPoint(id=message.id, payload=fields)], manifest, read)})
     return found
 
 
@@ -141,7 +141,7 @@ def test_vectors_are_encoded_under_their_names(manifest, make_point):
     vectors = encode(make_point(), manifest).vectors.vectors.vectors
     assert list(vectors["keywords"].sparse.indices) == [7, 9]
     assert list(vectors["keywords"].sparse.values) == [1.0, 0.5]
-    assert list(vectors["sentence"].dense.data) == [1.0] * 4
+    assert list(vectors["sentence"].dense.data) == [0.5] * 4  # of length 1
 
 
 def sparse(indices, values):

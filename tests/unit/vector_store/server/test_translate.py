@@ -117,10 +117,7 @@ def test_point_ids_are_integers_or_uuids(text):
         (api.QueryPoints(query=api.Query(recommend=api.RecommendInput())), "Query.recommend"),
         (api.QueryPoints(query=api.Query(nearest=api.VectorInput(id=api.PointId(num=1)))), "VectorInput.id"),
         (api.QueryPoints(lookup_from=api.LookupLocation(collection_name="x")), "QueryPoints.lookup_from"),
-        (
-            api.QueryPoints(params=api.SearchParams(quantization=api.QuantizationSearchParams(rescore=True))),
-            "quantization",
-        ),
+        (api.QueryPoints(params=api.SearchParams(acorn=api.AcornSearchParams(enable=True))), "acorn"),
     ],
 )
 def test_unsupported_fields_are_refused_by_name_instead_of_ignored(kinds, request_, name):

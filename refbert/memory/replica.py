@@ -1,0 +1,199 @@
+"""A read-only copy of one version of a memory in a reader's own process: look-ups without a trip.
+
+Below `HNSW_ROWS` references the nearest are found by comparing with all of them; above, in an HNSW graph (Malkov & Yashunin
+2018), which the extra `replica` brings. A replica is of one moment: whoever holds it takes another when the memory changes. It
+answers while the store is away.
+
+Shapes: rows (references), batch, count (references of a text), dim (of the teacher's vector), words_dim.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from refbert.errors import InputError
+from refbert.memory.texts import ReferenceTexts
+from vector_store.codec import empty_neighbours
+from vector_store.schema import Choice, Neighbours, Parts, Query, Rung, StoredPoint, Text
+
+log = logging.getLogger(__name__)
+
+HNSW_ROWS = 50_000
+"""References from which on the graph is faster than comparing with all of them, batches of 32 on two cores."""
+
+HNSW_LINKS, HNSW_BUILT, HNSW_SEARCHED = 32, 100, 96
+"""Links per reference, and candidates while building and while searching."""
+
+
+class Replica:
+    """A neighbour source: the `texts.references.count` references nearest to each query's words.
+
+    `pages` are all the references of a version, as `Store.read` yields them with `read`. Threads may share it. Raises
+    InputError where the memory is not asked by its words alone.
+    """
+
+    def __init__(self, texts: ReferenceTexts, pages: Iterable[Sequence[StoredPoint]], read: Parts) -> None:
+        references, self._manifest = texts.references, texts.manifest
+        if references.criterion != "dense" or read.states or texts.words is None:
+            raise InputError(
+                f"a replica finds references by criterion dense, and has no token states; this memory is asked by "
+                f"{references.criterion!r}: read the store itself (serve.replica_rows=0)"
+            )
+        if references.exclude_splits:
+            raise InputError("a replica does not know splits; read the store itself (serve.replica_rows=0)")
+        self._read = read
+        self._count = references.count
+        self._lock = threading.Lock()
+        self.counts: dict[Any, int] = dict.fromkeys(("own", "live", "cached", "null"), 0)
+        self.lookup_ms = 0.0
+        self._ids: list[str] = []
+        self._texts: list[Text | None] = []
+        tokens: list[NDArray[np.int32]] = []
+        words, vectors, residuals = [], [], []
+        for page in pages:
+            if not page:
+                continue
+            self._ids += [point.id for point in page]
+            self._texts += [point.text for point in page]
+            tokens += [point.token_ids for point in page]
+            lengths = torch.tensor([len(point.token_ids) for point in page])
+            flat = torch.from_numpy(np.concatenate(tokens[-len(page) :]).astype(np.int64))
+            words.append(texts.words.of_flat(flat, torch.arange(len(page)).repeat_interleave(lengths), len(page)))
+            vectors.append(self._column(point.vector for point in page))
+            residuals.append(self._column(point.residual for point in page))
+        nothing = np.empty((0, self._manifest.encoder_dim), np.float16)
+        self._vectors, self._residuals = (np.concatenate([nothing, *column]) for column in (vectors, residuals))
+        self._lengths = np.array([len(some) for some in tokens], np.int64)
+        self._starts = np.cumsum(self._lengths) - self._lengths
+        self._tokens = np.concatenate([np.empty(0, np.int32), *tokens])
+        self._row_of = {identifier: row for row, identifier in enumerate(self._ids)}
+        self._nearest = _nearest(torch.cat([torch.empty(0, texts.words.dim), *words]))
+
+    @property
+    def num_unread(self) -> int:
+        """References that had no residual yet when the copy was taken."""
+        return int(np.isnan(self._residuals[:, 0]).sum())
+
+    def __len__(self) -> int:
+        """Return the number of references."""
+        return len(self._ids)
+
+    def neighbours(self, queries: Sequence[Query]) -> Neighbours:
+        """Find the nearest references of each query, itself left out."""
+        started_s = time.monotonic()
+        found = empty_neighbours(len(queries), self._manifest, self._count, self._read)
+        if queries and self._ids:
+            asked = torch.from_numpy(np.stack([query.sentence for query in queries if query.sentence is not None]))
+            own = np.array([self._row_of.get(query.id, -1) for query in queries])
+            scores, rows = self._nearest(asked, min(self._count + 1, len(self._ids)))
+            # The query's own row goes last, whatever its score: so it is cut off, or was the one too many.
+            order = np.argsort(rows == own[:, None], axis=1, kind="stable")[:, : self._count]
+            self._fill(found, np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1), own)
+        found.rungs[:] = ["live"] * len(queries)
+        self._counted(found.rungs, started_s)
+        return found
+
+    def neighbours_and_points(self, queries: Sequence[Query]) -> tuple[Neighbours, Neighbours]:
+        """Do the same, and return what is stored under the queries' own ids."""
+        return self.neighbours(queries), self._stored([query.id for query in queries])
+
+    def choices(self, queries: Sequence[Query]) -> list[list[Choice]]:
+        """Return which references are the nearest of each query."""
+        found = self.neighbours(queries)
+        return [
+            [Choice(*pair) for pair in zip(ids, scores, strict=False)]
+            for ids, scores in zip(found.ids, found.scores.tolist(), strict=True)
+        ]
+
+    def planned(
+        self, choices: Sequence[Sequence[Choice]], own_ids: Sequence[str] = ()
+    ) -> tuple[Neighbours, Neighbours]:
+        """Return the references that were chosen earlier and are still there, and what is stored under `own_ids`."""
+        found = empty_neighbours(len(choices), self._manifest, self._count, self._read)
+        for row, chosen in enumerate(choices):
+            there = [(self._row_of[choice.id], choice.score) for choice in chosen if choice.id in self._row_of]
+            if there:
+                rows, scores = (np.array([column]) for column in zip(*there, strict=True))
+                self._fill(found, rows, scores, np.array([-1]), first=row)
+        found.rungs[:] = ["live"] * len(choices)
+        return found, self._stored(own_ids)
+
+    def _column(self, vectors: Iterable[NDArray[np.float32] | None]) -> NDArray[np.float16]:
+        missing = np.full(self._manifest.encoder_dim, np.nan, np.float16)  # of a reference without a residual yet
+        return np.stack([missing if vector is None else vector for vector in vectors]).astype(np.float16)
+
+    def _stored(self, ids: Sequence[str]) -> Neighbours:
+        found = empty_neighbours(len(ids), self._manifest, read=self._read)
+        for row, identifier in enumerate(ids):
+            if (place := self._row_of.get(identifier)) is not None:
+                self._fill(found, np.array([[place]]), np.zeros((1, 1)), np.array([-1]), first=row)
+        found.rungs[:] = ["live"] * len(ids)
+        return found
+
+    def _fill(
+        self, found: Neighbours, rows: NDArray[Any], scores: NDArray[Any], own: NDArray[Any], first: int = 0
+    ) -> None:
+        """Put references `rows` (batch, count), but none of `own` (batch,), into the batch from its row `first` on."""
+        there = (rows != own[:, None]) & (rows >= 0)
+        of, ranks = np.nonzero(there)  # a row's references come first: the one that is left out is its last
+        chosen = rows[of, ranks]
+        lengths = self._lengths[chosen]
+        ends = np.cumsum(lengths)
+        firsts = np.maximum.accumulate(np.where(ranks == 0, ends - lengths, 0))
+        among = np.arange(lengths.sum())
+        from_ = among - np.repeat(ends - lengths, lengths) + np.repeat(self._starts[chosen], lengths)
+        into = first + np.repeat(of, lengths), among - np.repeat(firsts, lengths)
+        found.token_ids[into], found.ranks[into] = self._tokens[from_], np.repeat(ranks, lengths)
+        found.scores[first + of, ranks] = scores[of, ranks]
+        if found.vectors is not None:
+            found.vectors[first + of, ranks] = self._vectors[chosen]
+        if found.residuals is not None:
+            found.residuals[first + of, ranks] = self._residuals[chosen]
+        for row, places in enumerate(rows.tolist()):
+            kept = [place for place, is_there in zip(places, there[row].tolist(), strict=True) if is_there]
+            found.ids[first + row] = [self._ids[place] for place in kept]
+            found.texts[first + row] = [self._texts[place] for place in kept]
+
+    def _counted(self, rungs: Sequence[Rung], started_s: float) -> None:
+        with self._lock:
+            for rung in rungs:
+                self.counts[rung] += 1
+            self.lookup_ms = (time.monotonic() - started_s) * 1000
+
+
+def _nearest(words: Tensor) -> Any:
+    """Return a function of queries (batch, words_dim) and a number: scores and rows (batch, number), the best first."""
+    if len(words) < HNSW_ROWS:
+        return _among_all(words)
+    try:
+        import faiss
+    except ModuleNotFoundError:
+        log.warning(
+            "a replica of %s references compares each text with all of them; a graph is faster: pip install 'refbert[replica]'",
+            f"{len(words):,}",
+        )
+        return _among_all(words)
+    graph = faiss.IndexHNSWSQ(words.shape[1], faiss.ScalarQuantizer.QT_fp16, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)  # type: ignore[arg-type]  # SWIG's enum
+    graph.hnsw.efConstruction, graph.hnsw.efSearch = HNSW_BUILT, HNSW_SEARCHED
+    graph.train(words.numpy())
+    graph.add(words.numpy())
+
+    def search(asked: Tensor, number: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        return graph.search(asked.numpy(), number)
+
+    return search
+
+
+def _among_all(words: Tensor) -> Any:
+    def search(asked: Tensor, number: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        found = (asked @ words.T).topk(number, dim=1)
+        return found.values.numpy(), found.indices.numpy()
+
+    return search
