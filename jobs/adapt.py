@@ -82,7 +82,7 @@ def run(config: RunConfig) -> None:
         teacher = load_teacher(config.teacher)
         adopting = options.adopt.collection is not None
         found = checked_collection(memory, url, teacher) if adopting else None
-        corpus = None if found else prepare(memory)
+        corpus = None if found else prepare(memory, heldout=False)
         student, name = adapting_student(memory, folder, teacher, batch=options.batch)
         assert student.texts is not None
         memory = memory.model_copy(update={"references": student.texts.references})  # as wide as the student's words

@@ -349,6 +349,8 @@ class PredictConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstr
     num_workers: PositiveInt = Field(1, description="Actors with a student and a client of the memory each.")
     gpus_per_worker: NonNegativeFloat = 0.0
     batch: PositiveInt = Field(64, description="Texts per forward, and per look-up.")
+    thinnest: NonNegativeInt = 100
+    """Of an adapted student: so many texts that are farthest from all that is stored are listed in thinnest.jsonl."""
     part_rows: PositiveInt = 2048
     """Rows of a file that are written together: what a killed worker loses at most."""
 

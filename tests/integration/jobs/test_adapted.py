@@ -5,9 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from pyarrow import parquet
 
 import refbert
 from jobs import adapt as adapt_job
+from jobs import export as export_job
+from jobs import predict as predict_job
 from jobs.corpus.prepared import prepare
 from jobs.evaluation.corrected import measure_corrected, open_corrected
 from jobs.evaluation.measurements import EvaluationJob, Event, evaluate_student, heldout_rows
@@ -15,12 +18,18 @@ from jobs.evaluation.report import markdown, write_report
 from jobs.memory.store import running_store
 from refbert.corpus import text_of
 from refbert.errors import InputError
+from refbert.exported import ExportedStudent, References
 from refbert.folder import load_model, save_student
+from refbert.memory.batch import references_of
 from refbert.student import RefBertModel
 from refbert.student_config import RefBertConfig
 from refbert.teacher import load_teacher
 from tests.integration.jobs.in_process import compute_in_process
 from vector_store.client import connect
+from vector_store.errors import CollectionMismatch
+from vector_store.store import Store
+
+ASKED = ["The film is slow: far too long.", "A wonderful story", "[SEP]"]
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +63,27 @@ def here(adapted, monkeypatch):
     return adapted
 
 
-def test_an_adapted_student_is_measured_as_it_answers_with_controls_and_by_nearness(here, tmp_path):
+@pytest.fixture(scope="module")
+def evaluated(adapted):
+    """What the evaluating worker says of it: its events, and the report of a complete run."""
+    config, url, _ = adapted
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REFBERT_HOME", str(config.run_directory.parent.parent))
+        *events, report = evaluate_student(
+            EvaluationJob(config, None, prepare(config), config.run_directory / "student", url)
+        )
+    training = {"steps": 1, "seconds": 1.0, "examples_per_s": 1.0, "data_wait_fraction": 0.0, "world_size": 1}
+    report["distill"] = training | {"zero_stage": 0}
+    report["run"] |= {"commit": "abc", "versions": {}, "seconds": 1.0}
+    return events, report
+
+
+def test_an_adapted_student_is_measured_as_it_answers_with_controls_and_by_nearness(here, evaluated, tmp_path):
     config, url, teacher = here
+    events, report = evaluated
+    assert {"corrected", "labelled test, corrected"} <= {event.stage for event in events if isinstance(event, Event)}
     folder = config.run_directory / "student"
     job = EvaluationJob(config, None, prepare(config), folder, url)
-    *events, report = evaluate_student(job)
-    assert {"corrected", "labelled test, corrected"} <= {event.stage for event in events if isinstance(event, Event)}
     measured = report["adapted"]
     answers = {name: one["sentence_cosine"] for name, one in measured["answers"].items()}
     assert answers["alone"] == pytest.approx(report["fidelity"]["null"]["sentence_cosine"], abs=1e-3)
@@ -87,10 +111,6 @@ def test_an_adapted_student_is_measured_as_it_answers_with_controls_and_by_nearn
     assert size["words_bytes"] > 10**6 * 0.5
     assert size["params"] > report["student"]["params"]
 
-    report["distill"] = {
-        "steps": 1, "seconds": 1.0, "examples_per_s": 1.0, "data_wait_fraction": 0.0, "world_size": 1, "zero_stage": 0,
-    }  # fmt: skip
-    report["run"] |= {"commit": "abc", "versions": {}, "seconds": 1.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "train/loss": 1.0}) + "\n")
     write_report(report, tmp_path)
     text = (tmp_path / "report.md").read_text()
@@ -119,3 +139,94 @@ def test_held_out_texts_that_the_memory_holds_are_left_out_and_another_teacher_i
         other.fingerprint = "f" * 32
         with pytest.raises(InputError, match=r"which teacher .* wrote, and .* is another one"):
             open_corrected(config, folder, model, other, client)
+
+
+def test_an_adapted_student_is_exported_as_it_answers(here, evaluated):
+    config, _, teacher = here
+    folder = config.run_directory / "student"
+    (config.run_directory / "manifest.json").write_text(json.dumps({"training": {}}))
+    (config.run_directory / "report.json").write_text(json.dumps(evaluated[1]))
+    export_job.run(config)
+    exported = ExportedStudent(folder / "onnx")
+    with refbert.load(folder, config.store_directory) as student, refbert.load(folder) as alone:
+        tokens = student.tokenize(ASKED)
+        given = tokens.input_ids.numpy(), tokens.mask.numpy()
+        wanted = alone.forward(tokens, None).sentence_embedding.numpy()
+        np.testing.assert_allclose(exported.answer(*given).vector, wanted, atol=1e-5)
+        found = student.look_up(ASKED, tokens)
+        read = References(*(column.numpy() for column in references_of(found, student.words)))
+        wanted = student.forward(tokens, found).sentence_embedding.numpy()
+        np.testing.assert_allclose(exported.answer(*given, references=read).vector, wanted, atol=1e-5)
+        reader = student.correction.reader
+    card = (folder / "README.md").read_text()
+    assert f"by its references too (`{reader}`)" in card
+    assert f"`{teacher.fingerprint}`" in card
+    assert "This student reads no references" not in card
+    assert "from refbert.exported import ExportedStudent" in card
+
+
+def predicting(config, folder, **changes):
+    """The run, scoring the texts of THIN and the stored ones in `folder`."""
+    options = {"path": str(folder / "texts.jsonl"), "output": str(folder / "out"), "part_rows": 4, "batch": 3}
+    corpus = config.corpus.model_copy(update={"text_field": "body"})
+    predict = config.predict.model_copy(update=options | changes)
+    return config.model_copy(update={"corpus": corpus, "predict": predict})
+
+
+@pytest.fixture
+def scored_texts(here, tmp_path):
+    """Stored texts, and two that are far from all of them, in a file."""
+    config, url, _ = here
+    with connect(config.store, url) as client:
+        memory = Store(client, config.store.model_copy(update={"collection": "adapted"}))
+        stored = [point.text for page in memory.pages() for point in page][:9]
+    texts = [*stored[:4], "0x7f 0x3c 0x91", *stored[4:], "[SEP]"]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in texts))
+    return texts
+
+
+def test_an_adapted_student_scores_files_as_it_answers_and_lists_the_texts_its_memory_is_thin_for(
+    here, scored_texts, tmp_path, monkeypatch
+):
+    compute_in_process(monkeypatch)
+    config, url, _ = here
+    scoring = predicting(config, tmp_path, thinnest=2)
+    predict_job.run(scoring)
+    table = parquet.read_table(tmp_path / "out" / "parts")
+    assert table["text"].to_pylist() == scored_texts
+    with refbert.load(config.run_directory / "student", config.store_directory) as student:
+        wanted = student.encode(scored_texts)
+        nearness = np.empty(len(scored_texts))
+        for forward in student.forwards(scored_texts):
+            nearness[forward.rows] = forward.corrected.nearness
+    np.testing.assert_allclose(np.stack(table["embedding"].to_numpy()), wanted, atol=1e-5)
+    np.testing.assert_allclose(table["nearness"].to_numpy(), nearness, atol=1e-5)
+    assert set(table["reference"].to_pylist()) == {"live"}
+    thin = [json.loads(line) for line in (tmp_path / "out" / "thinnest.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in thin] == [scored_texts[row] for row in np.argsort(nearness)[:2]]
+    assert thin[0]["nearness"] == pytest.approx(nearness.min(), abs=1e-5)
+    assert set(thin[0]) == {"source", "row", "text", "nearness"}
+
+    with connect(config.store, url) as client:  # the memory was adapted again since, twice
+        memory = Store(client, config.store.model_copy(update={"collection": "adapted"}))
+        pointer = f"correction_{student.correction.student}"
+        memory.keep(pointer, b"0badcafe")
+        try:
+            with pytest.raises(InputError, match=r"holds a result with other version; give another predict.output"):
+                predict_job.run(scoring)
+            with pytest.raises(CollectionMismatch, match=r"has no version 0badcafe of student .* any more"):
+                predict_job.run(predicting(config, tmp_path, output=str(tmp_path / "other")))
+        finally:
+            memory.keep(pointer, student.correction.version.encode())
+
+
+def test_an_adapted_student_scores_files_by_its_maps_where_its_store_is_away(here, scored_texts, tmp_path, monkeypatch):
+    compute_in_process(monkeypatch)
+    config, _, _ = here
+    away = {"url": "http://127.0.0.1:9", "lookup_deadline_ms": 500, "write_deadline_s": 0.2}
+    predict_job.run(predicting(config.model_copy(update={"store": config.store.model_copy(update=away)}), tmp_path))
+    table = parquet.read_table(tmp_path / "out" / "parts")
+    with refbert.load(config.run_directory / "student") as alone:
+        np.testing.assert_allclose(np.stack(table["embedding"].to_numpy()), alone.encode(scored_texts), atol=1e-5)
+    assert set(table["reference"].to_pylist()) == {"null"}
+    assert (tmp_path / "out" / "thinnest.jsonl").read_text() == ""
