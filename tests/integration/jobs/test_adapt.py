@@ -33,7 +33,7 @@ from refbert.memory.version import current_version, roll_back
 from refbert.student import RefBertForSequenceClassification, RefBertModel
 from refbert.student_config import RefBertConfig
 from refbert.teacher import load_teacher
-from tests.integration.jobs.in_process import compute_in_process
+from tests.integration.jobs.in_process import compute_in_process, without_ray
 from vector_store.client import connect
 from vector_store.config import StoreConfig
 from vector_store.errors import CollectionMismatch, StoreUnavailable
@@ -526,9 +526,10 @@ def test_the_verb_fills_adapts_and_says_what_held_out_texts_gained(
 
 
 def test_a_domain_of_a_few_texts_without_a_held_out_one_is_adapted_to_and_an_empty_one_is_refused(
-    prepared_home, tiny_run, student_folder, monkeypatch
+    home, tiny_run, student_folder, store_url, monkeypatch
 ):
     compute_in_process(monkeypatch)
+    without_ray(monkeypatch, store_url)
     config = tiny_run(name="few", adapt={"collection": "few", "references": {"count": 4}})
     shutil.copytree(student_folder, config.run_directory / "student")
     file = config.run_directory / "few.jsonl"
@@ -543,7 +544,7 @@ def test_a_domain_of_a_few_texts_without_a_held_out_one_is_adapted_to_and_an_emp
     file.write_text(json.dumps({"text": " "}) + "\n")
     with pytest.raises(InputError, match=r"gave 0 training and 0 held-out passages \(1 rows rejected"):
         adapt_job.run(config.model_copy(update={"corpus": corpus}))
-    with refbert.load(config.run_directory / "student", config.store_directory) as student:
+    with refbert.load(config.run_directory / "student", store_url) as student:
         assert student.correction.version == report["version"]
 
 

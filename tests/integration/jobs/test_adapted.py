@@ -1,6 +1,7 @@
 """An adapted student measured and scored by the jobs: as it answers, with controls, and by how near its references are."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,31 +16,33 @@ from jobs.corpus.prepared import prepare
 from jobs.evaluation.corrected import measure_corrected, open_corrected
 from jobs.evaluation.measurements import EvaluationJob, Event, evaluate_student, heldout_rows
 from jobs.evaluation.report import markdown, write_report
-from jobs.memory.store import running_store
+from jobs.memory.student_memory import open_reader, student_run
 from refbert.corpus import text_of
 from refbert.errors import InputError
 from refbert.exported import ExportedStudent, References
 from refbert.folder import load_model, save_student
 from refbert.memory.batch import references_of
+from refbert.memory.version import publish_version, roll_back
 from refbert.student import RefBertModel
 from refbert.student_config import RefBertConfig
 from refbert.teacher import load_teacher
-from tests.integration.jobs.in_process import compute_in_process
+from tests.integration.jobs.in_process import compute_in_process, without_ray
 from vector_store.client import connect
 from vector_store.errors import CollectionMismatch
+from vector_store.server.process import embedded_server
 from vector_store.store import Store
 
 ASKED = ["The film is slow: far too long.", "A wonderful story", "[SEP]"]
 
 
 @pytest.fixture(scope="module")
-def adapted(prepared_corpora, tiny_run, tmp_path_factory):
+def adapted(tiny_run, tmp_path_factory):
     """A run whose student, which has learned nothing, was adapted to the run's corpus; beside its running store."""
     home = tmp_path_factory.mktemp("adapted-home")
-    (home / "corpora").symlink_to(prepared_corpora)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, embedded_server(home / "store") as url:
         patch.setenv("REFBERT_HOME", str(home))
         compute_in_process(patch)
+        without_ray(patch, url)
         config = tiny_run(
             name="adapted", references={"criterion": "none"}, train__targets="teacher",
             adapt={"landmarks": 50, "references": {"count": 4}},
@@ -51,15 +54,15 @@ def adapted(prepared_corpora, tiny_run, tmp_path_factory):
             hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48,
         )  # fmt: skip
         save_student(config.run_directory / "student", RefBertModel(shape), teacher.tokenizer, text_tokens=16)
-        with running_store(config) as url:
-            adapt_job.run(config)
-            yield config, url, teacher
+        adapt_job.run(config)
+        yield config, url, teacher
 
 
 @pytest.fixture
 def here(adapted, monkeypatch):
     """The adapted run, found where it was made."""
     monkeypatch.setenv("REFBERT_HOME", str(adapted[0].run_directory.parent.parent))
+    without_ray(monkeypatch, adapted[1])
     return adapted
 
 
@@ -207,17 +210,18 @@ def test_an_adapted_student_scores_files_as_it_answers_and_lists_the_texts_its_m
     assert thin[0]["nearness"] == pytest.approx(nearness.min(), abs=1e-5)
     assert set(thin[0]) == {"source", "row", "text", "nearness"}
 
-    with connect(config.store, url) as client:  # the memory was adapted again since, twice
+    correction = student.correction
+    with connect(config.store, url) as client:
         memory = Store(client, config.store.model_copy(update={"collection": "adapted"}))
-        pointer = f"correction_{student.correction.student}"
-        memory.keep(pointer, b"0badcafe")
-        try:
-            with pytest.raises(InputError, match=r"holds a result with other version; give another predict.output"):
-                predict_job.run(scoring)
-            with pytest.raises(CollectionMismatch, match=r"has no version 0badcafe of student .* any more"):
-                predict_job.run(predicting(config, tmp_path, output=str(tmp_path / "other")))
-        finally:
-            memory.keep(pointer, student.correction.version.encode())
+        publish_version(memory, replace(correction, version="0badcafe"))  # the memory was adapted again since
+        with pytest.raises(InputError, match=r"holds a result with other version; give another predict.output"):
+            predict_job.run(scoring)
+        run, folder = student_run(config, str(config.run_directory / "student"))
+        before = open_reader(run, folder, url, torch.device("cpu"), version=correction.version)
+        assert before.correction.version == correction.version, "a worker that starts late reads what the others read"
+        with pytest.raises(CollectionMismatch, match=r"has no version 00000000 of student .* any more"):
+            open_reader(run, folder, url, torch.device("cpu"), version="00000000")
+        assert roll_back(memory, correction.student) == correction.version
 
 
 def test_an_adapted_student_scores_files_by_its_maps_where_its_store_is_away(here, scored_texts, tmp_path, monkeypatch):

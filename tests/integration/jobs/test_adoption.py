@@ -18,12 +18,14 @@ from refbert.memory.texts import reference_id
 from refbert.student import RefBertModel
 from refbert.student_config import RefBertConfig
 from refbert.teacher import Teacher, load_teacher, tokenize
+from vector_store import foreign
 from vector_store.client import connect
 from vector_store.config import StoreConfig
-from vector_store.errors import CollectionMismatch, CollectionMissing
+from vector_store.errors import CollectionMismatch, CollectionMissing, StoreUnavailable
 from vector_store.schema import Parts
 from vector_store.server.process import embedded_server
 from vector_store.store import Store
+from vector_store.writer import Writer
 
 THINGS = ("kettle", "lamp", "bicycle", "violin", "garden", "river", "engine", "letter")
 TEXTS = [f"the {thing} of {name} is {how}" for thing in THINGS for name in ("Ann", "Bob", "Cleo") for how in (
@@ -251,6 +253,27 @@ def test_what_is_no_index_of_the_teacher_is_refused_in_one_line_and_nothing_is_w
     assert sorted(path.name for path in folder.iterdir()) == before
     assert CORRECTION not in before
     assert not bad_indexes.collection_exists("adapted")
+
+
+def test_an_adoption_that_loses_its_store_goes_on_where_it_was(index, run, teacher, monkeypatch, caplog):
+    client, _ = index
+    caplog.set_level("INFO")
+    write_index(client, embedded(teacher, TEXTS), TEXTS)
+    monkeypatch.setattr(foreign, "MOST_POINTS", 50)
+    finish, calls = Writer.finish, []
+
+    def losing(self):
+        calls.append(self)
+        if len(calls) == 2:
+            raise StoreUnavailable("the store is gone")
+        return finish(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "finish", losing)
+        with pytest.raises(StoreUnavailable):
+            adapt_job.run(run())
+    adapt_job.run(run())
+    assert f"adopted docs: read {len(TEXTS)}, written {len(TEXTS) - 50}, skipped 50, rejected 0" in caplog.text
 
 
 def test_vectors_of_cut_texts_are_the_teachers_too(index, teacher):
