@@ -5,12 +5,16 @@
     python jobs/adapt.py RUN.yaml corpus.path=today.jsonl adapt.refit=false  they are read at once, by the maps there are
     python jobs/adapt.py RUN.yaml corpus.path=new.csv adapt.collection=support adapt.references.count=64
     python jobs/adapt.py RUN.yaml adapt.student=/models/student store.url=http://qdrant:6334
+    python jobs/adapt.py RUN.yaml adapt.adopt.collection=docs adapt.adopt.text_field=page_content   an index there is already
     ray job submit -- python jobs/adapt.py RUN.yaml ingest.num_encoders=8 ingest.gpus_per_encoder=1
 
 The corpus goes through the teacher into the memory adapt.collection (Ray Data; what is stored already is not encoded again).
 Then closed-form maps and each stored text's residual are fitted on all that is stored, and become the version that readers of
 this student switch to: a running service does so within serve.memory_check_s, without a restart. The student's folder gets a
 copy of the maps, for answers without a store. Held-out texts of the corpus say what it gained, in runs/<name>/adapted.json.
+With adapt.adopt.collection there is no corpus: a Qdrant collection of the teacher's embeddings (with any vector name; elsewhere
+than the store with adapt.adopt.url) is copied into the memory without a forward of the teacher, but for a sample that is
+compared. Left-out texts then say what was gained.
 A killed job is continued by starting it again; until it ends, the version before goes on being read.
 """
 
@@ -25,19 +29,25 @@ import json
 import logging
 from pathlib import Path
 
+import torch
+
 from jobs.config import RunConfig
-from jobs.corpus.prepared import prepare
+from jobs.corpus.prepared import REJECTED, prepare
 from jobs.memory.adaptation import adapt
+from jobs.memory.adoption import Checked, adopt, checked
+from jobs.memory.corrected import corrected_student
 from jobs.memory.fill import fill_memory
 from jobs.memory.gain import measured_gain
 from jobs.memory.store import running_store
 from jobs.memory.student_memory import adapting_student
 from jobs.run.directory import training_lock
 from refbert.atomic import write_whole
+from refbert.errors import InputError
 from refbert.folder import load_model, save_correction
+from refbert.memory.texts import ReferenceTexts
 from refbert.memory.version import version_name
-from refbert.teacher import load_teacher
-from vector_store.client import connect
+from refbert.teacher import Teacher, load_teacher
+from vector_store.client import Client, connect
 from vector_store.store import Store
 
 log = logging.getLogger(__name__)
@@ -67,14 +77,20 @@ def run(config: RunConfig) -> None:
     """Fill the memory, adapt the student's answers to it, and say what that gained."""
     options, folder, memory = config.adapt, student_folder(config), planned(config)
     config.run_directory.mkdir(parents=True, exist_ok=True)
+    gain: dict[str, float] = {}
     with training_lock(config.run_directory), running_store(memory) as url:
         teacher = load_teacher(config.teacher)
-        corpus = prepare(memory)
+        adopting = options.adopt.collection is not None
+        found = checked_collection(memory, url, teacher) if adopting else None
+        corpus = None if found else prepare(memory, heldout=False)
         student, name = adapting_student(memory, folder, teacher, batch=options.batch)
         assert student.texts is not None
         memory = memory.model_copy(update={"references": student.texts.references})  # as wide as the student's words
-        fill_memory(memory, url, corpus, teacher, corrected=folder)
+        if corpus:
+            fill_memory(memory, url, corpus, teacher, corrected=folder)
         with connect(memory.store, url) as client:
+            if found:
+                adopt_collection(memory, url, client, found, student.texts, folder)
             store = Store(client, memory.store)
             if not options.refit and (version := version_name(store, name)):
                 log.info("new texts are read by version %s of %r", version, options.collection)
@@ -82,7 +98,8 @@ def run(config: RunConfig) -> None:
             scratch = config.run_directory / "adapt" / options.collection / name
             adapted = adapt(store, student, name, scratch, options, config.seed)
             save_correction(folder, adapted.correction)
-            gain = measured_gain(memory, client, teacher, student, adapted.correction, corpus, options.texts)
+            if corpus:
+                gain = measured_gain(memory, client, teacher, student, adapted.correction, corpus, options.texts)
     left_out = {"alone": adapted.alone, "global": adapted.kriging.before, "references": adapted.kriging.after}
     report = {
         "student": name,
@@ -100,3 +117,33 @@ def run(config: RunConfig) -> None:
         "references (%s)", name, adapted.correction.version, options.collection, adapted.references, shown["alone"],
         shown["global"], shown["references"], f"{gain['texts']:.0f} held-out texts" if gain else "stored texts, left out",
     )  # fmt: skip
+
+
+def checked_collection(memory: RunConfig, url: str, teacher: Teacher) -> Checked:
+    """See that the collection to adopt holds the teacher's embeddings. Raises InputError where not; nothing is written."""
+    options = memory.adapt.adopt
+    if options.collection == memory.store.collection and options.url is None:
+        raise InputError(
+            f"adapt.adopt.collection and adapt.collection are both {options.collection!r}; give the memory another name: "
+            "adapt.collection=..."
+        )
+    with their_client(memory, url) as theirs:
+        return checked(theirs, options, teacher, memory.store)
+
+
+def adopt_collection(
+    memory: RunConfig, url: str, client: Client, found: Checked, texts: ReferenceTexts, folder: Path
+) -> None:
+    """Copy a collection into the memory; without a refit its texts get residuals of the version there is."""
+    corrected = None if memory.adapt.refit else corrected_student(memory, folder, client, torch.device("cpu"))
+    with their_client(memory, url) as theirs:
+        rejected = memory.run_directory / REJECTED
+        adopt(theirs, found, memory.adapt.adopt, client, memory.store, texts, rejected, corrected)
+
+
+def their_client(memory: RunConfig, url: str) -> Client:
+    """Open a client of the server that holds the collection to adopt."""
+    options = memory.adapt.adopt
+    where = options.url or url
+    key = {"api_key_env": options.api_key_env} if options.url else {}
+    return connect(memory.store.model_copy(update={"url": where, **key}), where)

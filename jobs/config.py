@@ -204,6 +204,22 @@ READING = {"criterion": "dense", "dense_index": True, "states": False, "count": 
 """How an adapted student asks its memory, unless told otherwise."""
 
 
+class AdoptConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """An existing Qdrant collection of the teacher's embeddings, in the place of a corpus."""
+
+    collection: str | None = Field(None, description="Its name; without one, the corpus is stored.")
+    url: str | None = Field(None, pattern=r"^https?://.+", description="Where it is, by default in store.url.")
+    api_key_env: str = "QDRANT_API_KEY"
+    """Environment variable with that server's key, if any."""
+    vector: str | None = None
+    """Name of the vector; may be left out where there is only one."""
+    text_field: str = "text"
+    """Payload field that holds the text; with dots a nested one, such as metadata.text."""
+    sample: PositiveInt = Field(64, description="Texts that the teacher encodes to see that the vectors are its own.")
+    least_cosine: float = Field(0.97, ge=-1, le=1)
+    """Of the sample's vectors with the teacher's, in the median; below it, the collection is refused."""
+
+
 class AdaptConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """Which student's answers are corrected by which memory."""
 
@@ -218,6 +234,8 @@ class AdaptConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """Stored texts that answers are corrected by without a look-up, at most; 4 bytes x (words_dim + 2 x dim) each."""
     refit: bool = True
     """Fit anew on all that is stored. Without, new texts only get residuals of the version there is, and are read at once."""
+    adopt: AdoptConfig = AdoptConfig()
+    """What is stored already, by others: it becomes the memory without a forward of the teacher, and no corpus is read."""
     batch: PositiveInt = Field(64, description="Texts per forward of the student.")
     texts: NonNegativeInt = Field(1000, description="Held-out texts of the corpus that the gain is measured on.")
 
@@ -334,6 +352,8 @@ class PredictConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstr
     num_workers: PositiveInt = Field(1, description="Actors with a student and a client of the memory each.")
     gpus_per_worker: NonNegativeFloat = 0.0
     batch: PositiveInt = Field(64, description="Texts per forward, and per look-up.")
+    thinnest: NonNegativeInt = 100
+    """Of an adapted student: so many texts that are farthest from all that is stored are listed in thinnest.jsonl."""
     part_rows: PositiveInt = 2048
     """Rows of a file that are written together: what a killed worker loses at most."""
 

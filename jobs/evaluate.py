@@ -1,10 +1,12 @@
 """Measure a distilled student against its teacher, with controls, and write the report.
 
     python jobs/evaluate.py [RUN.yaml] [key=value ...]
+    python jobs/evaluate.py corpus.path=tickets.jsonl corpus.text_field=body      an adapted student, on its new domain
 
 On held-out text: fidelity of the same trained student when only the reference is swapped (nearest, null, random); a linear
 classifier on frozen features where the corpus has labels; latency of teacher and student, with and without the look-up; what
-one text read.
+one text read. A student that was adapted to a memory is measured as it answers, too: corrected without a look-up, with
+references, and by how near these are.
 Writes report.json, report.md and plots into the run's directory.
 """
 
@@ -17,9 +19,11 @@ if __name__ == "__main__":
 
 import logging
 import time
+from contextlib import ExitStack
 
 from jobs.config import RunConfig
 from jobs.corpus.prepared import prepare
+from jobs.evaluation.corrected import collection_of
 from jobs.evaluation.explanation_report import write_explanation
 from jobs.evaluation.measurements import EvaluationJob, measure
 from jobs.evaluation.provenance import provenance
@@ -48,14 +52,16 @@ def run(config: RunConfig) -> None:
     check(config)
     corpus = prepare(config)
     teacher = load_teacher(config.teacher)
-    if not config.needs_memory:
-        report = measure(EvaluationJob(config, None, corpus, config.run_directory / "student"))
-    else:
-        with running_store(config) as url:
+    student = config.run_directory / "student"
+    is_adapted = collection_of(student) is not None
+    with ExitStack() as stack:
+        url = stack.enter_context(running_store(config)) if config.needs_memory or is_adapted else None
+        address = None
+        if url and config.needs_memory:
             with connect(config.store, url) as client:
                 manifest = Store(client, config.store).require(manifest_of(teacher, config.references))
             address = MemoryAddress(url, manifest)
-            report = measure(EvaluationJob(config, address, corpus, config.run_directory / "student"))
+        report = measure(EvaluationJob(config, address, corpus, student, url if is_adapted else None))
     report["run"] |= provenance(started_s)
     if explanation := report.pop("explanation", None):
         report["explanation"] = write_explanation(explanation, config.run_directory, "example")

@@ -2,8 +2,9 @@
 
     python jobs/export.py [RUN.yaml] [name=...] [export.int8=true] [export.license=apache-2.0]
 
-Writes student/onnx/ (see refbert/export.py) and student/README.md. Needs the packages of the extra `export`, and the report
-of `jobs/evaluate.py`: a card without figures is none.
+Writes student/onnx/ (see refbert/export.py) and student/README.md. The graph of a student that was adapted answers as its
+folder does, corrected without a look-up; with references refbert/exported.py answers, in ONNX Runtime and numpy. Needs the
+packages of the extra `export`, and the report of `jobs/evaluate.py`: a card without figures is none.
 """
 
 if __name__ == "__main__":
@@ -21,8 +22,11 @@ from jobs.evaluation.model_card import model_card, write_card
 from jobs.memory.student_memory import reads_memory
 from jobs.run.directory import require_trained
 from refbert.errors import InputError
-from refbert.export import export_onnx
+from refbert.export import Corrected, export_onnx
 from refbert.folder import load_model
+from refbert.memory.reader import correction_in
+from refbert.memory.version import memory_it_is_of
+from refbert.teacher import load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +51,12 @@ def run(config: RunConfig) -> None:
     student = config.run_directory / "student"
     report = config.run_directory / "report.json"
     model = load_model(student)
-    export = export_onnx(model, student / "onnx", config.export.int8, config.export.tolerance)
+    correction, words = correction_in(student, load_tokenizer(str(student)))
+    corrected = Corrected(correction, words) if correction and words else None
+    export = export_onnx(model, student / "onnx", config.export.int8, config.export.tolerance, corrected)
     memory = model.config.memory if reads_memory(config, student) else None
+    if correction:
+        memory = memory_it_is_of(correction)[1].model_dump(mode="json")
     card = model_card(json.loads(report.read_text()), config.name, memory, export, config.export.license)
     write_card(card, student)
     log.info("exported: %s, no output further than %.1e from the student's", student / "onnx", export.difference)

@@ -11,6 +11,8 @@ Every row of every file is scored, whole (cut at the student's tokens): corpus.m
 The output holds one part per file and range of rows, each written completely or not at all, and manifest.json last. A killed
 job started again computes only the parts that are not there. Columns: source, row, text[, text_pair], reference (the rung of
 the degrade ladder: live, cached or null), and embedding (L2-normalised) or label and one score per class.
+Of a student that was adapted, nearness is the cosine of a text's nearest reference, and thinnest.jsonl lists the texts that are
+farthest from all that is stored (predict.thinnest): where its memory is thin. All rows are read by one version.
 Rows that are no text are counted, and listed with their reasons in rejected.jsonl.
 """
 
@@ -27,6 +29,7 @@ from itertools import islice
 from jobs.config import RunConfig
 from jobs.evaluation.scored_parts import (
     REJECTED,
+    THINNEST,
     ScoringJob,
     as_line,
     claim_output,
@@ -36,7 +39,7 @@ from jobs.evaluation.scored_parts import (
     score,
     scoring_identity,
 )
-from jobs.memory.student_memory import memory_of, reads_memory, student_run
+from jobs.memory.student_memory import memory_of, reads_memory, student_run, version_to_read
 from refbert.config import CorpusConfig
 from refbert.corpus import PROBED_ROWS, corpus_files, passed_over, read_rows
 from refbert.errors import InputError
@@ -65,15 +68,18 @@ def run(config: RunConfig) -> None:
             f"{folder} has no head, so it has no labels; set predict.write=embeddings, or distil on a task"
         )
     output = open_output(config.predict.output or str(config.run_directory / "predictions"))
-    identity = scoring_identity(config, corpus, files, folder, write)
-    claim_output(output, identity)
-    if (finished := finished_counts(output)) is not None:
-        log.info("complete: %s, %s", output.root, as_line(finished))
-        return
     with memory_of(config, folder) as url:
-        score(ScoringJob(config, corpus, folder, url, output, write), files)
-    counts = finish(output, files, identity)
+        version = version_to_read(config, folder, url)
+        identity = scoring_identity(config, corpus, files, folder, write, version)
+        claim_output(output, identity)
+        if (finished := finished_counts(output)) is not None:
+            log.info("complete: %s, %s", output.root, as_line(finished))
+            return
+        score(ScoringJob(config, corpus, folder, url, output, write, version), files)
+    counts = finish(output, files, identity, config.predict.thinnest)
     log.info("scored: %s, %s", output.root, as_line(counts))
+    if version:
+        log.info("where the memory is thin: %s", output.path(THINNEST))
     if counts["rejected"]:
         log.warning("%d rows rejected, with their reasons in %s", counts["rejected"], output.path(REJECTED))
     if counts["null"] and reads_memory(config, folder):

@@ -2,13 +2,15 @@
 
     onnx/model.onnx        float32
     onnx/model_int8.onnx   weights and activations of the matrix products in 8 bits, where asked for
+    onnx/correction.npz    how references correct the answer, of a student that was adapted to a memory: refbert/exported.py
     onnx/export.json       inputs, outputs and how far the graphs are from the student
 
 Inputs are those of the student's `forward` that it reads: `input_ids`, `attention_mask`, `token_type_ids` (batch, tokens),
 `reference_states` (batch, ref_tokens, reference_dim), `reference_mask` and, where keys come from embeddings or there is a
 read-out, `reference_ids` (batch, ref_tokens); all but the widths are free. A mask of zeros over one reference token reads the
-null reference. Outputs: `sentence_embedding` (batch, dim) and, from a classifier, `logits` (batch, labels). Needs the packages
-of the extra `export`.
+null reference. Outputs: `sentence_embedding` (batch, dim) and, from a classifier, `logits` (batch, labels). Of a student
+that was adapted, `sentence_embedding` is what the global part makes of it, without a look-up, and there are `words` (batch,
+words_dim) and `key` (batch, key_dim), by which references are found and weighed. Needs the packages of the extra `export`.
 """
 
 import json
@@ -18,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,10 +29,14 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from refbert.atomic import whole_folder
+from refbert.correction import Correction
 from refbert.errors import InputError
+from refbert.exported import CORRECTION, MODEL, MODEL_INT8, Reading
+from refbert.global_part import GlobalPart
 from refbert.student import RefBertForSequenceClassification, RefBertModel
+from refbert.words import WordVectors
 
-MODEL, MODEL_INT8, DESCRIPTION = "model.onnx", "model_int8.onnx", "export.json"
+DESCRIPTION = "export.json"
 TOLERANCE = 1e-4
 OPSET = 20
 
@@ -43,7 +49,8 @@ class Export(BaseModel, frozen=True):
     """What was written, and the greatest absolute difference of any output from the student's, over CHECKED inputs.
 
     `int8_cosine` is the least cosine of a sentence embedding with the student's; None where there is no int8 graph. These
-    inputs are random: what a task loses is for an evaluation to say.
+    inputs are random: what a task loses is for an evaluation to say. `reader` names whose residuals correct the answer, in a
+    memory that the student was adapted to.
     """
 
     inputs: tuple[str, ...]
@@ -55,13 +62,27 @@ class Export(BaseModel, frozen=True):
     int8_difference: float | None = None
     int8_cosine: float | None = None
     int8_bytes: int | None = None
+    reader: str | None = None
+
+
+class Corrected(NamedTuple):
+    """What corrects a student's answers, and the words that it needs."""
+
+    correction: Correction
+    words: WordVectors
 
 
 class Graph(nn.Module):
     """A student as a function of positional tensors: what is traced."""
 
-    def __init__(self, student: RefBertModel | RefBertForSequenceClassification) -> None:
+    def __init__(
+        self, student: RefBertModel | RefBertForSequenceClassification, corrected: Corrected | None = None
+    ) -> None:
         super().__init__()
+        self.part: GlobalPart | None = None
+        self.words: WordVectors | None = None
+        if corrected:
+            self.part, self.words = deepcopy(corrected.correction.part).float().cpu(), deepcopy(corrected.words).cpu()
         self.student = deepcopy(student).float().cpu()
         self.student.fuse()
         self.eval()
@@ -75,11 +96,18 @@ class Graph(nn.Module):
         self.outputs: tuple[str, ...] = ("sentence_embedding",)
         if isinstance(student, RefBertForSequenceClassification):
             self.outputs = ("logits", "sentence_embedding")
+        if corrected:
+            self.outputs = ("words", "key", "sentence_embedding")
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Every input in the order of `inputs` to every output in the order of `outputs`."""
         given = dict(zip(self.inputs, tensors, strict=True))
-        output = self.student(given.pop("input_ids"), **given, output_projected_states=False)
+        input_ids = given.pop("input_ids")
+        output = self.student(input_ids, **given, output_projected_states=False)
+        if self.part is not None and self.words is not None:
+            words = self.words.of_padded(input_ids, given["attention_mask"])
+            base, key = self.part(output["sentence_embedding"], words)
+            return words, key, base * self.part.teacher_norm
         return tuple(output[name] for name in self.outputs)
 
     def example(self, batch: int, tokens: int, ref_tokens: int, seed: int = 0) -> tuple[Tensor, ...]:
@@ -104,14 +132,29 @@ def export_onnx(
     folder: Path,
     int8: bool = False,
     tolerance: float = TOLERANCE,
+    corrected: Corrected | None = None,
 ) -> Export:
-    """Write the student's graphs into `folder`, completely or not at all. Refuses a graph further off than `tolerance`."""
-    graph = Graph(student)
+    """Write the student's graphs into `folder`, completely or not at all. Refuses a graph further off than `tolerance`.
+
+    With what it is `corrected` by, the graph answers as the student does without a look-up, and correction.npz is written, too.
+    """
+    graph = Graph(student, corrected)
     with whole_folder(folder) as scratch:
-        return _write_graphs(graph, scratch, int8, tolerance)
+        if corrected:
+            reading_of(corrected.correction).save(scratch / CORRECTION)
+        return _write_graphs(graph, scratch, int8, tolerance, corrected.correction.reader if corrected else None)
 
 
-def _write_graphs(graph: Graph, scratch: Path, int8: bool, tolerance: float) -> Export:
+def reading_of(correction: Correction) -> Reading:
+    """Return how a correction weighs references, for numpy."""
+    part = correction.part
+    return Reading(
+        part.centre.float().cpu().numpy(), float(part.teacher_norm), correction.tau, correction.noise, correction.count,
+        correction.student, correction.version,
+    )  # fmt: skip
+
+
+def _write_graphs(graph: Graph, scratch: Path, int8: bool, tolerance: float, reader: str | None) -> Export:
     to_onnx(graph, graph.inputs, graph.outputs, graph.example(*TRACED), scratch / MODEL)
     difference, _ = differences(graph, open_onnx(scratch / MODEL))
     if not difference <= tolerance:
@@ -132,6 +175,7 @@ def _write_graphs(graph: Graph, scratch: Path, int8: bool, tolerance: float) -> 
         tolerance=tolerance,
         difference=difference,
         bytes=(scratch / MODEL).stat().st_size,
+        reader=reader,
         **reduced,
     )
     (scratch / DESCRIPTION).write_text(export.model_dump_json(indent=2) + "\n")

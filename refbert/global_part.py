@@ -146,6 +146,7 @@ def fit_global_part(chunks: Chunks, options: GlobalPartOptions = GlobalPartOptio
     for rows in chunks():
         count += len(rows.teacher)
         norms += torch.stack([rows.student.norm(dim=1).sum(), rows.teacher.norm(dim=1).sum()]).double()
+    norms[norms == 0] = count  # a student, or a teacher, that says nothing of any text
     part.student_norm.copy_(norms[0] / count)
     part.teacher_norm.copy_(norms[1] / count)
 

@@ -42,6 +42,11 @@ class WordVectors(nn.Module):
         rows, places = mask.bool().nonzero(as_tuple=True)
         return self.of_flat(input_ids[rows, places], rows, len(input_ids))
 
+    def of_padded(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Return the same as `forward`, by products over padded tokens: for a graph, which has no ragged sums."""
+        weights = self.scales[input_ids] * (self.is_word[input_ids] & mask.bool())
+        return F.normalize((self.rows[input_ids].float() * weights[..., None]).sum(1), dim=-1)
+
     def of_flat(self, token_ids: Tensor, rows: Tensor, num_rows: int) -> Tensor:
         """Return the same for texts one after another: `token_ids` (tokens,), and which text each is of, `rows` (tokens,),
         ascending."""

@@ -132,8 +132,9 @@ def chunked(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield chunk
 
 
-def prepare(config: RunConfig) -> PreparedCorpus:
-    """Read the corpus, or what is left of it to read. Raises InputError where nothing usable is in it."""
+def prepare(config: RunConfig, heldout: bool = True) -> PreparedCorpus:
+    """Read the corpus, or what is left of it to read. Raises InputError where nothing usable is in it: no training passage, or,
+    where `heldout` ones are needed, none of those."""
     files = corpus_files(config.corpus)
     directory = _directory(config, files)
     if not (directory / "manifest.json").exists():
@@ -147,7 +148,10 @@ def prepare(config: RunConfig) -> PreparedCorpus:
                     _write(config.corpus, config.teacher, files, directory)
                 finally:
                     Path(lock.lock_file).unlink(missing_ok=True)
-    return open_prepared(directory)
+    found = open_prepared(directory)
+    if heldout and not found.counts.heldout:
+        raise _too_few(config.corpus, found.counts)
+    return found
 
 
 def already_prepared(config: RunConfig) -> PreparedCorpus | None:
@@ -282,10 +286,14 @@ def _merge_parts(corpus: CorpusConfig, parts: list[CorpusPart], scratch: Path) -
     found = CorpusCounts(counts["rejected"], counts["train"], len(distinct), counts["heldout"], tuple(sorted(labels)))
     if found.rejected:
         log.warning("%d rows skipped, such as: %s; all of them are in %s", found.rejected, "; ".join(reasons), REJECTED)
-    if not found.train or not found.heldout:
-        raise InputError(
-            f"corpus.path={corpus.path} gave {found.train} training and {found.heldout} held-out passages "
-            f"({found.rejected} rows rejected{', such as ' + reasons[0] if reasons else ''}); wanted at least one of "
-            "each: give more texts, or another corpus.heldout_fraction"
-        )
+    if not found.train:
+        raise _too_few(corpus, found, reasons)
     return found
+
+
+def _too_few(corpus: CorpusConfig, found: CorpusCounts, reasons: Sequence[str] = ()) -> InputError:
+    return InputError(
+        f"corpus.path={corpus.path} gave {found.train} training and {found.heldout} held-out passages "
+        f"({found.rejected} rows rejected{', such as ' + reasons[0] if reasons else ''}); wanted at least one of "
+        "each: give more texts, or another corpus.heldout_fraction"
+    )

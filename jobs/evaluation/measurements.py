@@ -15,12 +15,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import ray
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.config import EvaluateConfig, RunConfig
 from jobs.corpus.prepared import PassageRows, PreparedCorpus, chunked
+from jobs.evaluation.corrected import CorrectedStudent, measure_corrected, open_corrected, size_of
 from jobs.evaluation.provenance import hardware
 from jobs.evaluation.report import REFERENCES
+from jobs.memory.gain import ANSWERS, Answered, answered
 from jobs.memory.store import MemoryAddress, patient_store
 from jobs.run.progress import progress
 from jobs.run.worker import set_up_worker
@@ -44,12 +47,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """What the evaluating worker needs."""
+    """What the evaluating worker needs. `adapted` is where the memory answers that the student was adapted to, if it was."""
 
     config: RunConfig
     address: MemoryAddress | None
     corpus: PreparedCorpus
     student: Path
+    adapted: str | None = None
 
 
 class Event(NamedTuple):
@@ -153,7 +157,11 @@ def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
     vectors = yield from measure_fidelity(teacher, readers, heldout, config.evaluate, report)
     if job.corpus.counts.labels:
         yield from measure_labelled(teacher, readers, job, heldout, vectors, report)
-    yield from measure_speed(teacher, readers, heldout, config.evaluate, report)
+    corrected = None
+    if job.adapted:
+        corrected = open_corrected(config, job.student, student, teacher, connect(config.store, job.adapted))
+        yield from report_corrected(corrected, teacher, job, heldout, report)
+    yield from measure_speed(teacher, readers, heldout, config.evaluate, report, corrected)
     if config.reads_references:
         explanation = explained(reader(criteria["nearest"], Parts(text=True)), text_of(heldout[0]))
         report |= {"explanation": explanation} if explanation["layers"] else {}
@@ -248,9 +256,7 @@ def measure_labelled(
     report: dict[str, Any],
 ) -> Iterator[Event]:
     """Fit the same linear classifier on each encoder's frozen vectors, and test it on held-out text."""
-    table = job.corpus.table("train")
-    chosen = np.random.default_rng(job.config.seed).permutation(table.num_rows)[: job.config.evaluate.labelled_train]
-    rows = [row for row in PassageRows(table).at(np.sort(chosen)) if row["label"] is not None]
+    rows = labelled_train_rows(job)
     features: dict[str, list[Tensor]] = {name: [] for name in vectors}
     for weights, states, student in encoded_batches(teacher, readers, rows):
         for name, ours in {"teacher": states, **student}.items():
@@ -277,30 +283,75 @@ def measure_labelled(
     }
 
 
+def labelled_train_rows(job: EvaluationJob) -> list[dict[str, Any]]:
+    """Draw training passages that have labels."""
+    table = job.corpus.table("train")
+    chosen = np.random.default_rng(job.config.seed).permutation(table.num_rows)[: job.config.evaluate.labelled_train]
+    return [row for row in PassageRows(table).at(np.sort(chosen)) if row["label"] is not None]
+
+
+def report_corrected(
+    student: CorrectedStudent,
+    teacher: Teacher,
+    job: EvaluationJob,
+    heldout: list[dict[str, Any]],
+    report: dict[str, Any],
+) -> Iterator[Event]:
+    """Put into the report how close the corrected answers are, and what a classifier makes of them where there are labels."""
+    options = job.config.evaluate
+    for part in measure_corrected(student, teacher, heldout, options):
+        if isinstance(part, Answered):
+            yield Event("corrected", len(heldout), len(part.rows))
+        else:
+            report["adapted"] = part
+    reader = student.reading
+    report["adapted"]["size"] = size_of(job.student, reader.model, student.version.correction, reader.words)
+    if "labelled" not in report:
+        return
+    parts = {"train": labelled_train_rows(job), "test": [row for row in heldout if row["label"] is not None]}
+    features: dict[str, dict[str, NDArray[np.float32]]] = {}
+    for part_name, rows in parts.items():
+        features[part_name] = {name: np.empty((len(rows), teacher.dim), np.float32) for name in ANSWERS}
+        texts, documents = [text_of(row) for row in rows], [row["document"] for row in rows]
+        for some in answered(reader, texts, documents):
+            for name, of_part in features[part_name].items():
+                of_part[some.rows] = some.vectors[name].numpy()
+            yield Event(f"labelled {part_name}, corrected", len(rows), len(some.rows))
+    labels = {name: [row["label"] for row in rows] for name, rows in parts.items()}
+    report["labelled"] |= {
+        name: {
+            "accuracy": probe_accuracy(features["train"][name], labels["train"], features["test"][name], labels["test"])
+        }
+        for name in ("global", "references")
+    }
+
+
 def measure_speed(
     teacher: Teacher,
     readers: dict[str, Reader],
     rows: list[dict[str, Any]],
     options: EvaluateConfig,
     report: dict[str, Any],
+    corrected: CorrectedStudent | None = None,
 ) -> Iterator[Event]:
     """Time the same batches through every contender in turns, tokenization left out on all sides, look-up counted."""
     size = options.batch
     batches = [(chunk, readers["null"].tokenize([text_of(row) for row in chunk])) for chunk in chunked(rows, size)]
     batches = [entry for entry in batches if len(entry[0]) == size] or batches
 
-    def reads(reference: str) -> Callable[[list[dict[str, Any]], Tokens], Any]:
-        reader = readers[reference]
-
+    def reads(reader: Reader) -> Callable[[list[dict[str, Any]], Tokens], Any]:
         def read(batch: list[dict[str, Any]], tokens: Tokens) -> Any:
             found = reader.look_up([text_of(row) for row in batch], tokens, [row["document"] for row in batch])
             return reader.forward(tokens, found).projected_states
 
         return read
 
-    contenders = {"teacher": lambda _, tokens: teacher_states(teacher, tokens), "student": reads("null")}
+    contenders = {"teacher": lambda _, tokens: teacher_states(teacher, tokens), "student": reads(readers["null"])}
     if "nearest" in readers:
-        contenders["student_with_lookup"] = reads("nearest")
+        contenders["student_with_lookup"] = reads(readers["nearest"])
+    if corrected:
+        contenders["student_corrected"] = reads(corrected.without_store)
+        contenders["student_with_references"] = reads(corrected.reading)
     taken_s: dict[str, list[float]] = {name: [] for name in contenders}
     warm_up = 3
     for repeat in range(warm_up + options.speed_repeats):

@@ -18,8 +18,24 @@ FIDELITY = {
 REFERENCES = ("nearest", "null", "random")
 """What a student is asked with in turn; one that was taught to read nothing, with the null reference only."""
 
+CORRECTED = {
+    "alone": "the student alone",
+    "global": "corrected, no look-up",
+    "references": "with references",
+    "random": "control: other texts' residuals",
+    "cache": "control: the nearest reference's vector",
+}
+"""How an adapted student answers, and controls of it."""
+
 COLOURS = {"nearest": "#2f6f9f", "null": "#b0b0b0", "random": "#d9a441", "teacher": "#444444"}
-SPEED = {"teacher": "teacher", "student": "student", "student_with_lookup": "student with look-up"}
+COLOURS |= {"alone": COLOURS["null"], "global": "#5d9f6b", "references": COLOURS["nearest"], "cache": "#8a5a9e"}
+SPEED = {
+    "teacher": "teacher",
+    "student": "student",
+    "student_with_lookup": "student with look-up",
+    "student_corrected": "student, corrected",
+    "student_with_references": "student, corrected, with references",
+}
 
 
 def write_report(report: dict[str, Any], directory: Path) -> None:
@@ -27,6 +43,9 @@ def write_report(report: dict[str, Any], directory: Path) -> None:
     plot_loss(directory / "metrics.jsonl", directory / "loss.png")
     plot_fidelity(report["fidelity"], directory / "fidelity.png")
     plot_size_and_latency(report, directory / "size_latency.png")
+    (directory / "nearness.png").unlink(missing_ok=True)
+    if "adapted" in report:
+        plot_nearness(report["adapted"], directory / "nearness.png")
     (directory / "report.md").write_text(markdown(report, f"Run `{directory.name}`"))
     write_whole(directory / "report.json", json.dumps(report, indent=2))
 
@@ -34,6 +53,10 @@ def write_report(report: dict[str, Any], directory: Path) -> None:
 def size_rows(report: dict[str, Any]) -> Rows:
     """Return name, parameters, and latency of each contender."""
     parameters = {name: report["teacher" if name == "teacher" else "student"]["params"] for name in SPEED}
+    if "adapted" in report:
+        parameters |= dict.fromkeys(
+            ("student_corrected", "student_with_references"), report["adapted"]["size"]["params"]
+        )
     slow = report["speed"]["teacher"]["examples_per_s"]
     return [
         (
@@ -61,12 +84,38 @@ def fidelity_rows(report: dict[str, Any]) -> Rows:
 def labelled_rows(report: dict[str, Any]) -> Rows:
     """Return the accuracy of a linear classifier on each encoder's frozen vectors; nothing where there are no labels."""
     names = {"teacher": "teacher", "nearest": "student with references", "null": "student without (null)"}
+    names |= {"global": "student, corrected", "references": "student, corrected, with references"}
     names |= {"random": "student with random references", "majority": "always the most frequent label"}
     return [
         (label, f"{report['labelled'][name]['accuracy']:.4f}")
         for name, label in names.items()
         if name in report.get("labelled", ())
     ]
+
+
+def corrected_rows(adapted: dict[str, Any]) -> Rows:
+    """Return how close an adapted student's answers are, and those of the controls."""
+    metrics = [metric for metric in FIDELITY if metric != "state_mse"]
+    return [
+        (label, *(f"{adapted['answers'][name][metric]:.4f}" for metric in metrics)) for name, label in CORRECTED.items()
+    ]
+
+
+def nearness_rows(adapted: dict[str, Any]) -> Rows:
+    """Return the answers' cosines by how near the nearest reference is."""
+    return [
+        (
+            _band(band),
+            str(band["texts"]),
+            *(f"{band[name]:.4f}" for name in ("alone", "global", "references")),
+            f"{band['variance']:.3f}",
+        )
+        for band in adapted["nearness"]
+    ]
+
+
+def _band(band: dict[str, Any]) -> str:
+    return f"below {band['to']:g}" if band["from"] < 0 else f"{band['from']:g} to {band['to']:g}"
 
 
 def tables(report: dict[str, Any]) -> dict[str, Table]:
@@ -77,6 +126,11 @@ def tables(report: dict[str, Any]) -> dict[str, Table]:
         "size": Table("Size and speed", encoders, size_rows(report)),
         "fidelity": Table("Fidelity on held-out text, by reference read", references, fidelity_rows(report)),
     }
+    if adapted := report.get("adapted"):
+        answers = ("answer", *(metric for metric in FIDELITY if metric != "state_mse"))
+        found["corrected"] = Table("Corrected answers on held-out text", answers, corrected_rows(adapted))
+        columns = ("nearest reference", "texts", "alone", "corrected", "with references", "variance")
+        found["nearness"] = Table("Sentence cosine by nearness", columns, nearness_rows(adapted))
     if "labelled" in report:
         title = "Linear classifier on frozen vectors"
         found["labelled"] = Table(title, ("features", "accuracy"), labelled_rows(report))
@@ -122,6 +176,25 @@ def plot_fidelity(fidelity: dict[str, Any], picture: Path) -> None:
     _save(figure, picture)
 
 
+def plot_nearness(adapted: dict[str, Any], picture: Path) -> None:
+    """Draw the answers' cosines, all together and by how near the nearest reference is."""
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    together, apart = figure.subplots(1, 2)
+    values = [adapted["answers"][name]["sentence_cosine"] for name in CORRECTED]
+    bars = together.bar(list(CORRECTED), values, color=[COLOURS[name] for name in CORRECTED])
+    together.bar_label(bars, fmt="%.3f")
+    together.set_title("sentence cosine", fontsize=9)
+    together.margins(y=0.15)
+    bands = adapted["nearness"]
+    for name in ("alone", "global", "references"):
+        apart.plot(
+            [_band(band) for band in bands], [band[name] for band in bands], "o-", color=COLOURS[name], label=name
+        )
+    apart.set_title("by nearness of the nearest reference", fontsize=9)
+    apart.legend(frameon=False)
+    _save(figure, picture)
+
+
 def plot_size_and_latency(report: dict[str, Any], picture: Path) -> None:
     """Draw parameters, and the median latency of a batch."""
     figure = Figure(figsize=(8, 2.4), layout="constrained")
@@ -129,7 +202,10 @@ def plot_size_and_latency(report: dict[str, Any], picture: Path) -> None:
     sizes = [report["teacher"]["params"] / 1e6, report["student"]["params"] / 1e6]
     size.bar_label(size.barh(["teacher", "student"], sizes, color=[COLOURS["teacher"], COLOURS["nearest"]]), fmt="%.1f")
     size.set_title("million parameters", fontsize=9)
-    colours = {"teacher": COLOURS["teacher"], "student": COLOURS["null"], "student_with_lookup": COLOURS["nearest"]}
+    colours = {
+        "teacher": COLOURS["teacher"], "student": COLOURS["null"], "student_with_lookup": COLOURS["nearest"],
+        "student_corrected": COLOURS["global"], "student_with_references": COLOURS["references"],
+    }  # fmt: skip
     names = [name for name in SPEED if name in report["speed"]]
     values = [report["speed"][name]["latency_ms_p50"] for name in names]
     bars = latency.barh([SPEED[name] for name in names], values, color=[colours[name] for name in names])

@@ -3,6 +3,7 @@
 Runs on Ray Data; each worker has a student and a client of its memory.
 """
 
+import heapq
 import io
 import json
 import logging
@@ -35,6 +36,9 @@ log = logging.getLogger(__name__)
 
 COUNTS = ("read", "written", "rejected", "live", "cached", "null")
 MANIFEST, REJECTED, IDENTITY = "manifest.json", "rejected.jsonl", "identity.json"
+THINNEST = "thinnest.jsonl"
+"""The texts whose nearest reference is farthest: where an adapted student's memory is thin."""
+
 PARTS = "parts"
 COUNTED, REASONS = b"refbert.counts", b"refbert.rejected"
 """Keys of a part's metadata: its counts, and its rejected rows."""
@@ -97,13 +101,14 @@ class RowRange(NamedTuple):
 
 
 def scoring_identity(
-    config: RunConfig, corpus: CorpusConfig, files: list[str], folder: Path, write: str
+    config: RunConfig, corpus: CorpusConfig, files: list[str], folder: Path, write: str, version: str | None
 ) -> dict[str, Any]:
-    """Return by name what a result depends on: parts of one output share it."""
+    """Return by name what a result depends on: parts of one output share it. `version` is that of an adapted student."""
     return {
         "rows": corpus_key(corpus, config.teacher, files),
         "student": fingerprint(folder),
         "references": config.digest("references"),
+        "version": version,
         "write": write,
         "datatype": config.predict.datatype,
         "part_rows": config.predict.part_rows,
@@ -145,6 +150,7 @@ class ScoringJob(NamedTuple):
     url: str | None
     output: OutputFolder
     write: str
+    version: str | None = None
 
 
 def score(scoring: ScoringJob, files: list[str]) -> None:
@@ -201,7 +207,9 @@ class ScoreAndWrite:
         predict = scoring.config.predict
         device = set_up_worker(per_node(predict.num_workers), predict.gpus_per_worker)
         config = scoring.config.model_copy(update={"store": patient_store(scoring.config.store)})
-        self.reader: Reader = open_reader(config, scoring.folder, scoring.url, device, batch=predict.batch)
+        self.reader: Reader = open_reader(
+            config, scoring.folder, scoring.url, device, batch=predict.batch, version=scoring.version
+        )
         self.scoring = scoring
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -230,17 +238,23 @@ class ScoreAndWrite:
         config = self.reader.model.config
         outputs = np.zeros((len(rows), config.num_labels if labels else config.dim), np.float32)
         rungs = ["null"] * len(rows)
+        nearness = np.full(len(rows), -1, np.float32)
         texts, documents = [text_of(row._asdict()) for row in rows], [row.document for row in rows]
         for forward in self.reader.forwards(texts, documents):
             output = forward.output
             vectors = output.logits if labels else torch.nn.functional.normalize(output.sentence_embedding, dim=-1)
             outputs[forward.rows] = vectors.float().cpu().numpy()
+            if forward.corrected:
+                nearness[forward.rows] = forward.corrected.nearness.cpu().numpy()
             for place, row in enumerate(forward.rows):
                 rungs[row] = rung(forward.found, place)
-        return self.table(rows, rungs, outputs)
+        return self.table(rows, rungs, outputs, nearness)
 
-    def table(self, rows: Sequence[Row], rungs: list[str], outputs: np.ndarray) -> pa.Table:
-        """Put rows and `outputs`, (rows, dim) embeddings or (rows, labels) logits, into columns."""
+    def table(self, rows: Sequence[Row], rungs: list[str], outputs: np.ndarray, nearness: np.ndarray) -> pa.Table:
+        """Put rows and `outputs`, (rows, dim) embeddings or (rows, labels) logits, into columns.
+
+        Of an adapted student, `nearness` (rows,) is the cosine of the nearest reference, -1 without one.
+        """
         columns: dict[str, Any] = {
             "source": pa.array([row.source for row in rows], pa.string()),
             "row": pa.array([row.row for row in rows], pa.int64()),
@@ -249,6 +263,8 @@ class ScoreAndWrite:
         if self.scoring.corpus.text_pair_field:
             columns["text_pair"] = pa.array([row.text_pair for row in rows], pa.string())
         columns["reference"] = pa.array(rungs, pa.string())
+        if self.reader.correction:
+            columns["nearness"] = pa.array(nearness)
         if self.scoring.write == "embeddings":
             flat = pa.array(outputs.astype(self.scoring.config.predict.datatype).ravel())
             columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, outputs.shape[1])
@@ -271,8 +287,11 @@ def rung(found: Neighbours | None, row: int) -> Rung:
     return "null" if found is None or not found.mask[row].any() else found.rungs[row]
 
 
-def finish(output: OutputFolder, files: list[str], identity: dict[str, Any]) -> dict[str, int]:
-    """Add up the counts in the parts' metadata; write rejected.jsonl and, last, the manifest. Returns the counts."""
+def finish(output: OutputFolder, files: list[str], identity: dict[str, Any], thinnest: int = 0) -> dict[str, int]:
+    """Add up the counts in the parts' metadata; write rejected.jsonl and, last, the manifest. Returns the counts.
+
+    Of an adapted student so many texts of the lowest nearness go to thinnest.jsonl, the farthest from all that is stored first.
+    """
     for name in (names := output.names(PARTS)):
         if name.endswith(".partial"):  # of a worker that was killed
             output.filesystem.delete_file(output.path(PARTS, name))
@@ -283,9 +302,25 @@ def finish(output: OutputFolder, files: list[str], identity: dict[str, Any]) -> 
         counts.update(json.loads(metadata[COUNTED]))
         rejected += json.loads(metadata[REASONS])
     output.write("".join(json.dumps(row) + "\n" for row in rejected).encode(), REJECTED)
+    if identity.get("version"):
+        lines = (json.dumps(row) + "\n" for row in thinnest_rows(output, written, thinnest))
+        output.write("".join(lines).encode(), THINNEST)
     manifest = {"counts": dict(counts), "files": files, "parts": written, **identity}
     output.write(json.dumps(manifest, indent=2).encode(), MANIFEST)
     return dict(counts)
+
+
+def thinnest_rows(output: OutputFolder, parts: Sequence[str], count: int) -> list[dict[str, Any]]:
+    """Return the rows of the lowest nearness, the lowest first. Rows that read no reference say nothing, and are left out."""
+    lowest: list[dict[str, Any]] = []
+    for name in parts:
+        with output.filesystem.open_input_file(output.path(PARTS, name)) as file:
+            part = parquet.ParquetFile(file)
+            columns = [column for column in part.schema_arrow.names if column not in ("embedding", "label")]
+            rows = part.read(columns=columns).to_pylist()
+        read = [row for row in rows if row.pop("reference") != "null"]
+        lowest = heapq.nsmallest(count, [*lowest, *read], key=lambda row: float(row["nearness"]))
+    return lowest
 
 
 def as_line(counts: dict[str, int]) -> str:

@@ -118,11 +118,33 @@ def student_pages(store: Store, student: Reader, scratch: Path) -> Iterator[Page
                 "words": word_vectors(student, points),
                 "teacher": np.stack([point.vector for point in points if point.vector is not None]),
             }
+            kept = {name: halved(name, each, points) for name, each in columns.items()}
             with whole_file(file) as draft, open(draft, "wb") as stream:
-                np.savez(
-                    stream, allow_pickle=False, **{name: each.astype(np.float16) for name, each in columns.items()}
-                )
+                np.savez(stream, allow_pickle=False, **kept)
         yield Page(ids, file)
+
+
+def halved(name: str, vectors: NDArray[np.float32], points: Sequence[StoredPoint]) -> NDArray[np.float16]:
+    """Return the vectors (points, width) as they are kept on disk. Raises InputError for the first that is not finite there.
+
+    One of them would make every answer NaN.
+    """
+    with np.errstate(over="ignore"):
+        kept = vectors.astype(np.float16)
+    faulty = ~np.isfinite(kept).all(1)
+    if not faulty.any():
+        return kept
+    first = points[int(faulty.argmax())]
+    found = f"{int(faulty.sum())} of {len(points)} texts read together, the first is reference {first.id}"
+    if name == "teacher":
+        raise InputError(
+            f"the memory's teacher vectors of {found} hold NaN or infinite values; `python -m vector_store verify` "
+            "lists such references: delete these, and adapt again"
+        )
+    raise InputError(
+        f"the student answers {found} with NaN, or numbers beyond {np.finfo(np.float16).max:.0f}; train it again, and adapt "
+        "again"
+    )
 
 
 def word_vectors(student: Reader, points: Sequence[StoredPoint]) -> NDArray[np.float32]:

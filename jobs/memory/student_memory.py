@@ -32,7 +32,7 @@ from refbert.folder import (
 from refbert.memory.manifest import manifest_of, trained_manifest, trained_references
 from refbert.memory.reader import Reader, correction_in, open_look_up, text_tokens
 from refbert.memory.texts import ReferenceTexts
-from refbert.memory.version import MemoryVersion, current_version, memory_it_is_of
+from refbert.memory.version import MemoryVersion, current_name, current_version, memory_it_is_of, version_named
 from refbert.references import word_table
 from refbert.student_config import RefBertConfig
 from refbert.teacher import Teacher, load_tokenizer, tokenizer_hash
@@ -58,12 +58,19 @@ def student_memory_options(config: RunConfig, manifest: Manifest | None) -> dict
 
 
 def open_reader(
-    config: RunConfig, folder: Path, url: str | None, device: torch.device, *, text: bool = False, batch: int = 32
+    config: RunConfig,
+    folder: Path,
+    url: str | None,
+    device: torch.device,
+    *,
+    text: bool = False,
+    batch: int = 32,
+    version: str | None = None,
 ) -> Reader:
     """Open a student's folder and, where `url` is its memory's, its look-up; each process opens its own.
 
-    What corrects the student is the memory's current version, or the folder's copy where there is no memory. With `text`
-    look-ups bring the references' texts.
+    What corrects the student is the memory's current version, or the one that `version` names, or the folder's copy where there
+    is no memory, or it is away. With `text` look-ups bring the references' texts.
     """
     model, tokenizer = load_model(folder).fuse().to(device), load_tokenizer(str(folder))
     max_tokens = text_tokens(model.config) or config.teacher.tokens
@@ -75,9 +82,18 @@ def open_reader(
         return alone
     client = connect(config.store, url)
     if correction:
-        return beside_version(
-            alone, folder, client, current_version(client, config.store, correction.student), text=text
-        )
+        try:
+            found = (
+                version_named(client, config.store, correction.student, version)
+                if version
+                else current_version(client, config.store, correction.student)
+            )
+        except StoreUnavailable as error:
+            if version not in (None, correction.version):
+                raise  # the folder's copy is of another one
+            log.warning("answering without references: %s", error)
+            return alone
+        return beside_version(alone, folder, client, found, text=text)
     manifest = trained_manifest(model.config.memory, folder)
     if not manifest:
         return alone
@@ -155,6 +171,24 @@ def reads_memory(config: RunConfig, folder: Path) -> bool:
         return config.references.criterion != "none"
     shape = RefBertConfig.from_pretrained(folder)
     return bool(shape.memory) and shape.reads_any and config.references.criterion != "none"
+
+
+def version_to_read(config: RunConfig, folder: Path, url: str | None) -> str | None:
+    """Return the name of the version that corrects a student: its memory's current one, the folder's where that is away.
+
+    None for a student that was never adapted.
+    """
+    correction = load_correction(folder)
+    if not correction:
+        return None
+    if url:
+        impatient = config.store.model_copy(update={"write_deadline_s": 5.0})
+        with connect(config.store, url) as client:
+            try:
+                return current_name(client, impatient, correction.student)[1]
+            except StoreUnavailable:
+                pass  # `memory_of` has said so
+    return correction.version
 
 
 @contextmanager

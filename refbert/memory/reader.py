@@ -81,12 +81,14 @@ class Prediction(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """One forward: which rows of the texts it holds, their tokens, their references, and what the model says of them."""
+    """One forward: which rows of the texts it holds, their tokens, their references, what the model says of them, and how that
+    was corrected, where it was."""
 
     rows: list[int]
     tokens: Tokens
     found: Neighbours | None
     output: Any
+    corrected: Corrected | None = None
 
 
 class Reader:
@@ -148,7 +150,7 @@ class Reader:
         names: Any = self.model.config.id2label
         is_number = self.model.config.num_labels == 1
         predictions = [Prediction("", 0.0)] * len(texts)
-        for rows, _, _, output in self.forwards(texts):
+        for rows, _, _, output, _ in self.forwards(texts):
             scores, best = (output.logits if is_number else output.logits.softmax(-1)).max(-1)
             for row, score, label in zip(rows, scores.tolist(), best.tolist(), strict=True):
                 predictions[row] = Prediction(names[label], score)
@@ -179,8 +181,8 @@ class Reader:
             return tokens, self.look_up(some, tokens, documents and [documents[row] for row in rows])
 
         for rows, (tokens, found) in zip(batches, pipelined(look_up, batches), strict=True):
-            output = self.forward(tokens, found, output_projected_states=output_projected_states)
-            yield Forward(rows, tokens, found, output)
+            answer = self.answer(tokens, found, output_projected_states=output_projected_states)
+            yield Forward(rows, tokens, found, *answer)
 
     def tokenize(self, texts: Sequence[Text]) -> Tokens:
         """Return what the student reads of the texts themselves."""

@@ -53,11 +53,19 @@ def current_version(client: Client, store: StoreConfig, student: str) -> MemoryV
     CollectionMismatch where it holds none, or one of another manifest than its own.
     """
     collection, name = current_name(client, store, student)
-    resolved = store.model_copy(update={"collection": collection})
+    return version_named(client, store.model_copy(update={"collection": collection}), student, name)
+
+
+def version_named(client: Client, store: StoreConfig, student: str, name: str) -> MemoryVersion:
+    """Return this student's version of this name: the current one, or the one before. CollectionMismatch where it is gone."""
+    resolved = store.model_copy(update={"collection": resolve(client, store)})
     memory = Store(client, resolved)
     content = memory.kept(CORRECTION_OF + reader_of(student, name))
     if content is None:
-        raise _not_adapted(store, student)
+        raise CollectionMismatch(
+            f"collection {store.collection!r} has no version {name} of student {student} any more: it was adapted twice since; "
+            "start again, what is to be read by one version into another place"
+        )
     correction = Correction.from_bytes(content)
     _, manifest, references = memory_it_is_of(correction)
     return MemoryVersion(resolved, correction, memory.require(manifest), references)

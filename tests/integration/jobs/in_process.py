@@ -1,6 +1,7 @@
 """Jobs without Ray's processes, for tests of what is computed, not of who computes it: each process imports for 15 seconds."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,18 +9,35 @@ import pytest
 import torch
 from ray.train import ScalingConfig
 
+from jobs import predict
+from jobs.corpus import parts, prepared
 from jobs.evaluation import scored_parts
 from jobs.memory import fill
+from jobs.memory.store import CLUSTER_STORE
 from jobs.training import loop
 
 
 def compute_in_process(patch: pytest.MonkeyPatch) -> None:
     """Fill memories, score files and, with the fixture `process_group`, train in the tests' own process."""
     patch.setattr(fill, "stored_chunks", stored_chunks)
-    patch.setattr(scored_parts, "score", score)
+    patch.setattr(predict, "score", score)
     patch.setattr(loop, "scaling_config", lambda train: ScalingConfig(num_workers=0))  # Ray Train's local mode
     patch.setattr(torch.distributed, "destroy_process_group", lambda: None)  # which that ends with
     patch.setenv("LOCAL_RANK", "0")
+
+
+def without_ray(patch: pytest.MonkeyPatch, store_url: str) -> None:
+    """Read corpora in the tests' own process, too, and have a store that is running already: nothing asks for Ray then."""
+    patch.setattr(prepared, "_read_parts", read_parts)
+    for room in (fill, scored_parts):
+        patch.setattr(room, "per_node", lambda workers: workers)
+    patch.setenv(CLUSTER_STORE, store_url)
+
+
+def read_parts(corpus: Any, teacher: Any, files: list[str], folder: Path) -> list[parts.CorpusPart]:
+    stage = parts.ReadAndSplit(folder, corpus, teacher.model, teacher.tokens)
+    rows = stage({"number": np.arange(len(files)), "file": np.array(files)})
+    return [parts.CorpusPart.named(Path(path)) for row in rows for path in row["path"]]
 
 
 def stored_chunks(

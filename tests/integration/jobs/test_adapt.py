@@ -1,13 +1,16 @@
 """A student's answers are adapted to what is stored: closer to its teacher, in whole versions, whatever happens meanwhile."""
 
+import base64
 import json
 import shutil
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from qdrant_client import grpc as api
 
 import refbert
 from jobs import adapt as adapt_job
@@ -22,6 +25,7 @@ from jobs.service.errors import NonFiniteAnswer, kind_of, name_of
 from jobs.service.metrics import Metrics
 from jobs.service.schema import Explanation
 from jobs.service.student import ServedStudent
+from refbert.corpus import split_of
 from refbert.correction import Correction
 from refbert.errors import InputError
 from refbert.folder import CORRECTION, WORD_TABLE, load_word_table, save_correction, save_student
@@ -31,7 +35,7 @@ from refbert.memory.version import current_version, roll_back
 from refbert.student import RefBertForSequenceClassification, RefBertModel
 from refbert.student_config import RefBertConfig
 from refbert.teacher import load_teacher
-from tests.integration.jobs.in_process import compute_in_process
+from tests.integration.jobs.in_process import compute_in_process, without_ray
 from vector_store.client import connect
 from vector_store.config import StoreConfig
 from vector_store.errors import CollectionMismatch, StoreUnavailable
@@ -250,6 +254,74 @@ def test_a_text_that_is_deleted_meanwhile_is_no_reason_to_end(memory, monkeypatc
     monkeypatch.setattr(adaptation, "fit_global_part", deleting)
     memory.adapt()
     assert len(memory.state()[1]) == len(TEXTS) - 1
+
+
+@pytest.mark.parametrize("who", ["teacher", "student", "both", "zeros"])
+def test_vectors_that_are_all_the_same_can_be_adapted_to(memory, store_url, who):
+    memory.add(TEXTS[:40])
+    if who != "teacher":
+        silenced(memory)
+    if who != "student":
+        constant = np.full(memory.teacher.dim, 0.0 if who == "zeros" else 0.7, np.float32)
+        points = [replace(point, vector=constant) for page in memory.store.pages() for point in page]
+        memory.store.upsert(points)
+    memory.adapt()
+    with refbert.load(memory.folder, store_url) as student:
+        said = student.encode(ASKED)
+    assert np.isfinite(said).all()
+    if who in ("teacher", "both"):  # what every stored text says is said of any other
+        assert float(said.sum(1).min()) / memory.teacher.dim**0.5 > 0.95
+
+
+def silenced(memory):
+    """Let the student say the same of every text: nothing."""
+    student = RefBertModel.from_pretrained(memory.folder)
+    with torch.no_grad():
+        for parameter in student.projection.parameters():
+            parameter.zero_()
+    student.save_pretrained(memory.folder)
+    memory.student, memory.name = adapting_student(memory.config, memory.folder, memory.teacher, batch=16)
+
+
+def test_a_damaged_vector_ends_an_adaptation_in_one_line_and_the_version_before_is_read(memory, store_url):
+    memory.add(TEXTS)
+    before = memory.adapt().correction.version
+    asked = memory.cosine(references=store_url)
+    victim = memory.student.texts.identifier(TEXTS[7])
+    request = api.SetPayloadPoints(collection_name=memory.options.collection, wait=True)
+    request.points_selector.points.ids.add().uuid = victim
+    packed = np.float16("nan").tobytes() + bytes(memory.teacher.dim)  # a divisor that is none
+    request.payload["vector"].string_value = base64.b64encode(packed).decode()
+    memory.client.call(memory.client.points.SetPayload, request, 10)
+    with pytest.raises(InputError, match=rf"teacher vectors of 1 of \d+ texts .* {victim} hold NaN .*delete these"):
+        memory.adapt()
+    assert current_version(memory.client, memory.config.store, memory.name).correction.version == before
+    assert memory.cosine(references=store_url) == pytest.approx(asked, abs=0.02)
+    memory.store.delete(("document", TEXTS[7]))
+    assert memory.adapt().correction.version != before
+
+
+def test_a_student_that_answers_beyond_all_bounds_is_not_adapted(memory):
+    memory.add(TEXTS[:40])
+    student = RefBertModel.from_pretrained(memory.folder)
+    with torch.no_grad():
+        student.projection.bias.fill_(1e6)  # finite, and no weight that is refused when it is loaded
+    student.save_pretrained(memory.folder)
+    memory.student, memory.name = adapting_student(memory.config, memory.folder, memory.teacher, batch=16)
+    with pytest.raises(InputError, match=r"the student answers 40 of 40 texts .* numbers beyond 65504; train it again"):
+        memory.adapt()
+    with pytest.raises(CollectionMismatch, match="corrects no answers"):
+        current_version(memory.client, memory.config.store, memory.name)
+
+
+def test_a_memory_of_another_teacher_is_refused_and_left_as_it_is(memory):
+    memory.add(TEXTS[:40])
+    other = memory.student.texts.manifest.model_copy(update={"fingerprint": "f" * 32, "encoder": "another"})
+    with pytest.raises(CollectionMismatch, match="fingerprint"):
+        memory.store.ensure(other)
+    memory.adapt()
+    with pytest.raises(CollectionMismatch, match="fingerprint"):
+        memory.store.require(other)
 
 
 def test_an_empty_memory_is_refused_in_one_line(memory):
@@ -519,6 +591,29 @@ def test_the_verb_fills_adapts_and_says_what_held_out_texts_gained(
     assert report["correction_bytes"] == correction.num_bytes
     with refbert.load(config.run_directory / "student", config.store_directory) as student:
         assert np.isfinite(student.encode(["The film is slow: far too long."])).all()
+
+
+def test_a_domain_of_a_few_texts_without_a_held_out_one_is_adapted_to_and_an_empty_one_is_refused(
+    home, tiny_run, student_folder, store_url, monkeypatch
+):
+    compute_in_process(monkeypatch)
+    without_ray(monkeypatch, store_url)
+    config = tiny_run(name="few", adapt={"collection": "few", "references": {"count": 4}})
+    shutil.copytree(student_folder, config.run_directory / "student")
+    file = config.run_directory / "few.jsonl"
+    few = [text for text in TEXTS if split_of(text, 0.05) == "train"][:9]
+    corpus = config.corpus.model_copy(
+        update={"path": str(file), "label_field": None, "document_field": None, "heldout_fraction": 0.05}
+    )
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*few, few[0], few[0]]))
+    adapt_job.run(config.model_copy(update={"corpus": corpus}))
+    report = json.loads((config.run_directory / "adapted.json").read_text())
+    assert (report["references"], report["heldout"]) == (9, {})
+    file.write_text(json.dumps({"text": " "}) + "\n")
+    with pytest.raises(InputError, match=r"gave 0 training and 0 held-out passages \(1 rows rejected"):
+        adapt_job.run(config.model_copy(update={"corpus": corpus}))
+    with refbert.load(config.run_directory / "student", store_url) as student:
+        assert student.correction.version == report["version"]
 
 
 def test_new_texts_are_read_by_the_version_there_is_without_a_refit(

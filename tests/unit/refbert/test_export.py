@@ -1,11 +1,21 @@
 """Exported graphs match the student at any batch and length; a graph that does not is not written."""
 
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 import torch
 
 from refbert import RefBertConfig, RefBertForSequenceClassification, RefBertModel
+from refbert.correction import Correction
+from refbert.correction import References as TorchReferences
 from refbert.errors import InputError
-from refbert.export import Graph, differences, export_onnx, open_onnx, read_export
+from refbert.export import Corrected, Graph, differences, export_onnx, open_onnx, read_export
+from refbert.exported import CORRECTION, ExportedStudent, References
+from refbert.global_part import GlobalPartOptions, Rows, fit_global_part
+from refbert.references import word_table
+from refbert.words import WordVectors
 
 SHAPE = {
     "vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "dim": 16,
@@ -51,3 +61,79 @@ def test_an_exported_classifier_with_embedded_keys_and_readout_matches_the_stude
     with pytest.raises(InputError, match="nothing was written"):
         export_onnx(student, tmp_path / "refused", tolerance=1e-12)
     assert [path.name for path in tmp_path.iterdir()] == ["onnx"]
+
+
+# ---------------------------------------------------------------- of a student that was adapted
+
+WORDS, COUNT = 12, 6
+
+
+@pytest.fixture(scope="module")
+def adapted():
+    """A student that reads nothing, what corrects it, and texts with references, of which the first text has none."""
+    torch.manual_seed(0)
+    student = RefBertModel(RefBertConfig(**SHAPE, reference_mode="none")).eval()
+    vectors = np.random.default_rng(0).standard_normal((50, WORDS)).astype(np.float32)
+    words = WordVectors(word_table(vectors), [0, 1, 2])
+    ids, mask = torch.randint(3, 50, (300, 7)), torch.ones(300, 7, dtype=torch.long)
+    with torch.inference_mode():
+        said, near = student(ids, attention_mask=mask).sentence_embedding, words(ids, mask)
+    taught = 5 * (said + torch.tanh(near @ torch.randn(WORDS, SHAPE["dim"]) * 2))
+    fitted = fit_global_part(lambda: iter([Rows(said, near, taught)]), GlobalPartOptions(landmarks=40))
+    correction = Correction("0123456789ab", "v1", fitted.part, 0.4, 0.1, COUNT)
+    correction = Correction.from_bytes(correction.to_bytes())  # as a folder keeps it
+    residuals = taught - correction.answer(said, near).vector
+    asked, asked_mask = torch.randint(0, 50, (5, 9)), torch.ones(5, 9, dtype=torch.long)
+    asked_mask[1, 4:] = 0
+    asked[2] = 1  # special tokens only
+    found = torch.randint(0, 300, (5, COUNT))
+    references = TorchReferences(taught[found], residuals[found], near[found])
+    references.residuals[0] = torch.nan
+    references.residuals[3, 2:] = torch.nan
+    return student, Corrected(correction, words), asked, asked_mask, references
+
+
+@pytest.fixture(scope="module")
+def exported(adapted, tmp_path_factory):
+    student, corrected, *_ = adapted
+    folder = tmp_path_factory.mktemp("adapted-export") / "onnx"
+    return folder, export_onnx(student, folder, corrected=corrected)
+
+
+def test_an_exported_student_answers_as_the_adapted_one_alone_and_by_references(adapted, exported):
+    student, (correction, words), ids, mask, references = adapted
+    folder, export = exported
+    assert export.outputs == ("words", "key", "sentence_embedding")
+    assert export.reader == "0123456789ab_v1"
+    with torch.inference_mode():
+        said, near = student(ids, attention_mask=mask).sentence_embedding, words(ids, mask)
+        wanted = {name: correction.answer(said, near, read) for name, read in (("alone", None), ("read", references))}
+    assert (wanted["alone"].vector - wanted["read"].vector).abs().max() > 0.1  # references matter here
+    reader = ExportedStudent(folder)
+    given = References(*(column.numpy() for column in references))
+    for name, read in (("alone", None), ("read", given)):
+        answer = reader.answer(ids.numpy(), mask.numpy(), references=read)
+        for part, of_torch in wanted[name]._asdict().items():
+            np.testing.assert_allclose(getattr(answer, part), of_torch.numpy(), atol=1e-5, err_msg=f"{name} {part}")
+    np.testing.assert_allclose(reader.words(ids.numpy(), mask.numpy()), near.numpy(), atol=1e-5)
+
+
+def test_an_exported_student_refuses_other_references_and_folders_in_one_line(adapted, exported, tmp_path):
+    _, _, ids, mask, references = adapted
+    reader = ExportedStudent(exported[0])
+    narrow = References(*(column.numpy() for column in references))._replace(words=np.zeros((5, COUNT, 3), np.float32))
+    with pytest.raises(InputError, match=r"have words of shape \(5, 6, 3\), wanted \(5, 6, 12\)"):
+        reader.answer(ids.numpy(), mask.numpy(), references=narrow)
+    with pytest.raises(InputError, match=r"model_int8.onnx is not there; export it"):
+        ExportedStudent(exported[0], int8=True)
+    with pytest.raises(InputError, match=r"exported before it was adapted, or never was"):
+        ExportedStudent(tmp_path)
+    (tmp_path / CORRECTION).write_bytes(b"nothing of the kind")
+    with pytest.raises(InputError, match=r"correction.npz cannot be read .*; export the student again"):
+        ExportedStudent(tmp_path)
+
+
+def test_an_exported_student_needs_no_torch():
+    code = "import sys, refbert.exported; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["False", "False"]
