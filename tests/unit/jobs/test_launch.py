@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from jobs.launch import run_job
 from jobs.run.failures import BAD_INPUT, UNAVAILABLE, known_cause
+from jobs.training.recovery import Recovery
 from refbert.errors import InputError, UnavailableError
 from vector_store.errors import CollectionMismatch, StoreUnavailable
 
@@ -115,3 +116,44 @@ def test_a_cause_is_found_behind_rays_wrappers():
     controlled.controller_failure = original
     assert known_cause(controlled) is original
     assert known_cause(RuntimeError("a bug")) is None
+
+
+def died_at_start(error: str) -> Exception:
+    return ray.exceptions.ActorDiedError(
+        ray.exceptions.RayTaskError("f", f"Traceback:\n  ...\n{error}", RuntimeError())
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ray.exceptions.OutOfMemoryError("Task was killed due to the node running low on memory."),
+        ray.exceptions.WorkerCrashedError(),
+        ray.exceptions.ActorDiedError(),
+    ],
+)
+def test_a_process_that_is_gone_is_one_line_and_something_unavailable(error, capsys):
+    assert run_job(job_that(error), []) == UNAVAILABLE
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "a worker's process ended amid its work" in said[0]
+    assert type(error).__name__ in said[0]
+
+
+def test_what_a_worker_says_as_it_starts_is_the_cause_and_what_nobody_knows_stays_a_bug():
+    said = known_cause(died_at_start("vector_store.errors.StoreUnavailable: the store is away"))
+    assert isinstance(said, StoreUnavailable)
+    assert str(said) == "the store is away"
+    assert known_cause(died_at_start("ZeroDivisionError: division by zero")) is None
+
+
+def test_a_mistake_is_found_beside_a_process_that_is_gone():
+    outer = RuntimeError("training failed")
+    outer.worker_failures = {0: ray.exceptions.ActorDiedError(), 1: InputError("the mistake")}
+    assert str(known_cause(outer)) == "the mistake"
+
+
+def test_a_training_goes_on_after_a_process_that_is_gone_and_ends_at_a_mistake():
+    Recovery().after_exception(None, {0: ray.exceptions.ActorDiedError()})
+    with pytest.raises(InputError, match="the mistake"):
+        Recovery().after_exception(None, {0: InputError("the mistake")})
