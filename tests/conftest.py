@@ -3,7 +3,8 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of it: a hub that is not there is asked for most of a minute
-os.environ |= {"RAY_worker_niceness": "0"}  # at Ray's own 15 they would hardly run beside another testing process
+# As in jobs, and before any import of torch: two testing processes share the cores.
+os.environ |= {"RAY_worker_niceness": "0", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,8 @@ from jobs.memory.neighbour_plan import NeighbourPlan
 from jobs.memory.store import MemoryAddress, patient_store
 from jobs.memory.student_memory import student_memory_options
 from jobs.run.directory import claim_directory, training_lock, write_manifest
+from jobs.run.failures import LostProcessError, known_cause
+from jobs.run.session import wait_while_ray_answers
 from jobs.run.worker import set_up_worker
 from jobs.training.checkpoint import Checkpoint, Checkpoints, consolidated
 from jobs.training.divergence import faults_of, finite_step, skip_step, weighed
@@ -136,8 +138,14 @@ def fit(trainer: Any, request: Path) -> Any:
     except KeyboardInterrupt:
         log.info("stopping at the next step, with a checkpoint; interrupt again to stop at once")
         request.touch()
-        with suppress(TimeoutError):  # a training that waits for workers makes no step
-            done.result(STOP_PATIENCE_S)
+        try:
+            wait_while_ray_answers(done, STOP_PATIENCE_S)  # a training that waits for workers makes no step
+        except Exception as error:
+            known = known_cause(error)
+            if known is not None and not isinstance(
+                known, LostProcessError
+            ):  # else the interrupt ended the workers too
+                raise
         raise
 
 

@@ -9,8 +9,10 @@ import pytest
 import ray
 from safetensors import SafetensorError
 
+from jobs import launch
 from jobs.launch import run_job
 from jobs.run.failures import BAD_INPUT, UNAVAILABLE, known_cause
+from jobs.run.session import ray_session
 from jobs.training.recovery import Recovery
 from refbert.errors import InputError, UnavailableError
 from vector_store.errors import CollectionMismatch, StoreUnavailable
@@ -157,3 +159,38 @@ def test_a_training_goes_on_after_a_process_that_is_gone_and_ends_at_a_mistake()
     Recovery().after_exception(None, {0: ray.exceptions.ActorDiedError()})
     with pytest.raises(InputError, match="the mistake"):
         Recovery().after_exception(None, {0: InputError("the mistake")})
+
+
+def test_a_ray_that_does_not_start_is_one_line_and_something_unavailable(monkeypatch):
+    def times_out(**options):
+        raise Exception("The current node timed out during startup. This could happen because\nof much.")
+
+    monkeypatch.setattr(ray, "init", times_out)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(
+        UnavailableError, match="Ray did not start on this machine: Exception: The current node timed out"
+    ) as own:
+        enter(ray_session())
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(UnavailableError, match=r"cannot join the Ray cluster at 10\.0\.0\.1:6379") as joined:
+        enter(ray_session())
+    for error in (own.value, joined.value):
+        assert known_cause(error) is error
+        assert "\n" not in str(error)
+
+
+def enter(session):
+    with session:
+        raise AssertionError("Ray has not started")
+
+
+def test_rays_limits_are_set_before_a_job_imports_ray(monkeypatch):
+    monkeypatch.delenv("RAY_raylet_start_wait_time_s", raising=False)
+    seen = []
+
+    def import_job():
+        seen.append({**os.environ}["RAY_raylet_start_wait_time_s"])
+        return job_that(InputError("no more"))
+
+    assert launch._run("jobs.fake", "A job.", [], import_job) == BAD_INPUT
+    assert seen == ["180"]
