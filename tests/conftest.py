@@ -155,6 +155,7 @@ def tiny_run(tiny_teacher_path) -> Callable[..., RunConfig]:
             "loss": {"relation_heads": 4},
             "train": {
                 "steps": 8, "micro_batch": 16, "global_batch": 64, "log_every": 1, "save_every": 3, "targets": "memory",
+                "threads_per_worker": 1,
             },
             "evaluate": {"texts": 64, "pool": 64, "labelled_train": 64, "speed_repeats": 3, "batch": 16},
             "serve": {"port": 0},
