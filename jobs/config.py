@@ -107,7 +107,8 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     compile: bool = False
     """Compile the student's layers (torch.compile); needs a C++ compiler, and a minute at first."""
     gpus_per_worker: NonNegativeFloat = 0.0
-    threads_per_worker: PositiveInt | None = Field(None, description="CPU threads; by default the node's share.")
+    threads_per_worker: PositiveInt | None = None
+    """CPU threads; by default the node's share, less what other processes use of it, looked at again every few seconds."""
     prefetch: PositiveInt = Field(4, description="Micro-batches whose references are looked up ahead of the step.")
     log_every: PositiveInt = 10
     save_every: PositiveInt = 200

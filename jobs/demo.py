@@ -42,6 +42,7 @@ def run(config: RunConfig) -> None:
         distill.run(config)
         log.info("3/4 evaluate")
         evaluate.run(config)
+        print_tables(json.loads((config.run_directory / "report.json").read_text()))  # whatever becomes of the service
         log.info("4/4 serve")
         text = next(texts_in(prepare(config).table("heldout")))
         any_port = config.model_copy(
@@ -49,10 +50,8 @@ def run(config: RunConfig) -> None:
         )  # 8000 is often taken
         with served(any_port) as address:
             answer = ask(f"{address}/v1/embeddings", {"input": [text], "explain": True})
-    directory = config.run_directory
-    print_tables(json.loads((directory / "report.json").read_text()))
     show_answer(text, answer)
-    print(f"\n{time.monotonic() - started_s:.0f} s; report: {directory / 'report.md'}")
+    print(f"\n{time.monotonic() - started_s:.0f} s; report: {config.run_directory / 'report.md'}")
 
 
 def ask(address: str, request: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import yaml
 from jobs.config import QUICKSTART, RunConfig, load_config
 from jobs.run.failures import INTERRUPTED, OK, TERMINATED, exit_code, known_cause
 from jobs.run.interrupts import Terminated, sigterm_interrupts
+from jobs.run.session import ray_has_gone, set_environment
 
 
 def launch(module: str, description: str | None) -> NoReturn:
@@ -24,7 +25,12 @@ def launch(module: str, description: str | None) -> NoReturn:
 
     The module is imported when the command line has been read: `--help` and a wrong config do not wait for torch and Ray.
     """
-    sys.exit(_run(module, description, sys.argv[1:], lambda: importlib.import_module(module)))
+    code = _run(module, description, sys.argv[1:], lambda: importlib.import_module(module))
+    if "ray" in sys.modules and ray_has_gone():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # Ray's own way out would wait a minute for a head that has gone
+    sys.exit(code)
 
 
 class CommandLine(NamedTuple):
@@ -61,6 +67,7 @@ def _run(module: str, description: str | None, arguments: list[str], import_job:
     given = read_command_line(module.rpartition(".")[2], description, arguments)
     try:
         config = load_config(given.run, given.overrides)
+        set_environment()  # before a job imports Ray
         job = import_job()
         trained = config.run_directory / "config.yaml"
         if given.run is None and getattr(job, "CONTINUES_RUN", False) and trained.exists():

@@ -17,19 +17,26 @@ if __name__ == "__main__":
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from http import HTTPStatus
+from http.client import HTTPConnection
+from textwrap import shorten
 from typing import Any
 
 import ray
 from pydantic import BaseModel, Field, ValidationError
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions, gRPCOptions
 from ray.serve.exceptions import RayServeException
 
 from jobs.config import RunConfig, load_config
 from jobs.memory.student_memory import memory_of, student_run
 from jobs.run.ports import free_ports
+from jobs.run.session import wait_while_ray_answers
 from jobs.service.grpc_calls import ADD_SERVICER
 from jobs.service.keys import is_public
 from jobs.service.replica import QUIET, application
@@ -37,6 +44,15 @@ from refbert.errors import InputError, UnavailableError
 from vector_store.errors import StoreError
 
 log = logging.getLogger(__name__)
+
+CONTROLLER = "SERVE_CONTROLLER_ACTOR"
+"""Ray Serve's own, in the namespace `serve`."""
+
+START_S, STOP_S = 180.0, 60.0
+"""Longest wait for the proxy to answer, and for Ray Serve to answer what is in flight and end."""
+
+SHOWN_CHARACTERS = 500
+"""Of what Ray says where the service does not start."""
 
 CONTINUES_RUN = True
 """Without a YAML, the options are those that the named run was trained with."""
@@ -86,30 +102,72 @@ def run(config: RunConfig) -> None:
 
 @contextmanager
 def served(config: RunConfig) -> Iterator[str]:
-    """Start the service, yield its HTTP address, and stop what was started. Raises UnavailableError where it does not start."""
+    """Start the service, yield its HTTP address, and stop what was started, when what is in flight has been answered.
+
+    Raises UnavailableError where it does not start.
+    """
     config, _ = student_run(config, None)
     was_running = _serve_is_running()
     # A Ray Serve that runs already keeps its own address, which may be open to the network.
     service = application(config, is_public=is_public(config.serve) or was_running)
     port = config.serve.port or free_ports(1, config.serve.host)[0]
     try:
-        serve.start(
-            http_options=HTTPOptions(host=config.serve.host, port=port),
-            grpc_options=_grpc_options(config),
-            logging_config=QUIET,
-            proxy_location="HeadOnly",
-        )
-        serve.run(service, name=config.name, route_prefix="/", logging_config=QUIET)
-    except (RuntimeError, TimeoutError) as error:
+        _start(config, service, port, was_running)
+    except BaseException as error:  # an interrupt too: on a cluster the service would outlive it
         refusal = _refusal(config.name)
         _stop(config.name, was_running)
         if refusal:
             raise InputError(refusal) from error
-        raise UnavailableError(f"the service did not start on {config.serve.host}:{port}: {error}") from error
+        if isinstance(error, RuntimeError | TimeoutError | RayError):
+            said = shorten(" ".join(str(error).split()), SHOWN_CHARACTERS)
+            raise UnavailableError(f"the service did not start on {config.serve.host}:{port}: {said}") from error
+        raise
     try:
         yield f"http://{config.serve.host}:{port}"
     finally:
         _stop(config.name, was_running)
+
+
+def _start(config: RunConfig, service: serve.Application, port: int, was_running: bool) -> None:
+    """Start Ray Serve with a way in on every node, and the application; return when it answers.
+
+    Ray itself waits a fixed minute for its proxies, and lets them go on starting: on a busy machine they are waited for here.
+    A Ray Serve that was running may have another address, and is not asked.
+    """
+
+    def start() -> None:
+        serve.start(
+            http_options=HTTPOptions(host=config.serve.host, port=port),
+            grpc_options=_grpc_options(config),
+            logging_config=QUIET,
+            proxy_location="EveryNode",  # of those with a replica, and the head: one that is killed is not the only one
+        )
+
+    try:
+        start()
+    except TimeoutError:
+        start()  # finds what has been started
+    with suppress(TimeoutError):
+        serve.run(service, name=config.name, route_prefix="/", logging_config=QUIET)
+    deadline_s = time.monotonic() + START_S
+    while not (was_running or _answers(config.serve.host, port)):
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(
+                f"nothing answers after {START_S:g} s; is the machine very busy? Start the same command again"
+            )
+        time.sleep(0.2)
+
+
+def _answers(host: str, port: int) -> bool:
+    """Whether Ray's proxy answers that it has routes to replicas."""
+    connection = HTTPConnection(host, port, timeout=5)
+    try:
+        connection.request("GET", "/-/healthz")
+        return connection.getresponse().status == HTTPStatus.OK
+    except OSError:
+        return False
+    finally:
+        connection.close()
 
 
 def _grpc_options(config: RunConfig) -> gRPCOptions | None:
@@ -130,15 +188,42 @@ def _refusal(name: str) -> str | None:
 
 def _serve_is_running() -> bool:
     try:
-        ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+        ray.get_actor(CONTROLLER, namespace="serve")
     except ValueError:
         return False
     return True
 
 
 def _stop(name: str, was_running: bool) -> None:
-    """Stop what was started: only the application where Ray Serve was running already."""
-    if was_running:
-        serve.delete(name)
-    else:
-        serve.shutdown()
+    """Stop what was started: only the application where Ray Serve was running already.
+
+    The application goes first, while the proxy is there to answer what its replicas still have. In a thread, which is left
+    where Ray has gone.
+    """
+    done: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            serve.delete(name)
+            if not was_running:
+                _shut_down()
+            done.set_result(None)
+        except Exception as error:
+            done.set_exception(error)
+
+    threading.Thread(target=work, name="stopping", daemon=True).start()
+    try:
+        wait_while_ray_answers(done, STOP_S)
+    except (RayServeException, RayError, TimeoutError) as error:
+        log.warning("%s did not stop by itself: %s", name, shorten(" ".join(str(error).split()), SHOWN_CHARACTERS))
+
+
+def _shut_down() -> None:
+    """Shut Ray Serve down. Its own `shutdown` waits for a call that cannot succeed, of which Ray then says so at length."""
+    if not _serve_is_running():
+        return
+    controller: Any = ray.get_actor(CONTROLLER, namespace="serve")
+    ray.get(controller.graceful_shutdown.remote(wait=False))
+    while _serve_is_running():
+        time.sleep(0.1)
+    serve.shutdown()  # forgets what this process knew of it

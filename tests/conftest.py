@@ -3,7 +3,8 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of it: a hub that is not there is asked for most of a minute
-os.environ |= {"RAY_worker_niceness": "0"}  # at Ray's own 15 they would hardly run beside another testing process
+# As in jobs, and before any import of torch: two testing processes share the cores.
+os.environ |= {"RAY_worker_niceness": "0", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,9 @@ REPOSITORY = Path(__file__).parent.parent
 HEAVY = ("tests/integration/jobs/", "tests/chaos/", "tests/e2e/")
 """Tests that start many processes: one testing process has them all, one after another, and so there is one local Ray."""
 
+WITHOUT_RAY = ("tests/chaos/test_clients.py", "tests/chaos/test_server_killed.py")
+"""Of these the ones that wait most of their time, for a store: they stand in the other lane."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -38,7 +42,11 @@ class TwoLanes(LoadScopeScheduling):
         config.option.loadscopereorder = False
 
     def _split_scope(self, nodeid: str) -> str:
-        return "heavy" if nodeid.startswith(HEAVY) else nodeid.partition("::")[0]
+        return "heavy" if is_heavy(nodeid) else nodeid.partition("::")[0]
+
+
+def is_heavy(nodeid: str) -> bool:
+    return nodeid.startswith(HEAVY) and not nodeid.startswith(WITHOUT_RAY)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> TwoLanes:
@@ -50,8 +58,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     What is killed or timed comes last of the heavy ones: the other testing process has done its share by then.
     """
-    lanes = (*HEAVY, "")
-    items.sort(key=lambda item: next(place for place, room in enumerate(lanes) if item.nodeid.startswith(room)))
+
+    def place(nodeid: str) -> int:
+        return next((at for at, room in enumerate(HEAVY) if is_heavy(nodeid) and nodeid.startswith(room)), len(HEAVY))
+
+    items.sort(key=lambda item: place(item.nodeid))
     if config.getoption("--long"):
         return
     for item in items:
@@ -144,6 +155,7 @@ def tiny_run(tiny_teacher_path) -> Callable[..., RunConfig]:
             "loss": {"relation_heads": 4},
             "train": {
                 "steps": 8, "micro_batch": 16, "global_batch": 64, "log_every": 1, "save_every": 3, "targets": "memory",
+                "threads_per_worker": 1,
             },
             "evaluate": {"texts": 64, "pool": 64, "labelled_train": 64, "speed_repeats": 3, "batch": 16},
             "serve": {"port": 0},

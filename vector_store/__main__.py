@@ -1,6 +1,7 @@
 """`python -m vector_store`: commands that serve, show and administer a memory. Prints; other modules do the work."""
 
 import argparse
+import glob
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -115,8 +116,9 @@ def _snapshot(arguments: argparse.Namespace) -> int:
         )
     for snapshot in made:
         print(f"{snapshot.name}  {snapshot.size_bytes} bytes  sha256 {snapshot.checksum or 'not given'}")
-    if made and not is_url(arguments.location):
-        print(f"in {Path(arguments.location) / 'snapshots'}")
+        if not is_url(arguments.location):  # in a folder of the collection's own name, which an alias is not
+            for path in Path(arguments.location).absolute().glob(f"snapshots/*/{glob.escape(snapshot.name)}"):
+                print(f"  {path}")
     return FINE
 
 
@@ -184,8 +186,12 @@ def _convert(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     from vector_store.comparison import compare
 
-    side_a = argparse.Namespace(**vars(arguments), location=arguments.location_a, collection=arguments.collection_a)
-    side_b = argparse.Namespace(**vars(arguments), location=arguments.location_b, collection=arguments.collection_b)
+    def side(location: str, collection: str | None) -> argparse.Namespace:
+        named = {"location": location, "collection": collection or arguments.collection}
+        return argparse.Namespace(**{**vars(arguments), **named})
+
+    side_a = side(arguments.location_a, arguments.collection_a)
+    side_b = side(arguments.location_b, arguments.collection_b)
     with _store(side_a) as a, _store(side_b) as b, _bar("compare", a.count()) as advance:
         found = compare(a, b, advance)
     if found.manifest_fields:

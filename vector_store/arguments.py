@@ -169,8 +169,9 @@ def _add_transfer(
     _add_location(importing, "location")
     _add_location(compare, "location_a")
     _add_location(compare, "location_b")
-    _add_collection(compare, "--collection-a")
-    _add_collection(compare, "--collection-b")
+    _add_collection(compare, "--collection")
+    for option in ("--collection-a", "--collection-b"):
+        compare.add_argument(option, metavar="NAME", help="collection on this side alone (default: --collection)")
 
 
 def _positive(text: str) -> int:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Self
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
+from jobs.run.attempts import Attempts, watched
 from jobs.run.telemetry import StageMetrics
 from refbert.config import CorpusConfig
 from refbert.corpus import (
@@ -75,6 +76,7 @@ class ReadAndSplit:
 
     def __init__(self, folder: Path, corpus: CorpusConfig, teacher: str, tokens: int) -> None:
         self.folder, self.corpus, self.teacher, self.tokens = folder, corpus, teacher, tokens
+        self.attempts = Attempts(folder / "attempts")
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
         """Yield the path and the number of good passages of each part of these files, in order."""
@@ -91,7 +93,8 @@ class ReadAndSplit:
                 continue
             tokenizer = tokenizer or load_tokenizer(self.teacher)
             first_row = parts[-1].next_row if parts else 0
-            for path, good in self._written(number, file, first_row, passages, tokenizer, metrics):
+            written = self._written(number, file, first_row, passages, tokenizer, metrics)
+            for path, good in watched(written, self.attempts, f"file-{number}", file, len(parts)):
                 yield {"path": [str(path)], "passages": [good]}
 
     def _written(

@@ -23,11 +23,12 @@ from jobs.config import RunConfig
 from jobs.corpus.prepared import chunked, corpus_key
 from jobs.memory.store import patient_store
 from jobs.memory.student_memory import open_reader
+from jobs.run.attempts import DEATHS, Attempts, SetAside, watched
 from jobs.run.progress import progress
 from jobs.run.worker import per_node, set_up_worker
 from refbert.config import CorpusConfig
 from refbert.corpus import Rejected, Row, estimated_rows, read_rows, text_of
-from refbert.errors import InputError
+from refbert.errors import InputError, UnavailableError
 from refbert.folder import fingerprint
 from refbert.memory.reader import Reader
 from vector_store.schema import Neighbours, Rung
@@ -40,6 +41,11 @@ THINNEST = "thinnest.jsonl"
 """The texts whose nearest reference is farthest: where an adapted student's memory is thin."""
 
 PARTS = "parts"
+SET_ASIDE = "set_aside"
+"""Whether a part was set aside because processes died at it."""
+
+REMEDY = "Lower predict.batch, predict.part_rows or predict.num_workers"
+
 COUNTED, REASONS = b"refbert.counts", b"refbert.rejected"
 """Keys of a part's metadata: its counts, and its rejected rows."""
 
@@ -154,9 +160,44 @@ class ScoringJob(NamedTuple):
 
 
 def score(scoring: ScoringJob, files: list[str]) -> None:
-    """Stream the files' parts through the workers, and show how far they are."""
-    predict = scoring.config.predict
+    """Score the files' parts, and show how far they are.
+
+    A part at which processes die again and again is rejected. Raises UnavailableError where it is not the part but the
+    machine; parts that were set aside are then tried again by the next job.
+    """
     done = frozenset(name for name in scoring.output.names(PARTS) if name.endswith(".parquet"))
+    total, counts = estimated_rows(scoring.corpus, files), Counter(dict.fromkeys(COUNTS, 0))
+    aside, without_rows = SetAside("a worker", REMEDY, has_finished=bool(done)), []
+    try:
+        with progress("predict", total, "row") as update:
+            for made in scored(scoring, files, done):
+                counts.update(made.counts)
+                update(made.counts["read"], **{name: counts[name] for name in COUNTS[1:]})
+                if not made.set_aside:
+                    aside.finished()
+                    continue
+                without_rows.append(made.part.name)
+                rows = f"rows {made.part.start} to {made.part.stop - 1} of {files[made.part.file]}"
+                aside.add(f"{rows} (delete {scoring.output.path(PARTS, made.part.name)} to try them again)")
+        aside.judge()
+    except UnavailableError:
+        for name in without_rows:
+            scoring.output.filesystem.delete_file(scoring.output.path(PARTS, name))
+        raise
+
+
+class ScoredPart(NamedTuple):
+    """What became of one part, and whether it was set aside."""
+
+    part: RowRange
+    counts: dict[str, int]
+    set_aside: bool
+
+
+def scored(scoring: ScoringJob, files: list[str], done: frozenset[str]) -> Iterator[ScoredPart]:
+    """Stream the files' parts through the workers; yields each when it is written."""
+    predict = scoring.config.predict
+    attempts = Attempts.of_run(scoring.config.run_directory)
     stage: Any = ray.data.from_items(
         [{"number": number, "file": file} for number, file in enumerate(files)], override_num_blocks=len(files)
     )
@@ -165,33 +206,38 @@ def score(scoring: ScoringJob, files: list[str]) -> None:
     )
     stage = stage.map_batches(
         row_ranges,
-        fn_kwargs={"corpus": scoring.corpus, "part_rows": predict.part_rows, "done": done},
+        fn_kwargs={"corpus": scoring.corpus, "part_rows": predict.part_rows, "done": done, "attempts": attempts},
         batch_size=1,
         num_cpus=0,  # workers may hold every CPU, and would wait for ever for a reader that needs one
         concurrency=predict.num_workers,
     ).map_batches(
         ScoreAndWrite,
-        fn_constructor_args=(scoring,),
+        fn_constructor_args=(scoring, attempts),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=predict.num_workers),
         num_cpus=0 if predict.gpus_per_worker else 1,
         num_gpus=predict.gpus_per_worker,
     )
-    total, counts = estimated_rows(scoring.corpus, files), Counter(dict.fromkeys(COUNTS, 0))
-    with progress("predict", total, "row") as update:
-        for part in filter(len, stage.iter_batches(batch_size=None)):  # no rows, no columns
-            news = {name: int(part[name].sum()) for name in COUNTS}
-            counts.update(news)
-            update(news["read"], **{name: counts[name] for name in COUNTS[1:]})
+    for block in filter(len, stage.iter_batches(batch_size=None)):  # no rows, no columns
+        yield from parts_of(block)
+    attempts.close()
+
+
+def parts_of(block: dict[str, Any]) -> Iterator[ScoredPart]:
+    """Yield the parts of which `ScoreAndWrite` has made a block."""
+    for row, is_aside in enumerate(block[SET_ASIDE].tolist()):
+        part = RowRange(*(int(block[field][row]) for field in RowRange._fields))
+        yield ScoredPart(part, {name: int(block[name][row]) for name in COUNTS}, bool(is_aside))
 
 
 def row_ranges(
-    batch: dict[str, Any], corpus: CorpusConfig, part_rows: int, done: frozenset[str]
+    batch: dict[str, Any], corpus: CorpusConfig, part_rows: int, done: frozenset[str], attempts: Attempts
 ) -> Iterator[dict[str, Any]]:
     """Ray Data stage: files in, their parts out, each with its rows as JSON; of a part that is done only its number of rows."""
     for number, file in zip(batch["number"].tolist(), batch["file"], strict=True):
         rows = read_rows(str(file), corpus)
-        for index, some in enumerate(chunked(rows, part_rows)):
+        parts = watched(chunked(rows, part_rows), attempts, f"file-{number}", str(file))
+        for index, some in enumerate(parts):
             part = RowRange(number, index * part_rows, index * part_rows + len(some))
             content = "" if part.name in done else json.dumps([[type(row).__name__, row] for row in some])
             yield {
@@ -200,10 +246,21 @@ def row_ranges(
             }
 
 
+def set_aside(rows: Sequence[Row | Rejected]) -> list[Rejected]:
+    """Return rows as rejected because their part kills its process."""
+    reason = f"{DEATHS} processes died at the {len(rows)} rows that this one is of"
+    return [Rejected(row.source, row.row, row.reason if isinstance(row, Rejected) else reason) for row in rows]
+
+
 class ScoreAndWrite:
     """Ray Data stage: parts in, counts out. Looks up, scores and writes in one call, so that vectors never travel."""
 
-    def __init__(self, scoring: ScoringJob) -> None:
+    def __init__(self, scoring: ScoringJob, attempts: Attempts) -> None:
+        self.attempts = attempts
+        with attempts.at_start("a worker"):
+            self._open(scoring)
+
+    def _open(self, scoring: ScoringJob) -> None:
         predict = scoring.config.predict
         device = set_up_worker(per_node(predict.num_workers), predict.gpus_per_worker)
         config = scoring.config.model_copy(update={"store": patient_store(scoring.config.store)})
@@ -213,24 +270,36 @@ class ScoreAndWrite:
         self.scoring = scoring
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Score and write one part, unless it has been; returns its counts."""
+        """Score and write one part, unless it has been; returns its range and counts.
+
+        The rows of a part at which too many processes have died are written as rejected.
+        """
         part = RowRange(*(int(batch[field][0]) for field in RowRange._fields))
         counts = dict.fromkeys(COUNTS, 0) | {"read": part.stop - part.start}
+        died = 0
         if content := str(batch["rows"][0]):
             rows = [Row(*row) if kind == Row.__name__ else Rejected(*row) for kind, row in json.loads(content)]
-            good = [row for row in rows if isinstance(row, Row)]
-            rejected = [row for row in rows if isinstance(row, Rejected)]
-            table = self.scored(good)
-            counts |= {"written": len(good), "rejected": len(rejected)}
-            counts |= Counter(table["reference"].to_pylist())
-            metadata = {
-                COUNTED: json.dumps(counts),
-                REASONS: json.dumps([rejection._asdict() for rejection in rejected]),
-            }
-            buffer = io.BytesIO()
-            parquet.write_table(table.replace_schema_metadata(metadata), buffer)
-            self.scoring.output.write(buffer.getvalue(), PARTS, part.name)
-        return {name: np.array([count]) for name, count in counts.items()}
+            with self.attempts.at(part.name) as died:
+                counts = self._write(part, rows if died < DEATHS else set_aside(rows))
+        return {
+            **{name: np.array([count]) for name, count in {**part._asdict(), **counts}.items()},
+            SET_ASIDE: np.array([died >= DEATHS]),
+        }
+
+    def _write(self, part: RowRange, rows: Sequence[Row | Rejected]) -> dict[str, int]:
+        good = [row for row in rows if isinstance(row, Row)]
+        rejected = [row for row in rows if isinstance(row, Rejected)]
+        table = self.scored(good)
+        written = {"read": part.stop - part.start, "written": len(good), "rejected": len(rejected)}
+        counts = dict.fromkeys(COUNTS, 0) | written | Counter(table["reference"].to_pylist())
+        metadata = {
+            COUNTED: json.dumps(counts),
+            REASONS: json.dumps([rejection._asdict() for rejection in rejected]),
+        }
+        buffer = io.BytesIO()
+        parquet.write_table(table.replace_schema_metadata(metadata), buffer)
+        self.scoring.output.write(buffer.getvalue(), PARTS, part.name)
+        return counts
 
     def scored(self, rows: Sequence[Row]) -> pa.Table:
         """Return the rows' table. Texts of like length share a forward; the next look-up runs meanwhile."""

@@ -27,6 +27,7 @@ from jobs.corpus.prepared import REJECTED, PassageRows, PreparedCorpus, chunked,
 from jobs.memory.corrected import corrected_student, said_without_references
 from jobs.memory.load_progress import LOAD, is_filled, load_progress
 from jobs.memory.store import MemoryAddress
+from jobs.run.attempts import DEATHS, Attempts, SetAside
 from jobs.run.progress import progress
 from jobs.run.telemetry import INGEST, RunGauges, StageMetrics
 from jobs.run.worker import per_node, set_up_worker
@@ -47,8 +48,9 @@ log = logging.getLogger(__name__)
 OUTCOMES = tuple(INGEST)
 """What becomes of rows: read is the sum of the others."""
 
-FIGURES = ("tokens", "bytes", "look_up_s", "encode_s", "store_wait_s")
-"""Of a chunk: tokens encoded, bytes sent, seconds of asking what is stored, of encoding, of waiting for the store."""
+FIGURES = ("tokens", "bytes", "look_up_s", "encode_s", "store_wait_s", "set_aside")
+"""Of a chunk: tokens encoded, bytes sent, seconds of asking what is stored, of encoding, of waiting for the store; rows set
+aside because their process died."""
 
 PROJECTION = "projection_matrix"
 """Name under which a collection keeps the projection of its states."""
@@ -73,7 +75,20 @@ class EncodeAndStore:
         address: MemoryAddress,
         corpus: PreparedCorpus,
         pending: NDArray[np.int64],
-        corrected: Path | None = None,
+        corrected: Path | None,
+        attempts: Attempts,
+    ) -> None:
+        self.attempts = attempts
+        with attempts.at_start("an encoder"):
+            self._start(config, address, corpus, pending, corrected)
+
+    def _start(
+        self,
+        config: RunConfig,
+        address: MemoryAddress,
+        corpus: PreparedCorpus,
+        pending: NDArray[np.int64],
+        corrected: Path | None,
     ) -> None:
         device = set_up_worker(per_node(config.ingest.most_encoders), config.ingest.gpus_per_encoder)
         self.teacher = load_teacher(config.teacher, device)
@@ -91,10 +106,14 @@ class EncodeAndStore:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Store the chunk whose place among those to do is in the batch; return its number, outcomes and figures.
 
-        `rejections` holds its rejected rows as JSON lines.
+        `rejections` holds its rejected rows as JSON lines. A chunk at which too many processes have died is only counted.
         """
         (chunk,) = self.pending[batch["id"]]
         places = self.distinct[chunk * self.chunk_texts : (chunk + 1) * self.chunk_texts]
+        with self.attempts.at(f"chunk-{chunk}") as died:
+            return set_aside(chunk, places) if died >= DEATHS else self._store(chunk, places)
+
+    def _store(self, chunk: int, places: NDArray[np.int64]) -> dict[str, Any]:
         rows = self.passages.at(np.asarray(places))
         by_id = {self.texts.identifier(text_of(row)): row for row in rows}
         started_s, waited_s, sent_bytes = time.monotonic(), self.writer.wait_s, self.writer.sent_bytes
@@ -126,12 +145,23 @@ class EncodeAndStore:
         self.encoding.count(rows=len(new), tokens=tokens, busy_s=figures["encode_s"], wait_s=looked_up_s)
         self.storing.count(rows=written, bytes=figures["bytes"], wait_s=wait_s)
         counts = {"read": len(rows), "skipped": len(stored), "written": written, "rejected": len(rejected)}
-        return {
-            "chunk": np.array([chunk]),
-            **{name: np.array([counts.get(name, 0)]) for name in OUTCOMES},
-            **{name: np.array([figures[name]]) for name in FIGURES},
-            "rejections": np.array(["".join(map(_as_line, rejected))], dtype=object),
-        }
+        return _as_block(chunk, counts, figures, "".join(map(_as_line, rejected)))
+
+
+def set_aside(chunk: int, places: NDArray[np.int64]) -> dict[str, Any]:
+    """Return what becomes of a chunk that kills its process: its rows, which are not looked at, are rejected by number."""
+    reason = f"{DEATHS} processes died at the {len(places)} rows that this one is of"
+    lines = [json.dumps({"source": f"train.arrow row {row}", "reason": reason}) + "\n" for row in places.tolist()]
+    return _as_block(chunk, {"read": len(places), "rejected": len(places)}, {"set_aside": len(places)}, "".join(lines))
+
+
+def _as_block(chunk: int, counts: dict[str, int], figures: dict[str, float], rejections: str) -> dict[str, Any]:
+    return {
+        "chunk": np.array([chunk]),
+        **{name: np.array([counts.get(name, 0)]) for name in OUTCOMES},
+        **{name: np.array([float(figures.get(name, 0))]) for name in FIGURES},
+        "rejections": np.array([rejections], dtype=object),
+    }
 
 
 def _as_line(rejection: Rejection) -> str:
@@ -176,16 +206,25 @@ def fill_memory(
             progress("ingest", corpus.counts.distinct, "text") as update,
         ):
             update(load.done_texts)
+            aside = SetAside(
+                "an encoder", "Lower ingest.batch, ingest.num_encoders or teacher.tokens", load.done_texts > 0
+            )
             for done in stored_chunks(config, address, corpus, load.pending, corrected):
                 counts.update(done.counts)
                 figures = {name: figures[name] + done.figures[name] for name in FIGURES}
                 dead_letters.write(done.rejections)
+                if done.figures["set_aside"]:
+                    rows = corpus.distinct_rows()[done.chunk * config.ingest.batch :][: config.ingest.batch]
+                    aside.add(f"rows {rows[0]} to {rows[-1]} of {corpus.directory.name}/train.arrow")
+                else:
+                    aside.finished()
                 if not done.counts["rejected"]:  # else its rows are to be in the next job's dead letters too
                     load.finish(done.chunk, done.counts["written"])
                 shown = ("written", "skipped", "rejected")
                 update(
                     done.counts["read"], **{name: counts[name] for name in shown}, store_wait_s=figures["store_wait_s"]
                 )
+            aside.judge()
         publish_term_statistics(client, config.store)
         held = store.count()
         store.attach(LOAD, load.state("complete", held, counts))
@@ -254,11 +293,12 @@ def stored_chunks(
     if not len(pending):
         return
     ingest = config.ingest
+    attempts = Attempts.of_run(config.run_directory)
     stage = ray.data.range(
         len(pending), override_num_blocks=max(1, min(len(pending) // CHUNKS_PER_BLOCK, MOST_BLOCKS))
     ).map_batches(
         EncodeAndStore,
-        fn_constructor_args=(config, address, corpus, pending, corrected),
+        fn_constructor_args=(config, address, corpus, pending, corrected, attempts),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=ingest.num_encoders, max_size=ingest.most_encoders),
         num_cpus=0 if ingest.gpus_per_encoder else 1,
@@ -266,6 +306,7 @@ def stored_chunks(
     )
     for block in stage.iter_batches(batch_size=None):
         yield from chunks_of(block)
+    attempts.close()
 
 
 def chunks_of(block: dict[str, Any]) -> Iterator[StoredChunk]:

@@ -7,10 +7,15 @@ local Ray that ends with it. Where it says so, logs of Ray itself are quieted: a
 import json
 import logging
 import os
+import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from refbert.errors import UnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +29,16 @@ ENVIRONMENT = {
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "jobs.service.proxy.middlewares",  # a lost replica is 503, not 500
     "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": "67108864",  # bytes; of Ray's own 2 GiB all are read before their size counts
+    # A busy machine starts processes slowly: Ray gives a node and its agents 30 s, a worker 60 s, a proxy 5 s.
+    "RAY_raylet_start_wait_time_s": "180",
+    "RAY_gcs_server_port_wait_time_s": "180",
+    "RAY_agent_register_timeout_ms": "180000",
+    "RAY_worker_register_timeout_seconds": "180",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # a proxy that is gone is replaced after three; Ray's own is 10 s
+    "RAY_worker_niceness": "0",  # at Ray's own 15, workers hardly run beside a busy process
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads sleep while they wait for each other; spinning ones, beside a busy
+    "GOMP_SPINCOUNT": "0",  # process, each wait for one that has no core: up to seven times as long
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",  # workers fork; their threads are counted elsewhere
 }
@@ -40,14 +55,28 @@ NODE_ENVIRONMENT = {
 PASSED_ON = ("REFBERT_HOME", "REFBERT_STORE_URL", "REFBERT_CACHE", "REFBERT_COMMIT", "HF_HOME", "HF_HUB_OFFLINE")
 """What workers must see as the driver does. Secrets are not among them: export those where `ray start` runs."""
 
+ANSWER_S, WATCH_S = 5.0, 0.5
+"""How long Ray's head may take to accept a connection, and how often that is seen to while it is needed."""
+
+SHOWN_CHARACTERS = 300
+"""Of what Ray says as it does not start."""
+
 CHECKOUT = str(Path(__file__).resolve().parents[2])
+
+
+def set_environment() -> None:
+    """Set what Ray reads as it is imported, where it is not set. To be called before any import of Ray."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """Connect, or start a local Ray with one logical CPU per core and at least two; leave or stop it in the end."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    """Connect, or start a local Ray with one logical CPU per core and at least two; leave or stop it in the end.
+
+    Raises UnavailableError where Ray does not start, or does not answer.
+    """
+    set_environment()
     import ray  # after its environment is set: it is read at import
     from ray.data import DataContext
 
@@ -63,12 +92,16 @@ def ray_session() -> Iterator[None]:
         "logging_level": logging.ERROR,
         "runtime_env": {"env_vars": variables, "worker_process_setup_hook": "jobs.run.session.quiet_ray"},
     }
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**options)
-        log.info("joined the Ray cluster at %s", os.environ["RAY_ADDRESS"])
+    if address := os.environ.get("RAY_ADDRESS"):
+        with _one_line(
+            f"cannot join the Ray cluster at {address}", "see that it runs (`ray status`), or unset RAY_ADDRESS"
+        ):
+            ray.init(**options)
+        log.info("joined the Ray cluster at %s", address)
     else:
         num_cpus = max(2, os.cpu_count() or 2)
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
+        with _one_line("Ray did not start on this machine", "is it very busy, or full? Start the same command again"):
+            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
         log.info("started a local Ray with %d CPUs", num_cpus)
     quiet_ray()
     data = DataContext.get_current()
@@ -77,7 +110,45 @@ def ray_session() -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        if not ray_has_gone():
+            ray.shutdown()
+
+
+def ray_has_gone() -> bool:
+    """Whether this process is joined to a Ray whose head accepts no connection any more.
+
+    A SIGTERM to a whole group of processes ends Ray's own beside the job. What then asks Ray waits for a minute, and Ray ends
+    the process.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        return False
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+    except OSError:
+        return True
+    return False
+
+
+def wait_while_ray_answers(done: Future[Any], patience_s: float) -> None:
+    """Wait for what needs Ray until it is done, the time is over, or Ray has gone. Raises what it raises."""
+    deadline_s = time.monotonic() + patience_s
+    while not done.done() and time.monotonic() < deadline_s and not ray_has_gone():
+        wait([done], WATCH_S)
+    if done.done():
+        done.result()
+
+
+@contextmanager
+def _one_line(what: str, remedy: str) -> Iterator[None]:
+    """Say in one line what Ray says in a traceback as it starts: of any class, and most often the machine's fault."""
+    try:
+        yield
+    except Exception as error:
+        said = (str(error).strip().splitlines() or ["no message"])[0]
+        raise UnavailableError(f"{what}: {type(error).__name__}: {said[:SHOWN_CHARACTERS]}; {remedy}") from error
 
 
 def quiet_ray() -> None:

@@ -36,6 +36,9 @@ DEPLOYMENT = "StudentService"
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 """What Ray Serve itself logs of a service."""
 
+HEALTH_CHECK_S = 1.0
+"""How often Ray Serve asks a replica: one that was killed counts as running until then, and requests wait for it."""
+
 METRICS_S = 2.0
 """The longest that /metrics waits for other replicas."""
 
@@ -195,6 +198,7 @@ def application(
         # The replica's own queue refuses with 429, Ray's would with 503. It counts texts: a request has one at least.
         max_ongoing_requests=limits.max_queued_texts + 2 * limits.max_batch + 64,
         graceful_shutdown_timeout_s=limits.deadline_s + 5,
+        health_check_period_s=HEALTH_CHECK_S,
         user_config={"student": student},
         ray_actor_options={
             "num_cpus": limits.cpus_per_replica,

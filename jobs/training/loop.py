@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,9 @@ from jobs.memory.neighbour_plan import NeighbourPlan
 from jobs.memory.store import MemoryAddress, patient_store
 from jobs.memory.student_memory import student_memory_options
 from jobs.run.directory import claim_directory, training_lock, write_manifest
-from jobs.run.worker import set_up_worker
+from jobs.run.failures import LostProcessError, known_cause
+from jobs.run.session import wait_while_ray_answers
+from jobs.run.worker import ThreadShare, set_up_worker
 from jobs.training.checkpoint import Checkpoint, Checkpoints, consolidated
 from jobs.training.divergence import faults_of, finite_step, skip_step, weighed
 from jobs.training.engine import build_engine
@@ -136,8 +138,14 @@ def fit(trainer: Any, request: Path) -> Any:
     except KeyboardInterrupt:
         log.info("stopping at the next step, with a checkpoint; interrupt again to stop at once")
         request.touch()
-        with suppress(TimeoutError):  # a training that waits for workers makes no step
-            done.result(STOP_PATIENCE_S)
+        try:
+            wait_while_ray_answers(done, STOP_PATIENCE_S)  # a training that waits for workers makes no step
+        except Exception as error:
+            known = known_cause(error)
+            if known is not None and not isinstance(
+                known, LostProcessError
+            ):  # else the interrupt ended the workers too
+                raise
         raise
 
 
@@ -154,6 +162,7 @@ def train_worker(job: DistillJob) -> dict[str, float] | None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = set_up_worker(context.get_local_world_size(), train.gpus_per_worker, train.threads_per_worker)
+    cores = ThreadShare(context.get_local_world_size(), train.threads_per_worker)
     accumulation = train.accumulation(world_size)
     share = accumulation * world_size / train.micro_batches  # 1 where workers divide a step's micro-batches
 
@@ -196,6 +205,7 @@ def train_worker(job: DistillJob) -> dict[str, float] | None:
                 faults = partial(step_faults, metrics, stream, ask_teacher, train.micro_batches)
                 skip_step(metrics.step + 1, metrics.skipped + 1, train, faults)
             metrics.finish_step(engine, is_finite)
+            cores.follow()
             stops = must_stop(job.run_directory / "stop", rank, device)
             if (stops or metrics.step % train.save_every == 0) and metrics.step < train.steps:
                 save(checkpoints, engine, stream, metrics.snapshot(stream), job.corpus)

@@ -12,7 +12,7 @@ from typing import Any
 from ray.train import FailureConfig, ScalingConfig, UserCallback
 
 from jobs.config import TrainConfig
-from jobs.run.failures import known_cause
+from jobs.run.failures import LostProcessError, known_cause
 from vector_store.errors import StoreUnavailable
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class Recovery(UserCallback):
         """Raise a known mistake, which ends the training; log anything else, which is retried."""
         for error in worker_exceptions.values():
             known = known_cause(error)
-            if known is not None and not isinstance(known, StoreUnavailable):
+            if known is not None and not isinstance(known, StoreUnavailable | LostProcessError):
                 raise known
         for rank, error in sorted(worker_exceptions.items()):
             last = (str(error).strip().splitlines() or ["no message"])[-1]

@@ -42,6 +42,9 @@ log = logging.getLogger(__name__)
 ALREADY_SERVED = 75
 """Exit code where another server serves the directory; the process that started this one attaches to the other."""
 
+SHELL_SIGNALLED = 128
+"""A shell's exit code for a command that a signal ended is this plus the signal's number."""
+
 START_S = 60.0
 """Longest wait for a server to start or to stop; replaying the log of a server that was killed under load takes longest."""
 
@@ -235,6 +238,8 @@ def _start(root: Path, host: str, api_key: str | None, message_bytes: int, deadl
     command = [sys.executable, "-m", "vector_store", "serve", str(root), "--host", host, "--until-unused"]
     command += ["--message-bytes", str(message_bytes)]
     command += ["--api-key-env", _KEY_VARIABLE]
+    # Not as a child: Ray kills the children of a worker that ends, and others may use this server then.
+    command = ["sh", "-c", '"$@"; exit $?', "sh", *command]
     environment = {**os.environ, "PYTHONPATH": import_path(), _KEY_VARIABLE: api_key or ""}
     with open(root / "server.log", "ab") as output:
         process = subprocess.Popen(
@@ -251,7 +256,8 @@ def _start(root: Path, host: str, api_key: str | None, message_bytes: int, deadl
         if url := _answering_url(root):
             return url
         if process.returncode not in (None, 0, ALREADY_SERVED):
-            ended = f"signal {-process.returncode}" if process.returncode < 0 else f"code {process.returncode}"
+            signalled = process.returncode - SHELL_SIGNALLED
+            ended = f"signal {signalled}" if signalled > 0 else f"code {process.returncode}"
             raise StoreUnavailable(
                 f"the server of {root} did not start, it ended with {ended}:\n{_last_lines(root / 'server.log')}"
             )

@@ -9,18 +9,18 @@ import pytest
 import torch
 from ray.train import ScalingConfig
 
-from jobs import predict
 from jobs.corpus import parts, prepared
 from jobs.evaluation import scored_parts
 from jobs.memory import fill
 from jobs.memory.store import CLUSTER_STORE
+from jobs.run.attempts import DEATHS, Attempts
 from jobs.training import loop
 
 
 def compute_in_process(patch: pytest.MonkeyPatch) -> None:
     """Fill memories, score files and, with the fixture `process_group`, train in the tests' own process."""
     patch.setattr(fill, "stored_chunks", stored_chunks)
-    patch.setattr(predict, "score", score)
+    patch.setattr(scored_parts, "scored", scored)
     patch.setattr(loop, "scaling_config", lambda train: ScalingConfig(num_workers=0))  # Ray Train's local mode
     patch.setattr(torch.distributed, "destroy_process_group", lambda: None)  # which that ends with
     patch.setenv("LOCAL_RANK", "0")
@@ -43,7 +43,7 @@ def read_parts(corpus: Any, teacher: Any, files: list[str], folder: Path) -> lis
 def stored_chunks(
     config: Any, address: Any, corpus: Any, pending: Any, corrected: Any = None
 ) -> Iterator[fill.StoredChunk]:
-    stage = fill.EncodeAndStore(config, address, corpus, pending, corrected)
+    stage = fill.EncodeAndStore(config, address, corpus, pending, corrected, Attempts.of_run(config.run_directory))
     try:
         for place in range(len(pending)):
             yield from fill.chunks_of(stage({"id": np.array([place])}))
@@ -51,8 +51,17 @@ def stored_chunks(
         stage.client.close()
 
 
-def score(scoring: scored_parts.ScoringJob, files: list[str]) -> None:
-    stage = scored_parts.ScoreAndWrite(scoring)
+def scored(
+    scoring: scored_parts.ScoringJob, files: list[str], done: frozenset[str]
+) -> Iterator[scored_parts.ScoredPart]:
+    attempts = Attempts.of_run(scoring.config.run_directory)
+    stage = scored_parts.ScoreAndWrite(scoring, attempts)
     batch = {"number": np.arange(len(files)), "file": np.array(files)}
-    for part in scored_parts.row_ranges(batch, scoring.corpus, scoring.config.predict.part_rows, frozenset()):
-        stage(part)
+    for part in scored_parts.row_ranges(batch, scoring.corpus, scoring.config.predict.part_rows, done, attempts):
+        yield from scored_parts.parts_of(stage(part))
+
+
+def die_at(attempts: Attempts, work: str) -> None:
+    """Leave what processes leave that are killed at a batch as often as it is tried."""
+    attempts.folder.mkdir(parents=True, exist_ok=True)
+    (attempts.folder / work).write_text(f"{attempts.job}\n" * DEATHS)

@@ -10,10 +10,11 @@ from pyarrow import parquet
 import refbert
 from jobs import explain, predict
 from jobs.corpus.prepared import prepare, texts_in
+from jobs.run.attempts import Attempts
 from refbert import RefBertConfig, RefBertModel
-from refbert.errors import InputError
+from refbert.errors import InputError, UnavailableError
 from refbert.teacher import load_tokenizer
-from tests.integration.jobs.in_process import compute_in_process
+from tests.integration.jobs.in_process import compute_in_process, die_at
 
 AWAY = {"url": "http://127.0.0.1:9", "lookup_deadline_ms": 500, "write_deadline_s": 1}
 pytestmark = pytest.mark.usefixtures("home_of_the_run")
@@ -125,6 +126,43 @@ def test_every_row_is_scored_once_and_equals_the_librarys_answer(trained, rows, 
     with refbert.load(folder, trained.store_directory) as student:
         vectors = student.encode(table["text"].to_pylist())
     np.testing.assert_allclose(np.stack(table["embedding"].to_numpy()), vectors, atol=1e-5)
+
+
+@pytest.fixture
+def attempts(trained, monkeypatch):
+    """The notes of the next jobs, as those of one job."""
+    made = Attempts.of_run(trained.run_directory)
+    monkeypatch.setattr(Attempts, "of_run", lambda directory: made)
+    return made
+
+
+def test_a_part_that_kills_its_process_is_rejected_by_row_and_scored_when_its_file_is_deleted(
+    trained, rows, tmp_path, attempts, monkeypatch, caplog
+):
+    compute_in_process(monkeypatch)
+    part = "00000-000000000016-000000000032.parquet"
+    die_at(attempts, part)
+    predict.run(scoring(trained, rows, tmp_path))
+    _, manifest = result(tmp_path)
+    assert (manifest["counts"]["read"], manifest["counts"]["written"], manifest["counts"]["rejected"]) == (42, 25, 17)
+    reasons = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in reasons] == [3, *range(16, 32)]
+    assert reasons[1]["reason"] == "3 processes died at the 16 rows that this one is of"
+    assert "not JSON" in reasons[0]["reason"]
+    assert f"rows 16 to 31 of {rows / 'a.jsonl'} (delete {tmp_path / 'parts' / part} to try them again)" in caplog.text
+    (tmp_path / "parts" / part).unlink()
+    predict.run(scoring(trained, rows, tmp_path))
+    assert result(tmp_path)[1]["counts"]["written"] == 40
+
+
+def test_parts_are_tried_again_where_the_machine_kills_every_process(trained, rows, tmp_path, attempts, monkeypatch):
+    compute_in_process(monkeypatch)
+    for start, stop in ((0, 16), (16, 32), (32, 37)):
+        die_at(attempts, f"00000-{start:012d}-{stop:012d}.parquet")
+    with pytest.raises(UnavailableError, match=r"a worker died 3 times at rows 0 to 15 of .*Lower predict\.batch"):
+        predict.run(scoring(trained, rows, tmp_path))
+    predict.run(scoring(trained, rows, tmp_path))
+    assert result(tmp_path)[1]["counts"]["written"] == 40
 
 
 def test_a_wrong_field_is_refused_before_the_output_is_claimed_and_files_passed_over_are_named(

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import time
 import urllib.request
 from collections import Counter
@@ -21,10 +22,12 @@ from jobs.memory import fill
 from jobs.memory.fill import fill_memory, stored_projection
 from jobs.memory.load_progress import LOAD, is_filled, load_progress
 from jobs.memory.store import running_store
-from refbert.errors import InputError
+from jobs.run.attempts import Attempts
+from refbert.errors import InputError, UnavailableError
 from refbert.memory.manifest import manifest_of
 from refbert.memory.texts import reference_id
 from refbert.teacher import load_teacher
+from tests.integration.jobs.in_process import die_at
 from vector_store.client import connect
 from vector_store.errors import CollectionMismatch, StoreUnavailable
 from vector_store.store import Store
@@ -242,6 +245,61 @@ def test_a_memory_counts_as_filled_until_something_is_deleted(filled, chunks_ask
         assert chunks_asked == [num_chunks]
         assert is_filled(store, corpus)
         assert store.count() == corpus.counts.distinct
+
+
+@pytest.mark.usefixtures("prepared_home", "in_process")
+def test_a_batch_that_kills_its_process_is_set_aside_with_its_rows_and_tried_again_by_the_next_job(
+    tiny_run, monkeypatch, caplog
+):
+    config, corpus = tiny_run(ingest={"batch": 32}), prepare(tiny_run())
+    attempts = Attempts.of_run(config.run_directory)
+    die_at(attempts, "chunk-1")
+    with running_store(config) as url:
+        with monkeypatch.context() as patch:
+            patch.setattr(Attempts, "of_run", lambda directory: attempts)
+            counts = fill_memory(config, url)
+        assert (counts["rejected"], counts["written"]) == (32, corpus.counts.distinct - 32)
+        rows = corpus.distinct_rows()[32:64]
+        letters = [json.loads(line) for line in (config.run_directory / "rejected.jsonl").read_text().splitlines()]
+        assert [letter["source"] for letter in letters] == [f"train.arrow row {row}" for row in rows]
+        assert letters[0]["reason"] == "3 processes died at the 32 rows that this one is of"
+        assert f"rows {rows[0]} to {rows[-1]} of {corpus.directory.name}/train.arrow set aside" in caplog.text
+        again = fill_memory(config, url)
+        assert (again["rejected"], again["written"]) == (0, 32)
+        with connect(config.store, url) as client:
+            assert Store(client, config.store).count() == corpus.counts.distinct
+
+
+@pytest.mark.usefixtures("prepared_home", "in_process")
+def test_a_load_ends_where_every_batch_kills_its_process_and_leaves_them_to_the_next_job(tiny_run, monkeypatch):
+    config = tiny_run(ingest={"batch": 32})
+    attempts = Attempts.of_run(config.run_directory)
+    for chunk in range(4):
+        die_at(attempts, f"chunk-{chunk}")
+    with running_store(config) as url:
+        with monkeypatch.context() as patch:
+            patch.setattr(Attempts, "of_run", lambda directory: attempts)
+            with pytest.raises(UnavailableError, match=r"an encoder died 3 times at rows .*Lower ingest\.batch"):
+                fill_memory(config, url)
+        assert fill_memory(config, url)["written"] == prepare(config).counts.distinct
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("prepared_home")
+def test_rays_own_restarts_end_at_a_batch_that_kills_its_process(tiny_run, monkeypatch):
+    class Fatal(fill.EncodeAndStore):
+        def _store(self, chunk, places):
+            if chunk == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super()._store(chunk, places)
+
+    monkeypatch.setattr(fill, "EncodeAndStore", Fatal)
+    config = tiny_run(ingest={"batch": 64})
+    with running_store(config) as url:
+        counts = fill_memory(config, url)
+    stored = counts["written"] + counts["skipped"]  # what a repeated task had stored before its process died is found
+    assert (counts["rejected"], stored) == (64, prepare(config).counts.distinct - 64)
+    assert not (config.run_directory / "attempts").exists()
 
 
 def stage_rows() -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM amid a training: a checkpoint of that step, from which the same command goes on to the same losses."""
 
+import errno
 import json
 import os
 import signal
@@ -59,3 +60,19 @@ def test_an_interrupted_training_leaves_a_checkpoint_of_its_step_and_goes_on_fro
     config = run("interrupted")
     assert json.loads((config.run_directory / "manifest.json").read_text())["training"]["steps_repeated"] == 0
     assert losses(config) == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.parametrize(("failure", "raised"), [
+    (ray.exceptions.ActorDiedError(), KeyboardInterrupt),
+    (OSError(errno.ENOSPC, "No space left on device"), OSError),
+])  # fmt: skip
+def test_an_interrupt_that_ends_the_workers_too_stays_one_and_a_failed_checkpoint_is_said(tmp_path, failure, raised):
+    class Trainer:
+        def fit(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            while not (tmp_path / "stop").exists():
+                time.sleep(0.01)
+            raise failure
+
+    with pytest.raises(raised):
+        loop.fit(Trainer(), tmp_path / "stop")

@@ -102,7 +102,9 @@ def test_an_exported_and_imported_memory_compares_equal(place, collections, comm
     assert command("compare", place, place, "--collection-b", "third") == (
         0, "12 points equal, 0 differing, 0 only in A, 0 only in B\n", "",
     )  # fmt: skip
+    assert command("compare", place, place, "--collection", "third")[0] == 0
     collections("third").delete(("document", "d0"))
+    assert command("compare", place, place, "--collection", "third", "--collection-a", "references")[0] == 1
     code, shown, _ = command("compare", place, place, "--collection-b", "third")
     assert code == 1
     assert shown.startswith("10 points equal, 0 differing, 2 only in A, 0 only in B\n")
@@ -129,7 +131,9 @@ def test_snapshots_are_created_listed_and_deleted(place, collections, command):
     code, shown, _ = command("snapshot", place)
     name = shown.split()[0]
     assert code == 0
-    assert (os.path.exists(os.path.join(place, "snapshots", "references", name))) is True
+    path = os.path.join(place, "snapshots", "references", name)
+    assert shown.splitlines()[1] == f"  {path}"
+    assert os.path.exists(path)
     assert command("snapshot", place, "--list")[1].split()[0] == name
     assert command("snapshot", place, "--delete", name)[:2] == (0, f"deleted {name}\n")
     assert command("snapshot", place, "--list")[1] == ""

@@ -9,8 +9,11 @@ import pytest
 import ray
 from safetensors import SafetensorError
 
+from jobs import launch
 from jobs.launch import run_job
 from jobs.run.failures import BAD_INPUT, UNAVAILABLE, known_cause
+from jobs.run.session import ray_session
+from jobs.training.recovery import Recovery
 from refbert.errors import InputError, UnavailableError
 from vector_store.errors import CollectionMismatch, StoreUnavailable
 
@@ -115,3 +118,79 @@ def test_a_cause_is_found_behind_rays_wrappers():
     controlled.controller_failure = original
     assert known_cause(controlled) is original
     assert known_cause(RuntimeError("a bug")) is None
+
+
+def died_at_start(error: str) -> Exception:
+    return ray.exceptions.ActorDiedError(
+        ray.exceptions.RayTaskError("f", f"Traceback:\n  ...\n{error}", RuntimeError())
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ray.exceptions.OutOfMemoryError("Task was killed due to the node running low on memory."),
+        ray.exceptions.WorkerCrashedError(),
+        ray.exceptions.ActorDiedError(),
+    ],
+)
+def test_a_process_that_is_gone_is_one_line_and_something_unavailable(error, capsys):
+    assert run_job(job_that(error), []) == UNAVAILABLE
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "a worker's process ended amid its work" in said[0]
+    assert type(error).__name__ in said[0]
+
+
+def test_what_a_worker_says_as_it_starts_is_the_cause_and_what_nobody_knows_stays_a_bug():
+    said = known_cause(died_at_start("vector_store.errors.StoreUnavailable: the store is away"))
+    assert isinstance(said, StoreUnavailable)
+    assert str(said) == "the store is away"
+    assert known_cause(died_at_start("ZeroDivisionError: division by zero")) is None
+
+
+def test_a_mistake_is_found_beside_a_process_that_is_gone():
+    outer = RuntimeError("training failed")
+    outer.worker_failures = {0: ray.exceptions.ActorDiedError(), 1: InputError("the mistake")}
+    assert str(known_cause(outer)) == "the mistake"
+
+
+def test_a_training_goes_on_after_a_process_that_is_gone_and_ends_at_a_mistake():
+    Recovery().after_exception(None, {0: ray.exceptions.ActorDiedError()})
+    with pytest.raises(InputError, match="the mistake"):
+        Recovery().after_exception(None, {0: InputError("the mistake")})
+
+
+def test_a_ray_that_does_not_start_is_one_line_and_something_unavailable(monkeypatch):
+    def times_out(**options):
+        raise Exception("The current node timed out during startup. This could happen because\nof much.")
+
+    monkeypatch.setattr(ray, "init", times_out)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(
+        UnavailableError, match="Ray did not start on this machine: Exception: The current node timed out"
+    ) as own:
+        enter(ray_session())
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(UnavailableError, match=r"cannot join the Ray cluster at 10\.0\.0\.1:6379") as joined:
+        enter(ray_session())
+    for error in (own.value, joined.value):
+        assert known_cause(error) is error
+        assert "\n" not in str(error)
+
+
+def enter(session):
+    with session:
+        raise AssertionError("Ray has not started")
+
+
+def test_rays_limits_are_set_before_a_job_imports_ray(monkeypatch):
+    monkeypatch.delenv("RAY_raylet_start_wait_time_s", raising=False)
+    seen = []
+
+    def import_job():
+        seen.append({**os.environ}["RAY_raylet_start_wait_time_s"])
+        return job_that(InputError("no more"))
+
+    assert launch._run("jobs.fake", "A job.", [], import_job) == BAD_INPUT
+    assert seen == ["180"]

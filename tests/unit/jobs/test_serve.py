@@ -1,11 +1,12 @@
 """The application that Ray Serve's config files build: what is refused before a replica starts, and in which words."""
 
 import pytest
+from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 
 from jobs import serve as job
 from jobs.service.keys import Keys
-from refbert.errors import InputError
+from refbert.errors import InputError, UnavailableError
 
 VARIABLE = "REFBERT_TEST_KEYS"
 
@@ -72,3 +73,64 @@ def test_a_mistake_in_a_config_file_is_the_applications_status_at_once_and_in_on
             job.app(given)
         assert message in str(refused.value)
         assert "\n" not in str(refused.value)
+
+
+def test_a_killed_replica_is_missed_within_seconds(arguments, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "sk-one")
+    assert bound(job.app(arguments()))._deployment_config.health_check_period_s <= 1
+
+
+@pytest.fixture
+def ray_serve(monkeypatch):
+    """Ray Serve's calls in order, as they are made; `state` says what they do."""
+    calls, state = [], {"start": [], "run": []}
+
+    def call(name):
+        def made(*args, **options):
+            calls.append((name, options))
+            if state.get(name):
+                raise state[name].pop(0)
+
+        return made
+
+    for name in ("start", "run", "delete", "shutdown"):
+        monkeypatch.setattr(job.serve, name, call(name))
+    monkeypatch.setattr(job, "student_run", lambda config, folder: (config, folder))
+    monkeypatch.setattr(job, "application", lambda config, **options: None)
+    monkeypatch.setattr(job, "_serve_is_running", lambda: False)
+    monkeypatch.setattr(job, "_answers", lambda host, port: True)
+    return calls, state
+
+
+def names(calls):
+    return [name for name, _ in calls]
+
+
+def test_a_proxy_that_is_slower_than_rays_fixed_minute_is_waited_for(ray_serve, tiny_run, monkeypatch):
+    calls, state = ray_serve
+    state["start"].append(TimeoutError("HTTP proxies not available after 60s."))
+    state["run"].append(TimeoutError("Proxies not available after 60s."))
+    answers = iter([False, False, True])
+    monkeypatch.setattr(job, "_answers", lambda host, port: next(answers))
+    with job.served(tiny_run()):
+        assert names(calls) == ["start", "start", "run"]
+        assert calls[0][1]["proxy_location"] == "EveryNode"
+    assert next(answers, None) is None
+
+
+def test_a_service_that_does_not_start_is_one_line_and_leaves_nothing_running(ray_serve, tiny_run, monkeypatch):
+    calls, state = ray_serve
+    monkeypatch.setattr(job, "START_S", 0.0)
+    monkeypatch.setattr(job, "_answers", lambda host, port: False)
+    with (
+        pytest.raises(UnavailableError, match=r"the service did not start on .* is the machine very busy"),
+        job.served(tiny_run()),
+    ):
+        pass
+    state["start"].append(RayActorError())
+    with pytest.raises(UnavailableError, match="the service did not start"), job.served(tiny_run()):
+        pass
+    state["run"].append(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt), job.served(tiny_run()):
+        pass
+    assert names(calls) == ["start", "run", "delete", "start", "delete", "start", "run", "delete"]

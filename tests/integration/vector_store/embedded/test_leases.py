@@ -2,13 +2,15 @@
 
 import json
 import multiprocessing
+import os
+import signal
 import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.chaos.faults import is_alive, server_pid, wait_until
+from tests.chaos.faults import children, is_alive, server_pid, wait_until
 from tests.integration.vector_store.embedded.served import store_at
 from vector_store.errors import StoreUnavailable
 from vector_store.server.process import embedded_server
@@ -32,15 +34,22 @@ def _hold(path: str, ready) -> None:
         time.sleep(60)
 
 
-def test_a_killed_user_releases_its_lease(tmp_path):
+def test_a_killed_user_releases_its_lease_and_the_server_that_it_started_outlives_it_for_others(tmp_path):
+    """Ray kills every child of a worker that ends."""
     spawn = multiprocessing.get_context("spawn")
     ready = spawn.Event()
-    user = spawn.Process(target=_hold, args=(str(tmp_path), ready))
-    user.start()
+    starter = spawn.Process(target=_hold, args=(str(tmp_path), ready))
+    starter.start()
     assert ready.wait(30)
     pid = server_pid(tmp_path)
-    user.kill()
-    user.join()
+    with embedded_server(tmp_path) as url:
+        for child in children(starter.pid):
+            os.kill(child, signal.SIGKILL)
+        starter.kill()
+        starter.join()
+        time.sleep(1)
+        assert is_alive(pid)
+        assert store_at(url).delete_collection() is False
     wait_until(lambda: not is_alive(pid), "the server ended", 10)
 
 
