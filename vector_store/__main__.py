@@ -65,10 +65,18 @@ def _info(arguments: argparse.Namespace) -> int:
         for name in names:
             store = Store(client, config_of(arguments.api_key_env).model_copy(update={"collection": name}))
             try:
+                num_points, warnings = f"{store.count()} points", store.warnings()
+            except StoreUnavailable:
+                raise
+            except StoreError as error:  # damaged: the others are shown all the same
+                print(f"{name}: {error}")
+                continue
+            try:
                 manifest = store.manifest().model_dump_json()
             except CollectionMismatch as error:
                 manifest = str(error)
-            print(f"{name}: {store.count()} points\n  {manifest}")
+            print(f"{name}: {num_points}\n  {manifest}")
+            _print_some("warning", warnings, len(warnings))
     return FINE
 
 
@@ -81,7 +89,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     for reason, num_points in found.reasons.most_common():
         print(f"  {num_points} x {reason}")
     _print_some("bad", [f"{identifier}: {reason}" for identifier, reason in found.first_bad], found.num_bad)
-    return BAD if found.num_bad else FINE
+    _print_some("lost", found.lost, len(found.lost))
+    return BAD if found.num_bad or found.lost else FINE
 
 
 def _delete(arguments: argparse.Namespace) -> int:

@@ -127,6 +127,10 @@ class Store:
             ) from error
         return self._manifest
 
+    def warnings(self) -> list[str]:
+        """What the server says is wrong with the collection, a line each."""
+        return [warning.message for warning in self._info().warnings]
+
     def exists(self) -> bool:
         """Whether the collection exists."""
         request = api.CollectionExistsRequest(collection_name=self._name)
