@@ -108,6 +108,14 @@ def _delete(arguments: argparse.Namespace) -> int:
     return FINE
 
 
+def _readmit(arguments: argparse.Namespace) -> int:
+    with _store(arguments) as store:
+        print(
+            f"{store.readmit()} deleted points of {arguments.collection} are stored again by the next ingest or import"
+        )
+    return FINE
+
+
 def _snapshot(arguments: argparse.Namespace) -> int:
     from vector_store.location import is_url
     from vector_store.snapshots import create_snapshot, delete_snapshot, list_snapshots
@@ -169,6 +177,8 @@ def _import(arguments: argparse.Namespace) -> int:
     print(
         f"{arguments.collection}: {done.num_read} points read, {done.num_skipped} already stored, {done.num_written} written"
     )
+    if done.num_deleted:
+        print(f"  {done.num_deleted} were deleted before and are not stored again; `readmit` allows it")
     return FINE
 
 
@@ -234,6 +244,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "info": _info,
     "verify": _verify,
     "delete": _delete,
+    "readmit": _readmit,
     "snapshot": _snapshot,
     "restore": _restore,
     "export": _export,
