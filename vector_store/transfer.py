@@ -159,8 +159,8 @@ def read_export(folder: Path) -> ExportManifest:
 def import_points(store: Store, folder: Path, advance: Callable[[int], object] = lambda num_points: None) -> Import:
     """Write the export's points that the collection does not have; the collection is created if missing.
 
-    Points that were deleted from the collection are not stored again. Stored points are not changed, so an interrupted import is
-    simply run again. StoreError, with the file's name, where a file is damaged (the points before it stay stored),
+    Points that were deleted from the collection are not stored again. Stored points are not changed, so an interrupted import
+    is simply run again. StoreError, with the file's name, where a file is damaged (the points before it stay stored),
     CollectionMismatch where the collection or a file has another manifest.
     """
     export = read_export(folder)
