@@ -24,6 +24,7 @@ from jobs.run.ports import free_ports
 from jobs.run.session import NODE_ENVIRONMENT
 from refbert.atomic import write_whole
 from refbert.errors import InputError, UnavailableError
+from vector_store.server.access import identity, with_directory
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STATE = "cluster.json"
@@ -52,6 +53,8 @@ class Cluster:
     gpus_per_worker: int
     head_cpus: int
     store_url: str | None
+    home: str = ""
+    """Identity of the home that the cluster was started under: the file of a copied home names another one's cluster."""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -79,7 +82,8 @@ def known_cluster() -> Cluster | None:
     file = home() / STATE
     try:
         saved = json.loads(file.read_text())
-        return Cluster(**{**saved, "workers": tuple(saved["workers"])})
+        cluster = Cluster(**{**saved, "workers": tuple(saved["workers"])})
+        return cluster if cluster.home in ("", identity(home())) else None
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
@@ -120,6 +124,7 @@ def start(
             gpus_per_worker=gpus_per_worker,
             head_cpus=head_cpus,
             store_url=f"http://{host}:{free_ports(1, host)[0]}" if store else None,
+            home=identity(home()),
         )
     elif cluster.host != host:
         raise InputError(
@@ -224,7 +229,7 @@ def _environment(cluster: Cluster, part: str) -> dict[str, str]:
         "PATH": os.pathsep.join(filter(None, path)),
         "PYTHONPATH": os.pathsep.join(filter(None, packages)),
         "REFBERT_HOME": str(home()),
-        **({STORE_URL: cluster.store_url} if cluster.store_url else {}),
+        **({STORE_URL: with_directory(cluster.store_url, home() / "store")} if cluster.store_url else {}),
     }
     return {**NODE_ENVIRONMENT, **inherited, **ours, "RAY_AUTH_MODE": "token"}
 

@@ -37,9 +37,13 @@ def whole_folder(path: Path, *, resume: bool = False, durable: bool = False) -> 
     """Yield an empty scratch folder that becomes `path`, in the place of an older one. For one writer at a time.
 
     After a failure the scratch is gone. With `resume` it stays, and the next writer gets it as it is. With `durable` the disk
-    holds all of it before the rename, and the new name in the end: a power cut leaves the old folder or the new one.
+    holds all of it before the rename, and the new name in the end: a power cut leaves the old folder or the new one. The old
+    one is deleted last: a kill between the two renames leaves it as `<name>.before`, and the next writer puts it back first.
     """
-    scratch = path.with_name(f"{path.name}.partial")
+    scratch, before = (path.with_name(f"{path.name}.{part}") for part in ("partial", "before"))
+    if before.exists():
+        # A writer was killed between the renames, or before it had deleted the old folder.
+        shutil.rmtree(before) if path.exists() else before.rename(path)
     if not resume:
         shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True, exist_ok=True)
@@ -54,10 +58,12 @@ def whole_folder(path: Path, *, resume: bool = False, durable: bool = False) -> 
         if not resume:
             shutil.rmtree(scratch, ignore_errors=True)
         raise
-    shutil.rmtree(path, ignore_errors=True)
+    if path.exists():
+        path.rename(before)  # deleted only once the new one is there
     scratch.rename(path)
     if durable:
         sync(path.parent)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 @contextmanager

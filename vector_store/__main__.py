@@ -66,10 +66,18 @@ def _info(arguments: argparse.Namespace) -> int:
         for name in names:
             store = Store(client, config_of(arguments.api_key_env).model_copy(update={"collection": name}))
             try:
+                num_points, warnings = f"{store.count()} points", store.warnings()
+            except StoreUnavailable:
+                raise
+            except StoreError as error:  # damaged: the others are shown all the same
+                print(f"{name}: {error}")
+                continue
+            try:
                 manifest = store.manifest().model_dump_json()
             except CollectionMismatch as error:
                 manifest = str(error)
-            print(f"{name}: {store.count()} points\n  {manifest}")
+            print(f"{name}: {num_points}\n  {manifest}")
+            _print_some("warning", warnings, len(warnings))
     return FINE
 
 
@@ -82,7 +90,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     for reason, num_points in found.reasons.most_common():
         print(f"  {num_points} x {reason}")
     _print_some("bad", [f"{identifier}: {reason}" for identifier, reason in found.first_bad], found.num_bad)
-    return BAD if found.num_bad else FINE
+    _print_some("lost", found.lost, len(found.lost))
+    return BAD if found.num_bad or found.lost else FINE
 
 
 def _delete(arguments: argparse.Namespace) -> int:
@@ -97,6 +106,14 @@ def _delete(arguments: argparse.Namespace) -> int:
             print(f"deleted {store.delete(where)} {named}")
         else:
             print(f"would delete {store.count(where)} {named}; add --yes to delete them")
+    return FINE
+
+
+def _readmit(arguments: argparse.Namespace) -> int:
+    with _store(arguments) as store:
+        print(
+            f"{store.readmit()} deleted points of {arguments.collection} are stored again by the next ingest or import"
+        )
     return FINE
 
 
@@ -162,6 +179,8 @@ def _import(arguments: argparse.Namespace) -> int:
     print(
         f"{arguments.collection}: {done.num_read} points read, {done.num_skipped} already stored, {done.num_written} written"
     )
+    if done.num_deleted:
+        print(f"  {done.num_deleted} were deleted before and are not stored again; `readmit` allows it")
     return FINE
 
 
@@ -231,6 +250,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "info": _info,
     "verify": _verify,
     "delete": _delete,
+    "readmit": _readmit,
     "snapshot": _snapshot,
     "restore": _restore,
     "export": _export,

@@ -18,6 +18,8 @@ EXAMPLES = {
     "delete": """
   python -m vector_store delete ./store --document d17           # says how many points that would be
   python -m vector_store delete ./store --source wiki.csv --yes""",
+    "readmit": """
+  python -m vector_store readmit ./store""",
     "snapshot": """
   python -m vector_store snapshot ./store
   python -m vector_store snapshot ./store --list
@@ -46,7 +48,8 @@ HELP = {
     "serve": "serve a directory until SIGTERM",
     "info": "list collections, their points and manifests",
     "verify": "check every point against the manifest and its id; exit code 2 where one is bad",
-    "delete": "delete points by source, document or split",
+    "delete": "delete points by source, document or split; ingests and imports do not store them again",
+    "readmit": "let the next ingest or import store deleted points again",
     "snapshot": "create a snapshot of a collection on the server; list or delete snapshots",
     "restore": "create a collection from a snapshot; a directory's store is restored while nothing uses it",
     "export": "write a collection to parquet files",
@@ -94,6 +97,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "info",
         "verify",
         "delete",
+        "readmit",
         "snapshot",
         "restore",
         "export",
@@ -116,7 +120,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     verbs["promote"].add_argument(
         "--other-teacher", action="store_true", help="allow a collection of another teacher than the one now served"
     )
-    for verb in ("verify", "delete", "snapshot", "export", "import", "convert"):
+    for verb in ("verify", "delete", "readmit", "snapshot", "export", "import", "convert"):
         _add_collection(verbs[verb], "--collection")
     for verb in HELP:
         verbs[verb].add_argument(

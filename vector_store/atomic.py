@@ -17,11 +17,22 @@ def write_whole(path: Path, content: str, mode: int = 0o666, sync: bool = True) 
 
 
 def publish(draft: Path, path: Path, sync: bool = True) -> None:
-    """Rename a finished draft, with `sync` only once its bytes are on the disk: a crash then leaves the old file or the new."""
+    """Rename a finished draft, with `sync` only once its bytes are on the disk: a crash then leaves the old file or the new.
+
+    With `sync` the disk has the new name, too, so that the caller may delete what the old file named.
+    """
     if sync:
         with open(draft, "rb") as file:
             os.fsync(file.fileno())
     os.replace(draft, path)
+    if sync:
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        except OSError:  # a filesystem without it; the file has its new name, so this is no failure to write
+            pass
+        finally:
+            os.close(folder)
 
 
 def checksum(path: Path) -> str:

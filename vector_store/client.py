@@ -8,6 +8,7 @@ import os
 import random
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -23,6 +24,7 @@ from vector_store.errors import (
     StoreUnavailable,
 )
 from vector_store.nodes import AWAY, Nodes, compresses_unasked, first_node
+from vector_store.server.access import split, stored_key
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
@@ -143,7 +145,8 @@ class Client:
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
             sent = "the API key sent is not accepted" if self._metadata else "no API key was sent"
             return StoreError(
-                f"{self.url} refused {what}: {sent}; set the variable named by store.api_key_env to its key"
+                f"{self.url} refused {what}: {sent}; set the variable named by store.api_key_env to its key: that of an "
+                "embedded store is in the file `key` of its directory, which may also be named instead of the URL"
             )
         if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
             return InvalidPoint(f"{self.url}: {what} or its answer is too large ({details}); raise store.message_bytes")
@@ -153,13 +156,26 @@ class Client:
 def connect(config: StoreConfig, url: str, api_key: str | None = None, rank: int | None = None) -> Client:
     """Open a client of the store at `url`, with the key `api_key` or else the variable that config.api_key_env names.
 
-    `url` is http(s)://host:port (that of an embedded store comes from `embedded_server`), or those of a cluster's nodes,
-    separated by commas: a node on this machine is used first, else the one of this `rank`. Nothing is sent yet.
+    `url` is http(s)://host:port (that of an embedded store comes from `embedded_server`, and names the directory that has its
+    key), or those of a cluster's nodes, separated by commas: a node on this machine is used first, else the one of this `rank`.
+    Nothing is sent yet. StoreError where the directory's key is not for this user.
     """
-    urls = nodes_in(url)
+    parts = [split(node) for node in nodes_in(url)]
+    urls = [node for node, _ in parts]
+    url = ",".join(urls)
+    api_key = api_key or _key_of([directory for _, directory in parts if directory])
     channels = [_channel(config, node, config.compression) for node in urls]
     nodes = Nodes(urls, channels, first_node(urls, rank), lambda node: _channel(config, node, accepts_compression=True))
     return Client(nodes, url, api_key or key_in(config.api_key_env), _read_consistency(config))
+
+
+def _key_of(directories: Sequence[Path]) -> str | None:
+    """The key of the embedded servers of these directories; None where there are none, or they are on another machine."""
+    keys = {key for directory in directories if (key := stored_key(directory))}
+    if len(keys) > 1:
+        names = ", ".join(map(str, directories))
+        raise StoreError(f"the stores {names} have keys of their own: serve them with one key to use them as nodes")
+    return next(iter(keys), None)
 
 
 def key_in(variable: str) -> str | None:

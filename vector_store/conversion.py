@@ -28,6 +28,8 @@ def convert(old: Store, new: Store, vocabulary: int, advance: Callable[[int], ob
     """
     manifest = converted_manifest(old.raw_manifest(), vocabulary)
     new.ensure(manifest)
+    if deleted := old.deleted_ids():
+        new.remember_deleted(deleted)
     written = 0
     for messages in old.raw_pages(manifest.bytes_per_point()):
         points = [_point(message, manifest) for message in messages]

@@ -1,6 +1,9 @@
 """Errors of a memory. Each message says what was found, what was wanted, and what to do."""
 # ruff: noqa: N818  (the names say what is wrong without an `Error` at their end)
 
+MISSING_POINTS = "acknowledged points are missing"
+"""What a collection's warnings say, after their number, where files were damaged that held points."""
+
 
 class StoreError(Exception):
     """Base of the store's errors; the message is for the user."""

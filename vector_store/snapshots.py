@@ -59,6 +59,7 @@ def restore_directory(root: Path, collection: str, archive: Path) -> None:
     StoreError where it is, or where the collection exists. Waits up to LEAVING_S for a server without users to end.
     """
     # Imported here, so that users of a server do not load the engine.
+    from vector_store.server.access import private_files
     from vector_store.server.process import offline
     from vector_store.server.snapshots import restore_snapshot
 
@@ -73,7 +74,8 @@ def restore_directory(root: Path, collection: str, archive: Path) -> None:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)
-        restore_snapshot(root, collection, archive)
+        with private_files():
+            restore_snapshot(root, collection, archive)
 
 
 def restore_server(url: str, collection: str, archive: Path, api_key: str | None, rest_port: int) -> None:

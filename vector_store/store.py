@@ -5,7 +5,8 @@ Every failure raises; only the retriever degrades. Knows nothing of how neighbou
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -56,6 +57,9 @@ of 384, Qdrant's defaults of 16 and 100 find the nearest for 90 % of the queries
 
 INDEXING_THRESHOLD_KB = 10_000
 """Qdrant's default, set after a bulk load that found the index still paused by a load that was killed."""
+
+DELETED = "deleted"
+"""Name under which a collection keeps the ids of deleted points, 16 bytes each."""
 
 SAMPLE_POINTS = 256
 SAMPLE_PAGE = 32
@@ -126,6 +130,10 @@ class Store:
                 f"({error.error_count()} fields missing or unknown), so something else wrote it; {REMEDY}"
             ) from error
         return self._manifest
+
+    def warnings(self) -> list[str]:
+        """What the server says is wrong with the collection, a line each."""
+        return [warning.message for warning in self._info().warnings]
 
     def exists(self) -> bool:
         """Whether the collection exists."""
@@ -216,13 +224,41 @@ class Store:
         return self._call(self._client.collections.Delete, request).result
 
     def delete(self, where: tuple[str, str]) -> int:
-        """Delete the points whose payload field has this value, and return their number."""
-        num_points = self.count(where)
+        """Delete the points whose payload field has this value, and return their number.
+
+        Their ids are remembered first (`deleted_ids`), so that a load of the same texts does not store them again.
+        """
+        found = api.ScrollPoints(
+            collection_name=self._name,
+            limit=IDS_PER_CALL,
+            filter=field_filter(where),
+            with_payload=payload_fields(()),
+        )
+        ids = [point.id for page in scroll(self._client, found, self._config.write_deadline_s) for point in page]
+        if not ids:
+            return 0
+        self.remember_deleted(identifier.uuid for identifier in ids if identifier.uuid)  # numbers are no texts'
         request = api.DeletePoints(
             collection_name=self._name, wait=True, points=api.PointsSelector(filter=field_filter(where))
         )
         self._call(self._client.points.Delete, request)
-        return num_points
+        return len(ids)
+
+    def deleted_ids(self) -> frozenset[str]:
+        """Ids of the points that `delete` has deleted and that were not readmitted since."""
+        packed = self.kept(DELETED) or b""
+        return frozenset(str(uuid.UUID(bytes=packed[start : start + 16])) for start in range(0, len(packed), 16))
+
+    def remember_deleted(self, ids: Iterable[str]) -> None:
+        """Add ids to those that a load does not store."""
+        remembered = self.deleted_ids() | frozenset(ids)
+        self.keep(DELETED, b"".join(sorted(uuid.UUID(identifier).bytes for identifier in remembered)))
+
+    def readmit(self) -> int:
+        """Forget which points were deleted, and return how many they were: the next load stores them again."""
+        num_ids = len(self.deleted_ids())
+        self.forget(DELETED)
+        return num_ids
 
     def pages(self, page: int = 256, where: tuple[str, str] | None = None) -> Iterator[list[Point]]:
         """Every point (with this value of a field) in the order of ids; InvalidPoint at the first that cannot be decoded."""

@@ -25,7 +25,7 @@ from vector_store.atomic import DRAFT, publish, write_whole
 from vector_store.codec import check, decode, pack_vector, packed_states, unpack_states, unpack_vector
 from vector_store.errors import CollectionMismatch, InvalidPoint, StoreError
 from vector_store.schema import Manifest, Point, SparseVector, parts
-from vector_store.store import Store
+from vector_store.store import DELETED, Store
 from vector_store.versions import PREVIOUS_OF
 
 if TYPE_CHECKING:
@@ -69,10 +69,11 @@ class Export:
 
 @dataclass
 class Import:
-    """Result of an import: num_read = num_skipped (already stored) + num_written."""
+    """Result of an import: num_read = num_skipped (already stored) + num_deleted (from there before) + num_written."""
 
     num_read: int = 0
     num_skipped: int = 0
+    num_deleted: int = 0
     num_written: int = 0
 
 
@@ -158,21 +159,26 @@ def read_export(folder: Path) -> ExportManifest:
 def import_points(store: Store, folder: Path, advance: Callable[[int], object] = lambda num_points: None) -> Import:
     """Write the export's points that the collection does not have; the collection is created if missing.
 
-    Stored points are not changed, so an interrupted import is simply run again. StoreError, with the file's name, where a file
-    is damaged (the points before it stay stored), CollectionMismatch where the collection or a file has another manifest.
+    Points that were deleted from the collection are not stored again. Stored points are not changed, so an interrupted import
+    is simply run again. StoreError, with the file's name, where a file is damaged (the points before it stay stored),
+    CollectionMismatch where the collection or a file has another manifest.
     """
     export = read_export(folder)
     store.ensure(export.manifest)
     done = Import()
+    deleted = store.deleted_ids()
     for file in export.files:
         for points in _read(folder / file.name, file.rows, export.manifest):
             known = store.existing([point.id for point in points])
+            gone = {point.id for point in points} & deleted - known
             done.num_read += len(points)
             done.num_skipped += len(known)
-            done.num_written += store.upsert([point for point in points if point.id not in known])
+            done.num_deleted += len(gone)
+            done.num_written += store.upsert([point for point in points if point.id not in known | gone])
             advance(len(points))
     for name, content in _read_blobs(folder / BLOBS_FILE):
-        store.keep(name, content)
+        if name != DELETED:
+            store.keep(name, content)
     # Last, so that a reader who needs this metadata does not use an incomplete memory.
     store.merge_metadata({key: json_format.ParseDict(value, api.Value()) for key, value in export.metadata.items()})
     return done

@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 from qdrant_client import grpc as api
 
 from vector_store.codec import check, decode
-from vector_store.errors import InvalidPoint
+from vector_store.errors import MISSING_POINTS, InvalidPoint
 from vector_store.schema import Manifest, parts, point_id
 from vector_store.store import Store
 
@@ -18,6 +19,11 @@ NUM_SHOWN = 10
 """Most bad points that are listed; all are counted."""
 
 OTHER_ID = "its id is not the hash of its text"
+NO_KEYWORDS = "its keywords are gone, so no look-up finds it by them"
+NO_SENTENCE = "its sentence vector is zero, so no look-up finds it by that"
+
+SPECIAL_TOKENS = 5
+"""A text may consist of so many different special tokens, and then has neither keywords nor a sentence vector."""
 
 
 @dataclass
@@ -27,6 +33,8 @@ class Verification:
     num_checked: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     first_bad: list[tuple[str, str]] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    """What the server says of acknowledged points that it no longer has, a line each."""
 
     @property
     def num_bad(self) -> int:
@@ -41,7 +49,7 @@ def verify(store: Store, advance: Callable[[int], object] = lambda num_points: N
     its number of points.
     """
     manifest = store.manifest()
-    found = Verification()
+    found = Verification(lost=[warning for warning in store.warnings() if MISSING_POINTS in warning])
     for messages in store.stored_pages():
         for message in messages:
             if reason := _fault(message, manifest):
@@ -59,4 +67,14 @@ def _fault(message: api.RetrievedPoint, manifest: Manifest) -> str | None:
         check(point, manifest)
     except InvalidPoint as error:
         return error.reason
-    return None if point.id == point_id(manifest.fingerprint, parts(point.text)) else OTHER_ID
+    if point.id != point_id(manifest.fingerprint, parts(point.text)):
+        return OTHER_ID
+    has_keywords, has_sentence = (
+        len(point.keywords.indices) > 0,
+        point.sentence is not None and bool(point.sentence.any()),
+    )
+    if not has_keywords and (has_sentence or len(np.unique(point.token_ids)) > SPECIAL_TOKENS):
+        return NO_KEYWORDS
+    if has_keywords and manifest.dense_index and not has_sentence:
+        return NO_SENTENCE
+    return None

@@ -6,6 +6,7 @@ A killed job resumes after the last part of each file: finished files are not op
 parsed again. Parts lie in the shared home: Ray carries counts only, and a reader holds one block in memory.
 """
 
+import logging
 import time
 import uuid
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ from refbert.corpus import (
 )
 from refbert.errors import InputError
 from refbert.teacher import load_tokenizer, word_spans
+
+log = logging.getLogger(__name__)
 
 SCHEMA = pa.schema(
     [
@@ -66,9 +69,14 @@ class CorpusPart(NamedTuple):
         return cls(path, int(file), int(next_row), bool(end))
 
     def table(self) -> pa.Table:
-        """Memory-map its passages, with the columns of SCHEMA."""
-        with pa.memory_map(str(self.path)) as file:
-            return pa.ipc.open_file(file).read_all()
+        """Memory-map its passages, with the columns of SCHEMA. InputError where the file is damaged."""
+        try:
+            with pa.memory_map(str(self.path)) as file:
+                return pa.ipc.open_file(file).read_all()
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"{self.path} is damaged ({str(error).splitlines()[0]}); start the same command again to read these rows again"
+            ) from error
 
 
 class ReadAndSplit:
@@ -152,11 +160,24 @@ def subfolder(folder: Path, number: int) -> Path:
 
 
 def finished_parts(folder: Path, number: int) -> list[CorpusPart]:
-    """List the parts of one file that follow on one another from its first row, in order."""
+    """List the parts of one file that follow on one another from its first row, in order, up to a damaged one.
+
+    What comes after a damaged one is deleted, and made again from the file.
+    """
     parts: list[CorpusPart] = []
-    for path in sorted(subfolder(folder, number).glob(f"{number:08d}-*.arrow")):
-        if int(path.stem.split("-")[1]) == (parts[-1].next_row if parts else 0):
-            parts.append(CorpusPart.named(path))
+    paths = sorted(subfolder(folder, number).glob(f"{number:08d}-*.arrow"))
+    for place, path in enumerate(paths):
+        if int(path.stem.split("-")[1]) != (parts[-1].next_row if parts else 0):
+            continue
+        part = CorpusPart.named(path)
+        try:
+            part.table()
+        except InputError as error:
+            log.warning("%s", error)
+            for later in paths[place:]:
+                later.unlink()
+            break
+        parts.append(part)
     return parts
 
 

@@ -161,10 +161,33 @@ def already_prepared(config: RunConfig) -> PreparedCorpus | None:
 
 
 def open_prepared(directory: Path) -> PreparedCorpus:
-    """Open a finished preparation."""
-    manifest = json.loads((directory / "manifest.json").read_text())
-    counts = CorpusCounts(**{**manifest["counts"], "labels": tuple(manifest["counts"]["labels"])})
-    return PreparedCorpus(directory, counts, manifest.get("content", directory.name))
+    """Open a finished preparation. InputError where a file of it is damaged: all are read, at a gigabyte a second."""
+    try:
+        manifest = json.loads((directory / "manifest.json").read_text())
+        counts = CorpusCounts(**{**manifest["counts"], "labels": tuple(manifest["counts"]["labels"])})
+        content, sums = manifest.get("content", directory.name), manifest.get("sums", {})
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _damaged(directory / "manifest.json", f"cannot be read ({error})") from error
+    for name, wanted in sums.items():
+        path = directory / name
+        if not path.exists():
+            raise _damaged(path, "is missing")
+        if checksum(path) != wanted:
+            raise _damaged(path, "is damaged: its content is not what was written")
+    return PreparedCorpus(directory, counts, content)
+
+
+def sums_of(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file that a prepared corpus is read from, for its manifest."""
+    return {
+        path.name: checksum(path)
+        for path in sorted(folder.iterdir())
+        if path.name != "manifest.json" and path.is_file()
+    }
+
+
+def _damaged(path: Path, found: str) -> InputError:
+    return InputError(f"{path} {found}; delete {path.parent}, and the corpus is prepared again")
 
 
 def _directory(config: RunConfig, files: list[str]) -> Path:
@@ -220,7 +243,8 @@ def _write(corpus: CorpusConfig, teacher: TeacherConfig, files: list[str], direc
     try:
         with first_whole_folder(directory) as scratch:
             found = _merge_parts(corpus, _read_parts(corpus, teacher, files, parts), scratch)
-            manifest = {"files": files, "counts": asdict(found), "content": checksum(scratch / "train.arrow")[:16]}
+            sums = sums_of(scratch)
+            manifest = {"files": files, "counts": asdict(found), "content": sums["train.arrow"][:16], "sums": sums}
             (scratch / "manifest.json").write_text(json.dumps(manifest, indent=2))
     except InputError:
         shutil.rmtree(parts)  # the mistake is in the files: there is nothing to resume

@@ -1,9 +1,9 @@
 """Fill a memory: create its collection, and stream a prepared corpus through the teacher into it.
 
 A text is done only when the store has acknowledged its point. A text that is stored already is never encoded again, and what a
-killed job had finished is not even read again. Every row of the corpus is accounted for: read = skipped (stored before) +
-duplicate (repeats another row's text) + written + rejected (unreadable, or refused by the store). Term statistics are published
-at the end. Knows nothing of students.
+killed job had finished is not even read again. Every row of the corpus is accounted for: read = skipped (stored before, or
+deleted) + duplicate (repeats another row's text) + written + rejected (unreadable, or refused by the store). Term statistics
+are published at the end. Knows nothing of students.
 """
 
 import json
@@ -95,6 +95,7 @@ class EncodeAndStore:
         self.texts = reference_texts(self.teacher, address.manifest, config.references)
         self.client = connect(config.store, address.url)
         self.store = Store(self.client, config.store)
+        self.deleted = self.store.deleted_ids()
         self.writer = self.store.writer()  # for the actor's life: each new thread would take a malloc arena of its own
         self.projection = stored_projection(self.store, self.teacher)
         self.student = corrected_student(config, corrected, self.client, device) if corrected else None
@@ -117,7 +118,7 @@ class EncodeAndStore:
         rows = self.passages.at(np.asarray(places))
         by_id = {self.texts.identifier(text_of(row)): row for row in rows}
         started_s, waited_s, sent_bytes = time.monotonic(), self.writer.wait_s, self.writer.sent_bytes
-        stored = self.store.existing(list(by_id))
+        stored = self.store.existing(list(by_id)) | (self.deleted & by_id.keys())
         looked_up_s = time.monotonic() - started_s
         new = [(identifier, row) for identifier, row in by_id.items() if identifier not in stored]
         tokens = 0
@@ -193,6 +194,11 @@ def fill_memory(
     with connect(config.store, url) as client:
         store = Store(client, config.store)
         address = MemoryAddress(url, open_collection(store, config.references, corpus, teacher, config.seed))
+        if deleted := store.deleted_ids():
+            log.info(
+                "%d texts were deleted from %r and are not stored again; `python -m vector_store readmit` allows it",
+                len(deleted), config.store.collection,
+            )  # fmt: skip
         load = load_progress(store, corpus, config.ingest.batch)
         counts.update(read=load.done_texts, skipped=load.done_texts)
         store.attach(LOAD, load.state("loading", store.count(), counts))
@@ -343,4 +349,6 @@ def lacks_any(store: Store, wanted: Manifest, corpus: PreparedCorpus) -> bool:
         return False
     texts = texts_in(corpus.table("train"), corpus.distinct_rows())
     ids = (reference_id(wanted.fingerprint, text) for text in texts)
-    return any(len(store.existing(some)) < len(some) for some in chunked(ids, IDS_PER_CHECK))
+    deleted = store.deleted_ids()
+    wanted_ids = (identifier for identifier in ids if identifier not in deleted)
+    return any(len(store.existing(some)) < len(some) for some in chunked(wanted_ids, IDS_PER_CHECK))

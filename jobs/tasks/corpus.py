@@ -22,6 +22,7 @@ from jobs.corpus.prepared import (
     PreparedCorpus,
     first_rows,
     open_prepared,
+    sums_of,
 )
 from refbert.atomic import checksum, digest, first_whole_folder
 from refbert.augmentation import Augmenter
@@ -167,6 +168,7 @@ def _write(rows: pa.Table, leaks: dict[str, Leaks], directory: Path) -> None:
         labels = tuple(sorted(set(rows["label"].to_pylist()) - {None}))
         counts = CorpusCounts(0, rows.num_rows, len(distinct), 0, labels)
         manifest = {
+            "sums": sums_of(scratch),
             "counts": asdict(counts),
             "near_duplicates": {
                 split: {

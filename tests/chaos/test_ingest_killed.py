@@ -29,6 +29,7 @@ from tests.integration.jobs.in_process import compute_in_process
 from vector_store.client import connect
 from vector_store.errors import CollectionMissing, StoreUnavailable
 from vector_store.schema import Parts
+from vector_store.server.access import with_directory
 from vector_store.server.process import embedded_server
 from vector_store.store import Store
 
@@ -137,9 +138,10 @@ def printed(home: Path) -> str:
 def num_stored(home: Path, config: RunConfig) -> int:
     """How many references the running store of this home holds; 0 while there is none."""
     try:
-        url = json.loads((home / "store" / "address.json").read_text())["url"]
+        plain = json.loads((home / "store" / "address.json").read_text())["url"]
     except FileNotFoundError:
         return 0
+    url = with_directory(plain, home / "store")
     impatient = config.store.model_copy(update={"write_deadline_s": 1.0})
     with connect(impatient, url) as client:
         try:

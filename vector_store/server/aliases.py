@@ -2,11 +2,14 @@
 
     <root>/aliases.json    {alias: collection}
 
-The file is replaced as a whole, so a list of changes takes effect completely or not at all. Knows only names; the catalogue
+The file is replaced as a whole, so a list of changes takes effect completely or not at all. A damaged one is kept under another
+name when it is replaced; until then no name is taken for an alias. Knows only names; the catalogue
 knows which of them are collections.
 """
 
 import json
+import logging
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -14,7 +17,9 @@ import grpc
 from qdrant_client import grpc as api
 
 from vector_store.atomic import write_whole
-from vector_store.server.status import CollectionNotFoundError, StatusError, already_exists, invalid
+from vector_store.server.status import CollectionNotFoundError, DamagedError, StatusError, already_exists, invalid
+
+log = logging.getLogger(__name__)
 
 
 class Aliases:
@@ -23,11 +28,25 @@ class Aliases:
     def __init__(self, root: Path) -> None:
         self._path = root / "aliases.json"
         self._targets: dict[str, str] = {}
-        if self._path.exists():
-            self._targets = json.loads(self._path.read_text(encoding="utf-8"))
+        self._damage = ""
+        try:
+            targets = json.loads(self._path.read_text(encoding="utf-8"))
+            if not isinstance(targets, dict) or not all(isinstance(target, str) for target in targets.values()):
+                raise ValueError("no names of collections by alias")
+            self._targets = targets
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            self._damage = f"{self._path} cannot be read ({error}), so no alias is known"
+            log.error("%s; put back a copy of it, or name the collections' aliases again", self._damage)
 
     def __contains__(self, name: str) -> bool:
         return name in self._targets
+
+    def require_readable(self) -> None:
+        """DamagedError where the file of aliases is damaged: a name that is no collection's may be an alias."""
+        if self._damage:
+            raise DamagedError(f"{self._damage}; put back a copy of it, or promote each alias again")
 
     def resolve(self, name: str) -> str:
         """The collection behind an alias; any other name unchanged."""
@@ -66,6 +85,9 @@ class Aliases:
 
     def _replace(self, targets: dict[str, str]) -> None:
         if targets != self._targets:
+            if self._damage:
+                os.replace(self._path, self._path.with_name(self._path.name + ".damaged"))
+                self._damage = ""
             write_whole(self._path, json.dumps(targets, indent=2))
             self._targets = targets
 

@@ -2,9 +2,11 @@
 
     <root>/collections/<name>/settings.json    the CreateCollection message with its metadata, and which shard is live
     <root>/collections/<name>/shard-N/         the engine's segments and write-ahead log
+    <root>/collections/<name>/acknowledged.json   how many points it must hold
     <root>/aliases.json                        aliases of collections
 
-A collection is built under a draft's name and renamed, so it exists completely or not at all. The engine itself keeps no
+A collection is built under a draft's name and renamed, so it exists completely or not at all. One whose files are damaged is
+named with the remedy and keeps none of the others from being served; nothing of it is removed. The engine itself keeps no
 catalogue, metadata or settings. Knows nothing of the network; the caller ensures that one process opens the root.
 """
 
@@ -12,6 +14,7 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import os
 import shutil
 import threading
@@ -28,6 +31,8 @@ from qdrant_client import grpc as api
 from qdrant_edge import EdgeShard, UpdateOperation
 
 from vector_store.atomic import write_whole
+from vector_store.errors import MISSING_POINTS
+from vector_store.server.acknowledged import Acknowledged, Expected, log_damage, log_files, most_changed
 from vector_store.server.aliases import Aliases
 from vector_store.server.files import (
     DELETING_BYTES,
@@ -39,13 +44,14 @@ from vector_store.server.files import (
     require_room,
 )
 from vector_store.server.index_schedule import IndexSchedule
-from vector_store.server.status import CollectionNotFoundError, StatusError, already_exists, invalid
+from vector_store.server.status import CollectionNotFoundError, DamagedError, StatusError, already_exists, invalid
 from vector_store.server.translate import (
     VectorKinds,
     check_shards,
     engine_config,
     indexed_point_bytes,
     indexing_kb,
+    vacuum_options,
     vector_kinds,
 )
 
@@ -53,14 +59,26 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+DRAFT_FOLDER, _DELETED = ".new-", ".gone-"
+"""How the names of folders begin that are being made, and that are being deleted."""
+
 KEPT_BYTES = 256 * 2**20
 """Most bytes of writes that are kept for the copy of the shard that is being indexed."""
+
+REMEDY = "put back a copy of that file, or delete the collection and restore a snapshot or ingest again"
+"""What a user can do about a damaged file."""
 
 LAST_WRITES = 16
 """Most writes that are left to repeat during the swap, while other writes wait."""
 
 INDEX_GROWTH = 0.2
 """An index is rebuilt once the points without it are this share of those in it: each build copies the whole shard."""
+
+FORGET_S = 600.0
+"""A deleted or replaced text leaves the disk after so long, at the latest, and the pause of writes that a build waits for."""
+
+REBUILD_PAUSE = 20
+"""Between two rebuilds is so many times the time that one takes: they cost at most a twentieth of the machine."""
 
 ROOMY_BYTES = 2**32
 """With this much free space the size of a write is not counted: counting takes a tenth of the time of writing."""
@@ -77,17 +95,21 @@ class Collection:
     """
 
     def __init__(self, directory: Path) -> None:
-        stored = json.loads((directory / "settings.json").read_text(encoding="utf-8"))
+        """Open the shard. DamagedError where a file of it is damaged, another StatusError where the disk has no room."""
         self.directory = directory
-        self.settings = json_format.ParseDict(stored["collection"], api.CreateCollection())
+        self.settings, self.shard_directory, self.indexed_points = read_settings(directory)
         self.kinds: VectorKinds = vector_kinds(self.settings)
-        self.indexed_points: int = stored["indexed_points"]
         self.index_schedule = IndexSchedule()
-        self.shard_directory = directory / stored["shard"]
         self.num_writes = 0
         self.wrote_at = time.monotonic()
         self.dropped = threading.Event()
         self.copying = threading.Lock()  # held while the directory has anything but the shard
+        self.num_missing = 0
+        self.removed = 0
+        self._removed_before_copy = 0
+        self._removed_since: float | None = None
+        self._rebuilt_at, self.rebuild_s = -math.inf, 0.0  # when the last copy was made, and how long that took
+        self._kept_shards: set[Path] = set()
         self._flushed_writes = -1  # what the start replays needs a flush, too
         self._unflushed_bytes = OPENING_BYTES  # not counted with ROOMY_BYTES free; assume the worst once there is less
         self._kept: list[UpdateOperation] | None = None  # written since the copy was made
@@ -95,11 +117,16 @@ class Collection:
         self._is_open = True
         self._writing = threading.Lock()  # held to change the shard's files, or to copy them; taken before _lock
         self._lock = threading.Lock()
-        for leftover in set(directory.glob("shard-*")) - {self.shard_directory}:
-            shutil.rmtree(leftover)
         replayed_bytes = OPENING_BYTES + log_bytes([self.shard_directory / "wal"])
         require_room(directory, replayed_bytes, f"opening collection {self.name!r}")
-        self._shard = EdgeShard.load(str(self.shard_directory))
+        self._acknowledged = Acknowledged(directory)
+        expected = self._acknowledged.read()
+        self.log_damage = log_damage(self.shard_directory, expected)
+        require_segments(self.shard_directory)
+        self._shard = _loaded(self.shard_directory)
+        self._compare(expected)
+        if not self._kept_shards:
+            self.remove_other_shards()
 
     @property
     def name(self) -> str:
@@ -110,7 +137,12 @@ class Collection:
         """Call `ask` with the shard; the engine's errors become StatusError."""
         with self._lock:
             self._require_open()
-            return _in_engine(lambda: ask(self._shard))
+            try:
+                return _in_engine(lambda: ask(self._shard))
+            except StatusError as error:
+                if error.code != grpc.StatusCode.INTERNAL:
+                    raise
+                raise DamagedError(f"{error}: a file of {self.shard_directory} may be damaged; {REMEDY}") from error
 
     def write(self, operation: UpdateOperation, request: Message) -> int:
         """Apply and log one operation, and return its number. From then on it survives a kill of this process.
@@ -121,7 +153,8 @@ class Collection:
             self._make_room(request)
             with self._lock:
                 self._require_open()
-                _in_engine(lambda: self._shard.update(operation))
+                self._require_log()
+                self._update(operation, request)
                 self.num_writes += 1
                 self.wrote_at = time.monotonic()
                 if self._kept is not None:
@@ -155,6 +188,26 @@ class Collection:
         unindexed = self.read(EdgeShard.info).points_count - self.indexed_points
         return unindexed * point_bytes > threshold_kb * 1024 and unindexed > INDEX_GROWTH * self.indexed_points
 
+    def wants_rebuild(self) -> bool:
+        """Whether to copy the points into a new shard: after deletions, whose texts and space the old one keeps.
+
+        That is once they are `deleted_threshold` of all and `vacuum_min_vector_number`, and FORGET_S after the first, at the
+        latest; a shard that takes long to copy waits for longer. Without a sound log it is at once.
+        """
+        if self.log_damage:
+            return True
+        if not self.removed:
+            return False
+        now = time.monotonic()
+        if self._removed_since is None:
+            self._removed_since = now
+        if now - self._rebuilt_at < REBUILD_PAUSE * self.rebuild_s:
+            return False
+        share, at_least = vacuum_options(self.settings)
+        num_points = self.read(EdgeShard.info).points_count
+        is_much = self.removed >= max(at_least, share * (num_points + self.removed))
+        return is_much or now - self._removed_since > FORGET_S
+
     def copy_shard(self, copy: Path, keep_writes: bool = False) -> int:
         """Copy the shard's files, and return the number of the last write in them. Reads go on, writes wait.
 
@@ -167,6 +220,7 @@ class Collection:
             shutil.copytree(self.shard_directory, copy, copy_function=copy_file)
             if keep_writes:
                 self._kept, self._kept_bytes = [], 0
+                self._removed_before_copy = self.removed
             return self.num_writes
 
     @property
@@ -179,9 +233,13 @@ class Collection:
         with self._lock:
             self._kept = None
 
-    def swap_shard(self, copy: Path) -> bool:
-        """Repeat the kept writes on the copy and serve it; False, with no change, where it cannot catch up."""
-        fresh = EdgeShard.load(str(copy))
+    def swap_shard(self, copy: Path, is_rebuilt: bool = False) -> bool:
+        """Repeat the kept writes on the copy and serve it; False, with no change, where it cannot catch up.
+
+        `is_rebuilt`: the copy has nothing of what was deleted before `copy_shard`, and a log of its own. StatusError where it
+        has not as many points as the shard.
+        """
+        fresh = _loaded(copy)
         try:
             while self._catch_up(fresh) > LAST_WRITES:
                 pass
@@ -191,16 +249,34 @@ class Collection:
                 with self._lock:
                     if not self._is_open or self._kept is None:
                         return False
-                    num_points = fresh.info().points_count
-                    write_settings(self.directory, self.settings, copy.name, num_points)
-                    stale, stale_directory = self._shard, self.shard_directory
-                    self._shard, self.shard_directory, self.indexed_points = fresh, copy, num_points
+                    info = fresh.info()
+                    num_points, wanted = info.points_count, self._shard.info().points_count
+                    if num_points != wanted:
+                        raise StatusError(
+                            grpc.StatusCode.INTERNAL,
+                            f"Service internal error: the copy {copy} has {num_points} points, the shard {wanted}",
+                        )
+                    indexed_points = num_points if info.indexed_vectors_count else 0
+                    write_settings(self.directory, self.settings, copy.name, indexed_points)
+                    fresh, self._shard = self._shard, fresh
+                    self.shard_directory, self.indexed_points = copy, indexed_points
                     self._kept = None
-                    fresh = stale
+                    if is_rebuilt:
+                        self.log_damage = None
+                        self.removed -= self._removed_before_copy
+                        self._removed_since, self._rebuilt_at = None, time.monotonic()
+                    self._settle()
         finally:
             fresh.close()
-        shutil.rmtree(stale_directory)
+        self.remove_other_shards()
         return True
+
+    def remove_other_shards(self) -> None:
+        """Remove copies of the shard. Those stay that a start found beside one that did not have everything."""
+        others = set(self.directory.glob("shard-*")) - {self.shard_directory} - self._kept_shards
+        if others and read_settings(self.directory)[1] == self.shard_directory:
+            for other in others:
+                shutil.rmtree(other)
 
     def flush(self) -> None:
         """Move the writes since the last flush from the log into the segments; skipped while a write or copy is running."""
@@ -218,10 +294,11 @@ class Collection:
             self._is_open = False
             try:
                 require_room(self.directory, OPENING_BYTES, "a flush")
-                _in_engine(self._shard.flush)
+                self._flush_shard()
             except StatusError as error:  # nothing is lost: the log has every write
                 log.warning("%s closed without a flush: %s", self.name, error)
             self._shard.close()
+            self._acknowledged.close()
 
     def drop(self) -> None:
         """Close the files without a flush; they are about to be deleted."""
@@ -229,6 +306,84 @@ class Collection:
         with self.copying, self._writing, self._lock:
             self._is_open = False
             self._shard.close()
+            self._acknowledged.close()
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is wrong with the collection's points, a line each."""
+        if not self.num_missing:
+            return []
+        return [
+            f"{self.num_missing} {MISSING_POINTS}: files of {self.shard_directory} were damaged"
+            f"{f' ({self.log_damage})' if self.log_damage else ''}; ingest or import again, which adds what is missing, or "
+            "restore a snapshot"
+        ]
+
+    def _compare(self, expected: Expected | None) -> None:
+        """See that the shard has the points that were acknowledged, and log what it lacks."""
+        num_points = self._shard.info().points_count
+        if expected:
+            self.removed = expected.removed
+            self.num_missing = max(0, expected.fewest - num_points)
+            if num_points > expected.most:
+                log.error(
+                    "%s has %d points and should have %d: deletions were lost, delete again",
+                    self.name, num_points, expected.most,
+                )  # fmt: skip
+        for warning in self.warnings:
+            log.error("%s: %s", self.name, warning)
+        if self.num_missing or (expected is None and not num_points):
+            self._kept_shards = set(self.directory.glob("shard-*")) - {self.shard_directory}
+        if self._kept_shards:
+            names = ", ".join(sorted(path.name for path in self._kept_shards))
+            log.error("%s may lack what was stored: %s beside it is kept", self.shard_directory, names)
+        if self.log_damage:
+            log.error("%s: %s: writes are answered once its points are in a new shard", self.name, self.log_damage)
+            self.index_schedule.hurry()
+        else:
+            self._settle()
+
+    def _update(self, operation: UpdateOperation, request: Message) -> None:
+        """Apply one operation, and note before and after how many points there must be."""
+        before = self._shard.info().points_count
+        removes, adds = most_changed(request)
+        fewest = 0 if removes is None else max(0, before - removes)
+        # Until the next settling the log's files are unknown: a full one is renamed.
+        self._acknowledged.write(
+            Expected(self.num_missing + fewest, self.num_missing + before + adds, self.removed + (removes or 0) + adds)
+        )
+        try:
+            _in_engine(lambda: self._shard.update(operation))
+        finally:
+            added = self._shard.info().points_count - before
+            self.num_missing = max(0, self.num_missing - max(0, added))
+            self.removed += max(0, adds - added) if adds else max(0, -added)
+            self._settle()
+
+    def _flush_shard(self) -> None:
+        num_points = self.num_missing + self._shard.info().points_count
+        if not self.log_damage:
+            self._acknowledged.write(Expected(num_points, num_points, self.removed))  # files of the log are dropped
+        _in_engine(self._shard.flush)
+        if not self.log_damage:  # else a start before the new shard is there must find it damaged again
+            self._settle()
+        self._acknowledged.sync()
+
+    def _require_log(self) -> None:
+        # The engine numbers its writes by the log: without it, it would take new ones for old ones that it has, and skip them.
+        if self.log_damage and (error := self.index_schedule.error):
+            raise DamagedError(
+                f"{self.log_damage}, and its points cannot be copied into a new shard: {error}; {REMEDY}"
+            )
+        if self.log_damage:
+            raise StatusError(
+                grpc.StatusCode.UNAVAILABLE,
+                f"{self.log_damage}; the points of {self.name} are being copied into a new shard, try again later",
+            )
+
+    def _settle(self) -> None:
+        num_points = self.num_missing + self._shard.info().points_count
+        self._acknowledged.write(Expected(num_points, num_points, self.removed, log_files(self.shard_directory)))
 
     def _make_room(self, request: Message) -> None:
         if free_bytes(self.directory) >= ROOMY_BYTES:
@@ -248,7 +403,7 @@ class Collection:
         with self._lock:
             if self._is_open:
                 writes = self.num_writes
-                _in_engine(self._shard.flush)
+                self._flush_shard()
                 self._flushed_writes, self._unflushed_bytes = writes, 0
 
     def _require_open(self) -> None:
@@ -282,25 +437,40 @@ class Catalogue:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._collections: dict[str, Collection] = {}
-        for unfinished in self._folder.glob(".*"):  # the last process ended while it created or deleted these
+        self._damaged: dict[str, StatusError] = {}
+        for unfinished in _drafts(self._folder):  # the last process ended while it created or deleted these
             shutil.rmtree(unfinished)
         for directory in sorted(self._folder.iterdir()):
-            self._collections[unquote(directory.name[1:])] = Collection(directory)
+            if not directory.name.startswith("c") or not directory.is_dir():
+                log.warning("%s is no collection's folder and is left alone", directory)
+                continue
+            name = unquote(directory.name[1:])
+            try:
+                self._collections[name] = Collection(directory)
+            except DamagedError as error:
+                log.error("collection %s is not served: %s", name, error)
+                self._damaged[name] = error
 
     def names(self) -> list[str]:
         """Sorted names of the collections."""
         with self._lock:
-            return sorted(self._collections)
+            return sorted([*self._collections, *self._damaged])
 
     def __contains__(self, name: str) -> bool:
-        return self.aliases.resolve(name) in self._collections
+        return self._has(self.aliases.resolve(name))
+
+    def _has(self, name: str) -> bool:
+        return name in self._collections or name in self._damaged
 
     def find(self, name: str) -> Collection:
-        """Collection with this name or alias; CollectionNotFoundError where there is none."""
-        try:
-            return self._collections[self.aliases.resolve(name)]
-        except KeyError:
-            raise CollectionNotFoundError(name) from None
+        """Collection with this name or alias; CollectionNotFoundError where there is none, DamagedError for a damaged one."""
+        resolved = self.aliases.resolve(name)
+        if found := self._collections.get(resolved):
+            return found
+        if damaged := self._damaged.get(resolved):
+            raise DamagedError(str(damaged))
+        self.aliases.require_readable()
+        raise CollectionNotFoundError(name)
 
     def create(self, settings: api.CreateCollection) -> None:
         """Create an empty collection; StatusError where the name is taken or the settings are not supported."""
@@ -310,12 +480,13 @@ class Catalogue:
         if not name or len(name) > 128 or any(c in '<>:"/\\|?*' or c < " " for c in name):
             raise invalid(f'collection name {name!r} is empty, too long or has one of <>:"/\\|?*')
         with self._lock:
-            if name in self._collections:
+            if self._has(name):
                 raise already_exists(name)
+            self.aliases.require_readable()
             if name in self.aliases:
                 raise invalid(f"Can't create collection with name {name}. Alias with the same name already exists")
             require_room(self._folder, MARGIN_BYTES, "a collection")
-            draft = self._folder / f".new-{folder_name(name)}"
+            draft = self._folder / f"{DRAFT_FOLDER}{folder_name(name)}"
             shutil.rmtree(draft, ignore_errors=True)
             (draft / "shard-0").mkdir(parents=True)
             try:
@@ -331,20 +502,22 @@ class Catalogue:
     def delete(self, name: str) -> bool:
         """Delete a collection and its aliases; False where there is none."""
         with self._lock:
-            if name not in self._collections:
+            if not self._has(name):
                 return False
             self.aliases.forget(name)
-            collection = self._collections.pop(name)
-            collection.drop()
-            deleted = self._folder / f".gone-{folder_name(name)}"
-            os.rename(collection.directory, deleted)
+            place = self._folder / folder_name(name)
+            if collection := self._collections.pop(name, None):
+                collection.drop()
+            self._damaged.pop(name, None)
+            deleted = self._folder / f"{_DELETED}{folder_name(name)}"
+            os.rename(place, deleted)
             shutil.rmtree(deleted, ignore_errors=True)  # the next start tries again
             return True
 
     def change_aliases(self, actions: Iterable[api.AliasOperations]) -> None:
         """Apply a list of alias changes, all or none. Calls in progress finish on the collection that they have found."""
         with self._lock:
-            self.aliases.change(actions, self._collections.__contains__)
+            self.aliases.change(actions, self._has)
 
     def flush(self) -> None:
         """Flush every collection."""
@@ -375,6 +548,51 @@ def write_settings(directory: Path, settings: api.CreateCollection, shard: str, 
     """Write the settings.json that `Collection` reads."""
     stored = {"collection": json_format.MessageToDict(settings), "shard": shard, "indexed_points": indexed_points}
     write_whole(directory / "settings.json", json.dumps(stored, indent=2))
+
+
+def read_settings(directory: Path) -> tuple[api.CreateCollection, Path, int]:
+    """Read a collection's settings.json: its settings, its shard's directory, the number of indexed points.
+
+    DamagedError where it cannot be read, or names a shard that is not there.
+    """
+    path = directory / "settings.json"
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        settings = json_format.ParseDict(stored["collection"], api.CreateCollection())
+        shard, indexed_points = str(stored["shard"]), int(stored["indexed_points"])
+    except (OSError, ValueError, KeyError, TypeError, json_format.ParseError) as error:
+        raise DamagedError(f"{path} cannot be read ({_line(error)}); {REMEDY}") from error
+    if not (directory / shard / "segments").is_dir() or Path(shard).name != shard:
+        others = sorted(found.name for found in directory.glob("shard-*") if (found / "segments").is_dir())
+        others_there = (
+            f"; {', '.join(others)} is there: if the points are in it, name it in that file" if others else ""
+        )
+        raise DamagedError(f"{path} names {shard!r}, which is missing or has no segments{others_there}; else {REMEDY}")
+    return settings, directory / shard, indexed_points
+
+
+def require_segments(shard_directory: Path) -> None:
+    """DamagedError where a segment lacks a file without which the engine deletes it at its start."""
+    for segment in sorted((shard_directory / "segments").iterdir()):
+        if segment.is_dir() and not segment.name.startswith(".") and not (segment / "version.info").is_file():
+            raise DamagedError(f"{segment / 'version.info'} is missing; {REMEDY}")
+
+
+def _loaded(shard_directory: Path) -> EdgeShard:
+    try:
+        return EdgeShard.load(str(shard_directory))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the engine's panics over a cut file are no Exceptions
+        raise DamagedError(f"{shard_directory} cannot be opened ({_line(error)}); {REMEDY}") from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500] or type(error).__name__
+
+
+def _drafts(folder: Path) -> list[Path]:
+    return [path for start in (DRAFT_FOLDER, _DELETED) for path in folder.glob(f"{start}*") if path.is_dir()]
 
 
 def _in_engine(call: Callable[[], T]) -> T:

@@ -4,26 +4,27 @@ The engine's `optimize` holds the GIL from start to end (16 s for 28,000 vectors
 block every call. So a child process, this module run as a program, indexes a copy of the shard. Writes during the build are
 kept and repeated on the copy before it replaces the shard. After too many of them the copy is dropped, and the build starts
 again once writes have paused. Until there is an index searches scan, which is slower and never wrong.
-Collections without an HNSW index are skipped: for a sparse index `optimize` has nothing to do (measured).
+Collections without an HNSW index need no build: for a sparse index `optimize` has nothing to do (measured).
+
+After deletions the child does not index the copy but reads its points into a new shard. That has none of the deleted texts,
+neither in segments nor in a log, which the engine cuts by whole files of 32 MiB. Without its log alone a shard is of no use:
+the engine numbers writes by the log, and skips those that seem to be older than what the shard has (measured).
 """
 
 import ctypes
-import json
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
-from google.protobuf import json_format
-from qdrant_client import grpc as api
-from qdrant_edge import EdgeShard
+from qdrant_edge import EdgeConfig, EdgeShard, Point, ScrollRequest, UpdateOperation
 
-from vector_store.server.catalogue import Catalogue, Collection
+from vector_store.server.catalogue import Catalogue, Collection, read_settings
 from vector_store.server.files import MARGIN_BYTES, folder_bytes, import_path, require_room
 from vector_store.server.status import StatusError
 from vector_store.server.translate import engine_config
@@ -32,6 +33,9 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
 POLL_S = 0.05
+
+PAGE = 64
+"""Points that are read and written at once by a rebuild; one may take a megabyte."""
 
 ROOM_COPIES = 3
 """Free space that a build needs, in sizes of the shard: the copy, its rewritten segments, and the index."""
@@ -48,19 +52,24 @@ def keep_indexed(catalogue: Catalogue, stopping: threading.Event) -> None:
             except StatusError:  # deleted since
                 continue
             try:
-                if collection.index_schedule.is_due(collection.wants_index(), collection.wrote_at):
-                    build_index(collection, stopping)
+                wants_build = collection.wants_index() or collection.wants_rebuild()
+                if collection.index_schedule.is_due(wants_build, collection.wrote_at):
+                    build_index(collection, stopping, rebuild=collection.wants_rebuild())
             except (StatusError, OSError) as error:
                 if not collection.dropped.is_set():
                     log.warning("index of %s not built: %s", name, error)
                     collection.index_schedule.failed(str(error))
 
 
-def build_index(collection: Collection, stopping: threading.Event) -> bool:
-    """Index a copy of the shard and swap it in; False where too many writes, a deletion or `stopping` came first."""
+def build_index(collection: Collection, stopping: threading.Event, rebuild: bool = False) -> bool:
+    """Index a copy of the shard and swap it in; False where too many writes, a deletion or `stopping` came first.
+
+    With `rebuild` its points are read into a new shard first, so that nothing is left of what was deleted.
+    """
     schedule, started = collection.index_schedule, time.monotonic()
-    number = int(collection.shard_directory.name.removeprefix("shard-")) + 1
+    number = 1 + max(int(path.name.removeprefix("shard-")) for path in collection.directory.glob("shard-*"))
     copy = collection.directory / f"shard-{number}"
+    fresh = collection.directory / f"shard-{number + 1}" if rebuild else copy
     with collection.copying:
         if collection.dropped.is_set():
             return False
@@ -69,23 +78,23 @@ def build_index(collection: Collection, stopping: threading.Event) -> bool:
         schedule.is_building = True
         try:
             collection.copy_shard(copy, keep_writes=True)
-            is_built = _index_in_child(collection, copy, stopping) and collection.swap_shard(copy)
+            is_built = _index_in_child(collection, copy, fresh, stopping) and collection.swap_shard(fresh, rebuild)
         finally:
             schedule.is_building = False
             collection.forget_writes()
-            if collection.shard_directory != copy:
-                shutil.rmtree(copy, ignore_errors=True)
+            collection.remove_other_shards()
     if is_built:
         schedule.succeeded()
-        log.info("indexed %s in %.1f s", collection.name, time.monotonic() - started)
+        collection.rebuild_s = time.monotonic() - started
+        log.info("%s %s in %.1f s", "rebuilt" if rebuild else "indexed", collection.name, collection.rebuild_s)
     else:
         schedule.failed()
     return is_built
 
 
-def _index_in_child(collection: Collection, copy: Path, stopping: threading.Event) -> bool:
+def _index_in_child(collection: Collection, copy: Path, fresh: Path, stopping: threading.Event) -> bool:
     child = subprocess.Popen(
-        [sys.executable, "-m", "vector_store.server.index_build", str(copy), str(os.getpid())],
+        [sys.executable, "-m", "vector_store.server.index_build", str(copy), str(fresh), str(os.getpid())],
         stdin=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": import_path()},
     )
@@ -99,20 +108,45 @@ def _index_in_child(collection: Collection, copy: Path, stopping: threading.Even
     return True
 
 
-def _index(shard_directory: Path, parent: int) -> None:
+def index_shard(copy: Path, fresh: Path) -> None:
+    """Index a shard that nobody has open, or write its points into the new shard `fresh` and index that."""
+    config = engine_config(read_settings(copy.parent)[0])
+    if fresh != copy:
+        _copy_points(copy, fresh, config)
+    shard = EdgeShard.load(str(fresh), config)
+    shard.optimize()
+    shard.flush()
+    shard.close()
+
+
+def _copy_points(copy: Path, fresh: Path, config: EdgeConfig) -> None:
+    """Write a shard's points and payload indexes into a new shard."""
+    fresh.mkdir()
+    source, target = EdgeShard.load(str(copy)), EdgeShard.create(str(fresh), config)
+    for key, index in source.info().payload_schema.items():
+        target.update(UpdateOperation.create_field_index(key, index.params or index.data_type))
+    offset: Any = None
+    while True:
+        page = ScrollRequest(limit=PAGE, offset=offset, with_payload=True, with_vector=True)
+        records, offset = source.scroll(page)
+        if records:
+            target.update(UpdateOperation.upsert_points([Point(r.id, r.vector or {}, r.payload) for r in records]))
+        if offset is None:
+            break
+    target.flush()
+    target.close()
+    source.close()
+
+
+def _index_as_child(copy: Path, fresh: Path, parent: int) -> None:
     # A killed server must not leave a child behind that writes to files of the next server.
     ctypes.CDLL(None).prctl(_SIGNAL_AT_PARENTS_DEATH, signal.SIGKILL)
     if os.getppid() != parent:
         return
     os.nice(10)
-    stored = json.loads((shard_directory.parent / "settings.json").read_text(encoding="utf-8"))
-    settings = json_format.ParseDict(stored["collection"], api.CreateCollection())
-    shard = EdgeShard.load(str(shard_directory), engine_config(settings))
-    shard.optimize()
-    shard.flush()
-    shard.close()
+    index_shard(copy, fresh)
     os.sync()  # the original is deleted once the copy has replaced it
 
 
 if __name__ == "__main__":
-    _index(Path(sys.argv[1]), int(sys.argv[2]))
+    _index_as_child(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

@@ -6,7 +6,7 @@ Knows nothing of collections.
 import hmac
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -22,11 +22,14 @@ HEALTH_CHECK = "/qdrant.Qdrant/HealthCheck"
 
 
 class CallInterceptor(grpc.ServerInterceptor):
-    """Checks a call and wraps its handler; `implemented` are the full names of the methods that the servicers define."""
+    """Checks a call and wraps its handler; `implemented` are the full names of the methods that the servicers define.
 
-    def __init__(self, implemented: frozenset[str], api_key: str | None) -> None:
+    A call needs one of the keys.
+    """
+
+    def __init__(self, implemented: frozenset[str], keys: Sequence[str]) -> None:
         self._implemented = implemented
-        self._api_key = api_key.encode() if api_key else None
+        self._keys = [key.encode() for key in keys]
 
     def intercept_service(self, continuation: Callable[..., Any], details: Any) -> grpc.RpcMethodHandler:
         """Return the handler of a call."""
@@ -42,10 +45,8 @@ class CallInterceptor(grpc.ServerInterceptor):
         )
 
     def _has_key(self, metadata: Any) -> bool:
-        if self._api_key is None:
-            return True
         given = next((value for key, value in metadata if key == "api-key"), "")
-        return hmac.compare_digest(given.encode(), self._api_key)
+        return any(hmac.compare_digest(given.encode(), key) for key in self._keys)
 
 
 def methods(service: str, servicer: object, declared: type) -> set[str]:

@@ -1,10 +1,11 @@
 """Lifecycle of the embedded server: start it or attach to it, serve, stop it when it is unused.
 
-A directory has at most one server, whoever starts it. Three files in the directory ensure that:
+A directory has at most one server, whoever starts it. Three files in the directory ensure that, and a fourth has its key:
 
     serve.lock     locked exclusively by the serving process
     lease.lock     locked shared by every user while it uses the store; the kernel unlocks it when a user dies
     address.json   where the last server listens or listened (the next one tries the same port first)
+    key            what a call needs (see `access`)
 
 About once a second the server tries to lock the lease exclusively. Where that succeeds for UNUSED_S, nobody uses the store:
 the server flushes and ends. It keeps the lease locked until then, so that nobody attaches to a server that is stopping.
@@ -35,6 +36,7 @@ import grpc
 from vector_store.atomic import write_whole
 from vector_store.config import MESSAGE_BYTES
 from vector_store.errors import StoreError, StoreUnavailable
+from vector_store.server.access import identity, make_key, private, private_files, with_directory
 from vector_store.server.files import import_path
 
 log = logging.getLogger(__name__)
@@ -65,13 +67,14 @@ def serve(
 ) -> None:
     """Serve the directory until SIGTERM or SIGINT or, with `until_unused`, until nobody holds its lease.
 
+    Every call needs a key: the directory's own, which its owner finds in it, or `api_key`.
     Port 0 is the previous port where that is free, else any. Blocks; call it in the main thread. AlreadyServed where another
     process serves the directory, StoreError where it cannot listen, or would listen off loopback without a key.
     """
     _require_key(host, api_key)
     root = Path(path)
     _make_private(root)
-    with _lock(root / "serve.lock", fcntl.LOCK_EX) as alone:
+    with _lock(root / "serve.lock", fcntl.LOCK_EX) as alone, private_files():
         if not alone:
             raise AlreadyServed(
                 f"{root} is already served, see {root / 'address.json'}; use that server or stop it first"
@@ -123,7 +126,11 @@ def _serve_alone(root: Path, host: str, port: int, api_key: str | None, message_
     except StatusError as error:
         raise StoreError(f"cannot open {root}: {error}") from error
     instance = secrets.token_hex(8)
-    health, collections, points = Health(instance), Collections(catalogue), Points(catalogue)
+    health = Health(_commit(instance, root))
+    collections, points = Collections(catalogue), Points(catalogue)
+    keys = [key for key in (make_key(root), api_key) if key]
+    if root.stat().st_mode & 0o077:
+        log.warning("%s is open to other users of this machine, who may read the memory: chmod 700 it", root)
     snapshots = SnapshotsService(catalogue, Snapshots(root))
     implemented = (
         methods("qdrant.Qdrant", health, api.QdrantServicer)
@@ -133,7 +140,7 @@ def _serve_alone(root: Path, host: str, port: int, api_key: str | None, message_
     )
     server = grpc.server(
         ThreadPoolExecutor(NUM_THREADS),
-        interceptors=[CallInterceptor(frozenset(implemented), api_key)],
+        interceptors=[CallInterceptor(frozenset(implemented), keys)],
         options=[
             ("grpc.so_reuseport", 0),  # two servers on one port would each get some of the calls
             ("grpc.max_receive_message_length", message_bytes),
@@ -153,7 +160,7 @@ def _serve_alone(root: Path, host: str, port: int, api_key: str | None, message_
     log.info("serving %s on %s:%d", root, host, bound)
 
     with contextlib.ExitStack() as held:
-        lease = held.enter_context(open(root / "lease.lock", "a"))
+        lease = held.enter_context(open(root / "lease.lock", "a", opener=private))
         unused_since: float | None = None
         flushed = time.monotonic()
         while not stopping.wait(POLL_S):
@@ -207,8 +214,9 @@ def embedded_server(
     api_key: str | None = None,
     message_bytes: int = MESSAGE_BYTES,
 ) -> Iterator[str]:
-    """Hold a lease on the directory's server and yield its `http://host:port`; the server is started if none runs.
+    """Hold a lease on the directory's server and yield its `http://host:port#DIRECTORY`; the server is started if none runs.
 
+    `client.connect` reads the directory's key there. With an `api_key` of the caller's own the URL names no directory.
     The server is a separate process. It outlives the process that started it while another user holds a lease, and ends a few
     seconds after the last user has ended, cleanly or not. StoreUnavailable where it does not start, StoreError where it
     runs on another host.
@@ -217,7 +225,7 @@ def embedded_server(
     root = Path(path).absolute()
     _make_private(root)
     deadline = time.monotonic() + START_S
-    with open(root / "lease.lock", "a") as lease:
+    with open(root / "lease.lock", "a", opener=private) as lease:
         while not _try_lock(lease, fcntl.LOCK_SH):  # a server that is stopping holds it
             if time.monotonic() > deadline:
                 raise StoreUnavailable(
@@ -231,7 +239,7 @@ def embedded_server(
                 f"{root} is already served on {served_host}, this run wants {host}; "
                 "stop the runs that use it, or use the same host"
             )
-        yield url
+        yield url if api_key else with_directory(url, root)
 
 
 def _start(root: Path, host: str, api_key: str | None, message_bytes: int, deadline: float) -> str:
@@ -241,7 +249,7 @@ def _start(root: Path, host: str, api_key: str | None, message_bytes: int, deadl
     # Not as a child: Ray kills the children of a worker that ends, and others may use this server then.
     command = ["sh", "-c", '"$@"; exit $?', "sh", *command]
     environment = {**os.environ, "PYTHONPATH": import_path(), _KEY_VARIABLE: api_key or ""}
-    with open(root / "server.log", "ab") as output:
+    with open(root / "server.log", "ab", opener=private) as output:
         process = subprocess.Popen(
             command,
             env=environment,
@@ -262,6 +270,11 @@ def _start(root: Path, host: str, api_key: str | None, message_bytes: int, deadl
                 f"the server of {root} did not start, it ended with {ended}:\n{_last_lines(root / 'server.log')}"
             )
         time.sleep(0.05)
+    if process.returncode == ALREADY_SERVED:
+        raise StoreUnavailable(
+            f"{root} is locked by a server that does not answer as this directory's, within {START_S:g} s: it was moved while "
+            "it was served, or is being served under another path; stop the users of the other path"
+        )
     raise StoreUnavailable(
         f"the server of {root} did not answer within {START_S:g} s:\n{_last_lines(root / 'server.log')}"
     )
@@ -288,13 +301,21 @@ def _answering_url(root: Path) -> str | None:
             reply = api.QdrantStub(channel).HealthCheck(api.HealthCheckRequest(), timeout=5.0)
         except grpc.RpcError:
             return None
-    return address["url"] if reply.commit == address["instance"] else None
+    return address["url"] if reply.commit == _commit(address["instance"], root) else None
+
+
+def _commit(instance: str, root: Path) -> str:
+    """How a server identifies itself: which start of which directory's server this is. A copy of address.json names another."""
+    return f"{instance}-{identity(root)}"
 
 
 def _read_address(root: Path) -> dict[str, Any]:
+    """Where the last server listened; nothing where that is not known, or the file is damaged."""
     try:
-        return json.loads((root / "address.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        address = json.loads((root / "address.json").read_text(encoding="utf-8"))
+        int(address["url"].removeprefix("http://").rsplit(":", 1)[1])
+        return {"url": address["url"], "instance": address["instance"]}
+    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
         return {}
 
 
@@ -309,5 +330,5 @@ def _try_lock(file: Any, kind: int) -> bool:
 @contextlib.contextmanager
 def _lock(path: Path, kind: int) -> Iterator[bool]:
     """Lock `path` and yield True, or False where another process holds the lock."""
-    with open(path, "a") as file:
+    with open(path, "a", opener=private) as file:
         yield _try_lock(file, kind)

@@ -71,14 +71,14 @@ class Collections(api.CollectionsServicer):
         """Status, counts and settings of a collection, with its metadata."""
         collection = self._catalogue.find(request.collection_name)
         schedule = collection.index_schedule
-        return api.GetCollectionInfoResponse(
-            result=translate.collection_info(
-                collection.settings,
-                collection.read(EdgeShard.info),
-                indexes=schedule.is_building or collection.wants_index(),
-                error=schedule.error,
-            )
+        info = translate.collection_info(
+            collection.settings,
+            collection.read(EdgeShard.info),
+            indexes=schedule.is_building or collection.wants_index(),
+            error=schedule.error,
         )
+        info.warnings.extend(api.CollectionWarning(message=warning) for warning in collection.warnings)
+        return api.GetCollectionInfoResponse(result=info)
 
     def List(self, request: api.ListCollectionsRequest, context: Context) -> api.ListCollectionsResponse:
         """Names of all collections."""

@@ -31,6 +31,13 @@ def already_exists(name: str) -> StatusError:
     return StatusError(grpc.StatusCode.ALREADY_EXISTS, f"Wrong input: Collection `{name}` already exists!")
 
 
+class DamagedError(StatusError):
+    """DATA_LOSS: a file of the store is damaged; the message names it and the remedy."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(grpc.StatusCode.DATA_LOSS, message)
+
+
 class CollectionNotFoundError(StatusError):
     """NOT_FOUND: no collection has this name.
 

@@ -29,6 +29,9 @@ MULTIVECTOR_ELEMENTS = 1_048_576
 HNSW_M, HNSW_EF_CONSTRUCT, FULL_SCAN_KB, INDEXING_KB = 16, 100, 10_000, 10_000
 """Qdrant's defaults for the options of an index that a collection does not set."""
 
+DELETED_THRESHOLD, VACUUM_MIN_POINTS = 0.2, 1000
+"""Qdrant's defaults."""
+
 OPTIMIZER_OPTIONS = (
     "deleted_threshold", "vacuum_min_vector_number", "default_segment_number", "max_segment_size", "indexing_threshold",
 )  # fmt: skip
@@ -84,6 +87,15 @@ def indexed_point_bytes(settings: api.CreateCollection) -> int:
 def indexing_kb(settings: api.CreateCollection) -> int:
     """Most kilobytes of vectors without an HNSW index; 0 means that no index is built."""
     return _optional(settings.optimizers_config, "indexing_threshold", INDEXING_KB)
+
+
+def vacuum_options(settings: api.CreateCollection) -> tuple[float, int]:
+    """Share of deleted points, and their least number, from which a shard is written anew."""
+    options = settings.optimizers_config
+    return (
+        _optional(options, "deleted_threshold", DELETED_THRESHOLD),
+        _optional(options, "vacuum_min_vector_number", VACUUM_MIN_POINTS),
+    )
 
 
 def engine_config(settings: api.CreateCollection) -> engine.EdgeConfig:
@@ -162,8 +174,8 @@ def collection_info(
         hnsw_config=api.HnswConfigDiff(m=HNSW_M, ef_construct=HNSW_EF_CONSTRUCT, full_scan_threshold=FULL_SCAN_KB),
         # Qdrant's defaults: its clients require these fields, the engine does not use them.
         optimizer_config=api.OptimizersConfigDiff(
-            deleted_threshold=0.2,
-            vacuum_min_vector_number=1000,
+            deleted_threshold=DELETED_THRESHOLD,
+            vacuum_min_vector_number=VACUUM_MIN_POINTS,
             default_segment_number=0,
             indexing_threshold=INDEXING_KB,
             flush_interval_sec=5,

@@ -19,7 +19,7 @@ from jobs import ingest
 from jobs.config import RunConfig
 from jobs.corpus.prepared import PreparedCorpus, prepare
 from jobs.memory import fill
-from jobs.memory.fill import fill_memory, stored_projection
+from jobs.memory.fill import fill_memory, lacks_any, stored_projection
 from jobs.memory.load_progress import LOAD, is_filled, load_progress
 from jobs.memory.store import running_store
 from jobs.run.attempts import Attempts
@@ -232,18 +232,24 @@ def test_a_killed_load_resumes_after_its_finished_chunks_and_encodes_nothing_aga
 
 
 def test_a_memory_counts_as_filled_until_something_is_deleted(filled, chunks_asked):
-    """Then every text is looked up again, whatever a killed load had finished."""
+    """Then every text is looked up again, whatever a killed load had finished; what was deleted waits to be readmitted."""
     config, corpus, _, url = filled
     num_chunks = -(-corpus.counts.distinct // config.ingest.batch)
     with connect(config.store, url) as client:
         store = Store(client, config.store)
         assert is_filled(store, corpus)
-        assert store.delete(("source", corpus.table("train")["source"][0].as_py())) > 0
+        num_deleted = store.delete(("source", corpus.table("train")["source"][0].as_py()))
+        assert num_deleted > 0
         assert not is_filled(store, corpus)
+        assert not lacks_any(store, store.manifest(), corpus), "a distillation does not fill it with deleted texts"
         chunks_done(config, store, corpus, done=num_chunks)
-        assert fill_memory(config, url, corpus)["written"] > 0
+        counts = fill_memory(config, url, corpus)
+        assert (counts["written"], counts["skipped"]) == (0, corpus.counts.distinct)
         assert chunks_asked == [num_chunks]
         assert is_filled(store, corpus)
+        assert store.count() == corpus.counts.distinct - num_deleted
+        assert store.readmit() == num_deleted
+        assert fill_memory(config, url, corpus)["written"] == num_deleted
         assert store.count() == corpus.counts.distinct
 
 

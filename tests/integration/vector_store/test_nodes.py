@@ -16,13 +16,16 @@ from vector_store.schema import Query
 from vector_store.server.process import embedded_server
 from vector_store.store import Store
 
+KEY = "of-both"
+
 
 @pytest.fixture
-def copies(tmp_path, manifest, make_points):
-    """Two servers with the same twenty points: their folders and addresses."""
+def copies(tmp_path, manifest, make_points, monkeypatch):
+    """Two servers with one key and the same twenty points: their folders and addresses."""
+    monkeypatch.setenv(StoreConfig().api_key_env, KEY)
     with ExitStack() as stack:
         folders = [tmp_path / "a", tmp_path / "b"]
-        urls = [stack.enter_context(embedded_server(folder)) for folder in folders]
+        urls = [stack.enter_context(embedded_server(folder, api_key=KEY)) for folder in folders]
         for url in urls:
             config = StoreConfig(url=url)
             with connect(config, url) as client:

@@ -14,6 +14,7 @@ from vector_store.errors import CollectionMismatch, CollectionMissing, InvalidPo
 from vector_store.retriever import Retriever
 from vector_store.schema import Parts, Query, SparseVector, parts, point_id
 from vector_store.store import Store
+from vector_store.transfer import export_points, import_points
 from vector_store.verification import OTHER_ID, verify
 from vector_store.versions import Version, promote, rollback, versions
 
@@ -180,6 +181,25 @@ def test_deleting_by_a_field_deletes_exactly_its_points(store, manifest, make_so
     kept = {point.id for point in points if getattr(point, where[0]) != where[1]}
     assert {point.id for page in store.pages() for point in page} == kept
     assert store.delete(where) == 0
+
+
+def test_deleted_points_are_remembered_until_they_are_readmitted(
+    store, other_store, manifest, make_sound, tmp_path, client, config
+):
+    store.ensure(manifest)
+    points = make_sound(30)
+    store.upsert(points)
+    export_points(store, tmp_path / "export", rows_per_file=100)
+    gone = {point.id for point in points if point.document in ("d1", "d2")}
+    assert store.delete(("document", "d1")) + store.delete(("document", "d2")) == 4
+    assert store.deleted_ids() == gone
+    done = import_points(store, tmp_path / "export")
+    assert (done.num_skipped, done.num_deleted, done.num_written) == (26, 4, 0)
+    assert store.deleted_ids() == gone, "an import of an older export does not forget it"
+    assert store.count() == 26, "what is remembered is no point"
+    assert store.readmit() == 4
+    assert import_points(store, tmp_path / "export").num_written == 4
+    assert (store.readmit(), store.deleted_ids()) == (0, frozenset())
 
 
 # ---------------------------------------------------------------- compare

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import shutil
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,6 +62,34 @@ def test_a_failed_folder_leaves_the_older_one_and_no_scratch(tmp_path):
     with pytest.raises(FileExistsError), whole_folder(folder) as scratch:
         half_written(scratch / "b")
     assert names(tmp_path) == ["folder", "folder/a"]
+
+
+def test_an_older_folder_is_deleted_only_once_the_new_one_is_in_its_place(tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    with whole_folder(folder) as scratch:
+        (scratch / "old").touch()
+
+    def killed(path, **_):
+        if Path(path).exists():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt), whole_folder(folder) as scratch:
+        (scratch / "new").touch()
+    monkeypatch.undo()
+    assert names(folder) == ["new"]
+    with whole_folder(folder):
+        pass
+    assert names(tmp_path) == ["folder"]
+
+
+def test_a_writer_puts_back_the_folder_that_a_kill_between_two_renames_left(tmp_path):
+    folder = tmp_path / "folder"
+    (tmp_path / "folder.before").mkdir()
+    (tmp_path / "folder.before" / "old").touch()
+    with pytest.raises(RuntimeError), whole_folder(folder):
+        raise RuntimeError
+    assert names(tmp_path) == ["folder", "folder/old"]
 
 
 def test_a_folder_that_resumes_finds_what_a_failed_writer_left(tmp_path):

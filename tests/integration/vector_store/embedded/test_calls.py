@@ -4,7 +4,7 @@ import grpc
 import pytest
 from qdrant_client import grpc as api
 
-from tests.integration.vector_store.embedded.served import create_plain
+from tests.integration.vector_store.embedded.served import create_plain, raw_channel
 from vector_store.client import connect
 from vector_store.config import StoreConfig
 from vector_store.errors import StoreError
@@ -23,10 +23,10 @@ from vector_store.server.process import embedded_server
 def test_an_unsupported_call_is_unimplemented_by_name(tmp_path_factory, stub, method, request_):
     with (
         embedded_server(tmp_path_factory.getbasetemp() / "unimplemented") as url,
-        grpc.insecure_channel(url.removeprefix("http://")) as channel,
+        raw_channel(url) as (channel, key),
     ):
         with pytest.raises(grpc.RpcError) as caught:
-            getattr(stub(channel), method)(request_, timeout=10)
+            getattr(stub(channel), method)(request_, timeout=10, metadata=key)
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
         assert f"/{method} is not implemented by the embedded server" in caught.value.details()
 
@@ -51,12 +51,12 @@ def test_a_batch_with_a_write_that_is_not_implemented_writes_nothing(tmp_path_fa
 def test_reflection_is_off(tmp_path_factory):
     with (
         embedded_server(tmp_path_factory.getbasetemp() / "unimplemented") as url,
-        grpc.insecure_channel(url.removeprefix("http://")) as channel,
+        raw_channel(url) as (channel, key),
     ):
         for version in ("v1", "v1alpha"):
             ask = channel.stream_stream(f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo")
             with pytest.raises(grpc.RpcError) as caught:
-                list(ask(iter([b""]), timeout=10))
+                list(ask(iter([b""]), timeout=10, metadata=key))
             assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
@@ -83,7 +83,7 @@ def test_an_option_that_cannot_be_changed_is_refused_by_name(tmp_path_factory, r
         request_.collection_name = "c"
         with pytest.raises(StoreError, match=rf"UNIMPLEMENTED\): {name} is not implemented"):
             client.call(client.collections.Update, request_, 10)
-        client.collections.Delete(api.DeleteCollection(collection_name="c"))
+        client.call(client.collections.Delete, api.DeleteCollection(collection_name="c"), 10)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -92,10 +92,11 @@ def test_nan_and_infinite_vectors_are_refused(tmp_path_factory, value):
         create_plain(client, "c")
         point = api.PointStruct(id=api.PointId(num=1))
         point.vectors.vector.dense.data.extend([1.0, value])
+        upsert = api.UpsertPoints(collection_name="c", points=[point])
         with pytest.raises(grpc.RpcError) as caught:
-            client.points.Upsert(api.UpsertPoints(collection_name="c", points=[point]))
+            client.points.Upsert(upsert, timeout=10, metadata=client._metadata)
         assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-        client.collections.Delete(api.DeleteCollection(collection_name="c"))
+        client.call(client.collections.Delete, api.DeleteCollection(collection_name="c"), 10)
 
 
 def test_messages_up_to_the_limit_are_accepted(tmp_path):

@@ -45,7 +45,7 @@ def _upsert_until_killed(url: str, acknowledged) -> None:
                 points.append(point)
             request = api.UpsertPoints(collection_name="references", wait=True, points=points)
             try:
-                client.points.Upsert(request, timeout=10)
+                client.points.Upsert(request, timeout=10, metadata=client._metadata)
             except grpc.RpcError:
                 return
             acknowledged.value = batch + 1

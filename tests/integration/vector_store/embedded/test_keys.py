@@ -9,6 +9,7 @@ from qdrant_client import grpc as api
 from vector_store.client import connect
 from vector_store.config import StoreConfig
 from vector_store.errors import StoreError
+from vector_store.server.access import split
 from vector_store.server.process import embedded_server, serve
 from vector_store.store import Store
 
@@ -23,6 +24,29 @@ def test_a_server_with_a_key_requires_it(tmp_path, manifest):
             Store(client, config).ensure(manifest)
         with grpc.insecure_channel(url.removeprefix("http://")) as channel:
             assert "embedded" in api.QdrantStub(channel).HealthCheck(api.HealthCheckRequest()).title
+
+
+def test_without_a_given_key_a_server_asks_for_its_directorys_which_only_the_owner_can_read(tmp_path, manifest):
+    with embedded_server(tmp_path / "store") as url:
+        key_file = tmp_path / "store" / "key"
+        plain, _ = split(url)
+        assert key_file.read_text().strip() not in url
+        config = StoreConfig(url=plain, api_key_env="NO_SUCH_VARIABLE")
+        with (
+            connect(config, plain) as client,
+            pytest.raises(StoreError, match=r"no API key was sent.*file `key` of its"),
+        ):
+            Store(client, config).ensure(manifest)
+        with connect(config, url) as client:
+            Store(client, config).ensure(manifest)
+        with connect(config, plain, api_key=key_file.read_text().strip()) as client:
+            assert Store(client, config).exists()
+        made = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "store").iterdir()}
+        readable = {name for name, mode in made.items() if mode & 0o077}
+        assert not readable
+        assert {"key", "address.json", "collections", "server.log", "lease.lock", "serve.lock"} <= made.keys()
+        collection = next((tmp_path / "store" / "collections").iterdir())
+        assert not [path for path in (collection, *collection.rglob("*")) if path.stat().st_mode & 0o077]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "some.host"])

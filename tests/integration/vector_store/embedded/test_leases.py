@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import stat
 import time
@@ -12,7 +13,9 @@ import pytest
 
 from tests.chaos.faults import children, is_alive, server_pid, wait_until
 from tests.integration.vector_store.embedded.served import store_at
+from vector_store.__main__ import main
 from vector_store.errors import StoreUnavailable
+from vector_store.server.access import split
 from vector_store.server.process import embedded_server
 
 
@@ -81,9 +84,29 @@ def test_attaching_while_the_server_stops_gives_a_running_server(tmp_path):
 def test_another_server_on_the_old_port_is_not_mistaken_for_this_stores(tmp_path):
     (tmp_path / "a").mkdir()
     with embedded_server(tmp_path / "b") as other:
-        (tmp_path / "a" / "address.json").write_text(json.dumps({"url": other, "pid": 1, "instance": "old"}))
+        address = {"url": split(other)[0], "pid": 1, "instance": "old"}
+        (tmp_path / "a" / "address.json").write_text(json.dumps(address))
         with embedded_server(tmp_path / "a") as url:
-            assert url != other
+            assert split(url)[0] != split(other)[0]
+
+
+def test_a_copied_store_is_served_by_a_server_of_its_own(tmp_path, manifest, make_points):
+    with embedded_server(tmp_path / "original") as url:
+        original = store_at(url)
+        original.ensure(manifest)
+        original.upsert(make_points(6))
+        shutil.copytree(tmp_path / "original", tmp_path / "copy")
+        assert main(["delete", str(tmp_path / "copy"), "--split", "train", "--yes"]) == 0
+        assert original.count() == 6, "the copy's address.json names the original's server"
+        with embedded_server(tmp_path / "copy") as other:
+            assert split(other)[0] != split(url)[0]
+            assert store_at(other).count() == 2
+
+
+def test_a_directory_is_found_under_any_of_its_names(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "store")
+    with embedded_server(tmp_path / "store") as url, embedded_server(tmp_path / "link") as same:
+        assert split(same)[0] == split(url)[0]
 
 
 def test_the_server_starts_from_any_working_directory(tmp_path, monkeypatch):

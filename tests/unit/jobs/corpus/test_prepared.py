@@ -1,5 +1,8 @@
 """How rows become passages: what stays on one side of the held-out split, and what becomes a pair."""
 
+import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 from jobs.config import RunConfig
 from jobs.corpus import parts, prepared
 from jobs.corpus.parts import CorpusPart, ReadAndSplit, row_passages
-from jobs.corpus.prepared import PassageRows, first_rows, prepare, texts_in
+from jobs.corpus.prepared import PassageRows, already_prepared, first_rows, prepare, texts_in
 from refbert import corpus
 from refbert.config import CorpusConfig, TeacherConfig
 from refbert.corpus import Row, Text
@@ -103,17 +106,73 @@ def test_the_first_row_of_each_text_is_found_with_any_bucket_size(monkeypatch, b
     assert first_rows(table).tolist() == sorted({texts.index(text) for text in texts})
 
 
+def read_here(corpus: CorpusConfig, teacher: TeacherConfig, files: list[str], folder: Path) -> list[CorpusPart]:
+    """Read the files in this process, without Ray."""
+    batch = {"number": np.arange(len(files)), "file": np.array(files)}
+    reading = ReadAndSplit(folder, corpus, teacher.model, teacher.tokens)
+    return [CorpusPart.named(Path(part["path"][0])) for part in reading(batch)]
+
+
+def spoil(path: Path, kind: str) -> None:
+    match kind:
+        case "cut":
+            os.truncate(path, path.stat().st_size // 2)
+        case "overwritten":  # as long as before, and read as other texts
+            content = path.read_bytes()
+            path.write_bytes(content.replace(b"words", b"sword") if b"words" in content else content[:-1] + b"\n")
+        case "deleted":
+            path.unlink()
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch) -> RunConfig:
+    """A run over 40 rows, whose corpus is read in this process."""
+    monkeypatch.setenv("REFBERT_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(prepared, "_read_parts", read_here)
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"words {n}"}) + "\n" for n in range(40)))
+    given = CorpusConfig(path=str(tmp_path / "a.jsonl"), long_texts="truncate", heldout_fraction=0.3)
+    return RunConfig(name="small", corpus=given)
+
+
+@pytest.mark.parametrize("kind", ["cut", "overwritten", "deleted"])
+@pytest.mark.parametrize("name", ["train.arrow", "heldout.arrow", "distinct.npy"])
+def test_a_damaged_file_of_a_prepared_corpus_is_named_with_the_remedy(small, name, kind):
+    directory = prepare(small).directory
+    assert prepare(small).counts.train > 20
+    spoil(directory / name, kind)
+    for opened in (prepare, already_prepared):
+        with pytest.raises(
+            InputError, match=rf"{name} is (damaged|missing).*delete {directory}, and the corpus is prepared again"
+        ):
+            opened(small)
+    shutil.rmtree(directory)
+    assert prepare(small).counts.train > 20
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"counts": {}}'])
+def test_a_damaged_manifest_of_a_prepared_corpus_is_one_line(small, content):
+    directory = prepare(small).directory
+    (directory / "manifest.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"manifest.json cannot be read.*is prepared again"):
+        prepare(small)
+
+
+def test_a_damaged_part_of_a_corpus_is_read_again(tmp_path, small, caplog):
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    (whole,) = read_here(small.corpus, small.teacher, [small.corpus.path], folder)
+    rows = whole.table().to_pylist()
+    spoil(whole.path, "cut")
+    (again,) = read_here(small.corpus, small.teacher, [small.corpus.path], folder)
+    assert again.table().to_pylist() == rows
+    assert f"{whole.path} is damaged" in caplog.text
+
+
 def test_files_that_are_passed_over_are_named_when_a_corpus_is_prepared(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("REFBERT_HOME", str(tmp_path / "home"))
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.jsonl").write_text('{"body": "x"}\n')
     (tmp_path / "texts" / "b.json").write_text("[]")
-
-    def read_here(corpus: CorpusConfig, teacher: TeacherConfig, files: list[str], folder: Path) -> list[CorpusPart]:
-        """Read the files in this process, without Ray."""
-        batch = {"number": np.arange(len(files)), "file": np.array(files)}
-        reading = ReadAndSplit(folder, corpus, teacher.model, teacher.tokens)
-        return [CorpusPart.named(Path(part["path"][0])) for part in reading(batch)]
 
     monkeypatch.setattr(prepared, "_read_parts", read_here)
     config = RunConfig(name="named", corpus=CorpusConfig(path=str(tmp_path / "texts")))
