@@ -32,13 +32,20 @@ def test_addresses_of_this_machine_are_recognized(host, is_here):
 
 class Failure(grpc.RpcError):
     def __init__(self, code: str) -> None:
-        self.code = lambda: grpc.StatusCode[code]
+        self.code, self.details = lambda: grpc.StatusCode[code.partition(":")[0]], lambda: code
 
 
 @pytest.mark.parametrize(
     ("code", "is_left"),
-    [("UNAVAILABLE", True), ("DEADLINE_EXCEEDED", True), ("CANCELLED", True), ("NOT_FOUND", False)],
-    ids=["dead", "stuck", "shutting down", "refusing"],
+    [
+        ("UNAVAILABLE", True),
+        ("DEADLINE_EXCEEDED", True),
+        ("CANCELLED", True),
+        ("INTERNAL: 1 of 1 read operations failed: 'The service is currently unavailable'", True),
+        ("INTERNAL: a bug", False),
+        ("NOT_FOUND", False),
+    ],
+    ids=["dead", "stuck", "shutting down", "cut off from its peers", "failing", "refusing"],
 )
 def test_calls_fail_over_from_a_node_that_is_away(code, is_left):
     def fail(request):
