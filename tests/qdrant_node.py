@@ -23,6 +23,8 @@ import grpc
 from google.protobuf.message import Message
 from qdrant_client import grpc as api
 
+from vector_store.codec import as_written
+
 ACTIVE, DEAD = api.ReplicaState.Active, api.ReplicaState.Dead
 
 UNAVAILABLE = "Tonic status error: code: 'The service is currently unavailable'"
@@ -591,16 +593,6 @@ class _Points(api.PointsServicer):
         name, held = self._held(request, context)
         stub = getattr(self._cluster._points, method)
         return self._cluster.read(self._node, name, held, stub, request, context, shards)
-
-
-def as_written(point: api.RetrievedPoint) -> api.PointStruct:
-    """A point that was read, whole, as one that can be written."""
-    written = api.PointStruct(id=point.id, payload=point.payload)
-    written.vectors.vectors.SetInParent()
-    for name, vector in point.vectors.vectors.vectors.items():
-        kind = vector.WhichOneof("vector")
-        getattr(written.vectors.vectors.vectors[name], kind).CopyFrom(getattr(vector, kind))
-    return written
 
 
 def shard_of(point_id: api.PointId, num_shards: int) -> int:

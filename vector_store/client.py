@@ -54,6 +54,7 @@ class Client:
         self._channel = channel
         self._read_consistency = read_consistency
         self._process = os.getpid()
+        self._api_key = api_key
         self._metadata = (("api-key", api_key),) if api_key else ()
 
     def call(self, stub_method: Any, request: Any, deadline_s: float) -> Any:
@@ -71,7 +72,7 @@ class Client:
             except grpc.RpcError as error:
                 wait_s = max(pause_s * random.uniform(0.5, 1.0), _retry_after_s(error))
                 if not _is_transient(error) or time.monotonic() + wait_s >= deadline:
-                    raise self._error(error, request, deadline_s, self._silent()) from error
+                    raise self._error(error, request, deadline_s, self.silent()) from error
             time.sleep(wait_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
@@ -107,6 +108,10 @@ class Client:
                 future.cancel()
             raise
 
+    def of_each_node(self) -> list["Client"]:
+        """Clients that ask one node each and read one copy, its own where it has one; they share this client's channels."""
+        return [Client(node, node.url, self._api_key) for node in self._channel.each()]
+
     def close(self) -> None:
         """Close the channel."""
         self._channel.close()
@@ -118,7 +123,9 @@ class Client:
         self.close()
 
     def _set_consistency(self, request: Any) -> None:
-        if self._read_consistency is not None and "read_consistency" in request.DESCRIPTOR.fields_by_name:
+        if self._read_consistency is None or "read_consistency" not in request.DESCRIPTOR.fields_by_name:
+            return
+        if not request.HasField("read_consistency"):  # what a caller has set stays
             request.read_consistency.CopyFrom(self._read_consistency)
 
     def _check_process(self) -> None:
@@ -129,8 +136,8 @@ class Client:
                 "each process, after the fork"
             )
 
-    def _silent(self) -> list[str]:
-        """Of several nodes, those that do not answer: for an error that names them."""
+    def silent(self) -> list[str]:
+        """Of several nodes, the addresses of those that do not answer now."""
         return self._channel.silent() if len(self._channel) > 1 else []
 
     def _error(self, error: Any, request: Any, deadline_s: float, silent: Sequence[str] = ()) -> StoreError:

@@ -50,6 +50,7 @@ class Nodes(grpc.Channel):
         self._urls, self._channels, self._reopen = tuple(urls), list(channels), reopen
         self._compressing: set[int] = set()
         self._warned_s: dict[int, float] = {}
+        self._silent_s: dict[int, float] = {}
         self._first = self._current = first % len(channels)
         self._failed_over_s = 0.0
         self._lock = threading.Lock()
@@ -89,17 +90,31 @@ class Nodes(grpc.Channel):
                 self._current = self._first
             return self._current
 
-    def failed(self, node: int, why: str = "does not answer") -> None:
-        """Fail over from a node that is of no use now, unless another thread has; said once per node and FAIL_BACK_S."""
+    def failed(self, node: int, answers: bool = False) -> None:
+        """Fail over from a node that is of no use now, unless another thread has; said once per node and FAIL_BACK_S.
+
+        A node that `answers` lacks one that it needs. The next node is one that has not been silent lately, if there is any.
+        """
         with self._lock:
+            now = time.monotonic()
+            if not answers:
+                self._silent_s[node] = now
             if node != self._current or len(self._channels) == 1:
                 return
-            self._current = (node + 1) % len(self._channels)
-            self._failed_over_s = now = time.monotonic()
+            others = [(node + step) % len(self._channels) for step in range(1, len(self._channels))]
+            self._current = next(
+                (other for other in others if now - self._silent_s.get(other, -FAIL_BACK_S) >= FAIL_BACK_S), others[0]
+            )
+            self._failed_over_s = now
             is_new = now - self._warned_s.get(node, -FAIL_BACK_S) >= FAIL_BACK_S
             self._warned_s[node] = now if is_new else self._warned_s[node]
         if is_new:
+            why = "cannot reach a node that it needs" if answers else "does not answer"
             log.warning("%s %s; using %s", self._urls[node], why, self._urls[self._current])
+
+    def each(self) -> list["Nodes"]:
+        """Each node alone, over the same channels."""
+        return [Nodes([url], [self._channels[node]], 0) for node, url in enumerate(self._urls)]
 
     def silent(self) -> list[str]:
         """The addresses at which nothing answers; asks all of them at once, and waits for HEALTH_S."""
@@ -166,7 +181,7 @@ class _Call:
         if error.code() in AWAY:
             self._nodes.failed(node)
         elif is_away(error):
-            self._nodes.failed(node, "cannot reach a node that it needs")
+            self._nodes.failed(node, answers=True)
         elif compresses_unasked(error):
             self._nodes.accept_compression(node)
 

@@ -5,12 +5,14 @@ import threading
 import pytest
 
 from tests.qdrant_node import Cluster
+from vector_store.__main__ import UNAVAILABLE, main
 from vector_store.client import connect
 from vector_store.config import StoreConfig
 from vector_store.errors import StoreError, StoreUnavailable
 from vector_store.retriever import Retriever
 from vector_store.schema import Query
 from vector_store.store import Store
+from vector_store.versions import promote
 
 
 @pytest.fixture
@@ -165,3 +167,26 @@ def test_a_key_that_may_only_read_reads_and_searches_and_is_told_that_it_may_not
                 write()
     with connect(config, config.url, "wrong") as client, pytest.raises(StoreError, match="key sent is not accepted"):
         Store(client, config).count()
+
+
+def test_info_and_aliases_show_what_lives_beside_a_collection_whose_shard_is_away(
+    open_cluster, manifest, make_points, capsys, monkeypatch
+):
+    monkeypatch.setattr("vector_store.__main__.SHOWN_WITHIN_S", 0.5)
+    cluster = open_cluster(3)
+    for name, copies in (("a-dead", 1), ("b-living", 2)):
+        config = config_of(cluster, collection=name, shard_number=2, replication_factor=copies)
+        with connect(config, config.url) as client:
+            Store(client, config).ensure(manifest)
+            Store(client, config).upsert(make_points(12))
+            assert promote(client, config, f"{name}-alias", name).collection == name
+    cluster.kill(1)
+    assert main(["info", cluster.url]) == UNAVAILABLE
+    said = capsys.readouterr().out
+    assert f"{cluster.nodes[1].url} does not answer" in said
+    assert "a-dead: cannot be read now" in said
+    assert "b-living: 12 points" in said
+    assert main(["aliases", cluster.url]) == UNAVAILABLE
+    said = capsys.readouterr().out
+    assert "a-dead-alias -> a-dead  (before: cannot be read now: " in said
+    assert "b-living-alias -> b-living  (before: none)" in said

@@ -56,3 +56,12 @@ def test_calls_fail_over_from_a_node_that_is_away(code, is_left):
     with pytest.raises(Failure):
         nodes.unary_unary()("request")
     assert nodes.url == NODES[is_left]
+
+
+def test_a_node_that_lacks_a_peer_is_left_for_one_that_has_not_been_silent():
+    nodes = Nodes(NODES, [SimpleNamespace()] * 3, first=0)
+    nodes.failed(0)
+    assert nodes.url == NODES[1]
+    nodes.failed(1, answers=True)
+    nodes.failed(2, answers=True)
+    assert nodes.url == NODES[1], "the silent one is passed over"
