@@ -10,6 +10,7 @@ updated collection is seen at once, a full disk and moving shards do not occur, 
 """
 # ruff: noqa: N802  (gRPC names the methods)
 
+import argparse
 import threading
 import time
 import uuid
@@ -24,6 +25,7 @@ from google.protobuf.message import Message
 from qdrant_client import grpc as api
 
 from vector_store.codec import as_written
+from vector_store.server.process import embedded_server
 
 ACTIVE, DEAD = api.ReplicaState.Active, api.ReplicaState.Dead
 
@@ -663,3 +665,19 @@ def _without(request: Message, name: str) -> Any:
     own.CopyFrom(request)
     own.ClearField(name)
     return own
+
+
+def main() -> None:
+    """Serve a cluster until Ctrl-C."""
+    parser = argparse.ArgumentParser(description="A cluster of Qdrant nodes in front of an embedded store.")
+    parser.add_argument("store", help="directory of the embedded store that holds the points")
+    parser.add_argument("--nodes", type=int, default=3)
+    parser.add_argument("--gzip", action="store_true", help="compress every answer, accepted or not")
+    given = parser.parse_args()
+    with embedded_server(given.store) as url, Cluster(url, given.nodes, gzip=given.gzip) as cluster:
+        print(cluster.url, flush=True)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -175,10 +175,11 @@ def _restore(arguments: argparse.Namespace) -> int:
     config_of(arguments.api_key_env, arguments.collection)
     if is_url(arguments.location):
         key = key_in(arguments.api_key_env)
-        restore_server(arguments.location, arguments.collection, arguments.archive, key, arguments.rest_port)
+        counted = restore_server(arguments.location, arguments.collection, arguments.archive, key, arguments.rest_port)
+        print(f"restored {arguments.collection} from {arguments.archive}: {counted} points")
     else:
         restore_directory(Path(arguments.location), arguments.collection, arguments.archive)
-    print(f"restored {arguments.collection} from {arguments.archive}")
+        print(f"restored {arguments.collection} from {arguments.archive}")
     return FINE
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import refbert
-from jobs import distill
+from jobs import distill, evaluate
 from jobs.config import AdaptConfig, ServeConfig
 from jobs.corpus.prepared import prepare
 from jobs.memory import adaptation
@@ -27,9 +27,10 @@ from refbert.student import RefBertModel
 from refbert.student_config import RefBertConfig
 from refbert.teacher import load_teacher
 from tests.qdrant_node import Cluster
+from vector_store.__main__ import main
 from vector_store.client import connect
 from vector_store.config import StoreConfig
-from vector_store.errors import StoreUnavailable
+from vector_store.errors import StoreError, StoreUnavailable
 from vector_store.server.process import embedded_server
 from vector_store.store import Store
 
@@ -296,3 +297,33 @@ def test_a_service_whose_student_reads_states_starts_with_null_answers_too(tiny_
     until(student, "ok")
     assert np.abs(vectors(student, ["the lamp of z is old"]) - null).max() > 1e-6
     student.memory.close()
+
+
+# ---------------------------------------------------------------- keys
+
+
+def test_evaluating_serving_and_info_need_a_key_that_may_only_read(
+    prepared_home, tiny_run, in_process, engine_url, monkeypatch, capsys
+):
+    with Cluster(engine_url, api_key="writes", read_only_key="reads") as cluster:
+        config = tiny_run(
+            name="keys",
+            store={"url": cluster.url, "lookup_deadline_ms": 5000},
+            train__steps=2,
+            serve={"memory_check_s": 1.0},
+        )
+        monkeypatch.setenv("QDRANT_API_KEY", "writes")
+        distill.run(config)
+        monkeypatch.setenv("QDRANT_API_KEY", "reads")
+        evaluate.run(config)
+        report = json.loads((config.run_directory / "report.json").read_text())
+        assert report["fidelity"]["nearest"]["sentence_cosine"] != report["fidelity"]["null"]["sentence_cosine"]
+        student = served(config, config.run_directory / "student")
+        assert student.memory.status.state == "ok"
+        assert np.isfinite(vectors(student, ["a text"])).all()
+        assert student.memory.reader.source.counts["live"] == 1
+        student.memory.close()
+        assert main(["info", cluster.url]) == 0
+        assert f"{prepare(config).counts.train} points" in capsys.readouterr().out
+        with pytest.raises(StoreError, match="this key may not write"):
+            fill_memory(config, config.store.url)

@@ -2,6 +2,7 @@
 
 import threading
 
+import numpy as np
 import pytest
 
 from tests.qdrant_node import Cluster
@@ -11,7 +12,9 @@ from vector_store.config import StoreConfig
 from vector_store.errors import StoreError, StoreUnavailable
 from vector_store.retriever import Retriever
 from vector_store.schema import Query
+from vector_store.snapshots import create_snapshot
 from vector_store.store import Store
+from vector_store.term_statistics import publish_term_statistics
 from vector_store.versions import promote
 
 
@@ -190,3 +193,41 @@ def test_info_and_aliases_show_what_lives_beside_a_collection_whose_shard_is_awa
     said = capsys.readouterr().out
     assert "a-dead-alias -> a-dead  (before: cannot be read now: " in said
     assert "b-living-alias -> b-living  (before: none)" in said
+
+
+def test_no_snapshot_is_made_of_a_part_of_a_memory(open_cluster, manifest, make_points):
+    cluster = open_cluster(3)
+    config = config_of(cluster, shard_number=2)
+    with connect(config, config.url, rank=0) as client:
+        store = Store(client, config)
+        store.ensure(manifest)
+        store.upsert(make_points(12))
+        with pytest.raises(
+            StoreError, match=r"a snapshot would hold a part of 'references': its shards .*export"
+        ) as caught:
+            create_snapshot(client, config.collection)
+        assert "\n" not in str(caught.value)
+        cluster.kill(0)
+        with pytest.raises(StoreUnavailable):
+            create_snapshot(client, config.collection)
+
+
+def test_rank_and_scores_do_not_depend_on_the_number_of_shards_nor_on_deletions(open_cluster, manifest, make_points):
+    cluster, points = open_cluster(1), make_points(150)
+    ranked = []
+    for shards in (1, 4):
+        config = config_of(cluster, collection=f"shards-{shards}", shard_number=shards)
+        with connect(config, config.url) as client:
+            store = Store(client, config)
+            store.ensure(manifest)
+            store.upsert([*points, *make_points(50, seed=1)] if shards == 4 else points)
+            for number in range(25) if shards == 4 else ():
+                store.delete(("document", f"d{number}"))  # of both seeds
+            store.upsert(points)
+            store.delete(("source", "nobody"))
+            publish_term_statistics(client, config)
+            found = Retriever(client, config, manifest, "keywords", count=8).neighbours(queries_of(points))
+            ranked.append((found.ids, found.scores))
+    (one, scores), (four, their_scores) = ranked
+    assert one == four
+    np.testing.assert_allclose(scores, their_scores, rtol=1e-6)  # a sum's last bit is a segment's own
