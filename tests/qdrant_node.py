@@ -399,6 +399,8 @@ class _Answering(grpc.ServerInterceptor):
 
     def intercept_service(self, continuation: Any, details: Any) -> Any:
         handler, method = continuation(details), details.method.rpartition("/")[2]
+        if handler is None:  # a service that is not imitated
+            return None
         cluster = self._node.cluster
         key = dict(details.invocation_metadata).get("api-key")
 
