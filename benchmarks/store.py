@@ -2,13 +2,14 @@
 
     python benchmarks/store.py [--quick] [--out DIR] [--only PART ...]
 
-Parts: ingest against the bare teacher; look-ups over gRPC against the engine in process and against local mode; recall of
-the dense index; latency from ten thousand to a million references; peak memory of ingest on ten times the corpus.
+Parts: ingest against the bare teacher; look-ups over gRPC against the engine in process and against local mode, and with
+answers that are gzipped; recall of the dense index; latency from ten thousand to a million references; peak memory of ingest on
+ten times the corpus.
 A goal that names a size is left out of a run that does not reach it, such as a quick one. Everything lies in a temporary
 folder; the full run writes about 5 GB there.
 """
 
-from measures import ingest, lookups, memory, recall, scaling
+from measures import compressed_answers, ingest, lookups, memory, recall, scaling
 from measures.goals import arguments, measure_parts
 
 from jobs.run.worker import quiet_libraries
@@ -16,6 +17,7 @@ from jobs.run.worker import quiet_libraries
 PARTS = {
     "ingest": ingest.measure,
     "lookups": lookups.measure,
+    "compressed": compressed_answers.measure,
     "recall": recall.measure,
     "scaling": scaling.measure,
     "memory": memory.measure,

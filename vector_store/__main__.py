@@ -14,9 +14,13 @@ from vector_store.errors import CollectionMismatch, StoreError, StoreUnavailable
 
 if TYPE_CHECKING:  # a server needs no client: each command imports what it uses
     from vector_store.client import Client
+    from vector_store.copies import CopyDifferences
     from vector_store.store import Store
 
 FINE, DIFFERENT, BAD, UNAVAILABLE = 0, 1, 2, 3
+
+SHOWN_WITHIN_S = 10.0
+"""Time for each collection that is listed: one whose shards are away does not keep the others waiting for long."""
 
 
 def main(words: list[str] | None = None) -> int:
@@ -60,38 +64,71 @@ def _info(arguments: argparse.Namespace) -> int:
     from vector_store.location import config_of
     from vector_store.store import Store, collection_names
 
+    config = config_of(arguments.api_key_env).model_copy(update={"write_deadline_s": SHOWN_WITHIN_S})
+    num_away = 0
     with _client(arguments) as client:
         names = collection_names(client)
         print(f"{client.url}: {len(names)} collection(s)")
+        for url in client.silent():
+            print(f"  {url} does not answer")
         for name in names:
-            store = Store(client, config_of(arguments.api_key_env).model_copy(update={"collection": name}))
+            store = Store(client, config.model_copy(update={"collection": name}))
             try:
-                num_points, warnings = f"{store.count()} points", store.warnings()
-            except StoreUnavailable:
-                raise
-            except StoreError as error:  # damaged: the others are shown all the same
-                print(f"{name}: {error}")
-                continue
-            try:
+                num_points, warnings = store.count(), store.warnings()
                 manifest = store.manifest().model_dump_json()
             except CollectionMismatch as error:
                 manifest = str(error)
-            print(f"{name}: {num_points}\n  {manifest}")
+            except StoreUnavailable as error:
+                num_away += 1
+                print(f"{name}: cannot be read now\n  {error}")
+                continue
+            except StoreError as error:  # damaged: the others are shown all the same
+                print(f"{name}: {error}")
+                continue
+            print(f"{name}: {num_points} points\n  {manifest}")
             _print_some("warning", warnings, len(warnings))
-    return FINE
+    return UNAVAILABLE if num_away else FINE
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    from vector_store.copies import compare_copies
+    from vector_store.location import config_of
+    from vector_store.store import Store
     from vector_store.verification import verify
 
-    with _store(arguments) as store, _bar("verify", store.count()) as advance:
-        found = verify(store, advance)
+    config = config_of(arguments.api_key_env, arguments.collection)
+    with _client(arguments) as client:
+        store = Store(client, config)
+        num_points = store.count()
+        with _bar("copies", num_points) as advance:
+            copies = compare_copies(client, config, arguments.repair, advance)
+        with _bar("verify", num_points) as advance:
+            found = verify(store, advance)
     print(f"{arguments.collection}: {found.num_checked} points checked, {found.num_bad} bad")
     for reason, num_points in found.reasons.most_common():
         print(f"  {num_points} x {reason}")
     _print_some("bad", [f"{identifier}: {reason}" for identifier, reason in found.first_bad], found.num_bad)
     _print_some("lost", found.lost, len(found.lost))
-    return BAD if found.num_bad or found.lost else FINE
+    if copies.num_copies > 1:
+        _print_copies(copies)
+    if found.num_bad or found.lost or copies.num_left:
+        return BAD
+    return UNAVAILABLE if copies.unread else FINE
+
+
+def _print_copies(found: "CopyDifferences") -> None:
+    print(f"copies: {found.num_compared} points compared in {found.num_copies} copies, {found.num_differing} differ")
+    for line in found.shard_counts:
+        print(f"  {line}")
+    for url, num_points in sorted(found.missing.items()):
+        print(f"  {url} lacks {num_points}")
+    _print_some("differing", [f"{identifier}: {how}" for identifier, how in found.first_differing], found.num_differing)
+    if found.num_repaired:
+        print(f"  {found.num_repaired} written again, {found.num_left} still differ")
+    elif found.num_left:
+        print("  write them again: the same command with --repair")
+    if found.unread:
+        print(f"  not every copy was compared: {found.unread}")
 
 
 def _delete(arguments: argparse.Namespace) -> int:
@@ -147,10 +184,11 @@ def _restore(arguments: argparse.Namespace) -> int:
     config_of(arguments.api_key_env, arguments.collection)
     if is_url(arguments.location):
         key = key_in(arguments.api_key_env)
-        restore_server(arguments.location, arguments.collection, arguments.archive, key, arguments.rest_port)
+        counted = restore_server(arguments.location, arguments.collection, arguments.archive, key, arguments.rest_port)
+        print(f"restored {arguments.collection} from {arguments.archive}: {counted} points")
     else:
         restore_directory(Path(arguments.location), arguments.collection, arguments.archive)
-    print(f"restored {arguments.collection} from {arguments.archive}")
+        print(f"restored {arguments.collection} from {arguments.archive}")
     return FINE
 
 
@@ -239,10 +277,11 @@ def _versions(arguments: argparse.Namespace) -> int:
         elif arguments.command == "rollback":
             shown = [rollback(client, config, arguments.alias)]
         else:
-            shown = versions(client, config)
+            shown = versions(client, config.model_copy(update={"write_deadline_s": SHOWN_WITHIN_S}))
     for version in shown:
-        print(f"{version.alias} -> {version.collection}  (before: {version.previous or 'none'})")
-    return FINE
+        before = f"cannot be read now: {version.away}" if version.away else version.previous or "none"
+        print(f"{version.alias} -> {version.collection}  (before: {before})")
+    return UNAVAILABLE if any(version.away for version in shown) else FINE
 
 
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {

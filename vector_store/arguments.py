@@ -14,7 +14,8 @@ EXAMPLES = {
   python -m vector_store info http://127.0.0.1:6334""",
     "verify": """
   python -m vector_store verify ./store
-  python -m vector_store verify http://qdrant:6334 --collection references-v2""",
+  python -m vector_store verify http://qdrant:6334 --collection references-v2
+  python -m vector_store verify http://a:6334,http://b:6334,http://c:6334 --repair      # copies of shards, too""",
     "delete": """
   python -m vector_store delete ./store --document d17           # says how many points that would be
   python -m vector_store delete ./store --source wiki.csv --yes""",
@@ -47,7 +48,7 @@ EXAMPLES = {
 HELP = {
     "serve": "serve a directory until SIGTERM",
     "info": "list collections, their points and manifests",
-    "verify": "check every point against the manifest and its id; exit code 2 where one is bad",
+    "verify": "check every point against the manifest and its id, and every copy of it; exit code 2 where one is bad",
     "delete": "delete points by source, document or split; ingests and imports do not store them again",
     "readmit": "let the next ingest or import store deleted points again",
     "snapshot": "create a snapshot of a collection on the server; list or delete snapshots",
@@ -107,6 +108,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "aliases",
     ):
         _add_location(verbs[verb], "location")
+    verbs["verify"].add_argument(
+        "--repair", action="store_true", help="write points that not every copy of their shard holds alike again"
+    )
     _add_delete(verbs["delete"])
     _add_snapshots(verbs["snapshot"], verbs["restore"])
     _add_transfer(verbs["export"], verbs["import"], verbs["compare"])

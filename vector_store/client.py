@@ -23,14 +23,16 @@ from vector_store.errors import (
     StoreError,
     StoreUnavailable,
 )
-from vector_store.nodes import AWAY, Nodes, compresses_unasked, first_node
+from vector_store.nodes import Nodes, compresses_unasked, first_node, is_away
 from vector_store.server.access import split, stored_key
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
 SHORTEST_ATTEMPT_S = 5.0
 
-_TRANSIENT = AWAY | {grpc.StatusCode.RESOURCE_EXHAUSTED}
+RETRY_AFTER = "retry-after"
+"""Trailing metadata, in seconds, of a refusal by Qdrant's rate limits."""
+
 _ERRORS = {
     grpc.StatusCode.ALREADY_EXISTS: CollectionExists,
     grpc.StatusCode.INVALID_ARGUMENT: InvalidPoint,
@@ -54,6 +56,7 @@ class Client:
         self._channel = channel
         self._read_consistency = read_consistency
         self._process = os.getpid()
+        self._api_key = api_key
         self._metadata = (("api-key", api_key),) if api_key else ()
 
     def call(self, stub_method: Any, request: Any, deadline_s: float) -> Any:
@@ -69,9 +72,9 @@ class Client:
             try:
                 return stub_method(request, timeout=attempt_s, metadata=self._metadata)
             except grpc.RpcError as error:
-                wait_s = pause_s * random.uniform(0.5, 1.0)
+                wait_s = max(pause_s * random.uniform(0.5, 1.0), _retry_after_s(error))
                 if not _is_transient(error) or time.monotonic() + wait_s >= deadline:
-                    raise self._error(error, request, deadline_s) from error
+                    raise self._error(error, request, deadline_s, self.silent()) from error
             time.sleep(wait_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
@@ -107,6 +110,10 @@ class Client:
                 future.cancel()
             raise
 
+    def of_each_node(self) -> list["Client"]:
+        """Clients that ask one node each and read one copy, its own where it has one; they share this client's channels."""
+        return [Client(node, node.url, self._api_key) for node in self._channel.each()]
+
     def close(self) -> None:
         """Close the channel."""
         self._channel.close()
@@ -118,7 +125,9 @@ class Client:
         self.close()
 
     def _set_consistency(self, request: Any) -> None:
-        if self._read_consistency is not None and "read_consistency" in request.DESCRIPTOR.fields_by_name:
+        if self._read_consistency is None or "read_consistency" not in request.DESCRIPTOR.fields_by_name:
+            return
+        if not request.HasField("read_consistency"):  # what a caller has set stays
             request.read_consistency.CopyFrom(self._read_consistency)
 
     def _check_process(self) -> None:
@@ -129,11 +138,21 @@ class Client:
                 "each process, after the fork"
             )
 
-    def _error(self, error: Any, request: Any, deadline_s: float) -> StoreError:
-        code, details, what = error.code(), error.details(), type(request).__name__
+    def silent(self) -> list[str]:
+        """Of several nodes, the addresses of those that do not answer now."""
+        return self._channel.silent() if len(self._channel) > 1 else []
+
+    def _error(self, error: Any, request: Any, deadline_s: float, silent: Sequence[str] = ()) -> StoreError:
+        code, details, what = error.code(), " ".join((error.details() or "").split()), type(request).__name__
+        names = f"; {', '.join(silent)} {'does' if len(silent) == 1 else 'do'} not answer at all" if silent else ""
+        if code == grpc.StatusCode.INTERNAL and is_away(error):
+            return StoreUnavailable(
+                f"{self.url} answers, and could not do {what} within {deadline_s:g} s, because a shard has no living copy or a "
+                f"node is away ({details}){names}; start the node that is gone, then the same command again"
+            )
         if _is_transient(error):
             return StoreUnavailable(
-                f"{self.url} did not answer {what} within {deadline_s:g} s ({code.name}: {details}); "
+                f"{self.url} did not answer {what} within {deadline_s:g} s ({code.name}: {details}){names}; "
                 "check that the store runs and that store.url is its gRPC address"
             )
         if code == grpc.StatusCode.NOT_FOUND:
@@ -142,7 +161,12 @@ class Client:
             )
         if code in _ERRORS:
             return _ERRORS[code](f"{self.url} refused {what}: {details}")
-        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        if code == grpc.StatusCode.PERMISSION_DENIED:
+            return StoreError(
+                f"{self.url} refused {what}: this key may not write ({details}); set the variable named by store.api_key_env "
+                "to one that may"
+            )
+        if code == grpc.StatusCode.UNAUTHENTICATED:
             sent = "the API key sent is not accepted" if self._metadata else "no API key was sent"
             return StoreError(
                 f"{self.url} refused {what}: {sent}; set the variable named by store.api_key_env to its key: that of an "
@@ -229,9 +253,19 @@ def _read_consistency(config: StoreConfig) -> api.ReadConsistency | None:
 
 def _is_transient(error: Any) -> bool:
     # A message over the size limit is RESOURCE_EXHAUSTED, too, and retrying cannot help.
-    return compresses_unasked(error) or (
-        error.code() in _TRANSIENT and "larger than max" not in (error.details() or "")
+    return (
+        compresses_unasked(error)
+        or is_away(error)
+        or (error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" not in (error.details() or ""))
     )
+
+
+def _retry_after_s(error: Any) -> float:
+    """Seconds after which a store that limits calls wants to be asked again; 0 where it does not say."""
+    if error.code() != grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return 0.0
+    said = next((value for key, value in error.trailing_metadata() or () if key == RETRY_AFTER), "")
+    return float(said) if said.isdecimal() else 0.0
 
 
 def is_loopback(host: str) -> bool:

@@ -56,6 +56,16 @@ _FLOAT16 = np.dtype("<f2")
 _TOKEN_IDS_TYPES: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<i4")}
 
 
+def as_written(found: api.RetrievedPoint) -> api.PointStruct:
+    """A point that was read with payload and vectors, as the message that writes the same point."""
+    written = api.PointStruct(id=found.id, payload=found.payload)
+    written.vectors.vectors.SetInParent()
+    for name, vector in found.vectors.vectors.vectors.items():
+        kind = vector.WhichOneof("vector")
+        getattr(written.vectors.vectors.vectors[name], kind).CopyFrom(getattr(vector, kind))
+    return written
+
+
 def check(point: Point, manifest: Manifest) -> None:
     """Check that a collection with this manifest can hold the point; InvalidPoint, with the reason, where not."""
 

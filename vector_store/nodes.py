@@ -15,14 +15,23 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
+from qdrant_client import grpc as api
 
 log = logging.getLogger(__name__)
 
 AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 """Status codes of a call to a node that is dead, cut off, hanging or (CANCELLED) shutting down."""
 
+AWAY_IN_WORDS = ("unavailable", "operations failed", "shards failed", "consensus", "timeout", "timed out")
+"""In the text of INTERNAL: a node answers, and another one that it needs does not (Qdrant 1.18.3)."""
+
+FULL_DISK = "No space left"
+
 FAIL_BACK_S = 60.0
 """Time after a failover until the first node is tried again: otherwise, after a rolling restart, the last has all the work."""
+
+HEALTH_S = 1.0
+"""Time for a node to say that it lives, when an error is to name those that do not."""
 
 
 class Nodes(grpc.Channel):
@@ -40,6 +49,8 @@ class Nodes(grpc.Channel):
     ) -> None:
         self._urls, self._channels, self._reopen = tuple(urls), list(channels), reopen
         self._compressing: set[int] = set()
+        self._warned_s: dict[int, float] = {}
+        self._silent_s: dict[int, float] = {}
         self._first = self._current = first % len(channels)
         self._failed_over_s = 0.0
         self._lock = threading.Lock()
@@ -79,14 +90,43 @@ class Nodes(grpc.Channel):
                 self._current = self._first
             return self._current
 
-    def failed(self, node: int) -> None:
-        """Fail over from a node that does not answer, unless another thread has done so."""
+    def failed(self, node: int, answers: bool = False) -> None:
+        """Fail over from a node that is of no use now, unless another thread has; said once per node and FAIL_BACK_S.
+
+        A node that `answers` lacks one that it needs. The next node is one that has not been silent lately, if there is any.
+        """
         with self._lock:
+            now = time.monotonic()
+            if not answers:
+                self._silent_s[node] = now
             if node != self._current or len(self._channels) == 1:
                 return
-            self._current = (node + 1) % len(self._channels)
-            self._failed_over_s = time.monotonic()
-        log.warning("%s does not answer; using %s", self._urls[node], self._urls[self._current])
+            others = [(node + step) % len(self._channels) for step in range(1, len(self._channels))]
+            self._current = next(
+                (other for other in others if now - self._silent_s.get(other, -FAIL_BACK_S) >= FAIL_BACK_S), others[0]
+            )
+            self._failed_over_s = now
+            is_new = now - self._warned_s.get(node, -FAIL_BACK_S) >= FAIL_BACK_S
+            self._warned_s[node] = now if is_new else self._warned_s[node]
+        if is_new:
+            why = "cannot reach a node that it needs" if answers else "does not answer"
+            log.warning("%s %s; using %s", self._urls[node], why, self._urls[self._current])
+
+    def each(self) -> list["Nodes"]:
+        """Each node alone, over the same channels."""
+        return [Nodes([url], [self._channels[node]], 0) for node, url in enumerate(self._urls)]
+
+    def silent(self) -> list[str]:
+        """The addresses at which nothing answers; asks all of them at once, and waits for HEALTH_S."""
+        asked = {
+            url: api.QdrantStub(channel).HealthCheck.future(api.HealthCheckRequest(), timeout=HEALTH_S)
+            for url, channel in zip(self._urls, self._channels, strict=True)
+        }
+        return [
+            url
+            for url, answer in asked.items()
+            if isinstance(error := answer.exception(), grpc.RpcError) and is_away(error)
+        ]
 
     def close(self) -> None:
         """Close every channel."""
@@ -140,8 +180,22 @@ class _Call:
             return
         if error.code() in AWAY:
             self._nodes.failed(node)
+        elif is_away(error):
+            self._nodes.failed(node, answers=True)
         elif compresses_unasked(error):
             self._nodes.accept_compression(node)
+
+
+def is_away(error: Any) -> bool:
+    """Whether a call failed because a node is away: the one that was asked, or one that it had to ask."""
+    if error.code() in AWAY:
+        return True
+    text = error.details() or ""
+    return (
+        error.code() == grpc.StatusCode.INTERNAL
+        and FULL_DISK not in text
+        and any(words in text.lower() for words in AWAY_IN_WORDS)
+    )
 
 
 def compresses_unasked(error: Any) -> bool:

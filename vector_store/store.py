@@ -43,7 +43,7 @@ from vector_store.codec import (
     payload_of,
 )
 from vector_store.config import StoreConfig
-from vector_store.errors import CollectionExists, CollectionMismatch, InvalidPoint
+from vector_store.errors import CollectionExists, CollectionMismatch, InvalidPoint, StoreUnavailable
 from vector_store.schema import FORMAT_VERSION, KEYWORDS, SENTENCE, Manifest, Neighbours, Parts, Point, StoredPoint
 from vector_store.writer import Writer
 
@@ -51,6 +51,9 @@ log = logging.getLogger(__name__)
 
 IDS_PER_CALL = 1024
 STATUS_POLL_S = 1.0
+EVERY_COPY_S = 10.0
+"""Time for an answer from every copy of a shard, and how long one copy is asked after a copy did not answer."""
+
 HNSW_M, HNSW_EF_CONSTRUCT = 32, 200
 """Links per point, and candidates while building; a search considers as many as the latter. Of 100,000 static sentence vectors
 of 384, Qdrant's defaults of 16 and 100 find the nearest for 90 % of the queries, these for 97 % (docs/log.md)."""
@@ -74,6 +77,8 @@ class Store:
         self._config = config
         self._name = config.collection
         self._manifest: Manifest | None = None
+        self._parameters: api.CollectionParams | None = None
+        self._ask_one_until_s = 0.0
 
     def ensure(self, manifest: Manifest, attachments: Mapping[str, bytes] | None = None) -> Manifest:
         """Create the collection with this manifest, or check that it has an equal one; return the collection's manifest.
@@ -173,8 +178,18 @@ class Store:
         return Writer(self._client, self._config, self._manifest or self.manifest())
 
     def existing(self, ids: Sequence[str]) -> set[str]:
-        """The ids that are stored."""
-        return {point.id.uuid for point in self._get(ids, payload=())}
+        """The ids that are stored: where shards have several copies, in every one, since a failed write is in some only."""
+        return {
+            point.id.uuid
+            for start in range(0, len(ids), IDS_PER_CALL)
+            for point in self._in_every_copy(get_points(self._name, ids[start : start + IDS_PER_CALL], ()))
+        }
+
+    def parameters(self) -> api.CollectionParams:
+        """How many shards and copies the collection has, and how many copies a write needs: fixed when it is created."""
+        if self._parameters is None:
+            self._parameters = self._info().config.params
+        return self._parameters
 
     def upsert(self, points: Sequence[Point]) -> int:
         """Write points in batches of bounded bytes, and return how many were acknowledged: all of them.
@@ -219,7 +234,7 @@ class Store:
 
     def delete_collection(self) -> bool:
         """Delete the collection with all its points; False where there was none."""
-        self._manifest = None
+        self._manifest = self._parameters = None
         request = api.DeleteCollection(collection_name=self._name)
         return self._call(self._client.collections.Delete, request).result
 
@@ -373,7 +388,7 @@ class Store:
 
     def _warn_of_other_shards(self) -> None:
         """Warn where shards and copies, which are fixed when a collection is created, are not those of the config."""
-        found, wanted = self._info().config.params, self._config
+        found, wanted = self.parameters(), self._config
         differing = [
             f"{name}={getattr(found, name)} (store.{name}={getattr(wanted, name)})"
             for name in ("shard_number", "replication_factor", "write_consistency_factor")
@@ -385,6 +400,14 @@ class Store:
                 self._name,
                 ", ".join(differing),
             )
+        if found.write_consistency_factor > 1:
+            log.warning(
+                "collection %r needs %d copies for every write (write_consistency_factor): while a node is away writes fail, "
+                "stay in the copies that live, and nothing makes the copies equal; look for such points with `python -m "
+                "vector_store verify --repair`, or create collections with factor 1",
+                self._name,
+                found.write_consistency_factor,
+            )
 
     def _set_indexing_threshold(self, kilobytes: int) -> None:
         request = api.UpdateCollection(collection_name=self._name)
@@ -393,6 +416,26 @@ class Store:
 
     def _call(self, stub_method: Any, request: Any) -> Any:
         return self._client.call(stub_method, request, self._config.write_deadline_s)
+
+    def _in_every_copy(self, request: api.GetPoints) -> Sequence[api.RetrievedPoint]:
+        """The points that every copy has.
+
+        Where one does not answer, those of one copy: what it has missed meanwhile is written to it before it is read again.
+        That holds while a write needs a single copy; where it needs more, failed writes leave copies different: this waits.
+        """
+        parameters = self.parameters()
+        if parameters.replication_factor > 1 and time.monotonic() >= self._ask_one_until_s:
+            request.read_consistency.type = api.ReadConsistencyType.All
+            if parameters.write_consistency_factor > 1:
+                return self._call(self._client.points.Get, request).result
+            try:
+                deadline_s = min(EVERY_COPY_S, self._config.write_deadline_s)
+                return self._client.ask(self._client.points.Get, [request], deadline_s)[0].result
+            except StoreUnavailable as error:
+                log.warning("a copy of %r does not answer, asking the others what is stored: %s", self._name, error)
+                self._ask_one_until_s = time.monotonic() + EVERY_COPY_S
+            request.ClearField("read_consistency")
+        return self._call(self._client.points.Get, request).result
 
     def _scroll_whole(self, limit: int, where: tuple[str, str] | None = None) -> Iterator[list[api.RetrievedPoint]]:
         request = api.ScrollPoints(

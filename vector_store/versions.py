@@ -10,7 +10,7 @@ from qdrant_client import grpc as api
 
 from vector_store.client import Client
 from vector_store.config import StoreConfig
-from vector_store.errors import CollectionMismatch, CollectionMissing, StoreError
+from vector_store.errors import CollectionMismatch, CollectionMissing, StoreError, StoreUnavailable
 from vector_store.store import Store, collection_names
 
 PREVIOUS_OF = "previous_of:"
@@ -18,19 +18,29 @@ PREVIOUS_OF = "previous_of:"
 
 
 class Version(NamedTuple):
-    """An alias with its collection, and the collection that it named before, if any."""
+    """An alias with its collection, and the collection that it named before, if any.
+
+    `away` says why the collection, which knows what was before it, cannot be read.
+    """
 
     alias: str
     collection: str
     previous: str | None
+    away: str | None = None
 
 
 def versions(client: Client, config: StoreConfig) -> list[Version]:
     """List every alias at the client's address, by name."""
     return [
-        Version(alias, collection, _previous(client, config, alias, collection))
-        for alias, collection in sorted(_aliases(client, config).items())
+        _described(client, config, alias, collection) for alias, collection in sorted(_aliases(client, config).items())
     ]
+
+
+def _described(client: Client, config: StoreConfig, alias: str, collection: str) -> Version:
+    try:
+        return Version(alias, collection, _previous(client, config, alias, collection))
+    except StoreUnavailable as error:  # one collection that is away does not hide the other aliases
+        return Version(alias, collection, None, str(error))
 
 
 def resolve(client: Client, config: StoreConfig) -> str:

@@ -161,12 +161,19 @@ def write_residuals(
     store: Store, fitted: FittedGlobalPart, pages: Sequence[Page], reader: str
 ) -> Iterator[torch.Tensor]:
     """Store each page's residuals under the reader's name; yields them, (rows, dim) in the teacher's units."""
+    num_gone = 0
     for page in pages:
         residuals = residuals_of(fitted, page.rows()).residual * fitted.part.teacher_norm
         there = store.existing(page.ids)  # texts may have been deleted since the page was read
+        num_gone += len(page.ids) - len(there)
         of_id = dict(zip(page.ids, residuals.float().numpy(), strict=True))
         store.set_residuals(reader, {identifier: of_id[identifier] for identifier in page.ids if identifier in there})
         yield residuals
+    if num_gone:
+        log.warning(
+            "%d references got no residual: they were deleted meanwhile, or not every copy of their shard has them (`python -m "
+            "vector_store verify --repair`, then adapt again)", num_gone,
+        )  # fmt: skip
 
 
 def version_of(pages: Sequence[Page], student: str, options: AdaptConfig, seed: int) -> str:

@@ -87,12 +87,27 @@ def test_a_missing_snapshot_file_is_named(tmp_path):
 
 
 class RestPort(BaseHTTPRequestHandler):
-    """Takes what a Qdrant server's REST port would be sent; knows one collection, `taken`, and refuses `refused`."""
+    """Takes what a Qdrant server's REST port would be sent; knows one collection, `taken`, and refuses `refused`.
+
+    Of a restored one it has shard 0 with 60 points, and of `part` another node has shard 1.
+    """
 
     sent: list[tuple[str, str, dict[str, str], bytes]]
 
     def do_GET(self):
-        self._answer(200, {"result": {"exists": self.path == "/collections/taken/exists"}})
+        if self.path.endswith("/cluster"):
+            elsewhere = [{"shard_id": shard, "peer_id": 2, "state": "Active"} for shard in (0, 1)]
+            self._answer(200, {"result": {
+                "peer_id": 1, "shard_count": 2, "shard_transfers": [],
+                "local_shards": [{"shard_id": 0, "points_count": 60, "state": "Active"}],
+                "remote_shards": elsewhere if "part" in self.path else elsewhere[:1],
+            }})  # fmt: skip
+        else:
+            self._answer(200, {"result": {"exists": self.path == "/collections/taken/exists"}})
+
+    def do_DELETE(self):
+        type(self).sent.append((self.command, self.path, dict(self.headers), b""))
+        self._answer(200, {"result": True, "status": "ok", "time": 0.1})
 
     def do_POST(self):
         length = self.headers["Content-Length"]
@@ -136,7 +151,8 @@ def test_a_server_is_sent_the_whole_snapshot_with_the_key(tmp_path, rest_port, m
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # cannot reach this machine's loopback
     content = os.urandom(300_000)
     (tmp_path / "x.snapshot").write_bytes(content)
-    restore_server("http://127.0.0.1:6334", "references-v2", tmp_path / "x.snapshot", "secret", rest_port)
+    counted = restore_server("http://127.0.0.1:6334", "references-v2", tmp_path / "x.snapshot", "secret", rest_port)
+    assert counted == 60
     ((method, path, headers, body),) = RestPort.sent
     assert (method, path) == ("POST", "/collections/references-v2/snapshots/upload?wait=true&priority=snapshot")
     assert {key.lower(): value for key, value in headers.items()}["api-key"] == "secret"
@@ -145,6 +161,13 @@ def test_a_server_is_sent_the_whole_snapshot_with_the_key(tmp_path, rest_port, m
     assert b'name="snapshot"' in head
     assert rest.startswith(content)
     assert len(rest) < len(content) + 100
+
+
+def test_a_restored_part_of_a_memory_is_deleted_again_and_never_called_restored(tmp_path, rest_port):
+    (tmp_path / "x.snapshot").write_bytes(b"one node's shards")
+    with pytest.raises(StoreError, match=r"holds a part of a memory: .* shards 1 of 'part' were empty.*export"):
+        restore_server("http://127.0.0.1:6334", "part", tmp_path / "x.snapshot", None, rest_port)
+    assert [(method, path) for method, path, *_ in RestPort.sent][-1] == ("DELETE", "/collections/part")
 
 
 def test_a_servers_refusal_of_a_snapshot_is_quoted(tmp_path, rest_port):

@@ -13,8 +13,8 @@ DEAD_URL = "http://127.0.0.1:1"
 
 
 class Failure(grpc.RpcError):
-    def __init__(self, code, details=""):
-        self.code, self.details = lambda: code, lambda: details
+    def __init__(self, code, details="", trailing=()):
+        self.code, self.details, self.trailing_metadata = lambda: code, lambda: details, lambda: trailing
 
 
 def stub(*outcomes):
@@ -44,6 +44,52 @@ def test_a_transient_failure_is_retried(client, code):
     method = stub(Failure(grpc.StatusCode[code]), Failure(grpc.StatusCode[code]), "answer")
     assert client.call(method, object(), deadline_s=10) == "answer"
     assert len(method.timeouts) == 3
+
+
+AWAY = [
+    "Service internal error: 1 of 1 read operations failed: Tonic status error: code: 'The service is currently unavailable'",
+    "Service internal error: 1 out of 3 shards failed to apply operation. First error captured: whatever",
+    "Service internal error: Waiting for consensus operation commit failed. Timeout set at: 10 seconds",
+]
+"""Texts of INTERNAL by which Qdrant 1.18.3 says that a shard or a node is away."""
+
+
+@pytest.mark.parametrize("details", AWAY)
+def test_an_internal_error_that_says_that_a_node_is_away_is_retried(client, details):
+    method = stub(Failure(grpc.StatusCode.INTERNAL, details), "answer")
+    assert client.call(method, api.CountPoints(), deadline_s=10) == "answer"
+    assert len(method.timeouts) == 2
+
+
+@pytest.mark.parametrize("details", AWAY)
+def test_an_internal_error_that_stays_is_a_store_that_is_away_in_one_line(client, details):
+    method = stub(*[Failure(grpc.StatusCode.INTERNAL, details + "\nand a second line")] * 99)
+    with pytest.raises(StoreUnavailable, match="and a second line") as caught:
+        client.call(method, api.CountPoints(), deadline_s=0.2)
+    assert details in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert DEAD_URL in str(caught.value)
+
+
+@pytest.mark.parametrize("details", ["Service internal error: a bug", f"No space left on device; {AWAY[1]}"])
+def test_other_internal_errors_are_not_retried(client, details):
+    method = stub(Failure(grpc.StatusCode.INTERNAL, details), "answer")
+    with pytest.raises(StoreError, match="INTERNAL") as caught:
+        client.call(method, api.CountPoints(), deadline_s=10)
+    assert type(caught.value) is StoreError
+
+
+def test_a_store_that_limits_calls_is_asked_again_when_it_says_so(client):
+    method = stub(Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "slow down", (("retry-after", "1"),)), "answer")
+    started = time.monotonic()
+    assert client.call(method, api.CountPoints(), deadline_s=10) == "answer"
+    assert time.monotonic() - started >= 1
+
+
+def test_a_key_that_may_only_read_is_told_so(client):
+    method = stub(Failure(grpc.StatusCode.PERMISSION_DENIED, "Write access is required"))
+    with pytest.raises(StoreError, match="this key may not write"):
+        client.call(method, api.UpsertPoints(), deadline_s=10)
 
 
 def test_every_attempt_sends_the_key_and_fits_the_deadline(client):

@@ -32,13 +32,20 @@ def test_addresses_of_this_machine_are_recognized(host, is_here):
 
 class Failure(grpc.RpcError):
     def __init__(self, code: str) -> None:
-        self.code = lambda: grpc.StatusCode[code]
+        self.code, self.details = lambda: grpc.StatusCode[code.partition(":")[0]], lambda: code
 
 
 @pytest.mark.parametrize(
     ("code", "is_left"),
-    [("UNAVAILABLE", True), ("DEADLINE_EXCEEDED", True), ("CANCELLED", True), ("NOT_FOUND", False)],
-    ids=["dead", "stuck", "shutting down", "refusing"],
+    [
+        ("UNAVAILABLE", True),
+        ("DEADLINE_EXCEEDED", True),
+        ("CANCELLED", True),
+        ("INTERNAL: 1 of 1 read operations failed: 'The service is currently unavailable'", True),
+        ("INTERNAL: a bug", False),
+        ("NOT_FOUND", False),
+    ],
+    ids=["dead", "stuck", "shutting down", "cut off from its peers", "failing", "refusing"],
 )
 def test_calls_fail_over_from_a_node_that_is_away(code, is_left):
     def fail(request):
@@ -49,3 +56,12 @@ def test_calls_fail_over_from_a_node_that_is_away(code, is_left):
     with pytest.raises(Failure):
         nodes.unary_unary()("request")
     assert nodes.url == NODES[is_left]
+
+
+def test_a_node_that_lacks_a_peer_is_left_for_one_that_has_not_been_silent():
+    nodes = Nodes(NODES, [SimpleNamespace()] * 3, first=0)
+    nodes.failed(0)
+    assert nodes.url == NODES[1]
+    nodes.failed(1, answers=True)
+    nodes.failed(2, answers=True)
+    assert nodes.url == NODES[1], "the silent one is passed over"
