@@ -30,7 +30,7 @@ from jobs.corpus.prepared import prepare
 from jobs.memory.adaptation import adapt
 from jobs.memory.fill import fill_memory
 from jobs.memory.gain import measured_gain
-from jobs.memory.store import running_store
+from jobs.memory.store import at_one_version, running_store
 from jobs.memory.student_memory import adapting_student
 from jobs.run.directory import training_lock
 from refbert.atomic import write_whole
@@ -68,6 +68,7 @@ def run(config: RunConfig) -> None:
     options, folder, memory = config.adapt, student_folder(config), planned(config)
     config.run_directory.mkdir(parents=True, exist_ok=True)
     with training_lock(config.run_directory), running_store(memory) as url:
+        memory = at_one_version(memory, url)  # whatever an alias names when the job ends
         teacher = load_teacher(config.teacher)
         corpus = prepare(memory)
         student, name = adapting_student(memory, folder, teacher, batch=options.batch)

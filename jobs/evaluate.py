@@ -53,8 +53,9 @@ def run(config: RunConfig) -> None:
     else:
         with running_store(config) as url:
             with connect(config.store, url) as client:
-                manifest = Store(client, config.store).require(manifest_of(teacher, config.references))
-            address = MemoryAddress(url, manifest)
+                store = Store(client, config.store)
+                manifest = store.require(manifest_of(teacher, config.references))
+                address = MemoryAddress(url, manifest, store.config.collection)
             report = measure(EvaluationJob(config, address, corpus, config.run_directory / "student"))
     report["run"] |= provenance(started_s)
     if explanation := report.pop("explanation", None):

@@ -22,6 +22,7 @@ if __name__ == "__main__":
     launch("jobs.predict", __doc__)  # before what follows is imported, which takes seconds
 
 import logging
+from contextlib import suppress
 from itertools import islice
 
 from jobs.config import RunConfig
@@ -36,12 +37,14 @@ from jobs.evaluation.scored_parts import (
     score,
     scoring_identity,
 )
+from jobs.memory.store import at_one_version
 from jobs.memory.student_memory import memory_of, reads_memory, student_run
 from refbert.config import CorpusConfig
 from refbert.corpus import PROBED_ROWS, corpus_files, passed_over, read_rows
 from refbert.errors import InputError
 from refbert.folder import has_head
 from refbert.student_config import RefBertConfig
+from vector_store.errors import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +74,9 @@ def run(config: RunConfig) -> None:
         log.info("complete: %s, %s", output.root, as_line(finished))
         return
     with memory_of(config, folder) as url:
+        if url:
+            with suppress(StoreUnavailable):  # said by then, and scored without references
+                config = at_one_version(config, url, patience_s=5.0)
         score(ScoringJob(config, corpus, folder, url, output, write), files)
     counts = finish(output, files, identity)
     log.info("scored: %s, %s", output.root, as_line(counts))

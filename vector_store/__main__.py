@@ -174,7 +174,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         source, target = Store(client, old), Store(client, new)
         with _bar("convert", source.count()) as advance:
             num_written = convert(source, target, arguments.vocabulary, advance)
-        publish_term_statistics(client, new)
+        publish_term_statistics(client, target.config)
         print(
             f"{arguments.new}: {num_written} points written, {target.count()} in all; {arguments.collection} is as it was"
         )

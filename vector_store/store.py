@@ -4,6 +4,7 @@ Every failure raises; only the retriever degrades. Knows nothing of how neighbou
 """
 
 import logging
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -63,13 +64,30 @@ REMEDY = "run `python jobs/ingest.py` with another store.collection, or delete t
 
 
 class Store:
-    """One collection, for those who write to it or administer it. The first call connects, not the constructor."""
+    """One collection, for those who write to it or administer it. The first call connects, not the constructor.
+
+    A name that is an alias is resolved once, by the first call: all others reach that collection, whatever the alias names by
+    then. Open another store to follow it.
+    """
 
     def __init__(self, client: Client, config: StoreConfig) -> None:
         self._client = client
         self._config = config
-        self._name = config.collection
+        self._pinned: StoreConfig | None = None
+        self._pinning = threading.Lock()
         self._manifest: Manifest | None = None
+
+    @property
+    def config(self) -> StoreConfig:
+        """The config with the collection's own name in the place of an alias."""
+        with self._pinning:
+            if self._pinned is None:
+                self._pinned = pinned(self._client, self._config)
+            return self._pinned
+
+    @property
+    def _name(self) -> str:
+        return self.config.collection
 
     def ensure(self, manifest: Manifest, attachments: Mapping[str, bytes] | None = None) -> Manifest:
         """Create the collection with this manifest, or check that it has an equal one; return the collection's manifest.
@@ -77,7 +95,7 @@ class Store:
         `attachments` are stored with a new collection; `attachment` reads them. CollectionMismatch where the manifests differ.
         """
         with suppress(CollectionExists):  # `require` compares its manifest
-            self._call(self._client.collections.Create, _create_collection(self._config, manifest, attachments or {}))
+            self._call(self._client.collections.Create, _create_collection(self.config, manifest, attachments or {}))
             self._set_read_fan_out()
         found = self.require(manifest)
         self._warn_of_other_shards()
@@ -162,7 +180,7 @@ class Store:
 
     def writer(self) -> Writer:
         """A writer to this collection; use it in a `with` block."""
-        return Writer(self._client, self._config, self._manifest or self.manifest())
+        return Writer(self._client, self.config, self._manifest or self.manifest())
 
     def existing(self, ids: Sequence[str]) -> set[str]:
         """The ids that are stored."""
@@ -177,7 +195,7 @@ class Store:
         manifest = self._manifest or self.manifest()
         for point in points:
             check(point, manifest)
-        with Writer(self._client, self._config, manifest) as writer:
+        with Writer(self._client, self.config, manifest) as writer:
             writer.submit(points)
             written, rejected = writer.finish()
         if rejected:
@@ -188,7 +206,7 @@ class Store:
         """Exact number of points, or of those whose payload field has a value: `where` is (field, value)."""
         request = api.CountPoints(collection_name=self._name, exact=True, filter=field_filter(where))
         counted = self._call(self._client.points.Count, request).result.count
-        return counted if where else counted - num_blob_points(self._client, self._config)
+        return counted if where else counted - num_blob_points(self._client, self.config)
 
     def fetch(self, ids: Sequence[str], read: Parts | None = None) -> Neighbours:
         """These points, one in each row; the row of a missing point is empty. By default with their states, if stored."""
@@ -212,9 +230,9 @@ class Store:
         return round(self.count() * sum(sizes) / len(sizes)) if sizes else 0
 
     def delete_collection(self) -> bool:
-        """Delete the collection with all its points; False where there was none."""
-        self._manifest = None
-        request = api.DeleteCollection(collection_name=self._name)
+        """Delete the collection with all its points; False where there was none. An alias is no collection, and stays."""
+        self._manifest = self._pinned = None
+        request = api.DeleteCollection(collection_name=self._config.collection)
         return self._call(self._client.collections.Delete, request).result
 
     def delete(self, where: tuple[str, str]) -> int:
@@ -310,23 +328,23 @@ class Store:
 
     def keep(self, name: str, content: bytes) -> None:
         """Keep bytes of any size with the collection under this name; earlier ones are replaced."""
-        write_blob(self._client, self._config, name, content)
+        write_blob(self._client, self.config, name, content)
 
     def forget(self, name: str) -> None:
         """Delete what `keep` stored under this name."""
-        delete_blob(self._client, self._config, name)
+        delete_blob(self._client, self.config, name)
 
     def kept(self, name: str) -> bytes | None:
         """Bytes that `keep` stored under this name; None where there are none."""
-        return read_blob(self._client, self._config, name)
+        return read_blob(self._client, self.config, name)
 
     def names(self) -> list[str]:
         """The names of everything that `keep` stored."""
-        return blob_names(self._client, self._config)
+        return blob_names(self._client, self.config)
 
     def blobs(self) -> Iterator[tuple[str, bytes]]:
         """Everything that `keep` stored, by name."""
-        return blobs(self._client, self._config)
+        return blobs(self._client, self.config)
 
     def _info(self) -> api.CollectionInfo:
         return self._call(self._client.collections.Get, api.GetCollectionInfoRequest(collection_name=self._name)).result
@@ -379,6 +397,21 @@ class Store:
         for start in range(0, len(ids), IDS_PER_CALL):
             request = get_points(self._name, ids[start : start + IDS_PER_CALL], payload)
             yield from self._call(self._client.points.Get, request).result
+
+
+def aliases(client: Client, deadline_s: float = 10.0) -> dict[str, str]:
+    """Every alias at the client's address, with the collection that it names."""
+    answer = client.call(client.collections.ListAliases, api.ListAliasesRequest(), deadline_s)
+    return {found.alias_name: found.collection_name for found in answer.aliases}
+
+
+def pinned(client: Client, config: StoreConfig) -> StoreConfig:
+    """The config with the collection that its name stands for now, an alias's or its own.
+
+    What takes several calls uses it throughout, so that it reads and writes one version while the alias is switched.
+    """
+    collection = aliases(client, config.write_deadline_s).get(config.collection, config.collection)
+    return config.model_copy(update={"collection": collection})
 
 
 def collection_names(client: Client, deadline_s: float = 10.0) -> list[str]:

@@ -11,7 +11,7 @@ from qdrant_client import grpc as api
 from vector_store.client import Client
 from vector_store.config import StoreConfig
 from vector_store.errors import CollectionMismatch, CollectionMissing, StoreError
-from vector_store.store import Store, collection_names
+from vector_store.store import Store, aliases, collection_names
 
 PREVIOUS_OF = "previous_of:"
 """Metadata key, followed by the alias. Its value is empty for a first version: metadata cannot be deleted."""
@@ -29,13 +29,8 @@ def versions(client: Client, config: StoreConfig) -> list[Version]:
     """List every alias at the client's address, by name."""
     return [
         Version(alias, collection, _previous(client, config, alias, collection))
-        for alias, collection in sorted(_aliases(client, config).items())
+        for alias, collection in sorted(aliases(client, config.write_deadline_s).items())
     ]
-
-
-def resolve(client: Client, config: StoreConfig) -> str:
-    """Return the collection that `config.collection` stands for: an alias's, or its own name."""
-    return _aliases(client, config).get(config.collection, config.collection)
 
 
 def promote(client: Client, config: StoreConfig, alias: str, collection: str, other_teacher: bool = False) -> Version:
@@ -51,7 +46,7 @@ def promote(client: Client, config: StoreConfig, alias: str, collection: str, ot
         )
     if alias in names:
         raise StoreError(f"{alias!r} is a collection at {client.url}, not an alias; choose a name that is free")
-    served = _aliases(client, config).get(alias)
+    served = aliases(client, config.write_deadline_s).get(alias)
     if served == collection:
         return Version(alias, collection, _previous(client, config, alias, collection))
     new = _store(client, config, collection).manifest().fingerprint
@@ -68,7 +63,7 @@ def promote(client: Client, config: StoreConfig, alias: str, collection: str, ot
 
 def rollback(client: Client, config: StoreConfig, alias: str) -> Version:
     """Switch the alias to the version before the one it names; each further rollback goes one version back."""
-    served = _aliases(client, config).get(alias)
+    served = aliases(client, config.write_deadline_s).get(alias)
     if served is None:
         raise StoreError(f"{client.url} has no alias {alias!r}; see `python -m vector_store aliases`")
     previous = _previous(client, config, alias, served)
@@ -90,11 +85,6 @@ def _switch(client: Client, config: StoreConfig, alias: str, served: str | None,
     created = request.actions.add().create_alias
     created.alias_name, created.collection_name = alias, collection
     client.call(client.collections.UpdateAliases, request, config.write_deadline_s)
-
-
-def _aliases(client: Client, config: StoreConfig) -> dict[str, str]:
-    answer = client.call(client.collections.ListAliases, api.ListAliasesRequest(), config.write_deadline_s)
-    return {found.alias_name: found.collection_name for found in answer.aliases}
 
 
 def _previous(client: Client, config: StoreConfig, alias: str, collection: str) -> str | None:

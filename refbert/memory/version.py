@@ -16,8 +16,7 @@ from vector_store.client import Client
 from vector_store.config import StoreConfig
 from vector_store.errors import CollectionMismatch
 from vector_store.schema import Manifest, Parts
-from vector_store.store import Store
-from vector_store.versions import resolve
+from vector_store.store import Store, pinned
 
 CORRECTION_OF = "correction_"
 """Name under which a collection keeps which version is a student's current one, followed by the student's fingerprint; and,
@@ -68,7 +67,7 @@ def current_name(client: Client, store: StoreConfig, student: str) -> tuple[str,
 
     CollectionMismatch where it has none.
     """
-    resolved = store.model_copy(update={"collection": resolve(client, store)})
+    resolved = pinned(client, store)
     name = version_name(Store(client, resolved), student)
     if name is None:
         raise _not_adapted(store, student)
