@@ -6,10 +6,12 @@ Every failure raises; only the retriever degrades. Knows nothing of how neighbou
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import grpc
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
@@ -43,7 +45,7 @@ from vector_store.codec import (
     payload_of,
 )
 from vector_store.config import StoreConfig
-from vector_store.errors import CollectionExists, CollectionMismatch, InvalidPoint
+from vector_store.errors import CollectionExists, CollectionMismatch, InvalidPoint, StoreError, StoreUnavailable
 from vector_store.schema import FORMAT_VERSION, KEYWORDS, SENTENCE, Manifest, Neighbours, Parts, Point, StoredPoint
 from vector_store.writer import Writer
 
@@ -60,6 +62,13 @@ INDEXING_THRESHOLD_KB = 10_000
 
 SAMPLE_POINTS = 256
 SAMPLE_PAGE = 32
+IDENTITY = "identity"
+"""Name under which a collection keeps what tells it from any other, also of its name: drawn when it is created. Snapshots,
+exports and imports carry it along."""
+
+UNKNOWN_OUTCOMES = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.ABORTED}
+"""Statuses after which a change may have been made, or may be made later."""
+
 REMEDY = "run `python jobs/ingest.py` with another store.collection, or delete this one"
 
 
@@ -95,7 +104,12 @@ class Store:
         `attachments` are stored with a new collection; `attachment` reads them. CollectionMismatch where the manifests differ.
         """
         with suppress(CollectionExists):  # `require` compares its manifest
-            self._call(self._client.collections.Create, _create_collection(self.config, manifest, attachments or {}))
+            create = _create_collection(self.config, manifest, attachments or {})
+            settle(
+                lambda: self._call(self._client.collections.Create, create),
+                lambda: self._name in collection_names(self._client, self._config.write_deadline_s),
+                f"creating collection {self._name!r}",
+            )
             self._set_read_fan_out()
         found = self.require(manifest)
         self._warn_of_other_shards()
@@ -144,6 +158,11 @@ class Store:
                 f"({error.error_count()} fields missing or unknown), so something else wrote it; {REMEDY}"
             ) from error
         return self._manifest
+
+    def identity(self) -> str | None:
+        """What tells the collection from any other, also of its name; None where an earlier release created it."""
+        found = self.metadata().get(IDENTITY)
+        return found.string_value if found else None
 
     def exists(self) -> bool:
         """Whether the collection exists."""
@@ -232,8 +251,14 @@ class Store:
     def delete_collection(self) -> bool:
         """Delete the collection with all its points; False where there was none. An alias is no collection, and stays."""
         self._manifest = self._pinned = None
-        request = api.DeleteCollection(collection_name=self._config.collection)
-        return self._call(self._client.collections.Delete, request).result
+        name, deadline_s = self._config.collection, self._config.write_deadline_s
+        existed = name in collection_names(self._client, deadline_s)  # a second attempt would answer that there is none
+        settle(
+            lambda: self._call(self._client.collections.Delete, api.DeleteCollection(collection_name=name)),
+            lambda: name not in collection_names(self._client, deadline_s),
+            f"deleting collection {name!r}",
+        )
+        return existed
 
     def delete(self, where: tuple[str, str]) -> int:
         """Delete the points whose payload field has this value, and return their number."""
@@ -399,6 +424,30 @@ class Store:
             yield from self._call(self._client.points.Get, request).result
 
 
+def settle(
+    change: Callable[[], object], is_made: Callable[[], bool], what: str, advice: str = "then repeat it where it is not"
+) -> None:
+    """Make a change, and look again where the answer leaves open whether it was made.
+
+    A cluster whose nodes do not agree in time answers INTERNAL, and may make the change once they are back.
+    StoreUnavailable where the look does not find it made.
+    """
+    try:
+        change()
+    except StoreError as error:
+        code = error.__cause__.code() if isinstance(error.__cause__, grpc.Call) else None
+        if not (isinstance(error, StoreUnavailable) or code in UNKNOWN_OUTCOMES):
+            raise
+        with suppress(StoreError):
+            if is_made():
+                log.warning("%s: made, though the store answered: %s", what, error)
+                return
+        raise StoreUnavailable(
+            f"{what} may still be applied when the store's nodes are back ({error}); see `python -m vector_store info` and "
+            f"`aliases` by then, {advice}"
+        ) from error
+
+
 def aliases(client: Client, deadline_s: float = 10.0) -> dict[str, str]:
     """Every alias at the client's address, with the collection that it names."""
     answer = client.call(client.collections.ListAliases, api.ListAliasesRequest(), deadline_s)
@@ -477,6 +526,7 @@ def _create_collection(
         params.size = manifest.words_dim
         params.distance = api.Distance.Cosine
         params.hnsw_config.m, params.hnsw_config.ef_construct = HNSW_M, HNSW_EF_CONSTRUCT
+    request.metadata[IDENTITY].string_value = uuid.uuid4().hex
     for key, value in manifest.model_dump().items():
         kind = {str: "string", bool: "bool", int: "integer", float: "double"}[type(value)]
         setattr(request.metadata[key], f"{kind}_value", value)

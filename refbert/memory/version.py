@@ -17,10 +17,7 @@ from vector_store.config import StoreConfig
 from vector_store.errors import CollectionMismatch
 from vector_store.schema import Manifest, Parts
 from vector_store.store import Store, pinned
-
-CORRECTION_OF = "correction_"
-"""Name under which a collection keeps which version is a student's current one, followed by the student's fingerprint; and,
-followed by a reader's name, that reader's correction."""
+from vector_store.versions import CORRECTION_OF
 
 
 class MemoryVersion(NamedTuple):
