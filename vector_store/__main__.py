@@ -57,18 +57,22 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _info(arguments: argparse.Namespace) -> int:
     from vector_store.location import config_of
-    from vector_store.store import Store, collection_names
+    from vector_store.store import Store, collection_names, scanned
 
     with _client(arguments) as client:
         names = collection_names(client)
         print(f"{client.url}: {len(names)} collection(s)")
         for name in names:
             store = Store(client, config_of(arguments.api_key_env).model_copy(update={"collection": name}))
+            state = None
             try:
                 manifest = store.manifest().model_dump_json()
+                state = store.index_state()
             except CollectionMismatch as error:
                 manifest = str(error)
             print(f"{name}: {store.count()} points\n  {manifest}")
+            if state and state.scans:
+                print(f"  {scanned(state)}")
     return FINE
 
 

@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
@@ -58,7 +58,14 @@ HNSW_M, HNSW_EF_CONSTRUCT = 32, 200
 of 384, Qdrant's defaults of 16 and 100 find the nearest for 90 % of the queries, these for 97 % (docs/log.md)."""
 
 INDEXING_THRESHOLD_KB = 10_000
-"""Qdrant's default, set after a bulk load that found the index still paused by a load that was killed."""
+"""Most kilobytes of vectors that a look-up scans: Qdrant's default for one shard, divided where there are several, since it
+counts for each. Set after a bulk load that found the index still paused by a load that was killed."""
+
+SCANNED_SHARE = 0.2
+"""An index is complete with less than this share of its vectors beside it: the embedded server builds none anew for them."""
+
+UNINDEXED_POLLS = 10
+"""How often a status is green while vectors are scanned, before that is believed: it is green also before a build starts."""
 
 SAMPLE_POINTS = 256
 SAMPLE_PAGE = 32
@@ -70,6 +77,23 @@ UNKNOWN_OUTCOMES = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.Stat
 """Statuses after which a change may have been made, or may be made later."""
 
 REMEDY = "run `python jobs/ingest.py` with another store.collection, or delete this one"
+
+
+class IndexState(NamedTuple):
+    """The dense index as the store counts it: `unindexed` of `points` vectors, `unindexed_bytes` in all, are scanned."""
+
+    points: int
+    unindexed: int
+    unindexed_bytes: int
+    is_green: bool
+
+    @property
+    def scans(self) -> bool:
+        """Whether look-ups scan more than they are meant to, whatever the status says."""
+        return (
+            self.unindexed_bytes > INDEXING_THRESHOLD_KB * 1024
+            and self.unindexed > SCANNED_SHARE * (self.points - self.unindexed)
+        )  # fmt: skip
 
 
 class Store:
@@ -111,6 +135,8 @@ class Store:
                 f"creating collection {self._name!r}",
             )
             self._set_read_fan_out()
+            if (shards := self._info().config.params.shard_number) > 1:
+                self._set_indexing_threshold(max(1, INDEXING_THRESHOLD_KB // shards))
         found = self.require(manifest)
         self._warn_of_other_shards()
         for field in (DOCUMENT, SOURCE, SPLIT):
@@ -179,23 +205,49 @@ class Store:
         if not (self._manifest or self.manifest()).dense_index:
             yield
             return
-        before = self._info().config.optimizer_config.indexing_threshold
+        found = self._info().config
+        before, shards = found.optimizer_config.indexing_threshold, found.params.shard_number
+        whole = before or INDEXING_THRESHOLD_KB
         self._set_indexing_threshold(0)
         try:
             yield
         finally:
-            self._set_indexing_threshold(before or INDEXING_THRESHOLD_KB)
+            by_shard = max(1, INDEXING_THRESHOLD_KB // shards) if shards > 1 else whole
+            self._set_indexing_threshold(min(whole, by_shard))
         self.wait_until_indexed()
 
     def wait_until_indexed(self) -> bool:
-        """Wait until the collection's status is green; False after store.index_deadline_s."""
+        """Wait until the status is green and the index holds the vectors; False after store.index_deadline_s, or where a
+        green index goes on lacking them.
+        """
         deadline = time.monotonic() + self._config.index_deadline_s
-        while self._info().status != api.CollectionStatus.Green:
-            if time.monotonic() > deadline:
-                log.warning("the index of %r is still being built; until it is complete, look-ups scan", self._name)
+        polls = 0
+        while True:
+            state = self.index_state()
+            if state is None or (state.is_green and not state.scans):
+                return True
+            polls = polls + 1 if state.is_green else 0
+            if time.monotonic() > deadline or polls > UNINDEXED_POLLS:
+                log.warning(
+                    "%s of collection %r: %s",
+                    "the status is green" if state.is_green else "the index is still being built", self._name,
+                    scanned(state),
+                )  # fmt: skip
                 return False
             time.sleep(STATUS_POLL_S)
-        return True
+
+    def index_state(self) -> IndexState | None:
+        """What look-ups by the dense index find indexed; None where the collection has none.
+
+        The store counts indexed vectors of all kinds together, and a sparse one is always in an index.
+        """
+        manifest = self._manifest or self.manifest()
+        if not manifest.dense_index:
+            return None
+        found = self._info()
+        unindexed = min(found.points_count, max(0, 2 * found.points_count - found.indexed_vectors_count))
+        scanned_bytes = unindexed * manifest.words_dim * 4
+        return IndexState(found.points_count, unindexed, scanned_bytes, found.status == api.CollectionStatus.Green)
 
     def writer(self) -> Writer:
         """A writer to this collection; use it in a `with` block."""
@@ -422,6 +474,14 @@ class Store:
         for start in range(0, len(ids), IDS_PER_CALL):
             request = get_points(self._name, ids[start : start + IDS_PER_CALL], payload)
             yield from self._call(self._client.points.Get, request).result
+
+
+def scanned(state: IndexState) -> str:
+    """Say what look-ups scan, and what to do about it."""
+    return (
+        f"look-ups by `dense` scan {state.unindexed} of {state.points} vectors ({state.unindexed_bytes / 1e6:.0f} MB); where "
+        "the index is not being built, lower the collection's indexing_threshold: it counts for each segment of each shard"
+    )
 
 
 def settle(
