@@ -38,7 +38,7 @@ from jobs.memory.adoption import Checked, adopt, checked
 from jobs.memory.corrected import corrected_student
 from jobs.memory.fill import fill_memory
 from jobs.memory.gain import measured_gain
-from jobs.memory.store import running_store
+from jobs.memory.store import at_one_version, running_store
 from jobs.memory.student_memory import adapting_student
 from jobs.run.directory import training_lock
 from refbert.atomic import write_whole
@@ -79,6 +79,7 @@ def run(config: RunConfig) -> None:
     config.run_directory.mkdir(parents=True, exist_ok=True)
     gain: dict[str, float] = {}
     with training_lock(config.run_directory), running_store(memory) as url:
+        memory = at_one_version(memory, url)  # whatever an alias names when the job ends
         teacher = load_teacher(config.teacher)
         adopting = options.adopt.collection is not None
         found = checked_collection(memory, url, teacher) if adopting else None

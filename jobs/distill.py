@@ -24,7 +24,7 @@ from jobs.config import RunConfig
 from jobs.corpus.prepared import prepare
 from jobs.memory.fill import filled_memory
 from jobs.memory.neighbour_plan import neighbour_plan
-from jobs.memory.store import MemoryAddress, running_store
+from jobs.memory.store import begun_memory, remember_memory, running_store
 from jobs.run.directory import is_complete
 from jobs.training.loop import distil
 from refbert.distillation import check_losses
@@ -46,7 +46,8 @@ def run(config: RunConfig) -> None:
         address = plan = None
         if config.needs_memory:
             url = stack.enter_context(running_store(config))
-            address = MemoryAddress(url, filled_memory(config, url, corpus, teacher))
+            address = filled_memory(begun_memory(config, url), url, corpus, teacher)
+            remember_memory(config, address)
             if config.references.plan and config.reads_references:
                 texts = reference_texts(teacher, address.manifest, config.references)
                 plan = neighbour_plan(config.store, config.references, address, corpus, texts)

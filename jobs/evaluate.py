@@ -59,8 +59,9 @@ def run(config: RunConfig) -> None:
         address = None
         if url and config.needs_memory:
             with connect(config.store, url) as client:
-                manifest = Store(client, config.store).require(manifest_of(teacher, config.references))
-            address = MemoryAddress(url, manifest)
+                store = Store(client, config.store)
+                manifest = store.require(manifest_of(teacher, config.references))
+                address = MemoryAddress(url, manifest, store.config.collection)
         report = measure(EvaluationJob(config, address, corpus, student, url if is_adapted else None))
     report["run"] |= provenance(started_s)
     if explanation := report.pop("explanation", None):

@@ -24,6 +24,7 @@ if __name__ == "__main__":
     launch("jobs.predict", __doc__)  # before what follows is imported, which takes seconds
 
 import logging
+from contextlib import suppress
 from itertools import islice
 
 from jobs.config import RunConfig
@@ -39,12 +40,14 @@ from jobs.evaluation.scored_parts import (
     score,
     scoring_identity,
 )
+from jobs.memory.store import at_one_version
 from jobs.memory.student_memory import memory_of, reads_memory, student_run, version_to_read
 from refbert.config import CorpusConfig
 from refbert.corpus import PROBED_ROWS, corpus_files, passed_over, read_rows
 from refbert.errors import InputError
 from refbert.folder import has_head
 from refbert.student_config import RefBertConfig
+from vector_store.errors import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +72,9 @@ def run(config: RunConfig) -> None:
         )
     output = open_output(config.predict.output or str(config.run_directory / "predictions"))
     with memory_of(config, folder) as url:
+        if url:
+            with suppress(StoreUnavailable):  # said by then, and scored without references
+                config = at_one_version(config, url, patience_s=5.0)
         version = version_to_read(config, folder, url)
         identity = scoring_identity(config, corpus, files, folder, write, version)
         claim_output(output, identity)

@@ -62,7 +62,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _info(arguments: argparse.Namespace) -> int:
     from vector_store.location import config_of
-    from vector_store.store import Store, collection_names
+    from vector_store.store import Store, collection_names, scanned
 
     config = config_of(arguments.api_key_env).model_copy(update={"write_deadline_s": SHOWN_WITHIN_S})
     num_away = 0
@@ -73,9 +73,11 @@ def _info(arguments: argparse.Namespace) -> int:
             print(f"  {url} does not answer")
         for name in names:
             store = Store(client, config.model_copy(update={"collection": name}))
+            state = None
             try:
                 num_points, warnings = store.count(), store.warnings()
                 manifest = store.manifest().model_dump_json()
+                state = store.index_state()
             except CollectionMismatch as error:
                 manifest = str(error)
             except StoreUnavailable as error:
@@ -86,6 +88,8 @@ def _info(arguments: argparse.Namespace) -> int:
                 print(f"{name}: {error}")
                 continue
             print(f"{name}: {num_points} points\n  {manifest}")
+            if state and state.scans:
+                print(f"  {scanned(state)}")
             _print_some("warning", warnings, len(warnings))
     return UNAVAILABLE if num_away else FINE
 
@@ -233,7 +237,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         source, target = Store(client, old), Store(client, new)
         with _bar("convert", source.count()) as advance:
             num_written = convert(source, target, arguments.vocabulary, advance)
-        publish_term_statistics(client, new)
+        publish_term_statistics(client, target.config)
         print(
             f"{arguments.new}: {num_written} points written, {target.count()} in all; {arguments.collection} is as it was"
         )

@@ -57,7 +57,7 @@ HELP = {
     "import": "write the points of an export that a collection does not have; run it again after an interruption",
     "convert": "write a collection of the format before into a new one; run it again after an interruption",
     "compare": "compare two collections; exit code 0 where they are equal, 1 where they differ",
-    "promote": "switch an alias to a collection, at once for every reader",
+    "promote": "switch an alias to a collection; running readers follow within a second",
     "rollback": "switch an alias back to the collection that it named before",
     "aliases": "list aliases, their collections and those before",
 }
@@ -122,7 +122,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         verbs[verb].add_argument("alias", metavar="ALIAS", help="the name that readers use")
     verbs["promote"].add_argument("version", metavar="COLLECTION", help="the collection to name")
     verbs["promote"].add_argument(
-        "--other-teacher", action="store_true", help="allow a collection of another teacher than the one now served"
+        "--other-teacher",
+        action="store_true",
+        help="allow a collection that running readers would refuse: another teacher's, or of other states",
     )
     for verb in ("verify", "delete", "readmit", "snapshot", "export", "import", "convert"):
         _add_collection(verbs[verb], "--collection")

@@ -5,11 +5,14 @@ scores of a few candidates, then one fetch reads the chosen points that are not 
 request, the points stored under the queries' own ids (the targets of training). Neighbours that were chosen earlier, by a plan,
 need the second trip only. A single trip that returns one candidate with its payload is no faster (11 ms against 12 for 32
 queries), and leaves equal scores in any order.
+Where the collection's name is an alias, a look-up reads the one version that it found, whole, and follows the alias within
+FOLLOW_S of a switch.
 The rungs of the degrade ladder: live neighbours; else those of this query's last look-up (cached); else none (null). Knows
 nothing of who asks.
 """
 
 import heapq
+import math
 import threading
 import time
 import uuid
@@ -26,7 +29,7 @@ from vector_store.cache import NeighbourCache
 from vector_store.client import Client
 from vector_store.codec import DOCUMENT, SPLIT, decode_parts, empty_neighbours, fill, payload_of, sparse_message, unit
 from vector_store.config import StoreConfig
-from vector_store.errors import InvalidPoint, StoreError, StoreUnavailable
+from vector_store.errors import CollectionMissing, InvalidPoint, StoreError, StoreUnavailable
 from vector_store.schema import (
     KEYWORDS,
     SENTENCE,
@@ -58,8 +61,20 @@ FUSION_OFFSET = 2
 FUSED_MARGIN = 11
 """Candidates of a fused list beyond the deciding ones, so that the limit seldom cuts between ties."""
 
+FOLLOW_S = 1.0
+"""How long a retriever goes on reading the collection that an alias named."""
+
 Send: TypeAlias = Callable[[Any, Sequence[Any]], list[Any]]
 """Sends several requests by one stub method and returns the responses: with retries, or within a look-up's deadline."""
+
+
+class _Version:
+    """The collection that a retriever's name stood for, and what was read of it: a look-up uses one from begin to end."""
+
+    def __init__(self, collection: str, cache: NeighbourCache, statistics: TermStatistics | None) -> None:
+        self.collection = collection
+        self.cache = cache
+        self.statistics = statistics  # None until the first look-up that weighs by them
 
 
 class Retriever:
@@ -109,10 +124,11 @@ class Retriever:
         self._read_parts = read
         self._seed = seed
         self._exact = exact
-        self._term_statistics = term_statistics.UNPUBLISHED if criterion in ("dense", "random") else None
         self._count = count
         self._points_per_message = max(1, config.message_bytes // 4 // manifest.bytes_per_point())
-        self._cache = NeighbourCache(config.cache_bytes, count)
+        self._cache_bytes = config.cache_bytes
+        self._version = self._version_of(config.collection)
+        self._follow_at_s = -math.inf  # monotonic time at which to ask again what the name stands for
         self._breaker = CircuitBreaker()
         self._lock = threading.Lock()
 
@@ -138,7 +154,7 @@ class Retriever:
 
         The result equals that of the look-up that made the choices, without the points that have been deleted since.
         """
-        return self._read(len(choices), own_ids, lambda _: choices, lambda: choices)
+        return self._read(len(choices), own_ids, lambda *_: choices, lambda _: choices)
 
     def choices(self, queries: Sequence[Query]) -> list[list[Choice]]:
         """Choose the best points for each query without reading them, to precompute neighbours.
@@ -146,29 +162,67 @@ class Retriever:
         Retries while the store is away; StoreUnavailable after store.write_deadline_s.
         """
 
+        self._check(queries)
+
         def send(stub_method: Any, requests: Sequence[Any]) -> list[Any]:
             return [self._client.call(stub_method, request, self._plan_patience_s) for request in requests]
 
-        return self._choose(queries, send)
+        return self._choose(queries, self._current_version(send), send)
+
+    def _check(self, queries: Sequence[Query]) -> None:
+        """InvalidPoint where the criterion needs more than a query has; before anything is sent."""
+        if self._criterion in ("dense", "hybrid"):
+            for query in queries:
+                if query.sentence is None:
+                    raise InvalidPoint(
+                        f"query {query.id} has no sentence vector, criterion {self._criterion!r} needs one"
+                    )
+
+    # ------------------------------------------------------------ versions
+
+    def _version_of(self, collection: str) -> _Version:
+        weighs = self._criterion not in ("dense", "random")
+        cache = NeighbourCache(self._cache_bytes, self._count)
+        return _Version(collection, cache, None if weighs else term_statistics.UNPUBLISHED)
+
+    def _current_version(self, send: Send) -> _Version:
+        """The version for one look-up. Asks what the name stands for on the first one, and of an alias every FOLLOW_S."""
+        with self._lock:
+            if time.monotonic() < self._follow_at_s:
+                return self._version
+        (answer,) = send(self._client.collections.ListAliases, [api.ListAliasesRequest()])
+        targets = {found.alias_name: found.collection_name for found in answer.aliases}
+        collection = targets.get(self._collection, self._collection)
+        with self._lock:
+            # A name that is no alias cannot become one while its collection is there.
+            self._follow_at_s = time.monotonic() + FOLLOW_S if self._collection in targets else math.inf
+            if collection != self._version.collection:
+                self._version = self._version_of(collection)
+            return self._version
 
     # ------------------------------------------------------------ reading
 
     def _search_and_read(self, queries: Sequence[Query], own_ids: Sequence[str]) -> tuple[Neighbours, Neighbours]:
-        def choose(send: Send) -> list[list[Choice]]:
-            chosen = self._choose(queries, send)
-            self._cache.keep_answers(
+        self._check(queries)
+
+        def choose(version: _Version, send: Send) -> list[list[Choice]]:
+            chosen = self._choose(queries, version, send)
+            version.cache.keep_answers(
                 (query.id, choices) for query, choices in zip(queries, chosen, strict=True) if choices
             )
             return chosen
 
-        return self._read(len(queries), own_ids, choose, lambda: [self._cache.answer(query.id) for query in queries])
+        def remember(version: _Version) -> list[Sequence[Choice]]:
+            return [version.cache.answer(query.id) for query in queries]
+
+        return self._read(len(queries), own_ids, choose, remember)
 
     def _read(
         self,
         batch: int,
         own_ids: Sequence[str],
-        choose: Callable[[Send], Sequence[Sequence[Choice]]],
-        remember: Callable[[], Sequence[Sequence[Choice]]],
+        choose: Callable[[_Version, Send], Sequence[Sequence[Choice]]],
+        remember: Callable[[_Version], Sequence[Sequence[Choice]]],
     ) -> tuple[Neighbours, Neighbours]:
         """Read the chosen points and those of `own_ids`; where the store is away, the cached ones of `remember`'s choices."""
         started = time.monotonic()
@@ -187,8 +241,9 @@ class Retriever:
                 missing = sum(choice.id not in points for choices in chosen for choice in choices)
                 fill(own, {row: [points[own_id]] for row, own_id in enumerate(own_ids) if own_id in points})
             else:
-                chosen = remember()
-                points = self._cache.points(_ids(chosen))
+                version = self._version
+                chosen = remember(version)
+                points = version.cache.points(_ids(chosen))
             there = {row: [each for each in choices if each.id in points] for row, choices in enumerate(chosen)}
             fill(
                 found,
@@ -207,7 +262,10 @@ class Retriever:
         return found, own
 
     def _fetch(
-        self, own_ids: Sequence[str], choose: Callable[[Send], Sequence[Sequence[Choice]]], deadline: float
+        self,
+        own_ids: Sequence[str],
+        choose: Callable[[_Version, Send], Sequence[Sequence[Choice]]],
+        deadline: float,
     ) -> tuple[Sequence[Sequence[Choice]], dict[str, StoredPoint], int] | None:
         """The choices, every wanted point that the store has, and how many were cached; None where the store is away."""
 
@@ -222,29 +280,45 @@ class Retriever:
         if self._breaker.is_open():
             return None
         try:
-            chosen = choose(send)
-            chosen_ids = _ids(chosen)
-            points = self._cache.points(chosen_ids.union(own_ids))
-            hits = len(points)
-            absent = sorted(chosen_ids.union(own_ids).difference(points))
-            if absent:
-                fields, most = payload_of(self._read_parts), self._points_per_message
-                requests = [
-                    get_points(self._collection, absent[start : start + most], fields)
-                    for start in range(0, len(absent), most)
-                ]
-                fetched = {
-                    point.id: point
-                    for response in send(self._client.points.Get, requests)
-                    for point in decode_parts(response.result, self._manifest, self._read_parts)
-                }
-                self._cache.keep_points(point for point in fetched.values() if point.id in chosen_ids)
-                points |= fetched
+            try:
+                found = self._fetch_from(self._current_version(send), own_ids, choose, send)
+            except CollectionMissing:  # deleted once the alias named another
+                with self._lock:
+                    self._follow_at_s = -math.inf
+                found = self._fetch_from(self._current_version(send), own_ids, choose, send)
             self._breaker.succeeded()
             self._away_since_s = None
         except StoreUnavailable as error:
             self._breaker.failed(error)
             return None
+        return found
+
+    def _fetch_from(
+        self,
+        version: _Version,
+        own_ids: Sequence[str],
+        choose: Callable[[_Version, Send], Sequence[Sequence[Choice]]],
+        send: Send,
+    ) -> tuple[Sequence[Sequence[Choice]], dict[str, StoredPoint], int]:
+        """Choose and read in one version of the memory."""
+        chosen = choose(version, send)
+        chosen_ids = _ids(chosen)
+        points = version.cache.points(chosen_ids.union(own_ids))
+        hits = len(points)
+        absent = sorted(chosen_ids.union(own_ids).difference(points))
+        if absent:
+            fields, most = payload_of(self._read_parts), self._points_per_message
+            requests = [
+                get_points(version.collection, absent[start : start + most], fields)
+                for start in range(0, len(absent), most)
+            ]
+            fetched = {
+                point.id: point
+                for response in send(self._client.points.Get, requests)
+                for point in decode_parts(response.result, self._manifest, self._read_parts)
+            }
+            version.cache.keep_points(point for point in fetched.values() if point.id in chosen_ids)
+            points |= fetched
         return chosen, points, hits
 
     def _patience_left_s(self) -> float:
@@ -256,7 +330,7 @@ class Retriever:
 
     # ------------------------------------------------------------ choosing
 
-    def _choose(self, queries: Sequence[Query], send: Send) -> list[list[Choice]]:
+    def _choose(self, queries: Sequence[Query], version: _Version, send: Send) -> list[list[Choice]]:
         """The best points for each query; equal queries are sent once (a query's id is a hash of its text)."""
         if self._criterion == "none" or not queries:
             return [[] for _ in queries]
@@ -265,15 +339,15 @@ class Retriever:
         choose = {"random": self._choose_random, "hybrid": self._choose_fused}.get(
             self._criterion, self._choose_nearest
         )
-        chosen = dict(zip(rows, choose(asked, send), strict=True))
+        chosen = dict(zip(rows, choose(asked, version, send), strict=True))
         return [chosen[query.id, query.document] for query in queries]
 
-    def _choose_nearest(self, queries: Sequence[Query], send: Send) -> list[list[Choice]]:
+    def _choose_nearest(self, queries: Sequence[Query], version: _Version, send: Send) -> list[list[Choice]]:
         using = SENTENCE if self._criterion == "dense" else KEYWORDS
-        ranked = self._ranked([(query, using) for query in queries], self._count, TIES - 1, send)
+        ranked = self._ranked([(query, using) for query in queries], self._count, TIES - 1, version, send)
         return [candidates[: self._count] for candidates in ranked]
 
-    def _choose_fused(self, queries: Sequence[Query], send: Send) -> list[list[Choice]]:
+    def _choose_fused(self, queries: Sequence[Query], version: _Version, send: Send) -> list[list[Choice]]:
         """Reciprocal rank fusion of both criteria. Not done in the store, whose order of ties depends on the order of writing.
 
         With k neighbours wanted, the first k of either list score at least 1 / (1 + k). A point that is not among them reaches
@@ -282,11 +356,11 @@ class Retriever:
         """
         searches = [(query, using) for query in queries for using in (KEYWORDS, SENTENCE)]
         deciding = (self._count + 1) * (self._count + 2) - 1
-        ranked = self._ranked(searches, deciding, FUSED_MARGIN, send)
+        ranked = self._ranked(searches, deciding, FUSED_MARGIN, version, send)
         return [_fused(ranked[row : row + 2], self._count) for row in range(0, len(ranked), 2)]
 
     def _ranked(
-        self, searches: Sequence[tuple[Query, str]], deciding: int, margin: int, send: Send
+        self, searches: Sequence[tuple[Query, str]], deciding: int, margin: int, version: _Version, send: Send
     ) -> list[list[Choice]]:
         """The best `deciding` candidates of each search and up to `margin` more, ties ordered by id.
 
@@ -295,7 +369,7 @@ class Retriever:
         unless fewer candidates than wanted would be left.
         """
         limit = deciding + margin
-        ranked = self._candidates(searches, limit, send)
+        ranked = self._candidates(searches, limit, version, send)
         limits = [limit] * len(searches)
         tied = [
             row
@@ -304,7 +378,7 @@ class Retriever:
         ]
         if tied:
             higher = max(MANY_TIES, 2 * limit)
-            again = self._candidates([searches[row] for row in tied], higher, send)
+            again = self._candidates([searches[row] for row in tied], higher, version, send)
             for row, found in zip(tied, again, strict=True):
                 ranked[row], limits[row] = found, higher
         return [
@@ -312,13 +386,17 @@ class Retriever:
             for found, full in zip(ranked, limits, strict=True)
         ]
 
-    def _candidates(self, searches: Sequence[tuple[Query, str]], limit: int, send: Send) -> list[list[Choice]]:
-        statistics = self._statistics(send)
+    def _candidates(
+        self, searches: Sequence[tuple[Query, str]], limit: int, version: _Version, send: Send
+    ) -> list[list[Choice]]:
+        statistics = self._statistics(version, send)
         # One more than wanted: a query's own point is left out here, since a filter doubles the time of a search (15 to 25 ms
         # instead of 13 to 17 for 32 searches among 20,000 vectors).
         request = api.QueryBatchPoints(
-            collection_name=self._collection,
-            query_points=[self._search(query, using, limit + 1, statistics) for query, using in searches],
+            collection_name=version.collection,
+            query_points=[
+                self._search(query, using, limit + 1, version.collection, statistics) for query, using in searches
+            ],
         )
         (response,) = send(self._client.points.QueryBatch, [request])
         ranked = []
@@ -328,18 +406,20 @@ class Retriever:
             ranked.append(sorted(others, key=lambda choice: (-choice.score, choice.id))[:limit])
         return ranked
 
-    def _statistics(self, send: Send) -> TermStatistics:
+    def _statistics(self, version: _Version, send: Send) -> TermStatistics:
         """Read on the first look-up, not in the constructor, so that a store that is away only degrades that look-up."""
-        if self._term_statistics is None:
+        if version.statistics is None:
             packed = read_parts(
-                lambda request: send(self._client.points.Get, [request])[0], self._collection, TERM_STATISTICS
+                lambda request: send(self._client.points.Get, [request])[0], version.collection, TERM_STATISTICS
             )
-            self._term_statistics = term_statistics.unpack(packed)
-        return self._term_statistics
+            version.statistics = term_statistics.unpack(packed)
+        return version.statistics
 
-    def _search(self, query: Query, using: str, limit: int, statistics: TermStatistics) -> api.QueryPoints:
+    def _search(
+        self, query: Query, using: str, limit: int, collection: str, statistics: TermStatistics
+    ) -> api.QueryPoints:
         request = api.QueryPoints(
-            collection_name=self._collection,
+            collection_name=collection,
             using=using,
             filter=self._others(query),
             limit=limit,
@@ -349,9 +429,8 @@ class Retriever:
             request.query.nearest.sparse.CopyFrom(
                 sparse_message(statistics.weighted(query.keywords, leave_out=not self._exact))
             )
-        elif query.sentence is None:
-            raise InvalidPoint(f"query {query.id} has no sentence vector, criterion {self._criterion!r} needs one")
         else:
+            assert query.sentence is not None
             request.query.nearest.dense.data.extend(unit(query.sentence).tolist())
             request.params.hnsw_ef = SEARCHED
             request.params.quantization.rescore = True
@@ -359,17 +438,19 @@ class Retriever:
                 request.params.exact = request.params.quantization.ignore = True
         return request
 
-    def _choose_random(self, queries: Sequence[Query], send: Send) -> list[list[Choice]]:
+    def _choose_random(self, queries: Sequence[Query], version: _Version, send: Send) -> list[list[Choice]]:
         """The first allowed points after a random id in the order of ids, continued from the start at the end.
 
         Ids are hashes, so random ids are spread evenly: a point's probability is the gap before it, and adjacent points are
         unrelated.
         """
-        pages = send(self._client.points.Scroll, [self._scroll(query, self._random_id(query)) for query in queries])
+        pages = send(
+            self._client.points.Scroll, [self._scroll(query, self._random_id(query), version) for query in queries]
+        )
         drawn = [[point.id.uuid for point in page.result] for page in pages]
         ends = [row for row, ids in enumerate(drawn) if len(ids) < self._count]
         if ends:
-            again = send(self._client.points.Scroll, [self._scroll(queries[row], None) for row in ends])
+            again = send(self._client.points.Scroll, [self._scroll(queries[row], None, version) for row in ends])
             for row, page in zip(ends, again, strict=True):
                 drawn[row] = list(dict.fromkeys([*drawn[row], *(point.id.uuid for point in page.result)]))
         return [[Choice(drawn_id, 0.0) for drawn_id in ids[: self._count]] for ids in drawn]
@@ -377,9 +458,9 @@ class Retriever:
     def _random_id(self, query: Query) -> str:
         return str(uuid.uuid5(uuid.UUID(int=self._seed % 2**128), query.id))
 
-    def _scroll(self, query: Query, start: str | None) -> api.ScrollPoints:
+    def _scroll(self, query: Query, start: str | None, version: _Version) -> api.ScrollPoints:
         return api.ScrollPoints(
-            collection_name=self._collection,
+            collection_name=version.collection,
             filter=self._allowed(query),
             offset=api.PointId(uuid=start or FIRST_POINT),
             limit=self._count,

@@ -4,12 +4,14 @@ Every failure raises; only the retriever degrades. Knows nothing of how neighbou
 """
 
 import logging
+import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
+import grpc
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
@@ -43,7 +45,7 @@ from vector_store.codec import (
     payload_of,
 )
 from vector_store.config import StoreConfig
-from vector_store.errors import CollectionExists, CollectionMismatch, InvalidPoint, StoreUnavailable
+from vector_store.errors import CollectionExists, CollectionMismatch, InvalidPoint, StoreError, StoreUnavailable
 from vector_store.schema import FORMAT_VERSION, KEYWORDS, SENTENCE, Manifest, Neighbours, Parts, Point, StoredPoint
 from vector_store.writer import Writer
 
@@ -59,26 +61,74 @@ HNSW_M, HNSW_EF_CONSTRUCT = 32, 200
 of 384, Qdrant's defaults of 16 and 100 find the nearest for 90 % of the queries, these for 97 % (docs/log.md)."""
 
 INDEXING_THRESHOLD_KB = 10_000
-"""Qdrant's default, set after a bulk load that found the index still paused by a load that was killed."""
+"""Most kilobytes of vectors that a look-up scans: Qdrant's default for one shard, divided where there are several, since it
+counts for each. Set after a bulk load that found the index still paused by a load that was killed."""
+
+SCANNED_SHARE = 0.2
+"""An index is complete with less than this share of its vectors beside it: the embedded server builds none anew for them."""
+
+UNINDEXED_POLLS = 10
+"""How often a status is green while vectors are scanned, before that is believed: it is green also before a build starts."""
 
 DELETED = "deleted"
 """Name under which a collection keeps the ids of deleted points, 16 bytes each."""
 
 SAMPLE_POINTS = 256
 SAMPLE_PAGE = 32
+IDENTITY = "identity"
+"""Name under which a collection keeps what tells it from any other, also of its name: drawn when it is created. Snapshots,
+exports and imports carry it along."""
+
+UNKNOWN_OUTCOMES = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.ABORTED}
+"""Statuses after which a change may have been made, or may be made later."""
+
 REMEDY = "run `python jobs/ingest.py` with another store.collection, or delete this one"
 
 
+class IndexState(NamedTuple):
+    """The dense index as the store counts it: `unindexed` of `points` vectors, `unindexed_bytes` in all, are scanned."""
+
+    points: int
+    unindexed: int
+    unindexed_bytes: int
+    is_green: bool
+
+    @property
+    def scans(self) -> bool:
+        """Whether look-ups scan more than they are meant to, whatever the status says."""
+        return (
+            self.unindexed_bytes > INDEXING_THRESHOLD_KB * 1024
+            and self.unindexed > SCANNED_SHARE * (self.points - self.unindexed)
+        )  # fmt: skip
+
+
 class Store:
-    """One collection, for those who write to it or administer it. The first call connects, not the constructor."""
+    """One collection, for those who write to it or administer it. The first call connects, not the constructor.
+
+    A name that is an alias is resolved once, by the first call: all others reach that collection, whatever the alias names by
+    then. Open another store to follow it.
+    """
 
     def __init__(self, client: Client, config: StoreConfig) -> None:
         self._client = client
         self._config = config
-        self._name = config.collection
+        self._pinned: StoreConfig | None = None
+        self._pinning = threading.Lock()
         self._manifest: Manifest | None = None
         self._parameters: api.CollectionParams | None = None
         self._ask_one_until_s = 0.0
+
+    @property
+    def config(self) -> StoreConfig:
+        """The config with the collection's own name in the place of an alias."""
+        with self._pinning:
+            if self._pinned is None:
+                self._pinned = pinned(self._client, self._config)
+            return self._pinned
+
+    @property
+    def _name(self) -> str:
+        return self.config.collection
 
     def ensure(self, manifest: Manifest, attachments: Mapping[str, bytes] | None = None) -> Manifest:
         """Create the collection with this manifest, or check that it has an equal one; return the collection's manifest.
@@ -86,8 +136,15 @@ class Store:
         `attachments` are stored with a new collection; `attachment` reads them. CollectionMismatch where the manifests differ.
         """
         with suppress(CollectionExists):  # `require` compares its manifest
-            self._call(self._client.collections.Create, _create_collection(self._config, manifest, attachments or {}))
+            create = _create_collection(self.config, manifest, attachments or {})
+            settle(
+                lambda: self._call(self._client.collections.Create, create),
+                lambda: self._name in collection_names(self._client, self._config.write_deadline_s),
+                f"creating collection {self._name!r}",
+            )
             self._set_read_fan_out()
+            if (shards := self._info().config.params.shard_number) > 1:
+                self._set_indexing_threshold(max(1, INDEXING_THRESHOLD_KB // shards))
         found = self.require(manifest)
         self._warn_of_other_shards()
         for field in (DOCUMENT, SOURCE, SPLIT):
@@ -140,6 +197,11 @@ class Store:
         """What the server says is wrong with the collection, a line each."""
         return [warning.message for warning in self._info().warnings]
 
+    def identity(self) -> str | None:
+        """What tells the collection from any other, also of its name; None where an earlier release created it."""
+        found = self.metadata().get(IDENTITY)
+        return found.string_value if found else None
+
     def exists(self) -> bool:
         """Whether the collection exists."""
         request = api.CollectionExistsRequest(collection_name=self._name)
@@ -155,27 +217,53 @@ class Store:
         if not (self._manifest or self.manifest()).dense_index:
             yield
             return
-        before = self._info().config.optimizer_config.indexing_threshold
+        found = self._info().config
+        before, shards = found.optimizer_config.indexing_threshold, found.params.shard_number
+        whole = before or INDEXING_THRESHOLD_KB
         self._set_indexing_threshold(0)
         try:
             yield
         finally:
-            self._set_indexing_threshold(before or INDEXING_THRESHOLD_KB)
+            by_shard = max(1, INDEXING_THRESHOLD_KB // shards) if shards > 1 else whole
+            self._set_indexing_threshold(min(whole, by_shard))
         self.wait_until_indexed()
 
     def wait_until_indexed(self) -> bool:
-        """Wait until the collection's status is green; False after store.index_deadline_s."""
+        """Wait until the status is green and the index holds the vectors; False after store.index_deadline_s, or where a
+        green index goes on lacking them.
+        """
         deadline = time.monotonic() + self._config.index_deadline_s
-        while self._info().status != api.CollectionStatus.Green:
-            if time.monotonic() > deadline:
-                log.warning("the index of %r is still being built; until it is complete, look-ups scan", self._name)
+        polls = 0
+        while True:
+            state = self.index_state()
+            if state is None or (state.is_green and not state.scans):
+                return True
+            polls = polls + 1 if state.is_green else 0
+            if time.monotonic() > deadline or polls > UNINDEXED_POLLS:
+                log.warning(
+                    "%s of collection %r: %s",
+                    "the status is green" if state.is_green else "the index is still being built", self._name,
+                    scanned(state),
+                )  # fmt: skip
                 return False
             time.sleep(STATUS_POLL_S)
-        return True
+
+    def index_state(self) -> IndexState | None:
+        """What look-ups by the dense index find indexed; None where the collection has none.
+
+        The store counts indexed vectors of all kinds together, and a sparse one is always in an index.
+        """
+        manifest = self._manifest or self.manifest()
+        if not manifest.dense_index:
+            return None
+        found = self._info()
+        unindexed = min(found.points_count, max(0, 2 * found.points_count - found.indexed_vectors_count))
+        scanned_bytes = unindexed * manifest.words_dim * 4
+        return IndexState(found.points_count, unindexed, scanned_bytes, found.status == api.CollectionStatus.Green)
 
     def writer(self) -> Writer:
         """A writer to this collection; use it in a `with` block."""
-        return Writer(self._client, self._config, self._manifest or self.manifest())
+        return Writer(self._client, self.config, self._manifest or self.manifest())
 
     def existing(self, ids: Sequence[str]) -> set[str]:
         """The ids that are stored: where shards have several copies, in every one, since a failed write is in some only."""
@@ -200,7 +288,7 @@ class Store:
         manifest = self._manifest or self.manifest()
         for point in points:
             check(point, manifest)
-        with Writer(self._client, self._config, manifest) as writer:
+        with Writer(self._client, self.config, manifest) as writer:
             writer.submit(points)
             written, rejected = writer.finish()
         if rejected:
@@ -211,7 +299,7 @@ class Store:
         """Exact number of points, or of those whose payload field has a value: `where` is (field, value)."""
         request = api.CountPoints(collection_name=self._name, exact=True, filter=field_filter(where))
         counted = self._call(self._client.points.Count, request).result.count
-        return counted if where else counted - num_blob_points(self._client, self._config)
+        return counted if where else counted - num_blob_points(self._client, self.config)
 
     def fetch(self, ids: Sequence[str], read: Parts | None = None) -> Neighbours:
         """These points, one in each row; the row of a missing point is empty. By default with their states, if stored."""
@@ -233,10 +321,16 @@ class Store:
         return round(self.count() * sum(sizes) / len(sizes)) if sizes else 0
 
     def delete_collection(self) -> bool:
-        """Delete the collection with all its points; False where there was none."""
-        self._manifest = self._parameters = None
-        request = api.DeleteCollection(collection_name=self._name)
-        return self._call(self._client.collections.Delete, request).result
+        """Delete the collection with all its points; False where there was none. An alias is no collection, and stays."""
+        self._manifest = self._pinned = self._parameters = None
+        name, deadline_s = self._config.collection, self._config.write_deadline_s
+        existed = name in collection_names(self._client, deadline_s)  # a second attempt would answer that there is none
+        settle(
+            lambda: self._call(self._client.collections.Delete, api.DeleteCollection(collection_name=name)),
+            lambda: name not in collection_names(self._client, deadline_s),
+            f"deleting collection {name!r}",
+        )
+        return existed
 
     def delete(self, where: tuple[str, str]) -> int:
         """Delete the points whose payload field has this value, and return their number.
@@ -359,23 +453,23 @@ class Store:
 
     def keep(self, name: str, content: bytes) -> None:
         """Keep bytes of any size with the collection under this name; earlier ones are replaced."""
-        write_blob(self._client, self._config, name, content)
+        write_blob(self._client, self.config, name, content)
 
     def forget(self, name: str) -> None:
         """Delete what `keep` stored under this name."""
-        delete_blob(self._client, self._config, name)
+        delete_blob(self._client, self.config, name)
 
     def kept(self, name: str) -> bytes | None:
         """Bytes that `keep` stored under this name; None where there are none."""
-        return read_blob(self._client, self._config, name)
+        return read_blob(self._client, self.config, name)
 
     def names(self) -> list[str]:
         """The names of everything that `keep` stored."""
-        return blob_names(self._client, self._config)
+        return blob_names(self._client, self.config)
 
     def blobs(self) -> Iterator[tuple[str, bytes]]:
         """Everything that `keep` stored, by name."""
-        return blobs(self._client, self._config)
+        return blobs(self._client, self.config)
 
     def _info(self) -> api.CollectionInfo:
         return self._call(self._client.collections.Get, api.GetCollectionInfoRequest(collection_name=self._name)).result
@@ -458,6 +552,53 @@ class Store:
             yield from self._call(self._client.points.Get, request).result
 
 
+def scanned(state: IndexState) -> str:
+    """Say what look-ups scan, and what to do about it."""
+    return (
+        f"look-ups by `dense` scan {state.unindexed} of {state.points} vectors ({state.unindexed_bytes / 1e6:.0f} MB); where "
+        "the index is not being built, lower the collection's indexing_threshold: it counts for each segment of each shard"
+    )
+
+
+def settle(
+    change: Callable[[], object], is_made: Callable[[], bool], what: str, advice: str = "then repeat it where it is not"
+) -> None:
+    """Make a change, and look again where the answer leaves open whether it was made.
+
+    A cluster whose nodes do not agree in time answers INTERNAL, and may make the change once they are back.
+    StoreUnavailable where the look does not find it made.
+    """
+    try:
+        change()
+    except StoreError as error:
+        code = error.__cause__.code() if isinstance(error.__cause__, grpc.Call) else None
+        if not (isinstance(error, StoreUnavailable) or code in UNKNOWN_OUTCOMES):
+            raise
+        with suppress(StoreError):
+            if is_made():
+                log.warning("%s: made, though the store answered: %s", what, error)
+                return
+        raise StoreUnavailable(
+            f"{what} may still be applied when the store's nodes are back ({error}); see `python -m vector_store info` and "
+            f"`aliases` by then, {advice}"
+        ) from error
+
+
+def aliases(client: Client, deadline_s: float = 10.0) -> dict[str, str]:
+    """Every alias at the client's address, with the collection that it names."""
+    answer = client.call(client.collections.ListAliases, api.ListAliasesRequest(), deadline_s)
+    return {found.alias_name: found.collection_name for found in answer.aliases}
+
+
+def pinned(client: Client, config: StoreConfig) -> StoreConfig:
+    """The config with the collection that its name stands for now, an alias's or its own.
+
+    What takes several calls uses it throughout, so that it reads and writes one version while the alias is switched.
+    """
+    collection = aliases(client, config.write_deadline_s).get(config.collection, config.collection)
+    return config.model_copy(update={"collection": collection})
+
+
 def collection_names(client: Client, deadline_s: float = 10.0) -> list[str]:
     """Names of all collections at the client's address."""
     response = client.call(client.collections.List, api.ListCollectionsRequest(), deadline_s)
@@ -526,6 +667,7 @@ def _create_collection(
         # A search walks over 8-bit vectors and orders what it found by the stored ones (`Retriever`).
         params.quantization_config.scalar.type = api.QuantizationType.Int8
         params.quantization_config.scalar.always_ram = True
+    request.metadata[IDENTITY].string_value = uuid.uuid4().hex
     for key, value in manifest.model_dump().items():
         kind = {str: "string", bool: "bool", int: "integer", float: "double"}[type(value)]
         setattr(request.metadata[key], f"{kind}_value", value)

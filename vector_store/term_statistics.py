@@ -17,7 +17,7 @@ from vector_store.blobs import FIRST_POINT
 from vector_store.client import Client
 from vector_store.config import StoreConfig
 from vector_store.schema import KEYWORDS, SparseVector
-from vector_store.store import Store, scroll
+from vector_store.store import Store, pinned, scroll
 
 PAGE = 500
 POINT_BYTES, TERM_BYTES = 100, 10
@@ -80,6 +80,7 @@ UNPUBLISHED = TermStatistics(np.zeros(0, np.uint32), 0, 0)
 
 def publish_term_statistics(client: Client, config: StoreConfig) -> TermStatistics:
     """Survey the collection and publish the result; retrievers that are opened later use it. Call it after a load."""
+    config = pinned(client, config)
     statistics = survey(client, config)
     publish(client, config, statistics)
     return statistics
@@ -87,6 +88,7 @@ def publish_term_statistics(client: Client, config: StoreConfig) -> TermStatisti
 
 def survey(client: Client, config: StoreConfig) -> TermStatistics:
     """Count the tokens of every point; equal points give equal statistics. Reads keyword vectors alone."""
+    config = pinned(client, config)
     frequencies = np.zeros(0, np.int64)
     num_points = 0
     most = config.message_bytes // 2 // (POINT_BYTES + TERM_BYTES * Store(client, config).manifest().text_tokens)

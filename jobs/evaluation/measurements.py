@@ -116,14 +116,15 @@ def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
     def reader(criterion: str, read: Parts = STATES_ALONE) -> Reader:
         source = None
         if criterion != "none":
-            source = open_retriever(client, patient_store(config.store), texts, criterion, read)
+            assert job.address is not None
+            source = open_retriever(client, patient_store(job.address.of(config.store)), texts, criterion, read)
         return Reader(
             student, texts.tokenizer, manifest.text_tokens, texts, source, batch=config.evaluate.batch, strict=True
         )
 
     if job.address:
         client = connect(config.store, job.address.url)
-        store = Store(client, config.store)
+        store = Store(client, job.address.of(config.store))
         memory = {
             "points": store.count(),
             "bytes": store.bytes_estimate(),

@@ -91,6 +91,7 @@ class EncodeAndStore:
         corrected: Path | None,
     ) -> None:
         device = set_up_worker(per_node(config.ingest.most_encoders), config.ingest.gpus_per_encoder)
+        config = config.model_copy(update={"store": address.of(config.store)})
         self.teacher = load_teacher(config.teacher, device)
         self.texts = reference_texts(self.teacher, address.manifest, config.references)
         self.client = connect(config.store, address.url)
@@ -193,7 +194,8 @@ def fill_memory(
     figures: dict[str, float] = dict.fromkeys(FIGURES, 0)
     with connect(config.store, url) as client:
         store = Store(client, config.store)
-        address = MemoryAddress(url, open_collection(store, config.references, corpus, teacher, config.seed))
+        manifest = open_collection(store, config.references, corpus, teacher, config.seed)
+        address = MemoryAddress(url, manifest, store.config.collection)
         if deleted := store.deleted_ids():
             log.info(
                 "%d texts were deleted from %r and are not stored again; `python -m vector_store readmit` allows it",
@@ -231,7 +233,7 @@ def fill_memory(
                     done.counts["read"], **{name: counts[name] for name in shown}, store_wait_s=figures["store_wait_s"]
                 )
             aside.judge()
-        publish_term_statistics(client, config.store)
+        publish_term_statistics(client, store.config)
         held = store.count()
         store.attach(LOAD, load.state("complete", held, counts))
         load.forget()
@@ -326,8 +328,8 @@ def chunks_of(block: dict[str, Any]) -> Iterator[StoredChunk]:
 IDS_PER_CHECK = 1024
 
 
-def filled_memory(config: RunConfig, url: str, corpus: PreparedCorpus, teacher: Teacher) -> Manifest:
-    """Ingest where the memory lacks any passage of the corpus; returns the memory's manifest.
+def filled_memory(config: RunConfig, url: str, corpus: PreparedCorpus, teacher: Teacher) -> MemoryAddress:
+    """Ingest where the memory lacks any passage of the corpus; returns the memory, of one version.
 
     Another teacher's memory is refused.
     """
@@ -336,8 +338,8 @@ def filled_memory(config: RunConfig, url: str, corpus: PreparedCorpus, teacher: 
         store = Store(client, config.store)
         if lacks_any(store, wanted, corpus):
             log.info("the memory lacks some of the corpus: filling it first")
-            fill_memory(config, url, corpus, teacher)
-        return store.require(wanted)
+            fill_memory(config.model_copy(update={"store": store.config}), url, corpus, teacher)
+        return MemoryAddress(url, store.require(wanted), store.config.collection)
 
 
 def lacks_any(store: Store, wanted: Manifest, corpus: PreparedCorpus) -> bool:

@@ -67,6 +67,7 @@ def neighbour_plan(
 
     The memory must not change meanwhile, and a dense one should have its index built: an approximate search may choose others.
     """
+    store = address.of(store)
     with connect(store, address.url) as client:
         path = corpus.directory / "plans" / f"{_digest(store, references, address.manifest, client)}.npy"
         path.parent.mkdir(exist_ok=True)

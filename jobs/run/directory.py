@@ -30,6 +30,8 @@ def training_identity(config: RunConfig, of_task: bool = False) -> dict[str, Any
     """Return the options, by name, that this run's student depends on, or a task's student of this run."""
     identity = config.model_dump(mode="json", include={*IDENTITY, *(IDENTITY_OF_TASK if of_task else ())})
     del identity["references"]["plan"]  # how neighbours are looked up, not which
+    if config.needs_memory:  # under whichever address: jobs/memory/store.py compares the memory itself
+        identity["store.collection"] = config.store.collection
     train = config.train.model_dump(mode="json", include=IDENTITY_OF_TRAINING)
     return identity | {f"train.{key}": value for key, value in train.items()}
 
@@ -41,7 +43,7 @@ def claim_directory(config: RunConfig, student: Path | None = None) -> None:
     saved = directory / "config.yaml"
     if saved.exists():
         before, now = (training_identity(each, of_task) for each in (load_config(saved), config))
-        differing = [key for key in before if before[key] != now[key]]
+        differing = [key for key in before if before[key] != now.get(key)]
         if differing:
             raise InputError(
                 f"{directory} holds a run with another {', '.join(differing)}; give another name=..., or delete it"

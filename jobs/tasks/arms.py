@@ -14,7 +14,6 @@ import ray
 from jobs.config import Arm, PhaseConfig, RunConfig
 from jobs.memory.fill import filled_memory
 from jobs.memory.neighbour_plan import neighbour_plan
-from jobs.memory.store import MemoryAddress
 from jobs.run.directory import claim_directory
 from jobs.run.progress import progress
 from jobs.tasks.corpus import AUGMENTED, NEAR_DUPLICATE, TaskCorpus, augmented, prepare_task
@@ -56,9 +55,8 @@ def ablate_task(config: RunConfig, url: str, starts: dict[str, Path]) -> dict[st
             "store": config.store.model_copy(update={"collection": f"{memory}-{loaded.fingerprint[:12]}"}),
         }
     )
-    manifest = filled_memory(config, url, stored, loaded)
-    address = MemoryAddress(url, manifest)
-    texts = reference_texts(loaded, manifest, config.references)
+    address = filled_memory(config, url, stored, loaded)
+    texts = reference_texts(loaded, address.manifest, config.references)
     jobs = []
     for arm in config.ablate.arms:
         arm_run = arm_config(config, arm)

@@ -89,7 +89,7 @@ def train_and_score(job: TaskStudentJob) -> dict[str, Any]:
             asked = reference_texts(teacher, job.address.manifest, reading)
             source = None
             if criterion != "none" and config.reads_references:
-                source = open_retriever(client, patient_store(config.store), asked, criterion)
+                source = open_retriever(client, patient_store(job.address.of(config.store)), asked, criterion)
             reader = Reader(student, asked.tokenizer, asked.manifest.text_tokens, asked, source, strict=True)
             scores[name] = {
                 split: _scored(job, split, answers(reader, job.corpus.texts(split)))
@@ -191,14 +191,14 @@ def _open_stream(
     job: TaskStudentJob, phase: PhaseConfig, sampler: BucketSampler, texts: ReferenceTexts, client: Client
 ) -> DistillStream:
     config = job.config
-    criterion = config.references.criterion
-    source = open_retriever(client, patient_store(config.store), texts, criterion) if config.reads_references else None
+    criterion, store = config.references.criterion, job.address.of(config.store)
+    source = open_retriever(client, patient_store(store), texts, criterion) if config.reads_references else None
     return DistillStream(
         job.corpus.prepared.table("train"),
         sampler,
         texts,
         source,
-        Store(client, config.store) if phase.loss.needs_states else None,
+        Store(client, store) if phase.loss.needs_states else None,
         NeighbourPlan(job.plan) if job.plan and source else None,
         labels=job.corpus.labels("train"),
         logits=job.teacher.logits["train"],

@@ -16,12 +16,8 @@ from vector_store.client import Client
 from vector_store.config import StoreConfig
 from vector_store.errors import CollectionMismatch
 from vector_store.schema import Manifest, Parts
-from vector_store.store import Store
-from vector_store.versions import resolve
-
-CORRECTION_OF = "correction_"
-"""Name under which a collection keeps which version is a student's current one, followed by the student's fingerprint; and,
-followed by a reader's name, that reader's correction."""
+from vector_store.store import Store, pinned
+from vector_store.versions import CORRECTION_OF
 
 
 class MemoryVersion(NamedTuple):
@@ -58,7 +54,7 @@ def current_version(client: Client, store: StoreConfig, student: str) -> MemoryV
 
 def version_named(client: Client, store: StoreConfig, student: str, name: str) -> MemoryVersion:
     """Return this student's version of this name: the current one, or the one before. CollectionMismatch where it is gone."""
-    resolved = store.model_copy(update={"collection": resolve(client, store)})
+    resolved = pinned(client, store)
     memory = Store(client, resolved)
     content = memory.kept(CORRECTION_OF + reader_of(student, name))
     if content is None:
@@ -76,7 +72,7 @@ def current_name(client: Client, store: StoreConfig, student: str) -> tuple[str,
 
     CollectionMismatch where it has none.
     """
-    resolved = store.model_copy(update={"collection": resolve(client, store)})
+    resolved = pinned(client, store)
     name = version_name(Store(client, resolved), student)
     if name is None:
         raise _not_adapted(store, student)

@@ -1,4 +1,4 @@
-"""Handles every call before and after its servicer: API key, unimplemented methods, status of an error, time taken.
+"""Handles every call around its servicer: API key, unimplemented methods and fields, status of an error, time taken.
 
 Knows nothing of collections.
 """
@@ -12,7 +12,8 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from vector_store.server.status import CollectionNotFoundError, StatusError, unimplemented
+from vector_store.server.fields import require_known
+from vector_store.server.status import CollectionNotFoundError, StatusError, invalid, unimplemented
 from vector_store.server.wire import Packed
 
 log = logging.getLogger(__name__)
@@ -66,10 +67,20 @@ def _encode(response: Message | Packed) -> bytes:
     return response.encode() if isinstance(response, Packed) else response.SerializeToString()
 
 
+def _status_of(error: BaseException, request: Any) -> StatusError:
+    if (
+        type(error) is ValueError
+    ):  # so the engine's objects, and protobuf's enums, refuse what a caller sent; files do not
+        return invalid(str(error))
+    log.exception("%s failed", type(request).__name__)
+    return StatusError(grpc.StatusCode.INTERNAL, f"Service internal error: {error}; see the server's log")
+
+
 def _answering(behaviour: Callable[[Any, grpc.ServicerContext], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
     def answer(request: Any, context: grpc.ServicerContext) -> Any:
         started = time.perf_counter()
         try:
+            require_known(request)
             try:
                 response = behaviour(request, context)
             except CollectionNotFoundError:  # raised before anything is done
@@ -77,8 +88,7 @@ def _answering(behaviour: Callable[[Any, grpc.ServicerContext], Any]) -> Callabl
         except StatusError as error:
             status = error
         except BaseException as error:  # the edge of the process; the engine's panics are not Exceptions
-            log.exception("%s failed", type(request).__name__)
-            status = StatusError(grpc.StatusCode.INTERNAL, f"Service internal error: {error}; see the server's log")
+            status = _status_of(error, request)
         else:
             fields = response.rest if isinstance(response, Packed) else response
             if "time" in fields.DESCRIPTOR.fields_by_name:

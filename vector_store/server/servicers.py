@@ -25,7 +25,7 @@ from qdrant_edge import (
 from vector_store.server import translate
 from vector_store.server.catalogue import Catalogue, Collection
 from vector_store.server.snapshots import Snapshots
-from vector_store.server.status import invalid, unimplemented
+from vector_store.server.status import invalid
 from vector_store.server.wire import Packed, batch_results, retrieved_points, scored_points
 
 TITLE = "vector_store embedded server"
@@ -59,7 +59,6 @@ class Collections(api.CollectionsServicer):
 
     def Update(self, request: api.UpdateCollection, context: Context) -> api.CollectionOperationResponse:
         """Merge metadata, optimizer and HNSW options; everything else is fixed when a collection is created."""
-        translate.check_update(request)
         self._catalogue.find(request.collection_name).update(request)
         return api.CollectionOperationResponse(result=True)
 
@@ -174,7 +173,7 @@ class Points(api.PointsServicer):
         self, request: api.CreateFieldIndexCollection, context: Context
     ) -> api.PointsOperationResponse:
         """Index a payload field for filters."""
-        operation = UpdateOperation.create_field_index(request.field_name, translate.index_type(request))
+        operation = UpdateOperation.create_field_index(request.field_name, translate.index_schema(request))
         return _written(self._find(request), operation, request)
 
     def DeleteFieldIndex(
@@ -202,7 +201,7 @@ class Points(api.PointsServicer):
         """A page of points by id, or by an indexed payload field."""
         scroll = ScrollRequest(
             offset=translate.point_id(request.offset) if request.HasField("offset") else None,
-            limit=request.limit if request.HasField("limit") else 10,
+            limit=translate.limit(request),
             filter=translate.point_filter(request),
             with_payload=translate.payload_selector(request, default=True),
             with_vector=translate.vector_selector(request),
@@ -233,8 +232,6 @@ class Points(api.PointsServicer):
         return Packed(batch_results(answers), api.QueryBatchResponse())
 
     def _find(self, request: api.GetPoints) -> Collection:
-        if "shard_key_selector" in request.DESCRIPTOR.fields_by_name:
-            translate.refuse(request, "shard_key_selector")
         return self._catalogue.find(request.collection_name)
 
 
@@ -269,8 +266,7 @@ def _delete_payload(request: api.DeletePayloadPoints | api.PointsUpdateOperation
 
 
 def _in_batch(collection: Collection, operation: api.PointsUpdateOperation) -> UpdateOperation:
-    kind = operation.WhichOneof("operation")
-    match kind:
+    match operation.WhichOneof("operation"):
         case "upsert":
             return _upsert(collection, operation.upsert)
         case "delete_points":
@@ -280,7 +276,7 @@ def _in_batch(collection: Collection, operation: api.PointsUpdateOperation) -> U
         case "delete_payload":
             return _delete_payload(operation.delete_payload)
         case _:
-            raise unimplemented(f"UpdateBatch with {kind or 'an empty operation'}")
+            raise invalid("an operation of the batch is empty")
 
 
 def _written(collection: Collection, operation: UpdateOperation, request: Message) -> api.PointsOperationResponse:

@@ -20,6 +20,7 @@ from urllib.parse import quote
 import grpc
 from google.protobuf import json_format
 from qdrant_client import grpc as api
+from qdrant_edge import EdgeShard
 
 from vector_store.atomic import checksum, publish
 from vector_store.errors import StoreError
@@ -27,11 +28,15 @@ from vector_store.server.aliases import Aliases
 from vector_store.server.catalogue import Collection, folder_name, write_settings
 from vector_store.server.files import MARGIN_BYTES, SparseFileWriter, copy_bytes, folder_bytes, require_room
 from vector_store.server.status import StatusError
+from vector_store.server.translate import engine_config
 
 _SHARD = "shard-0"
 _SETTINGS = "settings.json"
 _TABLE = "snapshot.json"
 _FORMAT = 1
+
+_MOST_JSON_BYTES = 64 * 2**20
+"""Largest settings or table of an archive: they are read whole."""
 
 
 def snapshot_path(root: Path, collection: str, snapshot: str) -> Path:
@@ -54,10 +59,10 @@ def restore_snapshot(root: Path, collection: str, archive: Path) -> None:
     draft.mkdir(parents=True)
     try:
         _unpack(archive, draft)
-        stored = json.loads((draft / _SETTINGS).read_text(encoding="utf-8"))
-        settings = json_format.ParseDict(stored["collection"], api.CreateCollection())
+        settings, indexed_points = _read_settings(archive, draft / _SETTINGS)
         settings.collection_name = collection
-        write_settings(draft, settings, _SHARD, stored["indexed_points"])
+        _require_shard(archive, draft / _SHARD)
+        write_settings(draft, settings, _SHARD, indexed_points)
         os.sync()
         os.rename(draft, place)
     except StatusError as error:
@@ -150,12 +155,6 @@ def _pack(folder: Path, archive: Path) -> None:
 
 def _unpack(archive: Path, folder: Path) -> None:
     """Extract the archive's files into the folder, and compare their checksums with the archive's table."""
-
-    def refuse(found: str) -> StoreError:
-        return StoreError(
-            f"{archive} {found}; wanted a complete snapshot of this package's server: copy it again, or create a new one"
-        )
-
     sums: dict[str, str] = {}
     table: Any = None
     try:
@@ -163,8 +162,13 @@ def _unpack(archive: Path, folder: Path) -> None:
             for member in tar:
                 parts = PurePosixPath(member.name).parts
                 content = tar.extractfile(member) if member.isreg() else None
-                if content is None or parts[0] not in (_SETTINGS, _SHARD, _TABLE) or ".." in parts:
-                    raise refuse(f"has an unexpected member {member.name!r}")
+                is_ours = parts[:1] == (_SHARD,) if len(parts) > 1 else parts in ((_SETTINGS,), (_TABLE,))
+                if content is None or not is_ours or ".." in parts:
+                    raise _refusal(archive, f"has an unexpected member {member.name!r}")
+                if len(parts) == 1 and member.size > _MOST_JSON_BYTES:
+                    raise _refusal(
+                        archive, f"has a {member.name} of {member.size} bytes, at most {_MOST_JSON_BYTES} are read"
+                    )
                 if member.name == _TABLE:
                     table = json.load(content)
                     continue
@@ -174,9 +178,47 @@ def _unpack(archive: Path, folder: Path) -> None:
                 digest = hashlib.sha256()
                 copy_bytes(content, path, digest.update)
                 sums[member.name] = digest.hexdigest()
-    except (tarfile.TarError, json.JSONDecodeError, EOFError) as error:
-        raise refuse(f"is truncated or not a snapshot ({error})") from error
+    except (
+        tarfile.TarError,
+        ValueError,
+        RecursionError,
+        EOFError,
+    ) as error:  # ValueError: JSON, UTF-8, a number of a header
+        raise _refusal(archive, f"is truncated or not a snapshot ({_first_line(error)})") from error
     if not isinstance(table, dict) or table.get("format") != _FORMAT:
-        raise refuse("is truncated or not a snapshot (its table of files is missing)")
-    if sums != table["files"] or _SETTINGS not in sums:
-        raise refuse("is damaged (its files are not those of its table)")
+        raise _refusal(archive, "is truncated or not a snapshot (its table of files is missing)")
+    if sums != table.get("files") or _SETTINGS not in sums:
+        raise _refusal(archive, "is damaged (its files are not those of its table)")
+
+
+def _read_settings(archive: Path, path: Path) -> tuple[api.CreateCollection, int]:
+    """Read an unpacked collection's settings, and how many of its points are in its index; refuse what no server could open."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        settings = json_format.ParseDict(stored["collection"], api.CreateCollection())
+        engine_config(settings)
+        return settings, int(stored["indexed_points"])
+    except (ValueError, TypeError, KeyError, RecursionError, json_format.ParseError, StatusError) as error:
+        raise _refusal(
+            archive, f"has no settings of a collection ({type(error).__name__}: {_first_line(error)})"
+        ) from error
+
+
+def _require_shard(archive: Path, shard: Path) -> None:
+    """Open the unpacked shard once: a collection that cannot be opened would be found by the next server's start."""
+    try:
+        EdgeShard.load(str(shard)).close()
+    except BaseException as error:  # the engine's panics are not Exceptions
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise _refusal(archive, f"has no shard that the engine can open ({_first_line(error)})") from error
+
+
+def _refusal(archive: Path, found: str) -> StoreError:
+    return StoreError(
+        f"{archive} {found}; wanted a complete snapshot of this package's server: copy it again, or create a new one"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")

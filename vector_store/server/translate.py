@@ -14,6 +14,7 @@ import qdrant_edge as engine
 from google.protobuf.message import Message
 from qdrant_client import grpc as api
 
+from vector_store.server.fields import OPTIMIZERS
 from vector_store.server.status import invalid, unimplemented
 
 if TYPE_CHECKING:  # only the engine's type stubs have it
@@ -32,12 +33,12 @@ HNSW_M, HNSW_EF_CONSTRUCT, FULL_SCAN_KB, INDEXING_KB = 16, 100, 10_000, 10_000
 DELETED_THRESHOLD, VACUUM_MIN_POINTS = 0.2, 1000
 """Qdrant's defaults."""
 
-OPTIMIZER_OPTIONS = (
-    "deleted_threshold", "vacuum_min_vector_number", "default_segment_number", "max_segment_size", "indexing_threshold",
-)  # fmt: skip
-"""The fields of OptimizersConfigDiff that the engine supports."""
-
-HNSW_OPTIONS = ("m", "ef_construct", "full_scan_threshold", "on_disk", "payload_m")
+INDEXES = {
+    "keyword": engine.KeywordIndexParams, "integer": engine.IntegerIndexParams, "float": engine.FloatIndexParams,
+    "geo": engine.GeoIndexParams, "text": engine.TextIndexParams, "bool": engine.BoolIndexParams,
+    "datetime": engine.DatetimeIndexParams, "uuid": engine.UuidIndexParams,
+}  # fmt: skip
+"""The engine's parameters of a payload index of each type."""
 
 _CANONICAL_UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -99,8 +100,7 @@ def vacuum_options(settings: api.CreateCollection) -> tuple[float, int]:
 
 
 def engine_config(settings: api.CreateCollection) -> engine.EdgeConfig:
-    """CreateCollection as the engine's config. Shards, copies (see `check_shards`) and strict mode have no effect."""
-    refuse(settings, "quantization_config", "sharding_method")
+    """CreateCollection as the engine's config. Shards and copies (see `check_shards`) have no effect."""
     vectors = {}
     for name, params in _vector_params(settings).items():
         if params.size < 1:
@@ -133,7 +133,7 @@ def engine_config(settings: api.CreateCollection) -> engine.EdgeConfig:
         on_disk_payload=_optional(settings, "on_disk_payload"),
         hnsw_config=_hnsw(settings),
         optimizers=engine.EdgeOptimizersConfig(
-            **{name: _optional(settings.optimizers_config, name) for name in OPTIMIZER_OPTIONS},
+            **{name: _optional(settings.optimizers_config, name) for name in OPTIMIZERS},
         ),
         wal_enabled=True,
     )
@@ -146,13 +146,6 @@ def check_shards(settings: api.CreateCollection) -> None:
             raise invalid(
                 f"{name}={wanted}: the embedded server has one shard and one copy of it; give 1, or use a cluster"
             )
-
-
-def check_update(request: api.UpdateCollection) -> None:
-    """UNIMPLEMENTED for a field that cannot be changed or would have no effect."""
-    refuse_others(request, "collection_name", "timeout", "metadata", "optimizers_config", "hnsw_config")
-    refuse_others(request.optimizers_config, *OPTIMIZER_OPTIONS)
-    refuse_others(request.hnsw_config, *HNSW_OPTIONS)
 
 
 def collection_info(
@@ -188,7 +181,9 @@ def collection_info(
     for key, value in settings.metadata.items():
         config.metadata[key].CopyFrom(value)
     schema = {
-        key: api.PayloadSchemaInfo(data_type=_payload_type(index.data_type), points=index.points)
+        key: api.PayloadSchemaInfo(
+            data_type=_payload_type(index.data_type), params=_index_params(index.params), points=index.points
+        )
         for key, index in shard.payload_schema.items()
     }
     return api.CollectionInfo(
@@ -208,18 +203,78 @@ def collection_info(
     )
 
 
-def index_type(request: api.CreateFieldIndexCollection) -> engine.PayloadSchemaType:
-    """Type of the payload index that is asked for; its other parameters have no effect."""
-    if request.field_index_params.WhichOneof("index_params") and not request.HasField("field_type"):
-        return _named(
-            engine.PayloadSchemaType,
-            request.field_index_params.WhichOneof("index_params").removesuffix("_index_params").capitalize(),
-        )
-    return _named(engine.PayloadSchemaType, api.FieldType.Name(request.field_type).removeprefix("FieldType"))
+def index_schema(request: api.CreateFieldIndexCollection) -> Any:
+    """Type of the payload index that is asked for, with its parameters where there are any."""
+    wanted = _named(engine.PayloadSchemaType, api.FieldType.Name(request.field_type).removeprefix("FieldType"))
+    which = request.field_index_params.WhichOneof("index_params")
+    if which is None:
+        return wanted
+    kind = which.removesuffix("_index_params")
+    if request.HasField("field_type") and wanted != getattr(engine.PayloadSchemaType, kind.capitalize()):
+        raise invalid(f"field_type is {api.FieldType.Name(request.field_type)}, field_index_params are of {which}")
+    message: Message = getattr(request.field_index_params, which)
+    return INDEXES[kind](**{field.name: _index_option(field, value) for field, value in message.ListFields()})
+
+
+def _index_option(field: Any, value: Any) -> Any:
+    """The engine's form of one parameter of a payload index."""
+    match field.name:
+        case "memory" | "tokenizer":
+            enum = engine.Memory if field.name == "memory" else engine.TokenizerType
+            return _named(enum, field.enum_type.values_by_number[value].name)
+        case "prefix":
+            return True  # a message without fields
+        case "scoring":
+            return engine.TextScoringParams(_named(engine.TextScoringType, api.TextScoringType.Name(value.type)))
+        case "stopwords":
+            languages = {_named(engine.Language, language.capitalize()) for language in value.languages}
+            return engine.StopwordsSet(languages=languages, custom=set(value.custom))
+        case "stemmer" if value.WhichOneof("stemming_params") == "disabled":
+            return engine.DisabledStemmer()
+        case "stemmer":
+            return engine.SnowballParams(_named(engine.SnowballLanguage, value.snowball.language.capitalize()))
+        case _:
+            return value
+
+
+def _index_params(params: Any) -> api.PayloadIndexParams | None:
+    """A payload index's parameters as Qdrant describes them; None where it was created without any."""
+    kind = next((name for name, made in INDEXES.items() if isinstance(params, made)), None)
+    if kind is None:
+        return None
+    described = api.PayloadIndexParams()
+    message: Any = getattr(described, f"{kind}_index_params")
+    message.SetInParent()
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(params, field.name)
+        match field.name:
+            case _ if value is None or (value is False and field.name == "prefix"):
+                continue
+            case "memory" | "tokenizer":
+                setattr(message, field.name, field.enum_type.values_by_name[_word(value)].number)
+            case "prefix" | "scoring":
+                getattr(message, field.name).SetInParent()
+            case "stopwords" if isinstance(value, engine.Language):
+                message.stopwords.languages.append(_word(value).lower())
+            case "stopwords":
+                message.stopwords.languages.extend(sorted(_word(one).lower() for one in value.languages or ()))
+                message.stopwords.custom.extend(sorted(value.custom or ()))
+            case "stemmer" if isinstance(value, engine.DisabledStemmer):
+                message.stemmer.disabled.SetInParent()
+            case "stemmer":
+                message.stemmer.snowball.language = _word(value.language).lower()
+            case _:
+                setattr(message, field.name, value)
+    return described
+
+
+def _word(value: Any) -> str:
+    """The name of one of the engine's enum values."""
+    return str(value).rsplit(".", 1)[-1]
 
 
 def _payload_type(kind: engine.PayloadSchemaType) -> Any:
-    return api.PayloadSchemaType.Value(str(kind).rsplit(".", 1)[-1])
+    return api.PayloadSchemaType.Value(_word(kind))
 
 
 def _vector_params(settings: api.CreateCollection) -> Mapping[str, api.VectorParams]:
@@ -247,7 +302,6 @@ def _quantization(message: Message) -> engine.ScalarQuantizationConfig | None:
     kind = config.WhichOneof("quantization")
     if kind != "scalar":
         raise unimplemented(f"QuantizationConfig.{kind}")
-    refuse(config.scalar, "memory")
     return engine.ScalarQuantizationConfig(
         _named(engine.ScalarType, api.QuantizationType.Name(config.scalar.type)),
         quantile=_optional(config.scalar, "quantile"),
@@ -271,18 +325,11 @@ def _optional(message: Message, field: str, default: Any = None) -> Any:
     return getattr(message, field) if message.HasField(field) else default
 
 
-def refuse(message: Message, *fields: str) -> None:
+def _refuse(message: Message, *fields: str) -> None:
     """UNIMPLEMENTED where one of these optional fields is set, instead of ignoring it silently."""
     for field in fields:
         if message.HasField(field):
             raise unimplemented(f"{type(message).__name__}.{field}")
-
-
-def refuse_others(message: Message, *known: str) -> None:
-    """UNIMPLEMENTED where any other field is set than the `known` ones."""
-    for field, _ in message.ListFields():
-        if field.name not in known:
-            raise unimplemented(f"{type(message).__name__}.{field.name}")
 
 
 # ---------------------------------------------------------------- ids and payload
@@ -530,7 +577,7 @@ def _condition(message: api.Condition) -> Any:
 
 
 def _field_condition(message: api.FieldCondition) -> engine.FieldCondition:
-    refuse(message, "geo_bounding_box", "geo_radius", "geo_polygon", "values_count", "datetime_range")
+    _refuse(message, "geo_bounding_box", "geo_radius", "geo_polygon", "values_count", "datetime_range")
     return engine.FieldCondition(
         message.key,
         match=_match(message.match) if message.HasField("match") else None,
@@ -577,7 +624,6 @@ def _match(message: api.Match) -> Any:
 
 def query_request(request: api.QueryPoints, kinds: VectorKinds) -> engine.QueryRequest:
     """The engine's form of a query."""
-    refuse(request, "shard_key_selector")
     return engine.QueryRequest(
         **_search(request, kinds),
         offset=request.offset,
@@ -588,15 +634,22 @@ def query_request(request: api.QueryPoints, kinds: VectorKinds) -> engine.QueryR
 
 def _search(request: api.QueryPoints | api.PrefetchQuery, kinds: VectorKinds) -> dict[str, Any]:
     """What a query and a prefetch have in common."""
-    refuse(request, "lookup_from")
     return {
-        "limit": _optional(request, "limit", 10),
+        "limit": limit(request),
         "query": _query(request, kinds),
         "prefetches": [engine.Prefetch(**_search(prefetch, kinds)) for prefetch in request.prefetch],
         "params": _search_params(request),
         "filter": point_filter(request),
         "score_threshold": _optional(request, "score_threshold"),
     }
+
+
+def limit(request: api.QueryPoints | api.PrefetchQuery | api.ScrollPoints) -> int:
+    """Most points of an answer: 10 where the request does not say."""
+    wanted: int = _optional(request, "limit", 10)
+    if wanted < 1:
+        raise invalid(f"limit: value {wanted} invalid, must be 1 or larger")
+    return wanted
 
 
 def _query(request: api.QueryPoints | api.PrefetchQuery, kinds: VectorKinds) -> Any:
@@ -608,13 +661,14 @@ def _query(request: api.QueryPoints | api.PrefetchQuery, kinds: VectorKinds) -> 
             vector = _checked(request.using, _vector(query.nearest), kinds, is_query=True)
             return engine.Query.Nearest(vector, using=request.using or None)
         case "fusion":
-            return engine.Fusion.Rrf(k=2) if query.fusion == api.Fusion.RRF else engine.Fusion.Dbsf()
+            by_rank = api.Fusion.Name(query.fusion) == "RRF"  # ValueError for a value that is none
+            return engine.Fusion.Rrf(k=2) if by_rank else engine.Fusion.Dbsf()
         case "rrf":
             return engine.Fusion.Rrf(k=_optional(query.rrf, "k", 2), weights=list(query.rrf.weights) or None)
         case "order_by":
             return order_by(query.order_by)
         case "sample":
-            return engine.Sample.Random
+            return _named(engine.Sample, api.Sample.Name(query.sample))
         case kind:
             raise unimplemented(f"Query.{kind}")
 
@@ -623,10 +677,10 @@ def order_by(message: api.OrderBy) -> engine.OrderBy:
     """The engine's form of an order by a payload field with a range index."""
     start = message.start_from.WhichOneof("value")
     if start == "timestamp":
-        raise unimplemented("OrderBy.start_from.timestamp")
+        raise unimplemented("StartFrom.timestamp")
     return engine.OrderBy(
         message.key,
-        direction=engine.Direction.Desc if message.direction == api.Direction.Desc else engine.Direction.Asc,
+        direction=_named(engine.Direction, api.Direction.Name(message.direction)),
         start_from=getattr(message.start_from, start) if start else None,
     )
 
@@ -634,7 +688,6 @@ def order_by(message: api.OrderBy) -> engine.OrderBy:
 def _search_params(request: api.QueryPoints | api.PrefetchQuery) -> engine.SearchParams | None:
     if not request.HasField("params"):
         return None
-    refuse(request.params, "acorn", "idf")
     quantization = _optional(request.params, "quantization")
     return engine.SearchParams(
         hnsw_ef=_optional(request.params, "hnsw_ef"),

@@ -43,6 +43,7 @@ from vector_store.retriever import Retriever
 from vector_store.schema import Parts
 from vector_store.server.process import embedded_server
 from vector_store.store import Store
+from vector_store.versions import promote
 
 THINGS = ("kettle", "lamp", "bicycle", "violin", "garden", "river", "engine", "letter")
 TEXTS = [f"the {thing} of {name} is {how}" for thing in THINGS for name in ("Ann", "Bob", "Cleo") for how in (
@@ -681,3 +682,31 @@ def test_an_answer_that_is_not_finite_is_an_error_by_name_and_no_vector(served, 
         answers(served, ["a text that is not stored"])
     assert kind_of(NonFiniteAnswer("x")).status == 500
     assert name_of(NonFiniteAnswer("x")) == "NonFiniteAnswer"
+
+
+def test_an_adaptation_during_a_promotion_is_one_version_of_one_collection(memory, monkeypatch):
+    memory.add(TEXTS)
+    manifest, name = memory.student.texts.manifest, memory.store.config.collection
+    second = Store(memory.client, memory.config.store.model_copy(update={"collection": f"{name}-2"}))
+    second.ensure(manifest)
+    live = memory.config.store.model_copy(update={"collection": f"live-{name}"})
+    promote(memory.client, live, live.collection, name)
+    memory.store = Store(memory.client, live)
+    set_residuals = Store.set_residuals
+
+    def set_and_switch(self, *given):
+        set_residuals(self, *given)
+        promote(memory.client, live, live.collection, second.config.collection)
+
+    monkeypatch.setattr(Store, "set_residuals", set_and_switch)
+    adapted = memory.adapt()
+    assert Store(memory.client, live).config.collection == f"{name}-2"
+    assert adapted.references == len(TEXTS)
+    version = current_version(memory.client, memory.config.store, memory.name)
+    assert version.correction.to_bytes() == adapted.correction.to_bytes()
+    points = [point for page in memory.store.pages() for point in page]
+    assert len(points) == len(TEXTS)
+    assert all(version.correction.reader in point.residuals for point in points)
+    with pytest.raises(CollectionMismatch, match="corrects no answers"):
+        current_version(memory.client, live, memory.name)
+    assert second.names() == []

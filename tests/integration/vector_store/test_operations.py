@@ -284,7 +284,7 @@ def test_a_refused_promotion_leaves_the_alias_unchanged(store, other_store, clie
     promote(client, config, alias, a)
     with pytest.raises(CollectionMissing, match=r"no such collection, it has .*" + a):
         promote(client, config, alias, "none-such")
-    with pytest.raises(CollectionMismatch, match=r"teacher f2.*teacher f1.*--other-teacher"):
+    with pytest.raises(CollectionMismatch, match=r"fingerprint='f2'.*fingerprint='f1'.*--other-teacher"):
         promote(client, config, alias, b)
     with pytest.raises(StoreError, match="not an alias"):
         promote(client, config, a, b)
@@ -292,6 +292,53 @@ def test_a_refused_promotion_leaves_the_alias_unchanged(store, other_store, clie
     assert promote(client, config, alias, b, other_teacher=True) == Version(alias, b, a)
     with pytest.raises(StoreError, match="no alias"):
         rollback(client, config, "none-such")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("datatype", "int8"), ("vector_datatype", "float16"), ("tokens", 4), ("text_tokens", 16), ("tokenizer", "t2"),
+        ("layer", 2), ("words_dim", 0), ("token_bytes", 2), ("projection", "p1"), ("bm25_b", 0.5),
+    ],
+)  # fmt: skip
+def test_whatever_running_readers_compare_is_compared_before_a_promotion(
+    store, other_store, client, config, manifest, alias, field, value
+):
+    b = f"{config.collection}-b"
+    store.ensure(manifest)
+    other_store.ensure(manifest.model_copy(update={field: value, "encoder": "/another/path/to/it"}))
+    promote(client, config, alias, config.collection)
+    with pytest.raises(CollectionMismatch) as readers:
+        other_store.require(manifest)
+    assert field in str(readers.value)
+    with pytest.raises(CollectionMismatch, match=f"written with {field}={value!r}, and .* with {field}=.*would refuse"):
+        promote(client, config, alias, b)
+    assert versions_of(client, config, alias) == [Version(alias, config.collection, None)]
+    assert promote(client, config, alias, b, other_teacher=True).collection == b
+    assert rollback(client, config, alias).collection == config.collection, "those readers were there before"
+
+
+def test_a_version_that_corrects_no_answers_of_a_served_student_is_not_promoted(
+    store, other_store, client, config, manifest, alias
+):
+    a, b = config.collection, f"{config.collection}-b"
+    for one in (store, other_store):
+        one.ensure(manifest)
+    promote(client, config, alias, a)
+    store.keep("correction_5t0d", b"v1")
+    promote(client, config, alias, b), rollback(client, config, alias)
+    store.keep("correction_5t0d_v1", b"maps")
+    with pytest.raises(CollectionMismatch, match=r"corrects no answers of student 5t0d, and .* does"):
+        promote(client, config, alias, b)
+    other_store.keep("correction_5t0d", b"v2")
+    with pytest.raises(CollectionMismatch, match="5t0d"):
+        promote(client, config, alias, b)
+    other_store.keep("correction_5t0d_v2", b"maps")
+    assert promote(client, config, alias, b) == Version(alias, b, a)
+
+
+def versions_of(client, config, alias):
+    return [version for version in versions(client, config) if version.alias == alias]
 
 
 def test_rolling_back_to_a_deleted_version_is_refused(store, other_store, client, config, manifest, alias):

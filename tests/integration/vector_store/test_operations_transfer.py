@@ -14,7 +14,7 @@ from vector_store.config import StoreConfig
 from vector_store.errors import CollectionMismatch, StoreError
 from vector_store.schema import parts, point_id
 from vector_store.server.process import embedded_server
-from vector_store.store import Store
+from vector_store.store import IDENTITY, Store
 from vector_store.transfer import export_points, import_points, read_export
 from vector_store.verification import verify
 from vector_store.versions import PREVIOUS_OF
@@ -106,7 +106,7 @@ def test_metadata_is_exported_and_imported_without_that_of_versions(filled, targ
     filled.merge_metadata({"projection_matrix": text, f"{PREVIOUS_OF}live": api.Value(string_value="older")})
     export_points(filled, tmp_path / "out", 1000)
     import_points(target, tmp_path / "out")
-    assert target.metadata() == {"projection_matrix": text}
+    assert target.metadata() == {"projection_matrix": text, IDENTITY: api.Value(string_value=filled.identity())}
 
 
 def test_the_files_are_plain_parquet_and_contain_the_manifest(filled, manifest, tmp_path):

@@ -121,9 +121,54 @@ def _of_a_link(archive, to):
         tar.addfile(member)
 
 
+def _with(settings=None, table=None, shard=True):
+    """The archive written anew with other settings, or another table of files, whose checksums are right."""
+
+    def make(archive, to):
+        files = {}
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                if member.name != "snapshot.json" and (shard or not member.name.startswith("shard-0/")):
+                    files[member.name] = tar.extractfile(member).read()
+        if settings is not None:
+            files["settings.json"] = settings
+        sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        files["snapshot.json"] = json.dumps({"format": 1, "files": sums}).encode() if table is None else table
+        with tarfile.open(to, "w") as tar:
+            for name, content in files.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+    return make
+
+
+def _stored(collection, **others):
+    return json.dumps({"collection": collection, "indexed_points": 0, **others}).encode()
+
+
+VECTORS = {"params": {"size": 2, "distance": "Dot"}}
+
+
 @pytest.mark.parametrize(
     ("spoil", "complaint"),
     [
+        (lambda archive, to: to.write_bytes(b""), "is truncated or not a snapshot"),
+        (_with(table=b"{}"), "its table of files is missing"),
+        (_with(table=b"[1]"), "its table of files is missing"),
+        (_with(table=b'{"format": 1}'), "is damaged"),
+        (_with(table=b'{"format": 1, "files": 3}'), "is damaged"),
+        (_with(table=b"\xff\xfe"), "is truncated or not a snapshot"),
+        (_with(settings=b""), "has no settings of a collection"),
+        (_with(settings=b"[]"), "has no settings of a collection"),
+        (_with(settings=b"{}"), "has no settings of a collection"),
+        (_with(settings=_stored(7)), "has no settings of a collection"),
+        (_with(settings=_stored({"nonsense": 1})), "has no settings of a collection"),
+        (_with(settings=_stored({})), "has no settings of a collection"),
+        (_with(settings=_stored({"vectorsConfig": VECTORS}, indexed_points="many")), "has no settings of a collection"),
+        (_with(shard=False), "has no shard that the engine can open"),
+        (_of_one_file("settings.json/x"), "has an unexpected member"),
+        (_of_one_file("shard-0"), "has an unexpected member"),
         (_cut, "is truncated or not a snapshot"),
         (_without_end, "its table of files is missing"),
         (_with_a_changed_byte, "is damaged"),

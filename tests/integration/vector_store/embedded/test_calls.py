@@ -41,7 +41,7 @@ def test_a_batch_with_a_write_that_is_not_implemented_writes_nothing(tmp_path_fa
         batch.operations.add().upsert.points.add(id=api.PointId(num=1)).vectors.vectors.SetInParent()
         batch.operations.add().clear_payload.points.points.ids.add().num = 1
         with pytest.raises(
-            StoreError, match="UpdateBatch with clear_payload is not implemented by the embedded server"
+            StoreError, match=r"PointsUpdateOperation\.clear_payload is not implemented by the embedded server"
         ):
             client.call(client.points.UpdateBatch, batch, 10)
         count = api.CountPoints(collection_name=config.collection)

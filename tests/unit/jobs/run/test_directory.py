@@ -34,6 +34,12 @@ def test_a_run_saved_under_the_students_earlier_option_names_is_the_same_run(hom
     assert yaml.safe_load(path.read_text())["student"]["hidden_size"] == 24
 
 
+def test_the_collection_is_no_part_of_a_run_that_reads_no_memory(home, tiny_run):
+    alone = {"references__criterion": "none", "train__targets": "teacher"}
+    claim_directory(tiny_run(**alone))
+    claim_directory(tiny_run(**alone, store__collection="another"))
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -43,6 +49,7 @@ def test_a_run_saved_under_the_students_earlier_option_names_is_the_same_run(hom
         ({"train__global_batch": 32}, "train.global_batch"),
         ({"train__precision": "autocast"}, "train.precision"),
         ({"train__targets": "teacher", "train__clip": 0.5}, "train.clip, train.targets"),
+        ({"store__collection": "another"}, "store.collection"),
     ],
 )
 def test_a_changed_option_of_the_student_is_refused_by_name_in_one_line(home, tiny_run, change, named):

