@@ -24,6 +24,7 @@ import grpc
 from google.protobuf.message import Message
 from qdrant_client import grpc as api
 
+from tests.raw_channel import keyed_channel
 from vector_store.codec import as_written
 from vector_store.server.process import embedded_server
 
@@ -98,7 +99,7 @@ class Cluster:
         self.refusals: list[tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]] = []
         """Statuses, messages and trailing metadata of the next calls, whatever they are."""
         self._prefix = uuid.uuid4().hex[:8]
-        channel = grpc.insecure_channel(engine_url.removeprefix("http://"), [("grpc.enable_http_proxy", 0)])
+        channel = keyed_channel(engine_url)
         self._channel = channel
         self._points, self._collections = api.PointsStub(channel), api.CollectionsStub(channel)
         self.held: dict[str, Held] = {}

@@ -1,6 +1,7 @@
 """An index of the teacher's embeddings, written by Qdrant's client, becomes a memory; what is none is refused in one line."""
 
 import json
+import warnings
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -23,6 +24,7 @@ from vector_store.client import connect
 from vector_store.config import StoreConfig
 from vector_store.errors import CollectionMismatch, CollectionMissing, StoreUnavailable
 from vector_store.schema import Parts
+from vector_store.server.access import split, stored_key
 from vector_store.server.process import embedded_server
 from vector_store.store import Store
 from vector_store.writer import Writer
@@ -43,9 +45,12 @@ def teacher(tiny_run):
 def server(tmp_path_factory):
     """A store, and Qdrant's official client of it."""
     with embedded_server(tmp_path_factory.mktemp("adoption-store")) as url:
-        client = QdrantClient(
-            url=url, grpc_port=urlsplit(url).port, prefer_grpc=True, check_compatibility=False, timeout=30
-        )
+        plain, directory = split(url)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # a key without TLS
+            client = QdrantClient(
+                url=plain, grpc_port=urlsplit(plain).port, prefer_grpc=True, check_compatibility=False, timeout=30,
+                api_key=stored_key(directory),
+            )  # fmt: skip
         yield client, url
         client.close()
 

@@ -1,11 +1,14 @@
 """No field that a caller sets is dropped in silence: over everything that the API's own descriptors declare."""
 
+from types import SimpleNamespace
+
 import grpc
 import pytest
 import qdrant_edge as engine
 from qdrant_client import grpc as api
 
 from tests.integration.vector_store.embedded.served import create_plain
+from tests.raw_channel import keyed_channel
 from vector_store.client import connect
 from vector_store.config import StoreConfig
 from vector_store.server import servicers, translate
@@ -90,9 +93,15 @@ def kind(field):
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
-    with embedded_server(tmp_path_factory.mktemp("fields")) as url, connect(StoreConfig(), url) as client:
-        create_plain(client, "c")
-        yield client
+    with embedded_server(tmp_path_factory.mktemp("fields")) as url, keyed_channel(url) as channel:
+        with connect(StoreConfig(), url) as client:
+            create_plain(client, "c")
+        yield SimpleNamespace(
+            call=lambda stub_method, request, deadline_s: stub_method(request, timeout=deadline_s),
+            points=api.PointsStub(channel),
+            collections=api.CollectionsStub(channel),
+            snapshots=api.SnapshotsStub(channel),
+        )
 
 
 def refusal(call, request):
@@ -212,7 +221,10 @@ def test_every_honoured_option_of_a_collection_reaches_the_engine():
             params.distance = params.distance or (
                 api.Distance.Dot if path[-1].name != "distance" else api.Distance.Euclid
             )
-        return repr(translate.engine_config(request))
+            if params.HasField("quantization_config"):
+                params.quantization_config.scalar.type = api.QuantizationType.Int8  # the one there is
+        made = translate.engine_config(request)
+        return repr(made), [repr(vector.quantization_config) for vector in (made.vectors or {}).values()]
 
     taken_elsewhere = {
         "collection_name", "timeout", "metadata", "shard_number", "replication_factor", "write_consistency_factor",
@@ -220,7 +232,7 @@ def test_every_honoured_option_of_a_collection_reaches_the_engine():
     leaves = list(honoured_leaves(api.CreateCollection.DESCRIPTOR, taken_elsewhere))
     assert len(leaves) > 25
     for path in leaves:
-        if path[-1].name in ("comparator", "size"):  # there is but one; and a vector needs it
+        if path[-1].name in ("comparator", "size", "type"):  # there is but one; and a vector needs it
             continue
         assert config(path, True) != config(path, False), ".".join(field.name for field in path)
 
