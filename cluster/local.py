@@ -109,6 +109,7 @@ def start(
         halt(cluster)  # nodes without their head are of no use
         cluster = None
     if cluster is None:
+        home().mkdir(parents=True, exist_ok=True)  # which its identity needs
         (gcs_port,) = free_ports(1, host)
         cluster_id = hashlib.sha256(f"{home()} {time.time_ns()}".encode()).hexdigest()[:12]
         cluster = Cluster(

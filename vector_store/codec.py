@@ -157,9 +157,12 @@ def encode(point: Point, manifest: Manifest) -> api.PointStruct:
 
 
 def unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The vector of length 1; as it is where it has that length to float16's precision, so that copies of copies are equal."""
+    """The vector of length 1, in float16's numbers: as it is where it is that already, so that copies of copies are equal."""
     length = float(np.linalg.norm(vector))
-    return vector if length == 0 or abs(length - 1) < UNIT_TOLERANCE else vector / length
+    rounded = vector.astype(_FLOAT16).astype(np.float32)
+    if length == 0 or (abs(length - 1) < UNIT_TOLERANCE and np.array_equal(rounded, vector)):
+        return vector
+    return (vector / length).astype(_FLOAT16).astype(np.float32)
 
 
 def sparse_message(vector: SparseVector) -> api.SparseVector:

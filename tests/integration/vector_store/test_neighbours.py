@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from vector_store.codec import unit
 from vector_store.errors import CollectionMissing
 from vector_store.pipeline import pipelined
 from vector_store.retriever import Retriever
@@ -52,7 +53,7 @@ def test_without_a_document_only_the_query_itself_is_excluded(points, make_retri
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_dense_neighbours_are_the_exact_nearest(points, make_retriever, count):
-    vectors = np.stack([point.sentence / np.linalg.norm(point.sentence) for point in points])
+    vectors = np.stack([unit(point.sentence) for point in points])
     scores = vectors @ vectors.T
     for i, one in enumerate(points):
         for j, other in enumerate(points):

@@ -91,9 +91,9 @@ def test_a_switch_that_was_not_made_may_still_be_and_is_safe_to_repeat(
     request.actions.add().delete_alias.alias_name = alias
     created = request.actions.add().create_alias
     created.alias_name, created.collection_name = alias, b
-    client.collections.UpdateAliases(request)
+    client.call(client.collections.UpdateAliases, request, 10)
     assert promote(client, impatient, alias, b) == Version(alias, b, a)
-    client.collections.UpdateAliases(request)
+    client.call(client.collections.UpdateAliases, request, 10)
     assert rollback(client, impatient, alias) == Version(alias, a, None)
 
 

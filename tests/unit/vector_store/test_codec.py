@@ -13,6 +13,7 @@ from vector_store.codec import (
     pack_states,
     pack_vector,
     payload_of,
+    unit,
     unpack_states,
     unpack_vector,
 )
@@ -241,10 +242,22 @@ def test_decode_is_the_inverse_of_encode(manifest, make_point, changes, flat):
         assert np.array_equal(getattr(found, field), getattr(point, field))
     assert (found.sentence is None) == (point.sentence is None)
     if point.sentence is not None:
-        np.testing.assert_allclose(found.sentence, point.sentence / np.linalg.norm(point.sentence), rtol=1e-6)
+        np.testing.assert_allclose(found.sentence, point.sentence / np.linalg.norm(point.sentence), rtol=1e-3)
     np.testing.assert_allclose(found.vector, point.vector, atol=0.02)
     assert np.array_equal(found.keywords.indices, point.keywords.indices)
     assert np.array_equal(found.keywords.values, point.keywords.values)
+
+
+@pytest.mark.parametrize("length", [0.5, 0.9991, 1.0, 1.0009, 30.0])
+def test_a_copy_of_a_copy_has_the_same_sentence_vector(length):
+    generator = np.random.default_rng(0)
+    for dim in (2, 4, 384):
+        for _ in range(50):
+            vector = generator.normal(size=dim).astype(np.float32)
+            stored = unit((vector * length / np.linalg.norm(vector)).astype(np.float32))
+            assert np.array_equal(stored, stored.astype(np.float16))
+            assert np.array_equal(unit(stored), stored)
+            assert abs(np.linalg.norm(stored) - 1) < 1e-3
 
 
 def test_a_vector_that_the_store_leaves_out_is_decoded_as_empty_or_none(manifest, make_point):
