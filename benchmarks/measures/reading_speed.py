@@ -21,6 +21,7 @@ BATCH, BATCHES = 32, 8
 ROUNDS, QUICK_ROUNDS = 15, 3
 SAMPLE = 512
 TEACHER, ALONE, GLOBAL, READS = "teacher", "student alone", "+ global part", "+ global part and references"
+REPLICA = "+ global part and references of a replica"
 
 NOTE = (
     "Texts are snippets of 32 tokens at most, none of them stored. All contenders run in one process on the same cores, "
@@ -35,10 +36,14 @@ def measure(quick: bool, _folder: Path, adapted: Path, store: str) -> Part:
     snippets = load_snippets()
     texts = [one.row.text for one in (*snippets.heldout, *snippets.stored)]
     rounds, size = QUICK_ROUNDS if quick else ROUNDS, BATCH * BATCHES
-    with refbert.load(adapted, store, batch=BATCH) as reads, refbert.load(adapted, batch=BATCH) as corrected:
+    with (
+        refbert.load(adapted, store, batch=BATCH) as reads,
+        refbert.load(adapted, batch=BATCH) as corrected,
+        refbert.load(adapted, store, batch=BATCH, replica=True) as replica,
+    ):
         alone = refbert.load(adapted, batch=BATCH)
         alone.correction = None
-        readers = {ALONE: alone, GLOBAL: corrected, READS: reads}
+        readers = {ALONE: alone, GLOBAL: corrected, READS: reads, REPLICA: replica}
         contenders = {
             TEACHER: lambda turn: encode(teacher, texts[turn * size : (turn + 1) * size]),
             **{
@@ -66,13 +71,19 @@ def measure(quick: bool, _folder: Path, adapted: Path, store: str) -> Part:
     ]
     goals = [
         Goal("reading_throughput_over_teacher_embedded_store", median_ratio(taken[TEACHER], taken[READS]), 3.0, ">="),
+        Goal("reading_throughput_over_teacher_replica", median_ratio(taken[TEACHER], taken[REPLICA]), 5.0, ">="),
         Goal("reading_global_part_of_bare_student", median_ratio(taken[ALONE], taken[GLOBAL]), 0.9, ">="),
         Goal("reading_bytes_fewer_than_teacher", 4 * teacher.num_parameters / sum(files.values()), 5.0, ">="),
         Goal("reading_wire_bytes_per_reference", wire, 1200.0, "<="),
     ]
     if disk is not None:
         goals.append(Goal("reading_disk_bytes_per_reference", disk, 4000.0, "<="))
-    return Part(rows, goals, NOTE, {"files": files, "rungs": rungs, "batch": BATCH, "rounds": rounds})
+    return Part(
+        rows,
+        goals,
+        NOTE,
+        {"files": files, "rungs": rungs, "references": len(replica.source), "batch": BATCH, "rounds": rounds},
+    )
 
 
 def encode(teacher: Teacher, texts: list[str]) -> None:
