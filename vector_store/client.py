@@ -65,6 +65,9 @@ class Client:
         self._set_consistency(request)
         deadline = time.monotonic() + deadline_s
         pause_s = FIRST_PAUSE_S
+        said: grpc.RpcError | None = (
+            None  # why the store cannot, which an attempt that is cut off at the deadline does not say
+        )
         while True:
             left_s = deadline - time.monotonic()
             # Short enough for another attempt after a lost response, long enough for a slow write.
@@ -72,9 +75,10 @@ class Client:
             try:
                 return stub_method(request, timeout=attempt_s, metadata=self._metadata)
             except grpc.RpcError as error:
+                said = said if said and error.code() == grpc.StatusCode.DEADLINE_EXCEEDED else error
                 wait_s = max(pause_s * random.uniform(0.5, 1.0), _retry_after_s(error))
                 if not _is_transient(error) or time.monotonic() + wait_s >= deadline:
-                    raise self._error(error, request, deadline_s, self.silent()) from error
+                    raise self._error(said, request, deadline_s, self.silent()) from error
             time.sleep(wait_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 

@@ -71,6 +71,14 @@ def test_an_internal_error_that_stays_is_a_store_that_is_away_in_one_line(client
     assert DEAD_URL in str(caught.value)
 
 
+def test_a_last_attempt_that_is_cut_off_does_not_hide_what_the_store_said_before(client):
+    said, cut_off = Failure(grpc.StatusCode.INTERNAL, AWAY[2]), Failure(grpc.StatusCode.DEADLINE_EXCEEDED, "too late")
+    with pytest.raises(StoreUnavailable, match="consensus"):
+        client.call(stub(said, *[cut_off] * 99), api.CountPoints(), deadline_s=0.2)
+    with pytest.raises(StoreUnavailable, match="DEADLINE_EXCEEDED: too late"):
+        client.call(stub(*[cut_off] * 99), api.CountPoints(), deadline_s=0.2)
+
+
 @pytest.mark.parametrize("details", ["Service internal error: a bug", f"No space left on device; {AWAY[1]}"])
 def test_other_internal_errors_are_not_retried(client, details):
     method = stub(Failure(grpc.StatusCode.INTERNAL, details), "answer")
