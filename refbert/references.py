@@ -31,16 +31,10 @@ def document_keywords(token_ids: NDArray[np.int32], special_ids: Sequence[int], 
     return Keywords(unique, (counts * (config.bm25_k1 + 1) / (counts + saturation)).astype(np.float32))
 
 
-def query_keywords(token_ids: NDArray[np.int32], special_ids: Sequence[int]) -> Keywords:
-    """Give each distinct token of a query text the weight 1: BM25's query side."""
-    unique, _ = _term_counts(token_ids, special_ids)
-    return Keywords(unique, np.ones(len(unique), dtype=np.float32))
-
-
-def query_keywords_of_batch(
+def query_keywords(
     token_ids: NDArray[np.integer[Any]], mask: NDArray[np.bool_], special_ids: Sequence[int]
 ) -> list[Keywords]:
-    """Do the same for each of some padded texts, `token_ids` and `mask` (batch, tokens)."""
+    """Give each distinct token of padded texts, `token_ids` and `mask` (batch, tokens), the weight 1: BM25's query side."""
     rows, places = np.nonzero(mask & ~np.isin(token_ids, special_ids))
     unique = np.unique(rows << 32 | token_ids[rows, places])
     tokens = np.split((unique & 0xFFFFFFFF).astype(np.uint32), np.searchsorted(unique >> 32, range(1, len(token_ids))))

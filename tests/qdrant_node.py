@@ -24,7 +24,7 @@ import grpc
 from google.protobuf.message import Message
 from qdrant_client import grpc as api
 
-from tests.raw_channel import keyed_channel
+from tests.store_clients import keyed_channel
 from vector_store.codec import as_written
 from vector_store.server.process import embedded_server
 

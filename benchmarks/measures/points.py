@@ -172,8 +172,7 @@ class Synthetic:
         for first in range(0, num, CHUNK):
             size = min(CHUNK, num - first)
             sentences, token_ids, identifiers = self._drawn(self.num + first, size)
-            for row in range(size):
-                keywords = query_keywords(token_ids[row], ())
+            for row, keywords in enumerate(query_keywords(token_ids, np.ones(token_ids.shape, bool), ())):
                 found.append(
                     Query(
                         id=str(uuid.UUID(bytes=identifiers[row].tobytes())),

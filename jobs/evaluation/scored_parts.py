@@ -258,16 +258,13 @@ class ScoreAndWrite:
     def __init__(self, scoring: ScoringJob, attempts: Attempts) -> None:
         self.attempts = attempts
         with attempts.at_start("a worker"):
-            self._open(scoring)
-
-    def _open(self, scoring: ScoringJob) -> None:
-        predict = scoring.config.predict
-        device = set_up_worker(per_node(predict.num_workers), predict.gpus_per_worker)
-        config = scoring.config.model_copy(update={"store": patient_store(scoring.config.store)})
-        self.reader: Reader = open_reader(
-            config, scoring.folder, scoring.url, device, batch=predict.batch, version=scoring.version
-        )
-        self.scoring = scoring
+            predict = scoring.config.predict
+            device = set_up_worker(per_node(predict.num_workers), predict.gpus_per_worker)
+            config = scoring.config.model_copy(update={"store": patient_store(scoring.config.store)})
+            self.reader: Reader = open_reader(
+                config, scoring.folder, scoring.url, device, batch=predict.batch, version=scoring.version
+            )
+            self.scoring = scoring
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Score and write one part, unless it has been; returns its range and counts.

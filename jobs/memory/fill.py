@@ -80,30 +80,21 @@ class EncodeAndStore:
     ) -> None:
         self.attempts = attempts
         with attempts.at_start("an encoder"):
-            self._start(config, address, corpus, pending, corrected)
-
-    def _start(
-        self,
-        config: RunConfig,
-        address: MemoryAddress,
-        corpus: PreparedCorpus,
-        pending: NDArray[np.int64],
-        corrected: Path | None,
-    ) -> None:
-        device = set_up_worker(per_node(config.ingest.most_encoders), config.ingest.gpus_per_encoder)
-        config = config.model_copy(update={"store": address.of(config.store)})
-        self.teacher = load_teacher(config.teacher, device)
-        self.texts = reference_texts(self.teacher, address.manifest, config.references)
-        self.client = connect(config.store, address.url)
-        self.store = Store(self.client, config.store)
-        self.deleted = self.store.deleted_ids()
-        self.writer = self.store.writer()  # for the actor's life: each new thread would take a malloc arena of its own
-        self.projection = stored_projection(self.store, self.teacher)
-        self.student = corrected_student(config, corrected, self.client, device) if corrected else None
-        self.passages = PassageRows(corpus.table("train"))
-        self.distinct = corpus.distinct_rows()
-        self.pending, self.chunk_texts = pending, config.ingest.batch
-        self.encoding, self.storing = StageMetrics("encode"), StageMetrics("store")
+            device = set_up_worker(per_node(config.ingest.most_encoders), config.ingest.gpus_per_encoder)
+            config = config.model_copy(update={"store": address.of(config.store)})
+            self.teacher = load_teacher(config.teacher, device)
+            self.texts = reference_texts(self.teacher, address.manifest, config.references)
+            self.client = connect(config.store, address.url)
+            self.store = Store(self.client, config.store)
+            self.deleted = self.store.deleted_ids()
+            # For the actor's life: each new thread would take a malloc arena of its own.
+            self.writer = self.store.writer()
+            self.projection = stored_projection(self.store, self.teacher)
+            self.student = corrected_student(config, corrected, self.client, device) if corrected else None
+            self.passages = PassageRows(corpus.table("train"))
+            self.distinct = corpus.distinct_rows()
+            self.pending, self.chunk_texts = pending, config.ingest.batch
+            self.encoding, self.storing = StageMetrics("encode"), StageMetrics("store")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Store the chunk whose place among those to do is in the batch; return its number, outcomes and figures.

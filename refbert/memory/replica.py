@@ -20,7 +20,7 @@ from torch import Tensor
 
 from refbert.errors import InputError
 from refbert.memory.texts import ReferenceTexts
-from vector_store.codec import empty_neighbours
+from vector_store.codec import empty_neighbours, token_places
 from vector_store.schema import Choice, Neighbours, Parts, Query, Rung, StoredPoint, Text
 
 log = logging.getLogger(__name__)
@@ -145,11 +145,8 @@ class Replica:
         of, ranks = np.nonzero(there)  # a row's references come first: the one that is left out is its last
         chosen = rows[of, ranks]
         lengths = self._lengths[chosen]
-        ends = np.cumsum(lengths)
-        firsts = np.maximum.accumulate(np.where(ranks == 0, ends - lengths, 0))
-        among = np.arange(lengths.sum())
-        from_ = among - np.repeat(ends - lengths, lengths) + np.repeat(self._starts[chosen], lengths)
-        into = first + np.repeat(of, lengths), among - np.repeat(firsts, lengths)
+        into = first + np.repeat(of, lengths), token_places(ranks, lengths)
+        from_ = np.repeat(self._starts[chosen], lengths) + token_places(np.zeros_like(ranks), lengths)
         found.token_ids[into], found.ranks[into] = self._tokens[from_], np.repeat(ranks, lengths)
         found.scores[first + of, ranks] = scores[of, ranks]
         if found.vectors is not None:

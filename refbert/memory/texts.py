@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -19,7 +20,6 @@ from refbert.references import (
     WordTable,
     document_keywords,
     query_keywords,
-    query_keywords_of_batch,
     sentence_vector,
     word_table,
 )
@@ -87,18 +87,14 @@ class ReferenceTexts:
 
     def query(self, text: Text, token_ids: NDArray[np.int32], document: str | None) -> Query:
         """Build the look-up of a text; its own point never comes back, nor does its document's."""
-        return Query(
-            id=self.identifier(text),
-            keywords=_sparse(query_keywords(token_ids, self.special_ids)),
-            sentence=self._sentence(token_ids),
-            document=document if self.references.exclude_same_document else None,
-        )
+        ids = torch.from_numpy(token_ids.astype(np.int64))[None]
+        return self.queries([text], ids, torch.ones_like(ids), [document])[0]
 
     def queries(
         self, texts: Sequence[Text], ids: Tensor, mask: Tensor, documents: Sequence[str | None] | None = None
     ) -> list[Query]:
         """Build the look-ups of a tokenized batch; `ids` and `mask` (batch, tokens) are padded on the right."""
-        keywords = query_keywords_of_batch(ids.numpy(), mask.bool().numpy(), self.special_ids)
+        keywords = query_keywords(ids.numpy(), mask.bool().numpy(), self.special_ids)
         sentences = None if self.words is None else self.words(ids, mask).numpy()
         documents = documents if self.references.exclude_same_document else None
         return [

@@ -36,6 +36,7 @@ from refbert.student import RefBertForSequenceClassification, RefBertModel
 from refbert.student_config import RefBertConfig
 from refbert.teacher import load_teacher
 from tests.integration.jobs.in_process import compute_in_process, without_ray
+from tests.integration.jobs.untaught import save_untaught_student
 from vector_store.client import connect
 from vector_store.config import StoreConfig
 from vector_store.errors import CollectionMismatch, StoreUnavailable
@@ -64,15 +65,9 @@ def teacher(tiny_run):
 
 
 @pytest.fixture
-def student_folder(tiny_run, teacher, tmp_path):
+def student_folder(teacher, tmp_path):
     """A student that has learned nothing, without a word table."""
-    torch.manual_seed(0)
-    shape = tiny_run().student.model_copy(update={"reference_mode": "none"})
-    config = RefBertConfig(
-        vocab_size=len(teacher.tokenizer), dim=teacher.dim, reference_mode="none",
-        hidden_size=shape.hidden_size, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48,
-    )  # fmt: skip
-    save_student(tmp_path / "student", RefBertModel(config), teacher.tokenizer, text_tokens=16)
+    save_untaught_student(tmp_path / "student", teacher)
     return tmp_path / "student"
 
 

@@ -20,13 +20,12 @@ from jobs.memory.student_memory import open_reader, student_run
 from refbert.corpus import text_of
 from refbert.errors import InputError
 from refbert.exported import ExportedStudent, References
-from refbert.folder import load_model, save_student
+from refbert.folder import load_model
 from refbert.memory.batch import references_of
 from refbert.memory.version import publish_version, roll_back
-from refbert.student import RefBertModel
-from refbert.student_config import RefBertConfig
 from refbert.teacher import load_teacher
 from tests.integration.jobs.in_process import compute_in_process, without_ray
+from tests.integration.jobs.untaught import save_untaught_student
 from vector_store.client import connect
 from vector_store.errors import CollectionMismatch
 from vector_store.server.process import embedded_server
@@ -48,12 +47,7 @@ def adapted(tiny_run, tmp_path_factory):
             adapt={"landmarks": 50, "references": {"count": 4}},
         )  # fmt: skip
         teacher = load_teacher(config.teacher)
-        torch.manual_seed(0)
-        shape = RefBertConfig(
-            vocab_size=len(teacher.tokenizer), dim=teacher.dim, reference_mode="none",
-            hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48,
-        )  # fmt: skip
-        save_student(config.run_directory / "student", RefBertModel(shape), teacher.tokenizer, text_tokens=16)
+        save_untaught_student(config.run_directory / "student", teacher)
         adapt_job.run(config)
         yield config, url, teacher
 

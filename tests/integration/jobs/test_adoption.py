@@ -1,30 +1,26 @@
 """An index of the teacher's embeddings, written by Qdrant's client, becomes a memory; what is none is refused in one line."""
 
 import json
-import warnings
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-import torch
-from qdrant_client import QdrantClient, models
+from qdrant_client import models
 
 import refbert
 from jobs import adapt as adapt_job
 from jobs.memory.adoption import budgets, checked
 from jobs.memory.store import CLUSTER_STORE
 from refbert.errors import InputError
-from refbert.folder import CORRECTION, save_student
+from refbert.folder import CORRECTION
 from refbert.memory.texts import reference_id
-from refbert.student import RefBertModel
-from refbert.student_config import RefBertConfig
 from refbert.teacher import Teacher, load_teacher, tokenize
+from tests.integration.jobs.untaught import save_untaught_student
+from tests.store_clients import official_client
 from vector_store import foreign
 from vector_store.client import connect
 from vector_store.config import StoreConfig
 from vector_store.errors import CollectionMismatch, CollectionMissing, StoreUnavailable
 from vector_store.schema import Parts
-from vector_store.server.access import split, stored_key
 from vector_store.server.process import embedded_server
 from vector_store.store import Store
 from vector_store.writer import Writer
@@ -44,15 +40,8 @@ def teacher(tiny_run):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """A store, and Qdrant's official client of it."""
-    with embedded_server(tmp_path_factory.mktemp("adoption-store")) as url:
-        plain, directory = split(url)
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # a key without TLS
-            client = QdrantClient(
-                url=plain, grpc_port=urlsplit(plain).port, prefer_grpc=True, check_compatibility=False, timeout=30,
-                api_key=stored_key(directory),
-            )  # fmt: skip
+    with embedded_server(tmp_path_factory.mktemp("adoption-store")) as url, official_client(url) as client:
         yield client, url
-        client.close()
 
 
 @pytest.fixture
@@ -75,12 +64,7 @@ def run(home, tiny_run, teacher):
             adapt={"landmarks": 20, "references": {"count": 4}, "adopt": {"collection": "docs"} | adopt},
         )
         if not config.run_directory.exists():
-            torch.manual_seed(0)
-            shape = RefBertConfig(
-                vocab_size=len(teacher.tokenizer), dim=teacher.dim, reference_mode="none",
-                hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48,
-            )  # fmt: skip
-            save_student(config.run_directory / "student", RefBertModel(shape), teacher.tokenizer, text_tokens=16)
+            save_untaught_student(config.run_directory / "student", teacher)
         return config
 
     return make

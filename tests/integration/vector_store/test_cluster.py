@@ -1,6 +1,7 @@
 """The store's client, writer and reader on a cluster of nodes, some of which are away (tests/qdrant_node.py)."""
 
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -38,6 +39,18 @@ def config_of(cluster, **options):
 
 def queries_of(points):
     return [Query(point.id, point.keywords, point.sentence, point.document) for point in points]
+
+
+@contextmanager
+def without_node_1(open_cluster, manifest, points):
+    """A collection over three nodes without copies, of which one is dead."""
+    cluster = open_cluster(3)
+    config = config_of(cluster)
+    with connect(config, config.url) as client:
+        Store(client, config).ensure(manifest)
+        Store(client, config).upsert(points)
+        cluster.kill(1)
+        yield cluster, client, config, points
 
 
 def later(seconds, what, *arguments):
@@ -100,12 +113,7 @@ def test_calls_go_on_when_the_node_with_the_only_copy_is_back_within_the_deadlin
 
 
 def test_a_shard_that_stays_away_ends_calls_in_one_line_that_names_the_dead_node(open_cluster, manifest, make_points):
-    cluster, points = open_cluster(3), make_points(60)
-    config = config_of(cluster)
-    with connect(config, config.url) as client:
-        Store(client, config).ensure(manifest)
-        Store(client, config).upsert(points)
-        cluster.kill(1)
+    with without_node_1(open_cluster, manifest, make_points(60)) as (cluster, client, config, points):
         store = Store(client, config.model_copy(update={"write_deadline_s": 0.5}))
         store._manifest = manifest
         for call in (
@@ -119,12 +127,7 @@ def test_a_shard_that_stays_away_ends_calls_in_one_line_that_names_the_dead_node
 
 
 def test_a_look_up_without_a_shard_degrades_and_one_with_patience_waits(open_cluster, manifest, make_points):
-    cluster, points = open_cluster(3), make_points(60)
-    config = config_of(cluster)
-    with connect(config, config.url) as client:
-        Store(client, config).ensure(manifest)
-        Store(client, config).upsert(points)
-        cluster.kill(1)
+    with without_node_1(open_cluster, manifest, make_points(60)) as (cluster, client, config, points):
         assert Retriever(client, config, manifest, "keywords").neighbours(queries_of(points)).rungs == ["null"] * 60
         timer = later(0.5, cluster.start, 1)
         patient = Retriever(client, config, manifest, "keywords", patience_s=20)

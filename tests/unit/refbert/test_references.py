@@ -29,8 +29,13 @@ def test_a_document_weight_does_not_depend_on_other_texts():
 
 
 def test_a_query_has_each_distinct_token_once_without_special_tokens():
-    assert query_keywords(ids(9, 9, 3), SPECIAL).token_ids.tolist() == [3, 9]
-    assert query_keywords(ids(), SPECIAL).token_ids.tolist() == []
+    (one,) = query_keywords(ids(9, 9, 3)[None], np.ones((1, 5), bool), SPECIAL)
+    assert one.token_ids.tolist() == [3, 9]
+    (none,) = query_keywords(ids()[None], np.ones((1, 2), bool), SPECIAL)
+    assert none.token_ids.tolist() == []
+    padded = np.stack([ids(9, 9, 3), ids(5, 9, 9)])
+    mask = np.array([[True] * 5, [True, True, False, False, False]])
+    assert [each.token_ids.tolist() for each in query_keywords(padded, mask, SPECIAL)] == [[3, 9], [5]]
 
 
 def test_rare_tokens_weigh_most_in_a_sentence_vector():

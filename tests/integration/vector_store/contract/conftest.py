@@ -1,29 +1,16 @@
 """Contract of every Qdrant server, by official client and raw stubs; only the tests of shards depend on the server."""
 
-import os
-import warnings
-from urllib.parse import urlsplit
-
 import pytest
-from qdrant_client import QdrantClient, models
+from qdrant_client import models
 
 from tests.integration.vector_store.contract.collection import NAME, SPARSE, VECTORS
-from vector_store.server.access import split, stored_key
+from tests.store_clients import official_client
 
 
 @pytest.fixture
 def official(server_url):
-    url, directory = split(server_url)  # of an embedded one
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # a key without TLS
-        client = QdrantClient(
-            url=url,
-            grpc_port=urlsplit(url).port or 6334,
-            prefer_grpc=True,
-            check_compatibility=False,
-            api_key=stored_key(directory) if directory else os.environ.get("QDRANT_API_KEY"),
-        )
-    yield client
-    client.close()
+    with official_client(server_url) as client:
+        yield client
 
 
 @pytest.fixture

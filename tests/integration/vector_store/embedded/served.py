@@ -2,13 +2,11 @@
 
 from contextlib import contextmanager
 
-import grpc
 from qdrant_client import grpc as api
 
 from vector_store.client import connect
 from vector_store.config import StoreConfig
 from vector_store.schema import Query
-from vector_store.server.access import split, stored_key
 from vector_store.server.process import embedded_server
 from vector_store.store import Store
 
@@ -22,14 +20,6 @@ def create_plain(client, name):
     create = api.CreateCollection(collection_name=name)
     create.vectors_config.params.size, create.vectors_config.params.distance = 2, api.Distance.Dot
     client.call(client.collections.Create, create, 10)
-
-
-@contextmanager
-def raw_channel(url):
-    """A channel without a client, and the metadata with the directory's key that each call needs."""
-    plain, directory = split(url)
-    with grpc.insecure_channel(plain.removeprefix("http://")) as channel:
-        yield channel, (("api-key", stored_key(directory)),)
 
 
 @contextmanager

@@ -4,7 +4,8 @@ import grpc
 import pytest
 from qdrant_client import grpc as api
 
-from tests.integration.vector_store.embedded.served import create_plain, raw_channel
+from tests.integration.vector_store.embedded.served import create_plain
+from tests.store_clients import keyed_channel
 from vector_store.client import connect
 from vector_store.config import StoreConfig
 from vector_store.errors import StoreError
@@ -23,10 +24,10 @@ from vector_store.server.process import embedded_server
 def test_an_unsupported_call_is_unimplemented_by_name(tmp_path_factory, stub, method, request_):
     with (
         embedded_server(tmp_path_factory.getbasetemp() / "unimplemented") as url,
-        raw_channel(url) as (channel, key),
+        keyed_channel(url) as channel,
     ):
         with pytest.raises(grpc.RpcError) as caught:
-            getattr(stub(channel), method)(request_, timeout=10, metadata=key)
+            getattr(stub(channel), method)(request_, timeout=10)
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
         assert f"/{method} is not implemented by the embedded server" in caught.value.details()
 
@@ -51,12 +52,12 @@ def test_a_batch_with_a_write_that_is_not_implemented_writes_nothing(tmp_path_fa
 def test_reflection_is_off(tmp_path_factory):
     with (
         embedded_server(tmp_path_factory.getbasetemp() / "unimplemented") as url,
-        raw_channel(url) as (channel, key),
+        keyed_channel(url) as channel,
     ):
         for version in ("v1", "v1alpha"):
             ask = channel.stream_stream(f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo")
             with pytest.raises(grpc.RpcError) as caught:
-                list(ask(iter([b""]), timeout=10, metadata=key))
+                list(ask(iter([b""]), timeout=10))
             assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 

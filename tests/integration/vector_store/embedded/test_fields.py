@@ -8,7 +8,7 @@ import qdrant_edge as engine
 from qdrant_client import grpc as api
 
 from tests.integration.vector_store.embedded.served import create_plain
-from tests.raw_channel import keyed_channel
+from tests.store_clients import keyed_channel
 from vector_store.client import connect
 from vector_store.config import StoreConfig
 from vector_store.server import servicers, translate
@@ -34,6 +34,11 @@ def requests():
         )
         for name in sorted(name.rsplit("/", 1)[1] for name in names):
             yield service, name, by_name[1].methods_by_name[name].input_type
+
+
+EVERY_CALL = pytest.mark.parametrize(
+    ("service", "method", "request_"), [pytest.param(*each, id=f"{each[0]}.{each[1]}") for each in requests()]
+)
 
 
 def name_of(message):
@@ -70,6 +75,15 @@ def put(message, path):
         getattr(message, last.name).append(value)
     else:
         setattr(message, last.name, value)
+
+
+def holding(request, path):
+    """The message that has the field at the end of a way that was put."""
+    for field in path[:-1]:
+        holder = getattr(request, field.name)
+        is_map = field.message_type.GetOptions().map_entry
+        request = holder["a"] if is_map else holder[0] if field.is_repeated else holder
+    return request
 
 
 def added(message, field):
@@ -121,9 +135,7 @@ def test_every_request_has_a_table_of_its_fields_down_to_the_last_message():
         assert set(honoured) <= set(declared), f"{message} has no such field"
 
 
-@pytest.mark.parametrize(
-    ("service", "method", "request_"), [pytest.param(*each, id=f"{each[0]}.{each[1]}") for each in requests()]
-)
+@EVERY_CALL
 def test_a_field_that_is_not_honoured_is_refused_by_name_wherever_it_is_set(client, service, method, request_):
     call = getattr(getattr(client, service.lower()), method)
     for path in paths(request_):
@@ -138,9 +150,7 @@ def test_a_field_that_is_not_honoured_is_refused_by_name_wherever_it_is_set(clie
         assert details.startswith(f"{message}.{field.name} is not implemented by the embedded server")
 
 
-@pytest.mark.parametrize(
-    ("service", "method", "request_"), [pytest.param(*each, id=f"{each[0]}.{each[1]}") for each in requests()]
-)
+@EVERY_CALL
 def test_an_unknown_value_of_an_enum_is_refused_by_name_wherever_it_is_set(client, service, method, request_):
     call = getattr(getattr(client, service.lower()), method)
     for path in paths(request_):
@@ -149,12 +159,7 @@ def test_an_unknown_value_of_an_enum_is_refused_by_name_wherever_it_is_set(clien
             continue
         request = getattr(api, request_.name)()
         put(request, path[:-1]) if path[:-1] else None
-        message = request
-        for one in path[:-1]:
-            holder = getattr(message, one.name)
-            message = (
-                holder["a"] if one.message_type.GetOptions().map_entry else holder[0] if one.is_repeated else holder
-            )
+        message = holding(request, path)
         getattr(message, field.name).append(77) if field.is_repeated else setattr(message, field.name, 77)
         code, details = refusal(call, request)
         assert code == grpc.StatusCode.INVALID_ARGUMENT
@@ -208,10 +213,7 @@ def test_every_honoured_option_of_a_collection_reaches_the_engine():
     def config(path, is_set):
         request = api.CreateCollection()
         put(request, path)
-        one = request
-        for field in path[:-1]:
-            holder = getattr(one, field.name)
-            one = holder["a"] if field.message_type.GetOptions().map_entry else holder
+        one = holding(request, path)
         if not is_set:
             one.ClearField(path[-1].name)
         request.sparse_vectors_config.map["b"].SetInParent()  # a collection has a vector
@@ -243,10 +245,7 @@ def test_every_honoured_option_of_a_query_reaches_the_engine():
     def converted(path, is_set):
         request = api.QueryPoints()
         put(request, path)
-        one = request
-        for field in path[:-1]:
-            holder = getattr(one, field.name)
-            one = holder[0] if field.is_repeated else holder
+        one = holding(request, path)
         if not is_set:
             one.ClearField(path[-1].name)
         return repr(translate.query_request(request, kinds))
