@@ -28,11 +28,12 @@ if __name__ == "__main__":
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from jobs.config import RunConfig
-from jobs.corpus.prepared import REJECTED, prepare
+from jobs.corpus.prepared import REJECTED, PreparedCorpus, prepare
 from jobs.memory.adaptation import adapt
 from jobs.memory.adoption import Checked, adopt, checked
 from jobs.memory.corrected import corrected_student
@@ -75,6 +76,14 @@ def student_folder(config: RunConfig) -> Path:
 
 def run(config: RunConfig) -> None:
     """Fill the memory, adapt the student's answers to it, and say what that gained."""
+    adapted_to_texts(config)
+
+
+def adapted_to_texts(config: RunConfig, measured_on: PreparedCorpus | None = None) -> dict[str, Any]:
+    """Do what `run` does; return what it writes into adapted.json, empty where nothing was fitted.
+
+    The gain is measured on the held-out texts of another corpus, where one is given.
+    """
     options, folder, memory = config.adapt, student_folder(config), planned(config)
     config.run_directory.mkdir(parents=True, exist_ok=True)
     gain: dict[str, float] = {}
@@ -95,14 +104,14 @@ def run(config: RunConfig) -> None:
             store = Store(client, memory.store)
             if not options.refit and (version := version_name(store, name)):
                 log.info("new texts are read by version %s of %r", version, options.collection)
-                return
+                return {}
             scratch = config.run_directory / "adapt" / options.collection / name
             adapted = adapt(store, student, name, scratch, options, config.seed)
             save_correction(folder, adapted.correction)
-            if corpus:
-                gain = measured_gain(memory, client, teacher, student, adapted.correction, corpus, options.texts)
+            if asked := measured_on or corpus:
+                gain = measured_gain(memory, client, teacher, student, adapted.correction, asked, options.texts)
     left_out = {"alone": adapted.alone, "global": adapted.kriging.before, "references": adapted.kriging.after}
-    report = {
+    report: dict[str, Any] = {
         "student": name,
         "collection": options.collection,
         "version": adapted.correction.version,
@@ -118,6 +127,7 @@ def run(config: RunConfig) -> None:
         "references (%s)", name, adapted.correction.version, options.collection, adapted.references, shown["alone"],
         shown["global"], shown["references"], f"{gain['texts']:.0f} held-out texts" if gain else "stored texts, left out",
     )  # fmt: skip
+    return report
 
 
 def checked_collection(memory: RunConfig, url: str, teacher: Teacher) -> Checked:

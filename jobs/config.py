@@ -75,6 +75,9 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """The distillation loop."""
 
     steps: PositiveInt = Field(900, description="Optimizer steps, not micro-batches.")
+    start: str | None = None
+    """A student/ folder whose weights the training starts from, such as a general student's that is to learn a domain. Its
+    shape is to be the section `student`'s; without one the student starts as `student.initial` says."""
     num_workers: PositiveInt = 1
     min_workers: PositiveInt | None = None
     """Start, and go on after a failure, with as few where the cluster has no room for num_workers, and grow again when it
@@ -246,6 +249,16 @@ class AdaptConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
         return {**READING, **given} if isinstance(given, dict) else given
 
 
+class DemoConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """The domain that the demo's student has never seen, and is adapted to."""
+
+    corpus: CorpusConfig | None = Field(None, description="Its texts; without any, the demo ends at what it trained.")
+    shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.1, 0.3, 1.0)
+    """Of its texts, stored one after another: the growth curve."""
+    trained_steps: NonNegativeInt = 300
+    """Steps of a control: the same student trained on the domain's texts instead of reading them. 0: none."""
+
+
 class EvaluateConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """What the report measures."""
 
@@ -376,6 +389,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     task_stage: TaskStageConfig = TaskStageConfig()
     ablate: AblateConfig = AblateConfig()
     adapt: AdaptConfig = AdaptConfig()
+    demo: DemoConfig = DemoConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     serve: ServeConfig = ServeConfig()
     export: ExportConfig = ExportConfig()
@@ -477,11 +491,15 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     except ValidationError as error:
         mistakes = (_mistake(detail) for detail in error.errors(include_url=False))
         raise InputError(f"{file}: " + "; ".join(mistakes)) from None
-    folder = Path(config.teacher.model).expanduser()
-    if not folder.is_dir():  # a Hub id, or a package
-        return config
     # Workers have another current directory than who writes the path.
-    return config.model_copy(update={"teacher": config.teacher.model_copy(update={"model": str(folder.absolute())})})
+    sections: dict[str, Any] = {}
+    folder = Path(config.teacher.model).expanduser()
+    if folder.is_dir():  # else a Hub id, or a package
+        sections["teacher"] = config.teacher.model_copy(update={"model": str(folder.absolute())})
+    if config.train.start:
+        start = str(Path(config.train.start).expanduser().absolute())
+        sections["train"] = config.train.model_copy(update={"start": start})
+    return config.model_copy(update=sections) if sections else config
 
 
 def _set(tree: dict[str, Any], keys: list[str], value: Any, override: str) -> None:

@@ -2,6 +2,7 @@
 
     python jobs/distill.py                                    the quickstart, on this machine
     python jobs/distill.py RUN.yaml train.steps=2000 train.num_workers=2
+    python jobs/distill.py RUN.yaml name=mine corpus.path=mine.jsonl train.start=runs/quickstart/student   on with a student
     ray job submit -- python jobs/distill.py RUN.yaml         the same on a running cluster
 
 Fills the memory first where it lacks the corpus. Writes the run's directory: config.yaml, metrics.jsonl, TensorBoard
@@ -28,6 +29,7 @@ from jobs.memory.store import begun_memory, remember_memory, running_store
 from jobs.run.directory import is_complete
 from jobs.training.loop import distil
 from refbert.distillation import check_losses
+from refbert.folder import load_model
 from refbert.memory.texts import reference_texts
 from refbert.teacher import load_teacher
 
@@ -39,6 +41,8 @@ def run(config: RunConfig) -> None:
     if is_complete(config):
         log.info("run %r is complete: %s; give another name=... to train anew", config.name, config.run_directory)
         return
+    if config.train.start:
+        load_model(config.train.start)  # before the memory is filled for it
     with ExitStack() as stack:
         corpus = prepare(config)
         teacher = load_teacher(config.teacher)

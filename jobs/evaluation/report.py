@@ -27,6 +27,9 @@ CORRECTED = {
 }
 """How an adapted student answers, and controls of it."""
 
+GROWTH = ("alone", "global", "references")
+"""Of those, what the demo's growth curve shows."""
+
 COLOURS = {"nearest": "#2f6f9f", "null": "#b0b0b0", "random": "#d9a441", "teacher": "#444444"}
 COLOURS |= {"alone": COLOURS["null"], "global": "#5d9f6b", "references": COLOURS["nearest"], "cache": "#8a5a9e"}
 SPEED = {
@@ -214,6 +217,46 @@ def plot_size_and_latency(report: dict[str, Any], picture: Path) -> None:
     for axis in (size, latency):
         axis.invert_yaxis()
         axis.margins(x=0.15)
+    _save(figure, picture)
+
+
+def growth_rows(growth: dict[str, Any]) -> Rows:
+    """Return a row per size of the memory, and one of the student that was trained on the domain instead."""
+    trained = growth.get("trained")
+    return [
+        *(
+            (f"{step['references']} texts stored", *(f"{step['heldout'][name]:.3f}" for name in GROWTH))
+            for step in growth["steps"]
+        ),
+        *(
+            [(f"control: trained on them, {trained['steps']} steps", *(f"{trained[name]:.3f}" for name in GROWTH))]
+            if trained
+            else []
+        ),
+    ]
+
+
+def growth_table(growth: dict[str, Any]) -> Table:
+    """Return what a memory of a domain gives a student, as it grows: cosines to the teacher on its held-out texts."""
+    title = f"A domain that the student has never seen: cosine to the teacher on {growth['texts']} held-out texts"
+    return Table(title, ("memory", *(CORRECTED[name] for name in GROWTH)), growth_rows(growth))
+
+
+def plot_growth(growth: dict[str, Any], picture: Path) -> None:
+    """Draw the cosines over the number of stored texts."""
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    sizes = [step["references"] for step in growth["steps"]]
+    for name in GROWTH:
+        values = [step["heldout"][name] for step in growth["steps"]]
+        axes.plot(sizes, values, "o-", color=COLOURS[name], label=CORRECTED[name])
+    if trained := growth.get("trained"):
+        label = f"control: trained on them, {trained['steps']} steps"
+        axes.axhline(trained["alone"], color=COLOURS["random"], linestyle="--", label=label)
+    axes.set(xlabel="texts of the domain stored", ylabel="cosine to the teacher", xscale="log")
+    axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
+    axes.minorticks_off()
+    axes.legend(frameon=False, fontsize=8)
     _save(figure, picture)
 
 

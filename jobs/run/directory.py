@@ -16,7 +16,7 @@ from refbert.errors import InputError
 IDENTITY = ("seed", "corpus", "teacher", "references", "student", "loss")
 IDENTITY_OF_TRAINING = {
     "steps", "micro_batch", "global_batch", "learning_rate", "warmup_fraction", "weight_decay", "clip", "targets",
-    "precision",
+    "precision", "start",
 }  # fmt: skip
 """What the trained student depends on: changing it under the same name is refused. The rest may change between submissions:
 the number of workers, what they shard and how they wait. `micro_batch` may not: in-batch losses are over its rows."""

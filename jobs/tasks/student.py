@@ -30,16 +30,15 @@ from refbert.atomic import whole_file, write_whole
 from refbert.batch import moved
 from refbert.corpus import Text, text_length
 from refbert.distillation import Distiller, new_student
-from refbert.errors import InputError
 from refbert.fine_tuning import train_epochs
-from refbert.folder import load_model, save_student
+from refbert.folder import save_student, start_from
 from refbert.memory.reader import Reader
 from refbert.memory.retrieval import open_retriever
 from refbert.memory.texts import ReferenceTexts, reference_texts
 from refbert.precision import autocasts
 from refbert.sampler import BucketSampler
 from refbert.scores import score
-from refbert.student import RefBertForSequenceClassification, RefBertModel
+from refbert.student import RefBertForSequenceClassification
 from refbert.teacher import Teacher, load_teacher
 from vector_store.client import Client, connect
 from vector_store.store import Store
@@ -121,16 +120,7 @@ def starting_student(job: TaskStudentJob, teacher: Teacher) -> RefBertForSequenc
     fresh.config.label2id = {name: number for number, name in fresh.config.id2label.items()}
     if job.start is None:
         return fresh
-    start = load_model(job.start)
-    encoder = start if isinstance(start, RefBertModel) else start.encoder
-    ours, theirs = fresh.encoder.state_dict(), encoder.state_dict()
-    differing = [name for name in ours if name not in theirs or ours[name].shape != theirs[name].shape]
-    if differing or len(ours) != len(theirs):
-        raise InputError(
-            f"{job.start} is a student of another shape than this run's ({(differing or ['more weights'])[0]} differs); give "
-            "the student options that it was trained with"
-        )
-    fresh.encoder.load_state_dict(theirs)
+    start_from(fresh.encoder, job.start)
     return fresh
 
 

@@ -39,12 +39,13 @@ from refbert.batch import Batch, moved
 from refbert.config import LossConfig
 from refbert.distillation import Distiller, Targets, new_student
 from refbert.errors import InputError
-from refbert.folder import save_student
+from refbert.folder import save_student, start_from
 from refbert.memory.manifest import manifest_of
 from refbert.memory.retrieval import open_retriever
 from refbert.memory.texts import ReferenceTexts, reference_texts
 from refbert.precision import autocasts, has_fast_bf16
 from refbert.sampler import ShuffleSampler
+from refbert.student import RefBertForSequenceClassification, RefBertModel
 from refbert.teacher import Teacher, load_teacher
 from vector_store.client import connect
 from vector_store.store import Store
@@ -170,7 +171,7 @@ def train_worker(job: DistillJob) -> dict[str, float] | None:
         teacher: Teacher | None = load_teacher(config.teacher, device)
         assert teacher is not None
         reference_dim = job.address.manifest.dim if job.address else None
-        student = new_student(config.student, teacher, config.seed, reference_dim)
+        student = starting_student(config, teacher, reference_dim)
         frozen = {name: buffer.cpu().clone() for name, buffer in student.named_buffers()}  # bf16 would round them
         if train.precision == "bf16" and not has_fast_bf16(device) and rank == 0:
             log.warning("train.precision=bf16: this CPU emulates it, a hundred times slower than fp32; set fp32")
@@ -217,6 +218,18 @@ def train_worker(job: DistillJob) -> dict[str, float] | None:
         save(checkpoints, engine, stream, progress, job.corpus)
         checkpoints.wait()
         return metrics.summary(progress)
+
+
+def starting_student(
+    config: RunConfig, teacher: Teacher, reference_dim: int | None
+) -> RefBertModel | RefBertForSequenceClassification:
+    """Build the student with the weights that its training starts from: new ones, or those of `train.start`."""
+    if not config.train.start:
+        return new_student(config.student, teacher, config.seed, reference_dim)
+    shape = config.student.model_copy(update={"initial": "random"})  # which the start replaces
+    student = new_student(shape, teacher, config.seed, reference_dim)
+    start_from(student if isinstance(student, RefBertModel) else student.encoder, config.train.start)
+    return student
 
 
 @contextmanager

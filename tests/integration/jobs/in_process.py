@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from ray.train import ScalingConfig
 
@@ -31,6 +32,7 @@ def without_ray(patch: pytest.MonkeyPatch, store_url: str) -> None:
     patch.setattr(prepared, "_read_parts", read_parts)
     for room in (fill, scored_parts):
         patch.setattr(room, "per_node", lambda workers: workers)
+    patch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     patch.setenv(CLUSTER_STORE, store_url)
 
 

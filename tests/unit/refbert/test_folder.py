@@ -7,7 +7,7 @@ import torch
 import refbert
 from refbert import RefBertConfig, RefBertForSequenceClassification, RefBertModel
 from refbert.errors import InputError
-from refbert.folder import load_model, load_word_table, save_student, save_word_table
+from refbert.folder import load_model, load_word_table, save_student, save_word_table, start_from
 from refbert.references import word_table
 from refbert.teacher import load_tokenizer
 
@@ -44,3 +44,14 @@ def test_a_word_table_that_is_not_finite_is_neither_saved_nor_loaded(tiny_teache
     save_word_table(tmp_path / "student", table)
     with pytest.raises(InputError, match="asks for nothing"):
         load_word_table(tmp_path / "student")
+
+
+def test_a_student_starts_from_another_ones_weights_of_the_same_shape(tiny_teacher_path, tmp_path):
+    torch.manual_seed(0)
+    given = RefBertModel(RefBertConfig(**SHAPE))
+    save_student(tmp_path / "student", given, load_tokenizer(tiny_teacher_path))
+    started = RefBertModel(RefBertConfig(**SHAPE))
+    start_from(started, tmp_path / "student")
+    assert all(torch.equal(tensor, given.state_dict()[name]) for name, tensor in started.state_dict().items())
+    with pytest.raises(InputError, match="of another shape"):
+        start_from(RefBertModel(RefBertConfig(**SHAPE | {"num_hidden_layers": 2})), tmp_path / "student")

@@ -18,6 +18,12 @@ def test_the_packaged_snippets_are_complete_distinct_and_labelled_by_rating():
     assert all((row["label"] == "positive") == (row["rating"] > 0) for row in rows)
 
 
+def test_the_packaged_sentences_are_distinct_and_each_names_where_it_is_from():
+    rows = parquet.read_table(local_path("pypi:tatoeba-english")).to_pylist()
+    assert len({row["text"] for row in rows}) == len(rows) == 119_342
+    assert all(row["document"].isdecimal() for row in rows)
+
+
 def test_a_path_without_the_prefix_is_returned_unchanged():
     assert local_path("bert-base-uncased") == "bert-base-uncased"
 
