@@ -55,7 +55,8 @@ def plan(config: RunConfig) -> dict[str, str]:
     train = config.train
     return {
         "teacher": f"{config.teacher.model}, {teacher.num_parameters / 1e6:.2f} M parameters",
-        "student": f"{parameters / 1e6:.2f} M parameters, {teacher.num_parameters / parameters:.2f}x smaller",
+        "student": f"{parameters / 1e6:.2f} M parameters, {teacher.num_parameters / parameters:.2f}x fewer; "
+        f"{student.stored_bytes / 1e6:.1f} MB, {4 * teacher.num_parameters / student.stored_bytes:.2f}x smaller",
         "memory": memory_plan(sample, manifest),
         "store": shard_plan(config.store, manifest, sample.stored_bytes, sample.references),
         "look-up": lookup_plan(config, sample),

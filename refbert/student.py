@@ -80,6 +80,11 @@ class RefBertPreTrainedModel(PreTrainedModel):
         tables = (module.rows.numel() for module in self.modules() if isinstance(module, WordEmbedding))
         return sum(parameter.numel() for parameter in self.parameters()) + sum(tables)
 
+    @property
+    def stored_bytes(self) -> int:
+        """Return how many bytes these numbers take as they are kept: 4 for a parameter, 1 for one of a frozen table."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.state_dict().values())
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         spread = self.config.initializer_range

@@ -151,6 +151,8 @@ def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
             "layers": student.config.num_hidden_layers,
             "dim": student.config.hidden_size,
             "compression": teacher.num_parameters / parameters,
+            "bytes": student.stored_bytes,
+            "bytes_compression": 4 * teacher.num_parameters / student.stored_bytes,
         },
         "memory": memory,
         "run": {"hardware": hardware()},  # this worker's: it is the one that is timed

@@ -101,7 +101,7 @@ def test_show_prints_config_and_plan_and_starts_nothing(capsys):
     assert run_job(job_that(AssertionError("must not run")), ["--show", "train.steps=5"]) == 0
     printed = capsys.readouterr().out
     assert "steps: 5" in printed
-    assert "3.30 M parameters, 6.88x smaller" in printed
+    assert "6.30 M parameters, 3.61x fewer; 7.7 MB, 11.76x smaller" in printed
 
 
 def test_a_cause_is_found_behind_rays_wrappers():

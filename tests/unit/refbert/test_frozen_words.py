@@ -74,6 +74,9 @@ def test_a_saved_student_says_the_same_however_it_is_loaded(folder, student, tea
 def test_what_inference_needs_is_counted_with_the_table(student):
     learned = sum(parameter.numel() for parameter in student.parameters())
     assert student.num_stored == learned + 40 * student.config.vocab_size
+    assert (
+        student.stored_bytes == 4 * learned + (40 + 4) * student.config.vocab_size + 4
+    )  # a scale for each row, and the gain
 
 
 def test_without_a_width_the_table_is_as_wide_as_the_teacher_and_other_beginnings_are_refused(teacher):

@@ -18,7 +18,8 @@ def report() -> dict:
     }  # fmt: skip
     return {
         "teacher": {"name": "t", "params": 22_000_000, "layers": 6, "dim": 384},
-        "student": {"params": 11_000_000, "layers": 4, "dim": 312, "compression": 2.0},
+        "student": {"params": 11_000_000, "layers": 4, "dim": 312, "compression": 2.0,
+                    "bytes": 11_000_000, "bytes_compression": 8.0},
         "memory": {
             "points": 5, "bytes": 10**6, "criterion": "keywords", "tokens": 32, "dim": 384, "datatype": "float16",
             "url_kind": "embedded", "references_per_text": 1,
@@ -48,7 +49,7 @@ def test_report_files_are_written_with_their_figures(tmp_path, report):
     for picture in ("loss.png", "fidelity.png", "size_latency.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
         assert f"]({picture})" in text
-    assert "2.00x smaller" in text
+    assert "2.00x fewer, 11.0 MB, 8.00x smaller" in text
     assert "0.4321" in text
     assert "3.00x" in text
 
@@ -85,7 +86,7 @@ def test_model_card_has_the_reports_figures_and_no_license_of_its_own(report):
     assert front["base_model"] == "t"
     for fact in (
         "0.4321",
-        "2.00x smaller",
+        "2.00x fewer",
         "`abcdef`",
         "3.0e-06",
         "0.9987",
