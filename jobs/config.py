@@ -317,7 +317,7 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """Answer a text that is stored with its teacher's own vector, where references correct answers."""
     replica_rows: NonNegativeInt = 0
     """Where references correct answers and there are at most so many, each replica of the service keeps a copy of them in its
-    own process (2.5 kB each at 384 dimensions), and asks no store; more are looked up in the store. 0: always the store."""
+    own process (3.5 kB each at 384 dimensions), and asks no store; more are looked up in the store. 0: always the store."""
     request_log: bool = Field(False, description="One JSON line per request; never with texts.")
     tracing: bool = Field(False, description="OpenTelemetry spans, exported as the process's tracer provider says.")
 

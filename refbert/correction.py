@@ -70,6 +70,13 @@ class References(NamedTuple):
     words: Tensor
 
 
+class KeyedReferences(NamedTuple):
+    """The same, where a reference's key was computed before: `keys` (batch, count, key_dim), and `residuals`."""
+
+    keys: Tensor
+    residuals: Tensor
+
+
 @dataclass(frozen=True)
 class Correction:
     """A version's correction of the student with this fingerprint. `count` references are read, none where it is 0.
@@ -85,7 +92,9 @@ class Correction:
     count: int
     reading: dict[str, Any] = field(default_factory=dict)
 
-    def answer(self, student: Tensor, words: Tensor, references: References | None = None) -> Corrected:
+    def answer(
+        self, student: Tensor, words: Tensor, references: References | KeyedReferences | None = None
+    ) -> Corrected:
         """Correct the student's vectors (batch, dim) of texts with these word vectors (batch, words_dim)."""
         base, key = self.part(student, words)
         norm = self.part.teacher_norm
@@ -93,13 +102,17 @@ class Correction:
             ones = base.new_ones(len(base))
             return Corrected(base * norm, base.new_zeros(len(base), 0), -ones, ones)
         there = references.residuals[:, :, 0].isfinite()
-        vectors, residuals, near = references
-        if not bool(there.all()):  # three passes over everything, which most batches do not need
-            vectors, residuals, near = (torch.where(there[:, :, None], column, 0.0) for column in references)
-        keys = self.part.key((vectors - residuals) / norm, near)
+        if not bool(there.all()):  # passes over everything, which most batches do not need
+            references = type(references)(*(torch.where(there[:, :, None], column, 0.0) for column in references))
+        keys, residuals = self.keyed(references) if isinstance(references, References) else references
         weights, variance = kriging_weights(key, keys, there, self.tau, self.noise)
         cosines = torch.where(there, (keys @ key[:, :, None]).squeeze(-1), -1.0)
         return Corrected(corrected(base * norm, residuals, weights), weights, cosines.amax(1), variance)
+
+    def keyed(self, references: References) -> KeyedReferences:
+        """Compute the keys of references."""
+        said = (references.vectors - references.residuals) / self.part.teacher_norm
+        return KeyedReferences(self.part.key(said, references.words), references.residuals)
 
     def to_bytes(self) -> bytes:
         """The bytes that `from_bytes` reads: safetensors, with everything but tensors in its header."""

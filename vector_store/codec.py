@@ -256,7 +256,7 @@ def decode_parts(
 
     A residual that a point does not have is None. InvalidPoint where one is not packed as the manifest says.
     """
-    decoded: list[StoredPoint] = []
+    decoded: list[tuple[str, NDArray[np.float16], NDArray[np.int32], Text | None]] = []
     residual = f"{RESIDUAL}{read.residual_of}" if read.residual_of is not None else None
     packed: dict[str, list[bytes | None]] = {
         key: [] for key in ((VECTOR,) if read.vector else ()) + ((residual,) if residual else ())
@@ -284,18 +284,21 @@ def decode_parts(
                 "this package: write it again or delete it"
             ) from error
         text = _text(payload) if read.text and TEXT in payload else None
-        decoded.append(StoredPoint(point.id.uuid, states, token_ids, text))
-    for key, column in packed.items():
-        there = [row for row, content in enumerate(column) if content is not None]
-        unpacked = _unpack_vectors(
-            [content for content in column if content is not None], manifest.encoder_dim, manifest.vector_datatype
-        )
-        name = "residual" if key == residual else "vector"
-        for row, vector in zip(there, unpacked, strict=True):
-            decoded[row] = decoded[row]._replace(
-                **{name: vector.copy()}
-            )  # not a view: it would keep all of them in memory
-    return decoded
+        decoded.append((point.id.uuid, states, token_ids, text))
+    absent: list[NDArray[np.float32] | None] = [None] * len(decoded)
+    unpacked = {key: _each_unpacked(column, manifest) for key, column in packed.items()}
+    vectors, residuals = unpacked.get(VECTOR, absent), unpacked.get(residual or "", absent)
+    return [
+        StoredPoint(*parts, vector, lacks) for parts, vector, lacks in zip(decoded, vectors, residuals, strict=True)
+    ]
+
+
+def _each_unpacked(column: Sequence[bytes | None], manifest: Manifest) -> list[NDArray[np.float32] | None]:
+    """Unpack the vectors of a column at once; None stays None."""
+    there = [content for content in column if content is not None]
+    unpacked = iter(_unpack_vectors(there, manifest.encoder_dim, manifest.vector_datatype))
+    # Not views: one would keep all of them in memory.
+    return [None if content is None else next(unpacked).copy() for content in column]
 
 
 def fill(

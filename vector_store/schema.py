@@ -8,6 +8,7 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -221,4 +222,9 @@ def point_id(fingerprint: str, texts: Sequence[str]) -> str:
     `texts` are normalised: one for a single text, two for a pair.
     """
     name = json.dumps(list(texts), ensure_ascii=False)
-    return str(uuid.uuid5(uuid.uuid5(uuid.NAMESPACE_URL, fingerprint), name))
+    return str(uuid.uuid5(_namespace(fingerprint), name))
+
+
+@lru_cache(maxsize=16)
+def _namespace(fingerprint: str) -> uuid.UUID:
+    return uuid.uuid5(uuid.NAMESPACE_URL, fingerprint)

@@ -121,7 +121,7 @@ def beside_version(
         version.store,
         version.references,
         version.parts(text),
-        replica,
+        version.correction if replica else None,
     )
     reader.correction = on(student.model.device, version.correction)
     reader.own_answers = own_answers

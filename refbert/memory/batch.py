@@ -1,12 +1,14 @@
 """Tokens and found neighbours become the batch that a student reads."""
 
+from dataclasses import dataclass, field
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from refbert.batch import Batch
-from refbert.correction import References
+from refbert.correction import KeyedReferences, References
 from refbert.words import WordVectors
 from vector_store.schema import Neighbours
 
@@ -40,6 +42,13 @@ def student_batch(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class KeyedNeighbours(Neighbours):
+    """Neighbours that bring the `keys` (batch, count, key_dim) that a correction weighs them by; NaN where there is none."""
+
+    keys: NDArray[np.float32] = field(kw_only=True)
+
+
 def references_of(found: Neighbours, words: WordVectors) -> References:
     """Put found vectors and residuals, (batch, count, dim), and the vectors of their words where a correction reads them."""
     assert found.vectors is not None
@@ -52,6 +61,12 @@ def references_of(found: Neighbours, words: WordVectors) -> References:
     vectors, residuals = (torch.from_numpy(column).to(device) for column in (found.vectors, found.residuals))
     near = words.of_flat(token_ids.to(device), of.to(device), batch * count)
     return References(vectors, residuals, near.view(batch, count, -1))
+
+
+def keyed_references(found: KeyedNeighbours, words: WordVectors) -> KeyedReferences:
+    """Put found keys and residuals where a correction reads them."""
+    assert found.residuals is not None
+    return KeyedReferences(*(torch.from_numpy(column).to(words.device) for column in (found.keys, found.residuals)))
 
 
 def _spans(found: Neighbours, seen: NDArray[np.bool_]) -> Tensor:

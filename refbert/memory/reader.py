@@ -26,10 +26,10 @@ from transformers import PreTrainedTokenizerBase
 from refbert.batch import Batch, moved
 from refbert.config import ReferenceConfig
 from refbert.corpus import Text, by_length, normalise
-from refbert.correction import Corrected, Correction
+from refbert.correction import Corrected, Correction, KeyedReferences, References
 from refbert.errors import InputError, UnavailableError
 from refbert.folder import CORRECTION, fingerprint, load_correction, load_model, load_word_table
-from refbert.memory.batch import references_of, student_batch
+from refbert.memory.batch import KeyedNeighbours, keyed_references, references_of, student_batch
 from refbert.memory.manifest import trained_manifest, trained_references
 from refbert.memory.retrieval import NeighbourSource, open_retriever
 from refbert.memory.texts import ReferenceTexts
@@ -226,7 +226,11 @@ class Reader:
             return self.model(**self.inputs(tokens, found).student_inputs(), **options), None
         output = self.model(**self.inputs(tokens, None).student_inputs(), **options)
         mine = self.words(tokens.input_ids.to(self.model.device), tokens.mask.to(self.model.device))
-        near = None if found is None or found.residuals is None else references_of(found, self.words)
+        near: References | KeyedReferences | None = None
+        if isinstance(found, KeyedNeighbours):
+            near = keyed_references(found, self.words)
+        elif found is not None and found.residuals is not None:
+            near = references_of(found, self.words)
         corrected = self.correction.answer(output.sentence_embedding.float(), mine, near)
         if found is not None and found.own is not None:
             corrected = corrected.where_stored(torch.from_numpy(found.own).to(self.model.device))
@@ -293,8 +297,9 @@ def load(
             version = current_version(client, store, correction.student)
             correction, read = version.correction, version.parts()
             look_up = open_look_up(
-                path, version.manifest, tokenizer, client, version.store, version.references, read, replica
-            )
+                path, version.manifest, tokenizer, client, version.store, version.references, read,
+                correction if replica else None,
+            )  # fmt: skip
         else:
             assert manifest is not None
             assert options is not None
@@ -335,16 +340,19 @@ def open_look_up(
     store: StoreConfig,
     references: ReferenceConfig,
     read: Parts = STATES_ALONE,
-    replica: bool = False,
+    copied_for: Correction | None = None,
 ) -> tuple[ReferenceTexts, NeighbourSource]:
-    """Open the query builder and the neighbour source of a student; a `replica` reads the whole memory now."""
+    """Open the query builder and the neighbour source of a student.
+
+    `copied_for` its correction, the source is a replica, which reads the whole memory now.
+    """
     table = load_word_table(folder) if manifest.dense_index else None
     texts = ReferenceTexts(manifest, references, tokenizer, table)
-    if replica:
+    if copied_for:
         from refbert.memory.replica import Replica
         from vector_store.store import Store
 
-        return texts, Replica(texts, Store(client, store).read(read), read)
+        return texts, Replica(texts, copied_for, Store(client, store).read(read), read)
     return texts, open_retriever(client, store, texts, references.criterion, read)
 
 

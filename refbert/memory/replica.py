@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from refbert.correction import Correction, References
 from refbert.errors import InputError
+from refbert.memory.batch import KeyedNeighbours
 from refbert.memory.texts import ReferenceTexts
 from vector_store.codec import empty_neighbours, token_places
 from vector_store.schema import Choice, Neighbours, Parts, Query, Rung, StoredPoint, Text
@@ -33,13 +36,16 @@ HNSW_LINKS, HNSW_BUILT, HNSW_SEARCHED = 32, 100, 96
 
 
 class Replica:
-    """A neighbour source: the `texts.references.count` references nearest to each query's words.
+    """A neighbour source: the `texts.references.count` references nearest to each query's words, with their keys.
 
-    `pages` are all the references of a version, as `Store.read` yields them with `read`. Threads may share it. Raises
-    InputError where the memory is not asked by its words alone.
+    A reference's key does not change within a version, so it is computed once, by the version's `correction`. `pages` are all
+    the references of that version, as `Store.read` yields them with `read`. Threads may share it. Raises InputError where the
+    memory is not asked by its words alone.
     """
 
-    def __init__(self, texts: ReferenceTexts, pages: Iterable[Sequence[StoredPoint]], read: Parts) -> None:
+    def __init__(
+        self, texts: ReferenceTexts, correction: Correction, pages: Iterable[Sequence[StoredPoint]], read: Parts
+    ) -> None:
         references, self._manifest = texts.references, texts.manifest
         if references.criterion != "dense" or read.states or texts.words is None:
             raise InputError(
@@ -56,7 +62,7 @@ class Replica:
         self._ids: list[str] = []
         self._texts: list[Text | None] = []
         tokens: list[NDArray[np.int32]] = []
-        words, vectors, residuals = [], [], []
+        words, vectors, residuals, keys = [], [], [], []
         for page in pages:
             if not page:
                 continue
@@ -68,8 +74,14 @@ class Replica:
             words.append(texts.words.of_flat(flat, torch.arange(len(page)).repeat_interleave(lengths), len(page)))
             vectors.append(self._column(point.vector for point in page))
             residuals.append(self._column(point.residual for point in page))
-        nothing = np.empty((0, self._manifest.encoder_dim), np.float16)
-        self._vectors, self._residuals = (np.concatenate([nothing, *column]) for column in (vectors, residuals))
+            said, lacks = (torch.from_numpy(column[-1]).float() for column in (vectors, residuals))
+            of_page = References(said, lacks, words[-1])
+            keys.append(correction.keyed(of_page).keys.half().numpy())
+        dim, key_dim = self._manifest.encoder_dim, correction.part.landmarks.shape[1]
+        self._vectors, self._residuals, self._keys = (
+            np.concatenate([np.empty((0, width), np.float16), *column])
+            for width, column in ((dim, vectors), (dim, residuals), (key_dim, keys))
+        )
         self._lengths = np.array([len(some) for some in tokens], np.int64)
         self._starts = np.cumsum(self._lengths) - self._lengths
         self._tokens = np.concatenate([np.empty(0, np.int32), *tokens])
@@ -88,7 +100,7 @@ class Replica:
     def neighbours(self, queries: Sequence[Query]) -> Neighbours:
         """Find the nearest references of each query, itself left out."""
         started_s = time.monotonic()
-        found = empty_neighbours(len(queries), self._manifest, self._count, self._read)
+        found = self._empty(len(queries))
         if queries and self._ids:
             asked = torch.from_numpy(np.stack([query.sentence for query in queries if query.sentence is not None]))
             own = np.array([self._row_of.get(query.id, -1) for query in queries])
@@ -116,7 +128,7 @@ class Replica:
         self, choices: Sequence[Sequence[Choice]], own_ids: Sequence[str] = ()
     ) -> tuple[Neighbours, Neighbours]:
         """Return the references that were chosen earlier and are still there, and what is stored under `own_ids`."""
-        found = empty_neighbours(len(choices), self._manifest, self._count, self._read)
+        found = self._empty(len(choices))
         for row, chosen in enumerate(choices):
             there = [(self._row_of[choice.id], choice.score) for choice in chosen if choice.id in self._row_of]
             if there:
@@ -124,6 +136,13 @@ class Replica:
                 self._fill(found, rows, scores, np.array([-1]), first=row)
         found.rungs[:] = ["live"] * len(choices)
         return found, self._stored(own_ids)
+
+    def _empty(self, batch: int) -> KeyedNeighbours:
+        empty = empty_neighbours(batch, self._manifest, self._count, self._read)
+        return KeyedNeighbours(
+            **{each.name: getattr(empty, each.name) for each in fields(empty)},
+            keys=np.full((batch, self._count, self._keys.shape[1]), np.nan, np.float32),
+        )
 
     def _column(self, vectors: Iterable[NDArray[np.float32] | None]) -> NDArray[np.float16]:
         missing = np.full(self._manifest.encoder_dim, np.nan, np.float16)  # of a reference without a residual yet
@@ -153,6 +172,8 @@ class Replica:
             found.vectors[first + of, ranks] = self._vectors[chosen]
         if found.residuals is not None:
             found.residuals[first + of, ranks] = self._residuals[chosen]
+        if isinstance(found, KeyedNeighbours):
+            found.keys[first + of, ranks] = self._keys[chosen]
         for row, places in enumerate(rows.tolist()):
             kept = [place for place, is_there in zip(places, there[row].tolist(), strict=True) if is_there]
             found.ids[first + row] = [self._ids[place] for place in kept]

@@ -27,6 +27,11 @@ from refbert.teacher import Teacher, Tokens, tokenize
 from refbert.words import WordVectors
 from vector_store.schema import Manifest, Point, Query, SparseVector, parts, point_id
 
+WITHOUT_KEYWORDS = ("dense", "random", "none")
+"""Criteria that do not ask for a text's keywords."""
+
+NO_KEYWORDS = SparseVector(np.empty(0, np.uint32), np.empty(0, np.float32))
+
 
 def reference_id(fingerprint: str, text: Text) -> str:
     """Id of a text's point, or of a pair's, whoever stores it: of its teacher and its normalised form."""
@@ -94,13 +99,15 @@ class ReferenceTexts:
         self, texts: Sequence[Text], ids: Tensor, mask: Tensor, documents: Sequence[str | None] | None = None
     ) -> list[Query]:
         """Build the look-ups of a tokenized batch; `ids` and `mask` (batch, tokens) are padded on the right."""
-        keywords = query_keywords(ids.numpy(), mask.bool().numpy(), self.special_ids)
+        keywords = None
+        if self.references.criterion not in WITHOUT_KEYWORDS:
+            keywords = query_keywords(ids.numpy(), mask.bool().numpy(), self.special_ids)
         sentences = None if self.words is None else self.words(ids, mask).numpy()
         documents = documents if self.references.exclude_same_document else None
         return [
             Query(
                 id=self.identifier(text),
-                keywords=_sparse(keywords[row]),
+                keywords=NO_KEYWORDS if keywords is None else _sparse(keywords[row]),
                 sentence=None if sentences is None else sentences[row],
                 document=documents[row] if documents else None,
             )
