@@ -10,12 +10,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 
-from qdrant_client import grpc as api
-
 from vector_store.client import Client
 from vector_store.codec import as_bytes, as_text
 from vector_store.config import StoreConfig
 from vector_store.errors import InvalidPoint
+from vector_store.protocol import api
 
 FIRST_POINT = str(uuid.UUID(int=1 << 64))
 """Every point that is no blob has this id or a later one."""

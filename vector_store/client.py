@@ -13,7 +13,6 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 import grpc
-from qdrant_client import grpc as api
 
 from vector_store.config import EMBEDDED, StoreConfig, nodes_in
 from vector_store.errors import (
@@ -24,6 +23,7 @@ from vector_store.errors import (
     StoreUnavailable,
 )
 from vector_store.nodes import Nodes, compresses_unasked, first_node, is_away
+from vector_store.protocol import api
 from vector_store.server.access import split, stored_key
 
 FIRST_PAUSE_S = 0.05

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pybase64
 from numpy.typing import NDArray
-from qdrant_client import grpc as api
 
 from vector_store.config import Datatype
 from vector_store.errors import InvalidPoint
+from vector_store.protocol import api
 from vector_store.schema import (
     KEYWORDS,
     SENTENCE,

@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from qdrant_client import grpc as api
 
 from vector_store.codec import STATES, VECTOR, as_bytes, as_text, decode, pack_vector, unpack_states
 from vector_store.errors import CollectionMismatch
+from vector_store.protocol import api
 from vector_store.schema import FORMAT_VERSION, UNPROJECTED, Manifest, Point
 from vector_store.store import Store
 

@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from heapq import merge
 from itertools import groupby, islice
 
-from qdrant_client import grpc as api
-
 from vector_store.client import Client
 from vector_store.codec import as_written
 from vector_store.config import StoreConfig
 from vector_store.errors import StoreUnavailable
+from vector_store.protocol import api
 from vector_store.store import Store, payload_fields, scroll
 
 NUM_SHOWN = 10

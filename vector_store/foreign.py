@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from qdrant_client import grpc as api
 
 from vector_store.client import Client
 from vector_store.errors import CollectionMismatch
+from vector_store.protocol import api
 from vector_store.schema import Manifest
 from vector_store.store import payload_fields, scroll
 

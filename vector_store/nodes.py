@@ -15,7 +15,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
-from qdrant_client import grpc as api
+
+from vector_store.protocol import api
 
 log = logging.getLogger(__name__)
 

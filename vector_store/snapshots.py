@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from qdrant_client import grpc as api
 from qdrant_client.http.api_client import SyncApis
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 from qdrant_client.http.models import SnapshotPriority
@@ -20,6 +19,7 @@ from qdrant_client.http.models import SnapshotPriority
 from vector_store.client import Client, is_loopback
 from vector_store.config import nodes_in
 from vector_store.errors import StoreError, StoreUnavailable
+from vector_store.protocol import api
 
 LEAVING_S = 10.0
 """Longest wait for the server of a directory to end: about three seconds after its last user, such as the previous command."""

@@ -15,7 +15,6 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from qdrant_client import grpc as api
 
 from vector_store.blobs import (
     FIRST_POINT,
@@ -46,6 +45,7 @@ from vector_store.codec import (
 )
 from vector_store.config import StoreConfig
 from vector_store.errors import CollectionExists, CollectionMismatch, InvalidPoint, StoreError, StoreUnavailable
+from vector_store.protocol import api
 from vector_store.schema import FORMAT_VERSION, KEYWORDS, SENTENCE, Manifest, Neighbours, Parts, Point, StoredPoint
 from vector_store.writer import Writer
 

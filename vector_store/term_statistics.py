@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from qdrant_client import grpc as api
 
 from vector_store.blobs import FIRST_POINT
 from vector_store.client import Client
 from vector_store.config import StoreConfig
+from vector_store.protocol import api
 from vector_store.schema import KEYWORDS, SparseVector
 from vector_store.store import Store, pinned, scroll
 

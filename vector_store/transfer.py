@@ -19,11 +19,11 @@ import numpy as np
 from google.protobuf import json_format
 from numpy.typing import NDArray
 from pydantic import BaseModel, NonNegativeInt, ValidationError
-from qdrant_client import grpc as api
 
 from vector_store.atomic import DRAFT, publish, write_whole
 from vector_store.codec import check, decode, pack_vector, packed_states, unpack_states, unpack_vector
 from vector_store.errors import CollectionMismatch, InvalidPoint, StoreError
+from vector_store.protocol import api
 from vector_store.schema import Manifest, Point, SparseVector, parts
 from vector_store.store import DELETED, Store
 from vector_store.versions import PREVIOUS_OF

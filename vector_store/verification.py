@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from qdrant_client import grpc as api
 
 from vector_store.codec import check, decode
 from vector_store.errors import MISSING_POINTS, InvalidPoint
+from vector_store.protocol import api
 from vector_store.schema import Manifest, parts, point_id
 from vector_store.store import Store
 

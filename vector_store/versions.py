@@ -6,11 +6,10 @@ roll back. Knows nothing of points.
 
 from typing import NamedTuple
 
-from qdrant_client import grpc as api
-
 from vector_store.client import Client
 from vector_store.config import StoreConfig
 from vector_store.errors import CollectionMismatch, CollectionMissing, StoreError, StoreUnavailable
+from vector_store.protocol import api
 from vector_store.schema import Manifest
 from vector_store.store import Store, aliases, collection_names, settle
 

@@ -10,12 +10,11 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Self
 
-from qdrant_client import grpc as api
-
 from vector_store.client import Client
 from vector_store.codec import check, encode
 from vector_store.config import StoreConfig
 from vector_store.errors import InvalidPoint
+from vector_store.protocol import api
 from vector_store.schema import Manifest, Point
 
 

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from qdrant_client import grpc as api
-
 from vector_store.client import Client, connect
 from vector_store.config import StoreConfig
+from vector_store.protocol import api
 from vector_store.schema import Manifest, Point
 from vector_store.server.process import embedded_server
 from vector_store.store import Store

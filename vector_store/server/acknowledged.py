@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from google.protobuf.message import Message
-from qdrant_client import grpc as api
+
+from vector_store.protocol import api
 
 log = logging.getLogger(__name__)
 

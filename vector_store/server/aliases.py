@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import grpc
-from qdrant_client import grpc as api
 
 from vector_store.atomic import write_whole
+from vector_store.protocol import api
 from vector_store.server.status import CollectionNotFoundError, DamagedError, StatusError, already_exists, invalid
 
 log = logging.getLogger(__name__)

@@ -27,11 +27,11 @@ from urllib.parse import quote, unquote
 import grpc
 from google.protobuf import json_format
 from google.protobuf.message import Message
-from qdrant_client import grpc as api
 from qdrant_edge import EdgeShard, UpdateOperation
 
 from vector_store.atomic import write_whole
 from vector_store.errors import MISSING_POINTS
+from vector_store.protocol import api
 from vector_store.server.acknowledged import Acknowledged, Expected, log_damage, log_files, most_changed
 from vector_store.server.aliases import Aliases
 from vector_store.server.files import (

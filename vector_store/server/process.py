@@ -108,8 +108,7 @@ class AlreadyServed(StoreError):  # noqa: N818
 
 def _serve_alone(root: Path, host: str, port: int, api_key: str | None, message_bytes: int, until_unused: bool) -> None:
     # Imported here, so that only the serving process loads the engine.
-    from qdrant_client import grpc as api
-
+    from vector_store.protocol import api
     from vector_store.server.catalogue import Catalogue
     from vector_store.server.index_build import keep_indexed
     from vector_store.server.interceptor import CallInterceptor, methods
@@ -294,7 +293,7 @@ def _answering_url(root: Path) -> str | None:
         socket.create_connection((host, int(port)), timeout=1.0).close()  # fails far sooner than gRPC
     except OSError:
         return None
-    from qdrant_client import grpc as api
+    from vector_store.protocol import api
 
     with grpc.insecure_channel(f"{host}:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:

@@ -10,7 +10,6 @@ from typing import TypeAlias
 
 import grpc
 from google.protobuf.message import Message
-from qdrant_client import grpc as api
 from qdrant_edge import (
     CountRequest,
     EdgeShard,
@@ -22,6 +21,7 @@ from qdrant_edge import (
     UpdateOperation,
 )
 
+from vector_store.protocol import api
 from vector_store.server import translate
 from vector_store.server.catalogue import Catalogue, Collection
 from vector_store.server.snapshots import Snapshots

@@ -19,11 +19,11 @@ from urllib.parse import quote
 
 import grpc
 from google.protobuf import json_format
-from qdrant_client import grpc as api
 from qdrant_edge import EdgeShard
 
 from vector_store.atomic import checksum, publish
 from vector_store.errors import StoreError
+from vector_store.protocol import api
 from vector_store.server.aliases import Aliases
 from vector_store.server.catalogue import Collection, folder_name, write_settings
 from vector_store.server.files import MARGIN_BYTES, SparseFileWriter, copy_bytes, folder_bytes, require_room

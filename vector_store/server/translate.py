@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import qdrant_edge as engine
 from google.protobuf.message import Message
-from qdrant_client import grpc as api
 
+from vector_store.protocol import api
 from vector_store.server.fields import OPTIMIZERS
 from vector_store.server.status import invalid, unimplemented
 

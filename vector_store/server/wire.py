@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from google.protobuf.message import Message
-from qdrant_client import grpc as api
 from qdrant_edge import Record, ScoredPoint
 
+from vector_store.protocol import api
 from vector_store.server import translate
 
 
