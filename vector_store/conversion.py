@@ -21,7 +21,7 @@ SMALL_VOCABULARY = 2**16
 
 
 def convert(old: Store, new: Store, vocabulary: int, advance: Callable[[int], object] = lambda num_points: None) -> int:
-    """Write the points of `old` that `new` does not have, and return how many; interrupted, it is simply run again.
+    """Write the points of `old` that `new` neither has nor had deleted, and return how many; interrupted, it is run again.
 
     `vocabulary` is the size of the encoder's vocabulary. CollectionMismatch where the old collection is of another format, or
     has no whole states; InvalidPoint at the first point that cannot be read.
@@ -33,8 +33,8 @@ def convert(old: Store, new: Store, vocabulary: int, advance: Callable[[int], ob
     written = 0
     for messages in old.raw_pages(manifest.bytes_per_point()):
         points = [_point(message, manifest) for message in messages]
-        known = new.existing([point.id for point in points])
-        written += new.upsert([point for point in points if point.id not in known])
+        to_write = set(new.known([point.id for point in points]).new)
+        written += new.upsert([point for point in points if point.id in to_write])
         advance(len(points))
     return written
 

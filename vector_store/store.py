@@ -102,6 +102,17 @@ class IndexState(NamedTuple):
         )  # fmt: skip
 
 
+class Known(NamedTuple):
+    """Some ids by what the collection knows of them: those that are stored, those that were deleted, and the `new` ones.
+
+    What is stored again after its deletion is stored. New ones are in the order in which they were asked for, each once.
+    """
+
+    stored: set[str]
+    deleted: set[str]
+    new: list[str]
+
+
 class Store:
     """One collection, for those who write to it or administer it. The first call connects, not the constructor.
 
@@ -116,6 +127,7 @@ class Store:
         self._pinning = threading.Lock()
         self._manifest: Manifest | None = None
         self._parameters: api.CollectionParams | None = None
+        self._deleted: frozenset[str] | None = None
         self._ask_one_until_s = 0.0
 
     @property
@@ -273,6 +285,17 @@ class Store:
             for point in self._in_every_copy(get_points(self._name, ids[start : start + IDS_PER_CALL], ()))
         }
 
+    def known(self, ids: Sequence[str]) -> Known:
+        """Tell which of these a load is to store: the new ones, which are neither stored nor deleted.
+
+        Deleted ids are read once, by the first call, and again after a deletion or readmission through this store.
+        """
+        if self._deleted is None:
+            self._deleted = self.deleted_ids()
+        stored = self.existing(ids)
+        deleted = self._deleted.intersection(ids) - stored
+        return Known(stored, set(deleted), [each for each in dict.fromkeys(ids) if each not in stored | deleted])
+
     def parameters(self) -> api.CollectionParams:
         """How many shards and copies the collection has, and how many copies a write needs: fixed when it is created."""
         if self._parameters is None:
@@ -322,7 +345,7 @@ class Store:
 
     def delete_collection(self) -> bool:
         """Delete the collection with all its points; False where there was none. An alias is no collection, and stays."""
-        self._manifest = self._pinned = self._parameters = None
+        self._manifest = self._pinned = self._parameters = self._deleted = None
         name, deadline_s = self._config.collection, self._config.write_deadline_s
         existed = name in collection_names(self._client, deadline_s)  # a second attempt would answer that there is none
         settle(
@@ -362,11 +385,13 @@ class Store:
         """Add ids to those that a load does not store."""
         remembered = self.deleted_ids() | frozenset(ids)
         self.keep(DELETED, b"".join(sorted(uuid.UUID(identifier).bytes for identifier in remembered)))
+        self._deleted = None
 
     def readmit(self) -> int:
         """Forget which points were deleted, and return how many they were: the next load stores them again."""
         num_ids = len(self.deleted_ids())
         self.forget(DELETED)
+        self._deleted = None
         return num_ids
 
     def pages(self, page: int = 256, where: tuple[str, str] | None = None) -> Iterator[list[Point]]:

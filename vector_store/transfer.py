@@ -166,15 +166,14 @@ def import_points(store: Store, folder: Path, advance: Callable[[int], object] =
     export = read_export(folder)
     store.ensure(export.manifest)
     done = Import()
-    deleted = store.deleted_ids()
     for file in export.files:
         for points in _read(folder / file.name, file.rows, export.manifest):
-            known = store.existing([point.id for point in points])
-            gone = {point.id for point in points} & deleted - known
+            known = store.known([point.id for point in points])
+            new = set(known.new)
             done.num_read += len(points)
-            done.num_skipped += len(known)
-            done.num_deleted += len(gone)
-            done.num_written += store.upsert([point for point in points if point.id not in known | gone])
+            done.num_skipped += len(known.stored)
+            done.num_deleted += len(known.deleted)
+            done.num_written += store.upsert([point for point in points if point.id in new])
             advance(len(points))
     for name, content in _read_blobs(folder / BLOBS_FILE):
         if name != DELETED:

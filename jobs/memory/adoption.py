@@ -4,13 +4,11 @@
 
 Such an index is of whole texts, where a memory's teacher reads `teacher.tokens` of them, and often of unit length: then a
 vector says a direction only, and is stored at the teacher's mean length. What is stored already is passed over, so a killed
-adoption is simply run again. Every point is accounted for: read = written + skipped (stored before, or another point's text)
-+ rejected.
+adoption is simply run again; what was deleted from the memory is passed over, too, until it is readmitted. Every point is
+accounted for: read = written + skipped (stored before, deleted, or another point's text) + rejected.
 """
 
-import json
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +20,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from jobs.config import AdoptConfig
+from jobs.memory.accounting import letter, letter_of, row_account, say_deleted
 from jobs.memory.corrected import said_without_references
 from jobs.run.progress import progress
 from refbert.corpus import normalise
@@ -158,37 +157,33 @@ def adopt(
     New points get residuals of the `student`, as a version of the memory corrects it, where one is given. What is no text, or
     has no vector, goes to the file `rejected` with the reason.
     """
-    counts = Counter(dict.fromkeys(OUTCOMES, 0))
     store = Store(client, config)
     store.ensure(texts.manifest)
+    say_deleted(store)
     with (
+        row_account(OUTCOMES, rejected) as account,
         store.bulk_load(),
         store.writer() as writer,
-        open(rejected, "w", encoding="utf-8") as dead_letters,
         progress("adopt", found.vectors.points, "point") as update,
     ):
         for page in foreign_points(theirs, found.vectors, options.text_field, config.write_deadline_s):
             good: dict[str, ForeignPoint] = {}
+            letters = []
             for point in page:
                 if fault := _fault(point, found.vectors.dim):
-                    counts["rejected"] += 1
-                    dead_letters.write(json.dumps({"id": point.id, "reason": fault}) + "\n")
+                    letters.append(letter(fault, id=point.id))
                 else:
                     good.setdefault(texts.identifier(normalise(point.text or "")), point)
-            stored = store.existing(list(good))
-            new = {identifier: point for identifier, point in good.items() if identifier not in stored}
+            new = {identifier: good[identifier] for identifier in store.known(list(good)).new}
             writer.submit(points_of(new, found, texts, student))
             written, refused = writer.finish()
-            for rejection in refused:
-                dead_letters.write(json.dumps({"text": rejection.point.text, "reason": rejection.reason}) + "\n")
-            counts.update(read=len(page), written=written, rejected=len(refused))
-            counts["skipped"] = counts["read"] - counts["written"] - counts["rejected"]
-            update(len(page), **{name: counts[name] for name in OUTCOMES[1:]})
+            letters += map(letter_of, refused)
+            counts = {"read": len(page), "written": written, "rejected": len(letters)}
+            account.add({**counts, "skipped": len(page) - written - len(letters)}, "".join(letters))
+            update(len(page), **{name: account.counts[name] for name in OUTCOMES[1:]})
     publish_term_statistics(client, config)
-    log.info("adopted %s: %s", found.vectors.collection, ", ".join(f"{name} {counts[name]}" for name in OUTCOMES))
-    if counts["rejected"]:
-        log.warning("%d points rejected, with their reasons in %s", counts["rejected"], rejected)
-    return dict(counts)
+    log.info("adopted %s: %s", found.vectors.collection, account)
+    return dict(account.counts)
 
 
 def points_of(

@@ -6,11 +6,8 @@ deleted) + duplicate (repeats another row's text) + written + rejected (unreadab
 are published at the end. Knows nothing of students.
 """
 
-import json
 import logging
-import shutil
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -24,6 +21,7 @@ from numpy.typing import NDArray
 
 from jobs.config import RunConfig
 from jobs.corpus.prepared import REJECTED, PassageRows, PreparedCorpus, chunked, prepare, texts_in
+from jobs.memory.accounting import letter, letter_of, row_account, say_deleted
 from jobs.memory.corrected import corrected_student, said_without_references
 from jobs.memory.load_progress import LOAD, is_filled, load_progress
 from jobs.memory.store import MemoryAddress
@@ -41,7 +39,6 @@ from vector_store.client import connect
 from vector_store.schema import Manifest
 from vector_store.store import Store
 from vector_store.term_statistics import publish_term_statistics
-from vector_store.writer import Rejection
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +83,6 @@ class EncodeAndStore:
             self.texts = reference_texts(self.teacher, address.manifest, config.references)
             self.client = connect(config.store, address.url)
             self.store = Store(self.client, config.store)
-            self.deleted = self.store.deleted_ids()
             # For the actor's life: each new thread would take a malloc arena of its own.
             self.writer = self.store.writer()
             self.projection = stored_projection(self.store, self.teacher)
@@ -110,9 +106,9 @@ class EncodeAndStore:
         rows = self.passages.at(np.asarray(places))
         by_id = {self.texts.identifier(text_of(row)): row for row in rows}
         started_s, waited_s, sent_bytes = time.monotonic(), self.writer.wait_s, self.writer.sent_bytes
-        stored = self.store.existing(list(by_id)) | (self.deleted & by_id.keys())
+        known = self.store.known(list(by_id))
         looked_up_s = time.monotonic() - started_s
-        new = [(identifier, row) for identifier, row in by_id.items() if identifier not in stored]
+        new = [(identifier, by_id[identifier]) for identifier in known.new]
         tokens = 0
         texts = [text_of(row) for _, row in new]
         said = said_without_references(self.student, texts) if self.student else None
@@ -137,14 +133,14 @@ class EncodeAndStore:
         }
         self.encoding.count(rows=len(new), tokens=tokens, busy_s=figures["encode_s"], wait_s=looked_up_s)
         self.storing.count(rows=written, bytes=figures["bytes"], wait_s=wait_s)
-        counts = {"read": len(rows), "skipped": len(stored), "written": written, "rejected": len(rejected)}
-        return _as_block(chunk, counts, figures, "".join(map(_as_line, rejected)))
+        counts = {"read": len(rows), "skipped": len(by_id) - len(new), "written": written, "rejected": len(rejected)}
+        return _as_block(chunk, counts, figures, "".join(map(letter_of, rejected)))
 
 
 def set_aside(chunk: int, places: NDArray[np.int64]) -> dict[str, Any]:
     """Return what becomes of a chunk that kills its process: its rows, which are not looked at, are rejected by number."""
     reason = f"{DEATHS} processes died at the {len(places)} rows that this one is of"
-    lines = [json.dumps({"source": f"train.arrow row {row}", "reason": reason}) + "\n" for row in places.tolist()]
+    lines = [letter(reason, source=f"train.arrow row {row}") for row in places.tolist()]
     return _as_block(chunk, {"read": len(places), "rejected": len(places)}, {"set_aside": len(places)}, "".join(lines))
 
 
@@ -155,11 +151,6 @@ def _as_block(chunk: int, counts: dict[str, int], figures: dict[str, float], rej
         **{name: np.array([float(figures.get(name, 0))]) for name in FIGURES},
         "rejections": np.array([rejections], dtype=object),
     }
-
-
-def _as_line(rejection: Rejection) -> str:
-    point = rejection.point
-    return json.dumps({"source": point.source, "text": point.text, "reason": rejection.reason}) + "\n"
 
 
 def fill_memory(
@@ -180,38 +171,29 @@ def fill_memory(
     teacher = teacher or load_teacher(config.teacher)
     unread = corpus.counts.rejected
     duplicates = corpus.counts.train - corpus.counts.distinct
-    counts = Counter(dict.fromkeys(OUTCOMES, 0))
-    counts.update(read=unread + duplicates, rejected=unread, duplicate=duplicates)
     figures: dict[str, float] = dict.fromkeys(FIGURES, 0)
     with connect(config.store, url) as client:
         store = Store(client, config.store)
         manifest = open_collection(store, config.references, corpus, teacher, config.seed)
         address = MemoryAddress(url, manifest, store.config.collection)
-        if deleted := store.deleted_ids():
-            log.info(
-                "%d texts were deleted from %r and are not stored again; `python -m vector_store readmit` allows it",
-                len(deleted), config.store.collection,
-            )  # fmt: skip
+        say_deleted(store)
         load = load_progress(store, corpus, config.ingest.batch)
-        counts.update(read=load.done_texts, skipped=load.done_texts)
-        store.attach(LOAD, load.state("loading", store.count(), counts))
-        rejections = config.run_directory / REJECTED
-        rejections.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(corpus.rejected(), rejections)
         with (
+            row_account(OUTCOMES, config.run_directory / REJECTED, corpus.rejected()) as account,
             store.bulk_load() if config.store.bulk_load else nullcontext(),
-            open(rejections, "a", encoding="utf-8") as dead_letters,
-            RunGauges(INGEST, config.name, counts),
+            RunGauges(INGEST, config.name, account.counts),
             progress("ingest", corpus.counts.distinct, "text") as update,
         ):
+            account.add({"read": unread + duplicates, "rejected": unread, "duplicate": duplicates})
+            account.add({"read": load.done_texts, "skipped": load.done_texts})
+            store.attach(LOAD, load.state("loading", store.count(), account.counts))
             update(load.done_texts)
             aside = SetAside(
                 "an encoder", "Lower ingest.batch, ingest.num_encoders or teacher.tokens", load.done_texts > 0
             )
             for done in stored_chunks(config, address, corpus, load.pending, corrected):
-                counts.update(done.counts)
+                account.add(done.counts, done.rejections)
                 figures = {name: figures[name] + done.figures[name] for name in FIGURES}
-                dead_letters.write(done.rejections)
                 if done.figures["set_aside"]:
                     rows = corpus.distinct_rows()[done.chunk * config.ingest.batch :][: config.ingest.batch]
                     aside.add(f"rows {rows[0]} to {rows[-1]} of {corpus.directory.name}/train.arrow")
@@ -221,21 +203,21 @@ def fill_memory(
                     load.finish(done.chunk, done.counts["written"])
                 shown = ("written", "skipped", "rejected")
                 update(
-                    done.counts["read"], **{name: counts[name] for name in shown}, store_wait_s=figures["store_wait_s"]
+                    done.counts["read"],
+                    **{name: account.counts[name] for name in shown},
+                    store_wait_s=figures["store_wait_s"],
                 )
             aside.judge()
         publish_term_statistics(client, store.config)
         held = store.count()
-        store.attach(LOAD, load.state("complete", held, counts))
+        store.attach(LOAD, load.state("complete", held, account.counts))
         load.forget()
-    log.info("memory holds %d references (%s)", held, ", ".join(f"{name} {counts[name]}" for name in OUTCOMES))
+    log.info("memory holds %d references (%s)", held, account)
     log.info(
         "encoders: %d tokens in %.1f s, %.1f s of asking what is stored; store: %.1f MB, waited for %.1f s",
         figures["tokens"], figures["encode_s"], figures["look_up_s"], figures["bytes"] / 1e6, figures["store_wait_s"],
     )  # fmt: skip
-    if counts["rejected"]:
-        log.warning("%d rows rejected, with their reasons in %s", counts["rejected"], rejections)
-    return dict(counts)
+    return dict(account.counts)
 
 
 def open_collection(
@@ -342,6 +324,4 @@ def lacks_any(store: Store, wanted: Manifest, corpus: PreparedCorpus) -> bool:
         return False
     texts = texts_in(corpus.table("train"), corpus.distinct_rows())
     ids = (reference_id(wanted.fingerprint, text) for text in texts)
-    deleted = store.deleted_ids()
-    wanted_ids = (identifier for identifier in ids if identifier not in deleted)
-    return any(len(store.existing(some)) < len(some) for some in chunked(wanted_ids, IDS_PER_CHECK))
+    return any(store.known(some).new for some in chunked(ids, IDS_PER_CHECK))

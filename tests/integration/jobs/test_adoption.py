@@ -179,6 +179,26 @@ def test_points_without_text_or_vector_are_counted_by_name_and_an_adoption_goes_
         assert np.isfinite(late.residuals).all()
 
 
+def test_a_text_that_was_deleted_is_not_adopted_again_until_it_is_readmitted(index, run, teacher, caplog):
+    client, url = index
+    caplog.set_level("INFO")
+    write_index(client, embedded(teacher, TEXTS), TEXTS)
+    config = run()
+    adapt_job.run(config)
+    store_options = StoreConfig(collection=config.adapt.collection)
+    with connect(store_options, url) as ours:
+        memory = Store(ours, store_options)
+        assert memory.delete(("document", "7")) == 1
+        adapt_job.run(config)
+        assert f"adopted docs: read {len(TEXTS)}, written 0, skipped {len(TEXTS)}, rejected 0" in caplog.text
+        assert "1 texts were deleted from 'adapted' and are not stored again" in caplog.text
+        assert memory.count() == len(TEXTS) - 1
+        memory.readmit()
+        adapt_job.run(config)
+        assert f"adopted docs: read {len(TEXTS)}, written 1, skipped {len(TEXTS) - 1}, rejected 0" in caplog.text
+        assert memory.count() == len(TEXTS)
+
+
 @pytest.fixture(scope="module")
 def bad_indexes(server, teacher):
     """Collections that are no index of the teacher's embeddings, for the one reason or the other."""

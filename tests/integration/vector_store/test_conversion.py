@@ -62,6 +62,16 @@ def test_every_point_is_converted_and_its_vector_is_the_mean_of_its_states(store
     assert set(verify(new).reasons) == {OTHER_ID}  # these points' ids are hashes of something else
 
 
+def test_what_was_deleted_from_the_converted_collection_is_not_converted_again(store, old, new):
+    convert(store, new, vocabulary=30_522)
+    num_deleted = new.delete(("document", old[0].document))
+    assert num_deleted > 0
+    assert convert(store, new, vocabulary=30_522) == 0
+    assert new.count() == len(old) - num_deleted
+    new.readmit()
+    assert convert(store, new, vocabulary=30_522) == num_deleted
+
+
 def test_a_collection_of_format_2_is_refused_with_the_command_that_converts_it(store, old, config):
     with pytest.raises(
         CollectionMismatch,

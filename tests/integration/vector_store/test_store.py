@@ -82,6 +82,22 @@ def test_existing_returns_the_ids_that_are_stored(store, manifest, make_points):
     assert store.existing([]) == set()
 
 
+def test_a_load_is_to_store_what_is_neither_stored_nor_deleted(store, manifest, make_points, client, config):
+    store.ensure(manifest)
+    points = make_points(20, per_document=5)
+    ids = [point.id for point in points]
+    store.upsert(points[:15])
+    assert store.known(ids) == (set(ids[:15]), set(), ids[15:])
+    store.delete(("document", "d1"))
+    assert store.known([*ids, *ids]) == (set(ids[:5] + ids[10:15]), set(ids[5:10]), ids[15:])
+    assert store.known(ids[5:12]) == (set(ids[10:12]), set(ids[5:10]), [])
+    store.upsert(points[5:6])  # by its writer's own will
+    assert store.known(ids) == Store(client, config).known(ids) == (set(ids[:6] + ids[10:15]), set(ids[6:10]), ids[15:])
+    store.readmit()
+    assert store.known(ids) == (set(ids[:6] + ids[10:15]), set(), ids[6:10] + ids[15:])
+    assert store.known([]) == (set(), set(), [])
+
+
 def test_writing_again_changes_nothing(store, manifest, make_points):
     store.ensure(manifest)
     points = make_points(10)
