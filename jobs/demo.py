@@ -31,8 +31,8 @@ from jobs.memory.fill import fill_memory
 from jobs.memory.store import running_store
 from jobs.serve import served
 from refbert.atomic import write_whole
-from refbert.corpus import Text
 from refbert.errors import InputError
+from refbert.passages import Text
 
 log = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ from jobs.config import RunConfig
 from jobs.evaluation.explanation_report import print_explanation, write_explanation
 from jobs.memory.student_memory import memory_of, open_reader, student_run
 from jobs.run.worker import set_up_worker
-from refbert.corpus import normalise
 from refbert.errors import InputError
 from refbert.memory.explanation import explained
+from refbert.passages import normalise
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,12 @@ from jobs.config import RunConfig
 from jobs.corpus.parts import row_passages
 from jobs.corpus.prepared import PassageRows, already_prepared
 from jobs.memory.shard_plan import shard_plan
-from refbert.corpus import corpus_files, estimated_rows, read_rows, text_of
+from refbert.corpus import corpus_files, estimated_rows, read_rows
 from refbert.distillation import new_student
 from refbert.errors import InputError
 from refbert.memory.manifest import manifest_of
 from refbert.memory.texts import reference_texts
+from refbert.passages import text_of
 from refbert.teacher import Teacher, load_teacher
 from vector_store.codec import encode, payload_of
 from vector_store.schema import Manifest, Parts

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from refbert.config import AugmentConfig
-from refbert.corpus import Text, normalise
 from refbert.errors import InputError
+from refbert.passages import Text, normalise
 from refbert.teacher import Teacher
 
 AT_ONCE = 512

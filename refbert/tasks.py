@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 from refbert.atomic import checksum
 from refbert.config import TaskConfig
-from refbert.corpus import Rejected, class_name, json_record, normalise
+from refbert.corpus import Rejected, class_name, json_record
 from refbert.delimited import read_delimited
 from refbert.errors import InputError, UnavailableError
 from refbert.glue import GLUE, Split, Task
+from refbert.passages import normalise
 
 HUB_DATASET = "nyu-mll/glue"
 GLUE_ENDINGS = (".tsv", ".jsonl", ".txt")

@@ -28,11 +28,11 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from refbert.atomic import checksum
 from refbert.attention import QKV, plain_scores, recorded_attention
 from refbert.config import TeacherConfig
-from refbert.corpus import Text, by_length
 from refbert.errors import InputError, UnavailableError
 from refbert.finite import fault_in
 from refbert.hub import loading_options
 from refbert.packaged import local_path
+from refbert.passages import Text, by_length
 from refbert.precision import has_fast_bf16
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}

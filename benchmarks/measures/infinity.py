@@ -14,8 +14,8 @@ from pathlib import Path
 from jobs.config import RunConfig
 from measures.goals import Goal, Part, Rows
 from measures.service import BATCH, http_load, rate, row, running, some_texts
-from refbert.corpus import Text
 from refbert.packaged import local_path
+from refbert.passages import Text
 
 REQUIREMENTS = ["infinity-emb[torch,server]==0.0.78", "transformers<5"]
 

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refbert.config import CorpusConfig, ReferenceConfig, TeacherConfig
-from refbert.corpus import Rejected, Row, corpus_files, read_rows, split_of
+from refbert.corpus import Rejected, Row, corpus_files, read_rows
 from refbert.memory.manifest import manifest_of
 from refbert.memory.texts import ReferenceTexts, reference_texts
+from refbert.passages import split_of
 from refbert.references import document_keywords, query_keywords
 from refbert.teacher import load_teacher
 from vector_store.schema import Manifest, Point, Query, SparseVector

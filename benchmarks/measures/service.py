@@ -24,7 +24,7 @@ from jobs.run.session import ray_session
 from jobs.run.worker import set_up_worker
 from jobs.serve import served
 from measures.goals import Goal, Part, Rows
-from refbert.corpus import Text, normalise
+from refbert.passages import Text, normalise
 
 BATCH = 32
 CLIENTS = (1, 8, 64)

@@ -21,11 +21,12 @@ from jobs.training.loop import teacher_targets
 from measures.collection import process_cpu_s, server_pid
 from measures.distilling import BATCH
 from measures.engine_blocks import single_worker_stream
-from refbert.corpus import corpus_files, text_of
+from refbert.corpus import corpus_files
 from refbert.distillation import Distiller, new_student
 from refbert.memory.manifest import manifest_of
 from refbert.memory.texts import ReferenceTexts, reference_texts
 from refbert.optimisation import adamw
+from refbert.passages import text_of
 from refbert.teacher import Teacher
 from vector_store.client import connect
 from vector_store.server.process import embedded_server

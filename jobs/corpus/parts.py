@@ -20,18 +20,9 @@ from transformers import PreTrainedTokenizerBase
 from jobs.run.attempts import Attempts, watched
 from jobs.run.telemetry import StageMetrics
 from refbert.config import CorpusConfig
-from refbert.corpus import (
-    Rejected,
-    Row,
-    falls_in,
-    halves,
-    read_rows,
-    split_of,
-    split_passages,
-    text_length,
-    text_of,
-)
+from refbert.corpus import Rejected, Row, read_rows
 from refbert.errors import InputError
+from refbert.passages import falls_in, halves, split_of, split_passages, text_length, text_of
 from refbert.teacher import load_tokenizer, word_spans
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,6 @@ from jobs.config import EvaluateConfig, RunConfig
 from jobs.memory.gain import ANSWERS, CONTROLS, Answered, answered, teacher_vectors
 from jobs.memory.store import patient_store
 from jobs.memory.student_memory import beside_version, on
-from refbert.corpus import text_of
 from refbert.correction import Correction
 from refbert.errors import InputError
 from refbert.folder import WEIGHTS, WORD_TABLE, load_correction
@@ -26,6 +25,7 @@ from refbert.memory.reader import Reader, correction_in, text_tokens
 from refbert.memory.retrieval import NeighbourSource, open_retriever
 from refbert.memory.version import MemoryVersion, current_version, memory_it_is_of
 from refbert.metrics import mutual_information, retrieval_top1
+from refbert.passages import text_of
 from refbert.teacher import Teacher, load_tokenizer
 from vector_store.client import Client
 from vector_store.store import Store

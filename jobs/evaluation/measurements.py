@@ -27,7 +27,6 @@ from jobs.memory.gain import ANSWERS, Answered, answered
 from jobs.memory.store import MemoryAddress, patient_store
 from jobs.run.progress import progress
 from jobs.run.worker import set_up_worker
-from refbert.corpus import text_of
 from refbert.errors import InputError
 from refbert.memory.explanation import explained
 from refbert.memory.manifest import manifest_of, trained_manifest
@@ -35,6 +34,7 @@ from refbert.memory.reader import Reader
 from refbert.memory.retrieval import open_retriever
 from refbert.memory.texts import reference_id, reference_texts
 from refbert.metrics import MUTUAL_INFORMATION_TEMPERATURE, fidelity
+from refbert.passages import text_of
 from refbert.probe import majority_accuracy, probe_accuracy
 from refbert.student import RefBertModel, masked_mean
 from refbert.teacher import Teacher, Tokens, load_teacher

@@ -23,12 +23,12 @@ from jobs.config import AdaptConfig
 from jobs.memory.corrected import said_without_references
 from jobs.run.progress import progress
 from refbert.atomic import whole_file
-from refbert.corpus import Text
 from refbert.correction import Correction, Kriging, Residuals, choose_kriging, reader_of, residuals_of
 from refbert.errors import InputError
 from refbert.global_part import FittedGlobalPart, GlobalPartOptions, Rows, fit_global_part
 from refbert.memory.reader import Reader
 from refbert.memory.version import publish_version
+from refbert.passages import Text
 from vector_store.schema import Parts, StoredPoint
 from vector_store.store import Store
 

@@ -23,10 +23,10 @@ from jobs.config import AdoptConfig
 from jobs.memory.accounting import letter, letter_of, row_account, say_deleted
 from jobs.memory.corrected import said_without_references
 from jobs.run.progress import progress
-from refbert.corpus import normalise
 from refbert.errors import InputError
 from refbert.memory.reader import Reader
 from refbert.memory.texts import ReferenceTexts
+from refbert.passages import normalise
 from refbert.student import masked_mean
 from refbert.teacher import Teacher, tokenize
 from vector_store.client import Client

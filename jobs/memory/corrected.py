@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from jobs.config import RunConfig
-from refbert.corpus import Text
 from refbert.folder import fingerprint, load_model, load_word_table
 from refbert.memory.reader import Reader, text_tokens
 from refbert.memory.version import current_version
+from refbert.passages import Text
 from refbert.teacher import load_tokenizer
 from refbert.words import WordVectors
 from vector_store.client import Client

@@ -30,9 +30,9 @@ from jobs.run.progress import progress
 from jobs.run.telemetry import INGEST, RunGauges, StageMetrics
 from jobs.run.worker import per_node, set_up_worker
 from refbert.config import ReferenceConfig
-from refbert.corpus import text_of
 from refbert.memory.manifest import manifest_of
 from refbert.memory.texts import reference_id, reference_texts
+from refbert.passages import text_of
 from refbert.projection import Projection, fit_projection
 from refbert.teacher import Teacher, load_teacher
 from vector_store.client import connect

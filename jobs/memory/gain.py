@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 from jobs.config import RunConfig
 from jobs.corpus.prepared import PassageRows, PreparedCorpus
-from refbert.corpus import Text, by_length, text_of
 from refbert.correction import Correction, References
 from refbert.memory.batch import references_of
 from refbert.memory.reader import Reader
 from refbert.memory.retrieval import NeighbourSource, open_retriever
 from refbert.memory.version import current_version
+from refbert.passages import Text, by_length, text_of
 from refbert.teacher import Teacher
 from vector_store.client import Client
 from vector_store.store import Store

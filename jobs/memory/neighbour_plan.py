@@ -22,9 +22,9 @@ from jobs.memory.store import MemoryAddress
 from jobs.run.progress import progress
 from refbert.atomic import checksum, digest, whole_file
 from refbert.config import ReferenceConfig
-from refbert.corpus import text_of
 from refbert.memory.retrieval import NeighbourSource, open_retriever
 from refbert.memory.texts import ReferenceTexts
+from refbert.passages import text_of
 from vector_store import term_statistics
 from vector_store.client import Client, connect
 from vector_store.config import StoreConfig

@@ -23,9 +23,9 @@ from jobs.service.keys import Keys
 from jobs.service.metrics import Metrics
 from jobs.service.schema import Model, Readiness, TextInput, checked_inputs
 from jobs.service.student import ServedStudent, TextResult
-from refbert.corpus import Text
 from refbert.errors import InputError
 from refbert.memory.reader import Reader
+from refbert.passages import Text
 
 log = logging.getLogger(__name__)
 

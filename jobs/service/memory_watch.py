@@ -19,12 +19,12 @@ from jobs.config import RunConfig
 from jobs.memory.student_memory import beside_version, reads_memory
 from jobs.service.metrics import MemoryState, Metrics
 from refbert.config import ReferenceConfig
-from refbert.corpus import Text
 from refbert.errors import InputError
 from refbert.memory.manifest import trained_manifest
 from refbert.memory.reader import Reader, open_look_up
 from refbert.memory.replica import Replica
 from refbert.memory.version import MemoryVersion, current_name, current_version
+from refbert.passages import Text
 from refbert.teacher import Tokens
 from vector_store.client import Client, connect
 from vector_store.config import EMBEDDED, StoreConfig

@@ -13,8 +13,8 @@ from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, StrictBo
 from jobs.config import ServeConfig
 from jobs.service.errors import InvalidInput
 from jobs.service.metrics import MemoryState
-from refbert.corpus import Text
 from refbert.memory.reader import ReferenceRead
+from refbert.passages import Text
 from vector_store.schema import Rung, parts
 
 TokenIds: TypeAlias = tuple[int, ...]

@@ -21,11 +21,11 @@ from jobs.service.errors import NonFiniteAnswer
 from jobs.service.memory_watch import MemoryWatch
 from jobs.service.metrics import Metrics
 from jobs.service.schema import AttendedReference, TextInput, is_text
-from refbert.corpus import Text, normalise
 from refbert.explanation import answer
 from refbert.folder import fingerprint
 from refbert.memory.explanation import READ_OUT, explained
 from refbert.memory.reader import Reader, references_read
+from refbert.passages import Text, normalise
 from refbert.teacher import Tokens
 from vector_store.schema import Neighbours
 

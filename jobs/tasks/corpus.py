@@ -27,8 +27,8 @@ from jobs.corpus.prepared import (
 from refbert.atomic import checksum, digest, first_whole_folder
 from refbert.augmentation import Augmenter
 from refbert.config import TaskConfig
-from refbert.corpus import Text, text_of
 from refbert.leaks import Leaks, find_leaks
+from refbert.passages import Text, text_of
 from refbert.tasks import Example, TaskData, load_task
 from refbert.teacher import Teacher
 

@@ -28,13 +28,13 @@ from jobs.tasks.teacher import TaskTeacher, predictions
 from jobs.training.stream import DistillStream
 from refbert.atomic import whole_file, write_whole
 from refbert.batch import moved
-from refbert.corpus import Text, text_length
 from refbert.distillation import Distiller, new_student
 from refbert.fine_tuning import train_epochs
 from refbert.folder import save_student, start_from
 from refbert.memory.reader import Reader
 from refbert.memory.retrieval import open_retriever
 from refbert.memory.texts import ReferenceTexts, reference_texts
+from refbert.passages import Text, text_length
 from refbert.precision import autocasts
 from refbert.sampler import BucketSampler
 from refbert.scores import score

@@ -25,12 +25,12 @@ from jobs.run.worker import set_up_worker
 from jobs.tasks.corpus import TaskCorpus
 from refbert.atomic import digest, whole_file, whole_folder
 from refbert.config import TeacherConfig
-from refbert.corpus import Text, by_length, text_length
 from refbert.errors import InputError
 from refbert.fine_tuning import train_epochs
 from refbert.hub import loading_options
 from refbert.losses import label_loss
 from refbert.packaged import local_path
+from refbert.passages import Text, by_length, text_length
 from refbert.precision import autocasts
 from refbert.sampler import BucketSampler
 from refbert.scores import score

@@ -23,12 +23,12 @@ from torch import Tensor
 from jobs.corpus.prepared import PassageRows
 from jobs.memory.neighbour_plan import NeighbourPlan
 from refbert.batch import Batch
-from refbert.corpus import text_of
 from refbert.distillation import Targets
 from refbert.errors import InputError
 from refbert.memory.batch import student_batch
 from refbert.memory.retrieval import NeighbourSource
 from refbert.memory.texts import ReferenceTexts
+from refbert.passages import text_of
 from refbert.sampler import Sampler
 from vector_store.pipeline import IN_FLIGHT
 from vector_store.schema import Neighbours

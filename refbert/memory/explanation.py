@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from refbert.corpus import Text
 from refbert.correction import Correction
 from refbert.explanation import AttentionMass, OutputChange, answer, attention_mass, leaving_out, output_change
 from refbert.memory.reader import Reader, references_read
+from refbert.passages import Text
 
 READ_OUT = "read-out"
 """What stands for the student's read-out where layers are named."""

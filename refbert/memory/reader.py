@@ -25,7 +25,6 @@ from transformers import PreTrainedTokenizerBase
 
 from refbert.batch import Batch, moved
 from refbert.config import ReferenceConfig
-from refbert.corpus import Text, by_length, normalise
 from refbert.correction import Corrected, Correction, KeyedReferences, References
 from refbert.errors import InputError, UnavailableError
 from refbert.folder import CORRECTION, fingerprint, load_correction, load_model, load_word_table
@@ -33,6 +32,7 @@ from refbert.memory.batch import KeyedNeighbours, keyed_references, references_o
 from refbert.memory.manifest import trained_manifest, trained_references
 from refbert.memory.retrieval import NeighbourSource, open_retriever
 from refbert.memory.texts import ReferenceTexts
+from refbert.passages import Text, by_length, normalise
 from refbert.student import RefBertForSequenceClassification
 from refbert.student_config import RefBertConfig
 from refbert.teacher import Tokens, load_tokenizer, tokenize

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from refbert.config import ReferenceConfig
-from refbert.corpus import Text, normalise, text_of
+from refbert.passages import Text, normalise, text_of
 from refbert.references import (
     Keywords,
     WordTable,

@@ -17,12 +17,12 @@ from jobs.evaluation.corrected import measure_corrected, open_corrected
 from jobs.evaluation.measurements import EvaluationJob, Event, evaluate_student, heldout_rows
 from jobs.evaluation.report import markdown, write_report
 from jobs.memory.student_memory import open_reader, student_run
-from refbert.corpus import text_of
 from refbert.errors import InputError
 from refbert.exported import ExportedStudent, References
 from refbert.folder import load_model
 from refbert.memory.batch import references_of
 from refbert.memory.version import publish_version, roll_back
+from refbert.passages import text_of
 from refbert.teacher import load_teacher
 from tests.integration.jobs.in_process import compute_in_process, without_ray
 from tests.integration.jobs.untaught import save_untaught_student

@@ -4,7 +4,6 @@ import csv
 import gzip
 import json
 import os
-from functools import partial
 from itertools import islice
 
 import pyarrow as pa
@@ -19,18 +18,11 @@ from refbert.corpus import (
     Row,
     corpus_files,
     estimated_rows,
-    halves,
-    normalise,
     passed_over,
     read_rows,
-    split_of,
-    split_passages,
-    text_digest,
-    text_of,
 )
 from refbert.errors import InputError
-from refbert.teacher import word_spans
-from tests.unit.refbert.tokenizer_families import FAMILIES, sentences
+from refbert.passages import normalise, text_of
 
 TEXTS = ["A first text.", "Ein zweiter, länger.", "and a third"]
 
@@ -196,14 +188,6 @@ def test_a_row_of_a_pair_has_both_texts_or_is_rejected_with_a_reason(tmp_path, k
         CorpusConfig(path=str(tmp_path), text_pair_field="b")
 
 
-def test_a_pairs_digest_depends_on_both_texts_and_their_order():
-    digests = [text_digest(text) for text in ("a b", ("a", "b"), ("b", "a"), ("a b", "c"), ("a", "b c"), "a")]
-    assert len(set(digests)) == len(digests)
-    pairs = [("the same", f"number {number}") for number in range(1000)]
-    assert 50 < sum(split_of(pair, 0.1) == "heldout" for pair in pairs) < 150
-    assert all(split_of((" the\tsame", pair[1]), 0.1) == split_of(pair, 0.1) for pair in pairs[:100])
-
-
 def test_a_byte_order_mark_spoils_no_first_row_and_no_title(tmp_path):
     start = "\ufeff"
     (tmp_path / "a.jsonl").write_text(f'{start}{{"text": "one"}}\n', encoding="utf-8")
@@ -286,79 +270,6 @@ def test_a_long_line_across_read_blocks_stays_one_row(tmp_path):
     long = "word " * 500_000
     (tmp_path / "a.txt").write_text(f"{long}\nshort")
     assert texts_of(rows_of(tmp_path)) == [normalise(long), "short"]
-
-
-def test_the_heldout_split_has_its_share_of_texts_and_duplicates_share_a_split():
-    texts = [f"text number {number}" for number in range(4000)]
-    heldout = sum(split_of(text, 0.1) == "heldout" for text in texts) / len(texts)
-    assert heldout == pytest.approx(0.1, abs=0.02)
-    assert all(split_of(f"  {text} ", 0.1) == split_of(text, 0.1) for text in texts[:100])
-
-
-def word_offsets(text: str) -> list[tuple[int, int]]:
-    """Tokens of at most three characters, so that words have several."""
-    spans, start = [], 0
-    for word in text.split(" "):
-        spans += [(start + i, min(start + i + 3, start + len(word))) for i in range(0, len(word), 3)]
-        start += len(word) + 1
-    return spans
-
-
-@pytest.mark.parametrize("tokens", [1, 2, 3, 5, 100])
-def test_passages_keep_every_word_within_the_budget(tokens):
-    text = "one fourteen six elephants a b c d walking home"
-    passages = split_passages(text, tokens, word_offsets)
-    assert "".join("".join(passages).split()) == text.replace(" ", "")
-    assert all(len(word_offsets(passage)) <= tokens for passage in passages)
-    if tokens >= 4:  # no word is longer: words stay whole
-        assert " ".join(passages) == text
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request):
-    return FAMILIES[request.param]()
-
-
-@pytest.mark.parametrize("budget", [8, 32])
-def test_passages_give_the_text_back_and_fit_the_budget_alone_for_each_family_of_tokenizers(family, budget):
-    room = budget - family.num_special_tokens_to_add()
-    whole = 0
-    for text in map(normalise, sentences(25, seed=1)):
-        passages = split_passages(text, room, partial(word_spans, family))
-        assert max(len(family(passage)["input_ids"]) for passage in passages) <= budget
-        assert "".join(passages).replace(" ", "") == text.replace(" ", "")
-        if max(len(word_spans(family, word)) for word in text.split(" ")) <= room:
-            assert " ".join(passages) == text
-            whole += 1
-    assert whole >= 5
-
-
-@pytest.mark.parametrize("word", ["", "x" * 50_000, "\u200b" * 50_000, "京" * 5_000, "🎬" * 2_000])
-def test_tokenizing_is_linear_in_a_texts_length_whatever_its_words(word):
-    tokenizer = FAMILIES["WordPiece (BERT)"]()
-    text = " ".join([*sentences(50), *filter(None, [word]), *sentences(50, seed=1)])
-    asked = []
-
-    def counted(part: str) -> list[tuple[int, int]]:
-        asked.append(len(part))
-        return word_spans(tokenizer, part)
-
-    passages = split_passages(text, 30, counted)
-    assert "".join(passages).replace(" ", "") == text.replace(" ", "")
-    assert sum(asked) < 5 * len(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [
-        ("One . Two two . Three", ("One . Two two .", "Three")),  # the end that is nearest to the middle
-        ("A. no end of a sentence is near here", ("A. no end of a", "sentence is near here")),
-        ("two words", ("two", "words")),
-        ("word", None),
-    ],
-)
-def test_a_passage_is_halved_at_the_sentence_end_nearest_its_middle(text, wanted):
-    assert halves(text) == wanted
 
 
 def test_articles_of_wikitext_are_documents_without_titles_and_headings(tmp_path):

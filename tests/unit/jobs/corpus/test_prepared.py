@@ -9,14 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import refbert.passages
 from jobs.config import RunConfig
 from jobs.corpus import parts, prepared
 from jobs.corpus.parts import CorpusPart, ReadAndSplit, row_passages
 from jobs.corpus.prepared import PassageRows, already_prepared, first_rows, prepare, texts_in
-from refbert import corpus
 from refbert.config import CorpusConfig, TeacherConfig
-from refbert.corpus import Row, Text
+from refbert.corpus import Row
 from refbert.errors import InputError
+from refbert.passages import Text
 from tests.unit.refbert.tokenizer_families import FAMILIES, sentences
 
 SPLIT = CorpusConfig(path="x")
@@ -53,7 +54,7 @@ def test_the_split_of_a_row_is_drawn_once_however_many_passages_it_has(monkeypat
 
     def split_of(text: Text, share: float) -> str:
         drawn.append(text)
-        return corpus.split_of(text, share)
+        return refbert.passages.split_of(text, share)
 
     monkeypatch.setattr(parts, "split_of", split_of)
     text = "a few words of a book " * 200
