@@ -20,11 +20,27 @@ from refbert.teacher import Teacher, load_teacher
 
 REPOSITORY = Path(__file__).parent.parent
 
-HEAVY = ("tests/integration/jobs/", "tests/chaos/", "tests/e2e/")
+HEAVY = ("tests/integration/jobs/", "tests/chaos/")
 """Tests that start many processes: one testing process has them all, one after another, and so there is one local Ray."""
 
-WITHOUT_RAY = ("tests/chaos/test_clients.py", "tests/chaos/test_server_killed.py")
-"""Of these the ones that wait most of their time, for a store: they stand in the other lane."""
+LAST = "tests/e2e/"
+"""Files with processes and Rays of their own: each is for the testing process that has done its share first."""
+
+WITHOUT_RAY = (
+    *(f"tests/chaos/test_{name}.py" for name in ("clients", "damaged_files", "server_killed", "verbs_killed")),
+    *(f"tests/integration/jobs/adapting/test_{name}.py" for name in ("adaptation", "replica", "service")),
+    *(
+        f"tests/integration/jobs/test_{name}.py"
+        for name in ("adapted", "adoption", "begun_memory", "interrupts", "neighbour_plan")
+    ),
+)
+"""Of these the files that start no Ray: they stand in the other lane."""
+
+LONGEST = (
+    "tests/integration/vector_store/test_index_build.py", "tests/unit/refbert/test_export.py", *WITHOUT_RAY,
+    "tests/integration/vector_store/", "tests/integration/refbert/",
+)  # fmt: skip
+"""What the other lane begins with: its last files are short, and so both testing processes end together."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,7 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 class TwoLanes(LoadScopeScheduling):
-    """Of several testing processes one has all that is `HEAVY`; the others share the other files."""
+    """Of several testing processes one has all that is `HEAVY`, the others share the other files; both share what is `LAST`."""
 
     def __init__(self, config: pytest.Config, log: Any) -> None:
         super().__init__(config, log)
@@ -54,13 +70,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> TwoLanes:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Start with what takes longest. Leave tests marked `long` to `--long`: each has a sibling that fails with it.
+    """Start with what takes longest. Leave tests marked `long` to `--long`: each has a sibling that fails with it."""
 
-    What is killed or timed comes last of the heavy ones: the other testing process has done its share by then.
-    """
-
-    def place(nodeid: str) -> int:
-        return next((at for at, room in enumerate(HEAVY) if is_heavy(nodeid) and nodeid.startswith(room)), len(HEAVY))
+    def place(nodeid: str) -> tuple[bool, bool, int]:
+        order = HEAVY if is_heavy(nodeid) else LONGEST
+        among = next((at for at, room in enumerate(order) if nodeid.startswith(room)), len(order))
+        return nodeid.startswith(LAST), not is_heavy(nodeid), among
 
     items.sort(key=lambda item: place(item.nodeid))
     if config.getoption("--long"):
@@ -102,7 +117,10 @@ def ray_cluster() -> Iterator[None]:
     from jobs.run.session import ray_session
 
     os.environ.pop("RAY_ADDRESS", None)
-    os.environ |= {"RAY_metrics_report_interval_ms": "1000"}  # a test waits for figures; every 10 s is Ray's default
+    os.environ |= {
+        "RAY_metrics_report_interval_ms": "1000",  # a test waits for figures; every 10 s is Ray's default
+        "RAY_num_workers_soft_limit": "4",  # idle ones that live on: they have imported torch
+    }
     with ray_session():
         yield
 

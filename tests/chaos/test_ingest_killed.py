@@ -55,6 +55,8 @@ def test_an_ingest_killed_at_random_moments_ends_with_the_memory_of_an_undisturb
     kill_at = sorted(moments.sample(range(1, last_kill), num_kills))
     print(f"kill when stored: {kill_at}")
 
+    if not is_long:
+        prepare(config)  # in the tests' own Ray: the job that is killed has it at its start
     if is_long:  # killed once before anything is stored: Ray starts, or the corpus is read
         job = start(home, config)
         time.sleep(moments.uniform(2, 15))

@@ -21,13 +21,18 @@ def trained_home(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(ray_cluster, trained_home, tiny_run) -> Iterator[RunConfig]:
-    """A complete run beside its running store. It lies where $REFBERT_HOME says: use `home_of_the_run`."""
+def trained(ray_cluster, process_group, trained_home, tiny_run) -> Iterator[RunConfig]:
+    """A complete run beside its running store. It lies where $REFBERT_HOME says: use `home_of_the_run`.
+
+    Ray has prepared its corpus. Filled and trained by Ray's workers, it would be the same: test_ingest.py, test_distill.py.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REFBERT_HOME", str(trained_home))
         config = tiny_run(name="served", references__count=2)
         with running_store(config):
-            distill.run(config)
+            with pytest.MonkeyPatch.context() as alone:
+                compute_in_process(alone)
+                distill.run(config)
             yield config
 
 

@@ -111,6 +111,7 @@ def test_a_classifier_is_explained_by_its_labels(trained, classifier):
     assert moved != 0
 
 
+@pytest.mark.usefixtures("in_process")
 def test_every_row_is_scored_once_and_equals_the_librarys_answer(trained, rows, tmp_path):
     predict.run(scoring(trained, rows, tmp_path))
     table, manifest = result(tmp_path)

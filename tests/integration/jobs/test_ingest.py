@@ -84,6 +84,7 @@ def test_a_corpus_is_recognised_by_its_content_and_not_by_file_times(tiny_run, t
     assert contents[0] == contents[1] != contents[2]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_every_row_is_counted_and_rejected_ones_are_listed_with_their_reason(tiny_run, tmp_path):
     more = " with many more words than any other text of this corpus has in it"
     good = [f'{{"text": "a real sentence, number {number}{more * (number >= 50)}"}}' for number in range(60)]
@@ -204,8 +205,8 @@ def chunks_done(config, store, corpus, done: int) -> None:
 
 
 @pytest.fixture
-def chunks_asked(monkeypatch) -> list[int]:
-    """How many chunks each load in this test has sent to encoders."""
+def chunks_asked(in_process, monkeypatch) -> list[int]:
+    """How many chunks each load in this test has sent to encoders: it has none on Ray."""
     asked: list[int] = []
     whole = fill.stored_chunks
 

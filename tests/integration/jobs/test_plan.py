@@ -25,6 +25,7 @@ def promised(config) -> tuple[float, int, str]:
     return float(found[1]), int(found[2]), found[3]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_the_planned_size_of_a_memory_matches_the_ingested_one(tiny_run):
     config = tiny_run(references={"datatype": "int8", "count": 2})
     _, references, known_by = promised(config)

@@ -1,0 +1,161 @@
+"""A service answers as its student was adapted, follows new versions, and explains what references changed."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import refbert
+from jobs.config import ServeConfig
+from jobs.evaluation.explanation_report import print_explanation, write_explanation
+from jobs.memory.student_memory import student_run
+from jobs.service import memory_watch
+from jobs.service.errors import NonFiniteAnswer, kind_of, name_of
+from jobs.service.metrics import Metrics
+from jobs.service.schema import Explanation
+from jobs.service.student import ServedStudent
+from refbert.memory.explanation import explained
+from tests.integration.jobs.adapting.memory import ASKED, TEXTS
+from vector_store.retriever import Retriever
+
+
+@pytest.fixture
+def served(memory):
+    """Serve the memory's student as a replica does, without Ray; each call answers texts."""
+    memory.add(TEXTS[:70])
+    memory.adapt()
+    config = memory.config.model_copy(update={"serve": ServeConfig(memory_check_s=0.5)})
+    config, folder = student_run(config, str(memory.folder))
+    student = ServedStudent(config, folder, torch.device("cpu"), Metrics())
+    yield student
+    student.memory.close()
+
+
+def answers(student, texts, explain=False):
+    found = [None] * len(texts)
+    for batch in student.prepare(texts, [explain] * len(texts)):
+        for row, result in zip(batch.rows, student.forward(batch), strict=True):
+            found[row] = result
+    return found
+
+
+def vectors(student, texts):
+    return np.stack([result.vector for result in answers(student, texts)])
+
+
+def test_a_service_follows_an_adaptation_under_load_without_a_failed_answer(served, memory, store_url):
+    before = vectors(served, ASKED)
+    stop, failures, count = threading.Event(), [], []
+
+    def ask():
+        while not stop.is_set():
+            try:
+                assert np.isfinite(vectors(served, ASKED[:8])).all()
+                count.append(1)
+            except BaseException as error:
+                failures.append(error)
+                raise
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    memory.add(TEXTS[70:])
+    version = memory.adapt().correction.version
+    deadline = time.monotonic() + 20
+    while served.memory.reader.correction.version != version and time.monotonic() < deadline:
+        time.sleep(0.05)
+    stop.set()
+    asking.join()
+    assert not failures
+    assert len(count) > 3
+    assert served.memory.status.state == "ok"
+    after = vectors(served, ASKED)
+    with refbert.load(memory.folder, store_url) as reader:
+        np.testing.assert_allclose(after, reader.encode(ASKED), atol=1e-4)
+    assert float((before * after).sum(1).mean()) < 0.9999
+
+
+def test_a_services_own_copy_of_its_memory_is_taken_anew_when_the_memory_changes(memory, monkeypatch):
+    monkeypatch.setattr(memory_watch, "RECOPY_S", 0.0)
+    memory.add(TEXTS[:40])
+    memory.adapt()
+    config = memory.config.model_copy(update={"serve": ServeConfig(memory_check_s=60, replica_rows=len(TEXTS) - 1)})
+    student = ServedStudent(*student_run(config, str(memory.folder)), torch.device("cpu"), Metrics())
+    try:
+        assert len(student.memory.reader.source) == 40
+        asked = answers(student, [TEXTS[0], ASKED[0]], explain=True)
+        assert [{read.rung for read in result.references} for result in asked] == [{"own"}, {"live"}]
+        memory.add(TEXTS[40:60])  # not read by the version that there is
+        student.memory.check()
+        assert (len(student.memory.reader.source), student.memory.reader.source.num_unread) == (60, 20)
+        assert np.isfinite(vectors(student, ASKED)).all()
+        memory.store.delete(("document", TEXTS[0]))
+        version = memory.adapt().correction.version
+        student.memory.check()
+        assert (len(student.memory.reader.source), student.memory.reader.source.num_unread) == (59, 0)
+        assert student.memory.reader.correction.version == version
+        memory.add(TEXTS)  # more than it may copy
+        memory.adapt()
+        student.memory.check()
+        assert isinstance(student.memory.reader.source, Retriever)
+    finally:
+        student.memory.close()
+
+
+def test_a_stored_text_is_answered_with_its_teachers_own_vector(served, memory, teacher):
+    (result,) = answers(served, [TEXTS[0]], explain=True)
+    own = teacher.encode_texts([TEXTS[0]])[0][1].mean(0, dtype=np.float32)
+    assert float(result.vector @ own) / np.linalg.norm(own) > 0.9999
+    assert result.nearness == 1.0
+    assert {read.rung for read in result.references} == {"own"}
+    (other,) = answers(served, ["nothing like it was ever stored"], explain=True)
+    assert other.nearness < 1
+    assert {read.rung for read in other.references} == {"live"}
+    assert 'refbert_references_total{rung="own",step="own"} 1.0' in served.metrics.text()
+    assert "refbert_nearness_count 2.0" in served.metrics.text()
+
+
+def test_a_service_explains_what_each_reference_changed(served):
+    explanation = served.explain(ASKED[0])
+    read = explanation["references"]
+    assert len(read) == 4
+    assert all(one["text"] and one["weight"] is not None for one in read)
+    strongest = max(read, key=lambda one: abs(one["weight"]))
+    assert strongest["without"]["cosine_distance"] > 0
+    assert explanation["without_references"]["cosine_distance"] > 0
+    assert 0 < explanation["correction"]["nearness"] <= 1
+    timing = {"lookup": 0, "student": 0, "queue": 0}
+    answer = Explanation.model_validate(explanation | {"model": "m", "timing_ms": timing})
+    assert answer.references[0].weight == read[0]["weight"]
+
+
+def test_an_explanation_is_printed_with_weights_and_nearness(served, capsys, tmp_path):
+    explanation = explained(served.memory.reader, ASKED[0])
+    print_explanation(explanation)
+    printed = capsys.readouterr().out
+    assert "weight" in printed
+    assert f"the nearest is at {explanation['correction']['nearness']:.3f}" in printed
+    assert explanation["references"][0]["text"] in printed
+    summary = write_explanation(explanation, tmp_path, "explanation")
+    assert summary["cosine_distance"] == explanation["without_references"]["cosine_distance"]
+
+
+def test_without_its_memory_a_service_answers_by_the_folders_copy(served, memory, monkeypatch):
+    memory.store.delete_collection()
+    deadline = time.monotonic() + 20
+    while served.memory.status.state == "ok" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert served.memory.status.state == "refused"
+    assert "corrects no answers of student" in served.memory.status.reason or "exist" in served.memory.status.reason
+    with refbert.load(memory.folder) as alone:
+        np.testing.assert_allclose(vectors(served, ASKED), alone.encode(ASKED), atol=1e-4)
+
+
+def test_an_answer_that_is_not_finite_is_an_error_by_name_and_no_vector(served, monkeypatch):
+    part = served.memory.reader.correction.part
+    monkeypatch.setattr(part, "bias", torch.full_like(part.bias, torch.nan))
+    with pytest.raises(NonFiniteAnswer, match=r"answered with numbers that are not finite; .* deploy another"):
+        answers(served, ["a text that is not stored"])
+    assert kind_of(NonFiniteAnswer("x")).status == 500
+    assert name_of(NonFiniteAnswer("x")) == "NonFiniteAnswer"
