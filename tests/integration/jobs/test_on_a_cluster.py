@@ -1,4 +1,4 @@
-"""Jobs on a cluster whose only copies go away at random moments, for a while and for good (tests/qdrant_node.py)."""
+"""Jobs on a cluster whose only copies go away at random moments, for a while and for good (tests/qdrant_cluster.py)."""
 
 import json
 import threading
@@ -27,7 +27,7 @@ from refbert.memory.texts import reference_texts
 from refbert.student import RefBertModel
 from refbert.student_config import RefBertConfig
 from refbert.teacher import load_teacher
-from tests.qdrant_node import Cluster
+from tests.qdrant_cluster import Cluster
 from vector_store.__main__ import main
 from vector_store.client import connect
 from vector_store.config import StoreConfig

@@ -1,4 +1,4 @@
-"""The store's client, writer and reader on a cluster of nodes, some of which are away (tests/qdrant_node.py)."""
+"""The store's client, writer and reader on a cluster of nodes, some of which are away (tests/qdrant_cluster.py)."""
 
 import threading
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from tests.qdrant_node import Cluster
+from tests.qdrant_cluster import Cluster
 from vector_store.__main__ import UNAVAILABLE, main
 from vector_store.client import connect
 from vector_store.config import StoreConfig

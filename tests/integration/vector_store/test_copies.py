@@ -1,11 +1,11 @@
-"""Copies of shards that differ after failed writes: found, told apart by node, and made equal (tests/qdrant_node.py)."""
+"""Copies of shards that differ after failed writes: found, told apart by node, and made equal (tests/qdrant_cluster.py)."""
 
 import dataclasses
 import threading
 
 import pytest
 
-from tests.qdrant_node import Cluster
+from tests.qdrant_cluster import Cluster
 from vector_store.__main__ import BAD, FINE, UNAVAILABLE, main
 from vector_store.client import connect
 from vector_store.config import StoreConfig
