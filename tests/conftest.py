@@ -31,7 +31,7 @@ WITHOUT_RAY = (
     *(f"tests/integration/jobs/adapting/test_{name}.py" for name in ("adaptation", "replica", "service")),
     *(
         f"tests/integration/jobs/test_{name}.py"
-        for name in ("adapted", "adoption", "begun_memory", "interrupts", "neighbour_plan")
+        for name in ("adapted", "adoption", "begun_memory", "interrupts", "neighbour_plan", "new_domain")
     ),
 )
 """Of these the files that start no Ray: they stand in the other lane."""
