@@ -457,6 +457,11 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
         """Whether training reads anything from the store: references, or its targets."""
         return self.reads_references or self.train.targets == "memory"
 
+    def adapting(self) -> Self:
+        """Return the run with the memory that is adapted to, in the place of the one that it trains with."""
+        store = self.store.model_copy(update={"collection": self.adapt.collection})
+        return self.model_copy(update={"references": self.adapt.references, "store": store})
+
     def digest(self, *parts: str) -> str:
         """Return 12 hex digits of the named parts: changes when, and only when, one of them does."""
         dumped = self.model_dump(mode="json", include=set(parts))
