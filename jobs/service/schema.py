@@ -144,9 +144,9 @@ Documents = Annotated[
 ]
 Query = Annotated[str, PlainValidator(_query), WithJsonSchema({**STRING, "description": "A text."})]
 TruncatedTokens = Annotated[
-    int | None,
+    Annotated[int, Field(ge=-1)] | None,
     BeforeValidator(_integer),
-    Field(ge=-1, description="vLLM's. Texts are cut at this student's tokens: -1, so many or more. Less is refused."),
+    Field(description="vLLM's. Texts are cut at this student's tokens: -1, so many or more. Less is refused."),
 ]
 OneText = Annotated[Text, PlainValidator(_text), WithJsonSchema({**ONE, "description": "A text or a pair of texts."})]
 

@@ -46,10 +46,18 @@ def test_token_ids_of_another_vocabulary_are_refused_and_the_students_own_are_ma
 def test_null_is_the_default_wherever_a_field_has_one(serve_in_process):
     with serve_in_process() as client:
         own = vectors(client, input="a text")
-        nulls = dict.fromkeys(("encoding_format", "explain", "dimensions", "model", "user"))
+        foreign = ("input_type", "truncate_prompt_tokens")
+        nulls = dict.fromkeys(("encoding_format", "explain", "dimensions", "model", "user", *foreign))
         np.testing.assert_array_equal(vectors(client, input="a text", **nulls), own)
         near = {"source": "a text", "input": "a text", "explain": None, "model": None}
         assert client.post("/v1/similarity", json=near).json()["data"][0]["similarity"] == pytest.approx(1, abs=1e-5)
+        nulls = dict.fromkeys(("top_n", "return_documents", "model", "user", "truncate_prompt_tokens"))
+        ranked = client.post("/v1/rerank", json={"query": "a text", "documents": ["x", "a text"], **nulls}).json()[
+            "results"
+        ]
+        assert [one["index"] for one in ranked] == [1, 0]
+        nulls = dict.fromkeys(("normalize", "truncate", "truncation_direction", "prompt_name", "dimensions"))
+        np.testing.assert_array_equal(client.post("/embed", json={"inputs": "a text", **nulls}).json(), own)
 
 
 def test_a_request_of_2048_texts_is_answered_and_one_more_is_refused(serve_in_process):
