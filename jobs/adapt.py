@@ -53,16 +53,6 @@ from vector_store.store import Store
 
 log = logging.getLogger(__name__)
 
-CONTINUES_RUN = True
-"""Without a YAML, the options are those that the named run was trained with."""
-
-
-def planned(config: RunConfig) -> RunConfig:
-    """Return the run with the memory that is adapted to, in the place of the one that it trains with."""
-    options = config.adapt
-    store = config.store.model_copy(update={"collection": options.collection})
-    return config.model_copy(update={"references": options.references, "store": store})
-
 
 def check(config: RunConfig) -> None:
     """Raise InputError where there is no student; before Ray is started."""
@@ -84,7 +74,7 @@ def adapted_to_texts(config: RunConfig, measured_on: PreparedCorpus | None = Non
 
     The gain is measured on the held-out texts of another corpus, where one is given.
     """
-    options, folder, memory = config.adapt, student_folder(config), planned(config)
+    options, folder, memory = config.adapt, student_folder(config), config.adapting()
     config.run_directory.mkdir(parents=True, exist_ok=True)
     gain: dict[str, float] = {}
     with training_lock(config.run_directory), running_store(memory) as url:

@@ -300,16 +300,23 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """Tokens per forward, padding included: long texts share one with fewer others."""
     batch_wait_ms: NonNegativeFloat = 0.0
     """How long an idle student waits for more texts; without, what arrives while it is busy is a batch."""
-    max_queued_texts: PositiveInt = Field(2048, description="Per replica; over it, requests are refused with 429.")
+    max_queued_texts: PositiveInt = Field(8192, description="Per replica; over it, requests are refused with 429.")
 
     max_explanations: PositiveInt = 8
     """Explanations that wait or are made, per replica: each has the student to itself. Over it, they are refused with 429."""
 
-    max_texts: PositiveInt = Field(256, description="Texts per request.")
+    max_texts: PositiveInt = Field(2048, description="Texts per request: what OpenAI takes, and its clients send.")
     max_characters: PositiveInt = Field(20_000, description="Of one text.")
-    max_request_bytes: PositiveInt = Field(4 * 2**20, description="Of one request's body.")
-    deadline_s: PositiveFloat = 10.0
-    """A request's time, its body's arrival included; callers may ask for less by X-Timeout-Ms."""
+    max_request_bytes: PositiveInt = 16 * 2**20
+    """Of one request's body: room for max_texts of 8,000 characters."""
+    deadline_s: PositiveFloat = 30.0
+    """A request's time, its body's arrival included; callers may ask for less by X-Timeout-Ms. Enough for max_texts where the
+    student answers 70 texts per second."""
+
+    refuse_other_models: bool = False
+    """Answer 404 to a request whose `model` is not the run's name. Without, it is answered, and the response has the name."""
+    cors_origins: tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")], ...] = ()
+    """Web pages that may ask from a browser, such as https://search.example.com; "*" is every page."""
 
     memory_check_s: PositiveFloat = 5.0
     """How often a replica sees whether its memory is there and still its teacher's, and which version corrects its answers."""
@@ -456,6 +463,11 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     def needs_memory(self) -> bool:
         """Whether training reads anything from the store: references, or its targets."""
         return self.reads_references or self.train.targets == "memory"
+
+    def adapting(self) -> Self:
+        """Return the run with the memory that is adapted to, in the place of the one that it trains with."""
+        store = self.store.model_copy(update={"collection": self.adapt.collection})
+        return self.model_copy(update={"references": self.adapt.references, "store": store})
 
     def digest(self, *parts: str) -> str:
         """Return 12 hex digits of the named parts: changes when, and only when, one of them does."""

@@ -37,9 +37,6 @@ from vector_store.store import Store
 
 log = logging.getLogger(__name__)
 
-CONTINUES_RUN = True
-"""Without a YAML, the options are those that the named run was trained with."""
-
 
 def check(config: RunConfig) -> None:
     """Raise InputError where the run has not been trained; before Ray is started."""

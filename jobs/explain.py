@@ -27,9 +27,6 @@ from refbert.passages import normalise
 
 log = logging.getLogger(__name__)
 
-CONTINUES_RUN = True
-"""Without a YAML, the options are those that the named run was trained with."""
-
 
 def check(config: RunConfig) -> None:
     """Raise InputError where there is no text, or no student; before Ray is started."""

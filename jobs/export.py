@@ -30,9 +30,6 @@ from refbert.teacher import load_tokenizer
 
 log = logging.getLogger(__name__)
 
-CONTINUES_RUN = True
-"""Without a YAML, the options are those that the named run was trained with."""
-
 
 def check(config: RunConfig) -> None:
     """Raise InputError where the run has not been trained, or not been evaluated; before Ray is started."""

@@ -20,10 +20,27 @@ from jobs.run.interrupts import Terminated, sigterm_interrupts
 from jobs.run.session import ray_has_gone, set_environment
 
 
+class Verb(NamedTuple):
+    """What is known of a verb before its module is imported, which takes seconds."""
+
+    continues_run: bool = False
+    """Without a YAML, the options are those that the named run was trained with."""
+    plans: Callable[[RunConfig], RunConfig] | None = lambda config: config
+    """The run whose plan `--show` prints; None for a verb that makes neither a memory nor a student, and has no plan."""
+
+
+VERBS = {
+    "adapt": Verb(continues_run=True, plans=RunConfig.adapting),
+    **dict.fromkeys(("evaluate", "explain", "export", "predict", "serve"), Verb(continues_run=True, plans=None)),
+}
+"""The verbs that use a trained student."""
+
+
 def launch(module: str, description: str | None) -> NoReturn:
     """Run a verb's script as its module, which Ray's workers can import, and end the process with its exit code.
 
-    The module is imported when the command line has been read: `--help` and a wrong config do not wait for torch and Ray.
+    The module is imported when the command line has been read: `--help`, `--show` and a wrong config do not wait for Ray; and
+    for torch only `--show` of a verb that has a plan.
     """
     code = _run(module, description, sys.argv[1:], lambda: importlib.import_module(module))
     if "ray" in sys.modules and ray_has_gone():
@@ -50,7 +67,8 @@ def read_command_line(verb: str, description: str | None, arguments: list[str]) 
     parser.add_argument(
         "overrides", nargs="*", metavar="key.sub=value", help="options to change, such as train.steps=100"
     )
-    parser.add_argument("--show", action="store_true", help="print the resolved config and the plan, and start nothing")
+    shown = "the resolved config" if VERBS.get(verb, Verb()).plans is None else "the resolved config and the plan"
+    parser.add_argument("--show", action="store_true", help=f"print {shown}, and start nothing")
     given = parser.parse_intermixed_args(arguments)
     if given.run and "=" in given.run:
         return CommandLine(None, [given.run, *given.overrides], given.show)
@@ -64,21 +82,23 @@ def run_job(job: Any, arguments: list[str]) -> int:
 
 def _run(module: str, description: str | None, arguments: list[str], import_job: Callable[[], Any]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    given = read_command_line(module.rpartition(".")[2], description, arguments)
+    name = module.rpartition(".")[2]
+    verb = VERBS.get(name, Verb())
+    given = read_command_line(name, description, arguments)
     try:
         config = load_config(given.run, given.overrides)
+        trained = config.run_directory / "config.yaml"
+        if given.run is None and verb.continues_run and trained.exists():
+            config = load_config(trained, given.overrides)
+        if given.show:
+            show(verb.plans(config) if verb.plans else config, has_plan=verb.plans is not None)
+            return OK
         set_environment()  # before a job imports Ray
         job = import_job()
-        trained = config.run_directory / "config.yaml"
-        if given.run is None and getattr(job, "CONTINUES_RUN", False) and trained.exists():
-            config = load_config(trained, given.overrides)
         from jobs.run.session import ray_session
         from jobs.run.worker import quiet_libraries
 
         quiet_libraries()
-        if given.show:
-            show(getattr(job, "planned", lambda config: config)(config))
-            return OK
         if check := getattr(job, "check", None):
             check(config)  # what needs no Ray is refused before its start
         with sigterm_interrupts(), ray_session(), sigterm_interrupts():
@@ -95,11 +115,18 @@ def _run(module: str, description: str | None, arguments: list[str], import_job:
     return OK
 
 
-def show(config: RunConfig) -> None:
-    """Print the resolved config, and what the run would make: parameters, bytes per reference, steps."""
-    from jobs.plan import plan
+def show(config: RunConfig, has_plan: bool = True) -> None:
+    """Print the resolved config, and what the run would make: parameters, bytes per reference, steps.
 
-    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")
+    The plan takes seconds: it loads the teacher, whose weights and tokenizer it counts with.
+    """
+    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="", flush=True)
+    if not has_plan:
+        return
+    from jobs.plan import plan
+    from jobs.run.worker import quiet_libraries
+
+    quiet_libraries()
     print("plan:")
     for name, value in plan(config).items():
         print(f"  {name}: {value}")

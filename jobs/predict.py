@@ -51,9 +51,6 @@ from vector_store.errors import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
-CONTINUES_RUN = True
-"""Without a YAML, the options are those that the named run was trained with."""
-
 
 def run(config: RunConfig) -> None:
     """Score every row that has not been scored, then write the manifest."""

@@ -54,9 +54,6 @@ START_S, STOP_S = 180.0, 60.0
 SHOWN_CHARACTERS = 500
 """Of what Ray says where the service does not start."""
 
-CONTINUES_RUN = True
-"""Without a YAML, the options are those that the named run was trained with."""
-
 
 class RefusedApplication(InputError, RayServeException):  # noqa: N818
     """A mistake in a service's arguments, whose line Serve shows as the application's status at once.

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray.data
 from filelock import FileLock
 from numpy.typing import NDArray
 
@@ -255,6 +254,8 @@ def _write(corpus: CorpusConfig, teacher: TeacherConfig, files: list[str], direc
 
 def _read_parts(corpus: CorpusConfig, teacher: TeacherConfig, files: list[str], folder: Path) -> list[CorpusPart]:
     """Read what has no finished parts yet; return the parts of the whole corpus, in the order of files."""
+    import ray.data  # here: `--show` waits for no Ray
+
     for draft in folder.glob("*.draft"):
         draft.unlink()
     source = ray.data.from_items(

@@ -15,8 +15,6 @@ from itertools import count
 from pathlib import Path
 from typing import Self, TypeVar
 
-import ray
-
 from refbert.errors import UnavailableError
 
 log = logging.getLogger(__name__)
@@ -59,6 +57,8 @@ class Attempts:
     @contextmanager
     def at_start(self, what: str) -> Iterator[None]:
         """Note that this actor starts. Raises UnavailableError where its process has died at that too often."""
+        import ray  # here: `--show` waits for no Ray
+
         actor = ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None
         with self.at(f"start-{actor}") as died:
             if died >= DEATHS:

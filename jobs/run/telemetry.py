@@ -14,8 +14,6 @@ import threading
 from collections.abc import Mapping
 from typing import Any, Self
 
-from ray.util.metrics import Counter, Gauge
-
 TRAINING = {
     "step": ("train_step", "Optimizer steps made."),
     "steps": ("train_steps_wanted", "Optimizer steps to make."),
@@ -50,6 +48,8 @@ class RunGauges:
     """
 
     def __init__(self, kind: Mapping[str, tuple[str, str]], run: str, values: dict[str, Any]) -> None:
+        from ray.util.metrics import Gauge
+
         self._gauges = {key: Gauge(f"refbert_{name}", text, ("run",)) for key, (name, text) in kind.items()}
         self._tags = {"run": run}
         self._values = values
@@ -89,6 +89,8 @@ class StageMetrics:
     """The counters of one stage in one process."""
 
     def __init__(self, stage: str) -> None:
+        from ray.util.metrics import Counter  # here: `--show` waits for no Ray
+
         self._counters = {}
         for key, (name, text) in STAGE.items():
             counter = Counter(f"refbert_stage_{name}_total", text, ("stage",))

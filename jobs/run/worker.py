@@ -7,7 +7,6 @@ import time
 import warnings
 from pathlib import Path
 
-import ray
 import torch
 from transformers.utils import logging as transformers_logging
 
@@ -19,6 +18,8 @@ LOOK_S = 10.0
 
 def per_node(workers: int) -> int:
     """How many of so many workers share a node, where they are spread evenly."""
+    import ray  # here: `--show` waits for no Ray
+
     return math.ceil(workers / max(1, sum(node["Alive"] for node in ray.nodes())))
 
 

@@ -48,10 +48,13 @@ def http_api(service: InferenceService, metrics_text: MetricsText | None = None)
     )
     _add_error_handlers(api)
     refused = _refusals(400, 401, 408, 413, 422, 429, 503, 504)
+    refused_model = refused | _refusals(404)
 
-    @api.post("/v1/embeddings", response_model=schema.EmbeddingResponse, responses=refused)
+    @api.post("/v1/embeddings", response_model=schema.EmbeddingResponse, responses=refused_model)
     async def embeddings(request: Request, body: schema.EmbeddingRequest) -> Response:
         """Embed one text or several, as OpenAI's API does; a text may be a pair."""
+        service.check_model(body.model)
+        service.check_truncation(body.truncate_prompt_tokens)
         result = await service.infer(body.input, request.state.deadline, bool(body.explain), body.dimensions)
 
         def embedding(text: TextResult) -> dict[str, Any]:
@@ -62,20 +65,48 @@ def http_api(service: InferenceService, metrics_text: MetricsText | None = None)
 
         return _response(request, result, result.texts, embedding)
 
-    @api.post("/v1/classify", response_model=schema.ClassifyResponse, responses=refused)
+    @api.post("/v1/classify", response_model=schema.ClassifyResponse, responses=refused_model)
     async def classify(request: Request, body: schema.ClassifyRequest) -> Response:
         """Label one text or several; 422 where the student has no head."""
+        service.check_model(body.model)
         result = await service.classify(body.input, request.state.deadline, bool(body.explain))
         return _response(request, result, result.texts, lambda text: best_label(text, result.labels or []))
 
-    @api.post("/v1/similarity", response_model=schema.SimilarityResponse, responses=refused)
+    @api.post("/v1/similarity", response_model=schema.SimilarityResponse, responses=refused_model)
     async def similarity(request: Request, body: schema.SimilarityRequest) -> Response:
         """Compare one text with others: cosines of their vectors."""
+        service.check_model(body.model)
         if not body.input:
             raise errors.InvalidInput("input: got 0 texts to compare the source with, wanted at least 1")
         result = await service.infer([body.source, *body.input], request.state.deadline, bool(body.explain))
         source, *others = result.texts
         return _response(request, result, others, lambda text: {"similarity": float(source.vector @ text.vector)})
+
+    @api.post("/v1/rerank", response_model=schema.RerankResponse, responses=refused_model)
+    async def rerank(request: Request, body: schema.RerankRequest) -> Response:
+        """Rank documents by the cosine of their vectors with the query's, in Cohere's and Jina's form."""
+        service.check_model(body.model)
+        service.check_truncation(body.truncate_prompt_tokens)
+        if not body.documents:
+            raise errors.InvalidInput("documents: got 0 documents to rank, wanted at least 1")
+        texts = [body.query, *(document["text"] for document in body.documents)]
+        result = await service.infer(texts, request.state.deadline)
+        query, *documents = (text.vector for text in result.texts)
+        scores = [float(query @ document) for document in documents]
+        best = sorted(range(len(scores)), key=lambda index: -scores[index])[: body.top_n]
+        ranked = [
+            {"index": index, "relevance_score": scores[index]}
+            | ({"document": body.documents[index]} if body.return_documents else {})
+            for index in best
+        ]
+        return _json({"id": request.state.request_id, "results": ranked, **_result_fields(request, result)})
+
+    @api.post("/embed", response_model=list[list[float]], responses=refused)
+    async def embed(request: Request, body: schema.EmbedRequest) -> Response:
+        """Embed one text or several, in the form of Hugging Face's text-embeddings-inference."""
+        result = await service.infer(body.inputs, request.state.deadline, dimensions=body.dimensions)
+        _result_fields(request, result)
+        return _json([text.vector for text in result.texts])
 
     @api.post("/v1/explain", response_model=schema.Explanation, responses=refused)
     async def explain(request: Request, body: schema.ExplainRequest) -> Response:
@@ -89,6 +120,21 @@ def http_api(service: InferenceService, metrics_text: MetricsText | None = None)
     async def models() -> schema.ModelList:
         """Describe the student of this service."""
         return schema.ModelList(data=[service.model()])
+
+    @api.get("/v1/models/{model}", responses=_refusals(401, 404, 422, 503))
+    async def model(model: str) -> schema.Model:
+        """Describe the student by its name; 404 for any other."""
+        return service.model(model)
+
+    @api.get("/info", responses=_refusals(401, 503))
+    async def info() -> schema.ServiceInfo:
+        """Describe the student and the limits, in the form of text-embeddings-inference."""
+        return service.info()
+
+    @api.get("/health", responses=_refusals(503))
+    async def health() -> schema.Readiness:
+        """Tell whether requests are taken, as /readyz does, where text-embeddings-inference says it."""
+        return service.readiness()
 
     @api.get("/healthz")
     async def healthz() -> schema.Health:
@@ -132,11 +178,16 @@ def _response(
     fields: Callable[[TextResult], dict[str, Any]],
 ) -> Response:
     """Return the response with an item for each of `texts`, and tell the request log about it."""
+    data = [{"index": index, **fields(text), **_references(text)} for index, text in enumerate(texts)]
+    return _json({"object": "list", "data": data, **_result_fields(request, result)})
+
+
+def _result_fields(request: Request, result: InferenceResult) -> dict[str, Any]:
+    """Return the fields of every response that was computed, and tell the request log about it."""
     tokens, timing_ms = result.tokens, result.timing_ms
     request.state.log = {"texts": len(result.texts), "tokens": tokens, "stages_ms": timing_ms}
-    data = [{"index": index, **fields(text), **_references(text)} for index, text in enumerate(texts)]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return _json({"object": "list", "data": data, "model": result.model, "usage": usage, "timing_ms": timing_ms})
+    return {"model": result.model, "usage": usage, "timing_ms": timing_ms}
 
 
 def _references(text: TextResult) -> dict[str, Any]:
@@ -218,8 +269,10 @@ def _with_limits(page: dict[str, Any], service: InferenceService) -> dict[str, A
     """Add to the page the service's limits, what its student can do, and how a key is sent."""
     page = copy.deepcopy(page)  # FastAPI keeps its own, and the student may change
     models, limits, student = page["components"]["schemas"], service.limits, service.student
-    for name in ("EmbeddingRequest", "ClassifyRequest", "SimilarityRequest"):
-        one, many, ids = models[name]["properties"]["input"]["anyOf"]
+    for name, field in (
+        ("EmbeddingRequest", "input"), ("ClassifyRequest", "input"), ("SimilarityRequest", "input"), ("EmbedRequest", "inputs"),
+    ):  # fmt: skip
+        one, many, ids = models[name]["properties"][field]["anyOf"]
         string, pair, one_of_ids = many["items"]["anyOf"]
         many["maxItems"] = limits.max_texts - (name == "SimilarityRequest")
         for text in (one, string, pair["items"]):
@@ -228,9 +281,22 @@ def _with_limits(page: dict[str, Any], service: InferenceService) -> dict[str, A
             several["maxItems"] = limits.max_characters
             if student:
                 several["items"]["maximum"] = student.vocabulary - 1
+    ranked = models["RerankRequest"]["properties"]
+    ranked["documents"]["maxItems"] = limits.max_texts - 1
+    a_text, a_document = ranked["documents"]["items"]["anyOf"]
+    for text in (ranked["query"], a_text, a_document["properties"]["text"]):
+        text["maxLength"] = limits.max_characters
     if student:
-        (number, *_) = models["EmbeddingRequest"]["properties"]["dimensions"]["anyOf"]
-        number.update(minimum=student.dim, maximum=student.dim)
+        for name in ("EmbeddingRequest", "EmbedRequest"):
+            (number, *_) = models[name]["properties"]["dimensions"]["anyOf"]
+            number.update(minimum=student.dim, maximum=student.dim)
+        for name in ("EmbeddingRequest", "RerankRequest"):
+            (number, *_) = models[name]["properties"]["truncate_prompt_tokens"]["anyOf"]
+            number.update(minimum=student.reader.max_tokens)
+        if limits.refuse_other_models:
+            for name in ("EmbeddingRequest", "ClassifyRequest", "SimilarityRequest", "RerankRequest"):
+                (string, *_) = models[name]["properties"]["model"]["anyOf"]
+                string["const"] = student.name
         if student.labels is None:
             del page["paths"]["/v1/classify"]
     page["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}

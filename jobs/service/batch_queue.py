@@ -1,9 +1,9 @@
 """The queue of texts that wait for the student, and how they are batched.
 
 Whatever arrived while the student was busy is its next batch; an idle student waits for more only where serve.batch_wait_ms
-says so. Two threads work at once: while the student computes one batch, references of the next are looked up. The queue is
-bounded: what would not fit raises Overloaded. A text whose request was cancelled or timed out is not computed. Knows nothing of
-HTTP and gRPC.
+says so. Requests take turns: a single text need not wait for the two thousand of a request before it. Two threads work at once:
+while the student computes one batch, references of the next are looked up. The queue is bounded: what would not fit raises
+Overloaded. A text whose request was cancelled or timed out is not computed. Knows nothing of HTTP and gRPC.
 """
 
 import asyncio
@@ -40,6 +40,8 @@ class PendingRequest:
     explain: bool
     done: asyncio.Future[list[TextResult]]
     arrived_s: float
+    taken: int = 0
+    """Texts that are in a batch, or were."""
     results: dict[int, TextResult] = field(default_factory=dict)
 
     def put(self, position: int, result: TextResult) -> None:
@@ -71,7 +73,8 @@ class BatchQueue:
         self._student = student
         self._config = config
         self._metrics = metrics
-        self._queued: deque[QueuedText] = deque()
+        self._queued: deque[PendingRequest] = deque()
+        self._num_waiting = 0
         self._arrived = asyncio.Event()
         self._texts_per_s = 100.0
         self._calls, self._call_s = 0, 0.1
@@ -88,7 +91,7 @@ class BatchQueue:
         """Refuse the requests that still wait, and end."""
         if self._loop_task:
             self._loop_task.cancel()
-        for request, _ in self._queued:
+        for request in self._queued:
             request.fail(NotReady("this replica is shutting down; send the request again"))
         await asyncio.gather(*self._batches, return_exceptions=True)
         for thread in (self._lookup_thread, self._student_thread):
@@ -99,15 +102,16 @@ class BatchQueue:
 
         Raises Overloaded where the texts would not fit, DeadlineExceeded where the deadline passes first.
         """
-        waiting = len(self._queued)
+        waiting = self._num_waiting
         if waiting + len(inputs) > self._config.max_queued_texts:
             raise Overloaded(
                 f"{waiting} texts wait, {len(inputs)} more would exceed {self._config.max_queued_texts}; try again later",
                 retry_after_s=waiting / self._texts_per_s,
             )
         request = PendingRequest(inputs, explain, asyncio.get_running_loop().create_future(), time.perf_counter())
-        self._queued.extend(QueuedText(request, position) for position in range(len(inputs)))
-        self._metrics.queued_texts.set(len(self._queued))
+        self._queued.append(request)
+        self._num_waiting += len(inputs)
+        self._metrics.queued_texts.set(self._num_waiting)
         self._arrived.set()
         return await _before(deadline, request.done)  # a cancelled request's future is done: its texts are left out
 
@@ -146,19 +150,25 @@ class BatchQueue:
             task.add_done_callback(self._batches.pop)
 
     async def _take(self) -> list[QueuedText]:
-        """Wait for texts, and take as many as fit into a batch of those whose requests still wait."""
+        """Wait for texts, and take as many as fit into a batch: one of each request that still waits, in turns."""
         batch: list[QueuedText] = []
         while not batch:
             while not self._queued:
                 self._arrived.clear()
                 await self._arrived.wait()
-            if self._config.batch_wait_ms and len(self._queued) < self._config.max_batch:
+            if self._config.batch_wait_ms and self._num_waiting < self._config.max_batch:
                 await asyncio.sleep(self._config.batch_wait_ms / 1000)
             while self._queued and len(batch) < self._config.max_batch:
-                text = self._queued.popleft()
-                if not text.request.done.done():
-                    batch.append(text)
-            self._metrics.queued_texts.set(len(self._queued))
+                request = self._queued.popleft()
+                if request.done.done():
+                    self._num_waiting -= len(request.inputs) - request.taken
+                    continue
+                batch.append(QueuedText(request, request.taken))
+                request.taken += 1
+                self._num_waiting -= 1
+                if request.taken < len(request.inputs):
+                    self._queued.append(request)
+            self._metrics.queued_texts.set(self._num_waiting)
         return batch
 
     async def _complete(self, batch: list[QueuedText], free: asyncio.Semaphore) -> None:

@@ -17,6 +17,10 @@ class InvalidInput(InputError):
     """The request cannot be answered as it stands."""
 
 
+class UnknownModel(Exception):
+    """There is no such model: a service has one student."""
+
+
 class TooLarge(Exception):
     """The body is too large."""
 
@@ -59,6 +63,7 @@ class Kind(NamedTuple):
 
 KINDS: dict[type[Exception], Kind] = {
     InputError: Kind(422, grpc.StatusCode.INVALID_ARGUMENT, "invalid_request_error"),
+    UnknownModel: Kind(404, grpc.StatusCode.NOT_FOUND, "not_found_error"),
     TooLarge: Kind(413, grpc.StatusCode.INVALID_ARGUMENT, "invalid_request_error"),
     SlowRequest: Kind(408, grpc.StatusCode.DEADLINE_EXCEEDED, "timeout_error"),
     Unauthorised: Kind(401, grpc.StatusCode.UNAUTHENTICATED, "authentication_error"),

@@ -18,10 +18,10 @@ from jobs.config import RunConfig
 from jobs.memory.student_memory import open_reader, student_run
 from jobs.service import tracing
 from jobs.service.batch_queue import BatchQueue
-from jobs.service.errors import InvalidInput, NotReady
+from jobs.service.errors import InvalidInput, NotReady, UnknownModel
 from jobs.service.keys import Keys
 from jobs.service.metrics import Metrics
-from jobs.service.schema import Model, Readiness, TextInput, checked_inputs
+from jobs.service.schema import Model, Readiness, ServiceInfo, TextInput, checked_inputs
 from jobs.service.student import ServedStudent, TextResult
 from refbert.errors import InputError
 from refbert.memory.reader import Reader
@@ -186,9 +186,39 @@ class InferenceService:
 
     # ------------------------------------------------------------ state
 
-    def model(self) -> Model:
-        """Describe the student. Raises NotReady before one is loaded."""
+    def check_model(self, asked: str | None) -> None:
+        """Raise UnknownModel for a request that asks for another model, where serve.refuse_other_models is set."""
+        if self.limits.refuse_other_models and asked is not None:
+            self.model(asked)
+
+    def check_truncation(self, tokens: int | None) -> None:
+        """Raise InvalidInput where a text is to be cut at fewer tokens than this student reads; -1 is as many as it reads."""
+        most = self._loaded().reader.max_tokens
+        if tokens is not None and tokens != -1 and tokens < most:
+            raise InvalidInput(
+                f"truncate_prompt_tokens={tokens}: this student's texts are cut at {most} tokens, never before; leave it out, "
+                "or shorten the texts"
+            )
+
+    def info(self) -> ServiceInfo:
+        """Describe the student and the limits as TEI does. Raises NotReady before a student is loaded."""
+        student, limits = self._loaded(), self.limits
+        return ServiceInfo(
+            model_id=student.name,
+            model_sha=student.fingerprint,
+            model_dtype=str(student.reader.model.dtype).removeprefix("torch."),
+            max_concurrent_requests=limits.max_queued_texts,
+            max_input_length=student.reader.max_tokens,
+            max_batch_tokens=limits.batch_tokens,
+            max_batch_requests=limits.max_batch,
+            max_client_batch_size=limits.max_texts,
+        )
+
+    def model(self, asked: str | None = None) -> Model:
+        """Describe the student. Raises NotReady before one is loaded, UnknownModel where another one is asked for."""
         student = self._loaded()
+        if asked not in (None, student.name):
+            raise UnknownModel(f"there is no model of this name; this service has the model {student.name}")
         return Model(
             id=student.name,
             created=student.created,

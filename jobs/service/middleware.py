@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match
 
 from jobs.service import tracing
@@ -30,12 +31,15 @@ Send = Callable[[Message], Awaitable[None]]
 log = logging.getLogger(__name__)
 
 PUBLIC_ROUTES = frozenset(
-    ("/", "/docs", "/docs/oauth2-redirect", "/healthz", "/metrics", "/openapi.json", "/playground.css", "/playground.js",
-     "/readyz", "/static-offline-docs")
+    ("/", "/docs", "/docs/oauth2-redirect", "/health", "/healthz", "/metrics", "/openapi.json", "/playground.css",
+     "/playground.js", "/readyz", "/static-offline-docs")
 )  # fmt: skip
 """Routes that need no key, by the path that the API registers them with. Every other needs one, and so does no route at all."""
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+CORS_HEADERS = ("Retry-After", "X-Request-Id")
+"""Headers of a response that a page of another origin may read."""
 
 DISCONNECTED = 499
 """Status of a request whose client left before the response began, as nginx counts it."""
@@ -48,8 +52,22 @@ class RequestMiddleware:
         self.service = service
         self.api = api
         self.sends_request_id = sends_request_id
+        self._app: Any = self._hand_over
+        if origins := service.limits.cors_origins:
+            # Around everything: a browser asks without a key whether it may ask, and hides a refusal without the headers.
+            self._app = CORSMiddleware(
+                self._hand_over,
+                origins,
+                allow_methods=("GET", "POST"),
+                allow_headers=("*",),
+                expose_headers=CORS_HEADERS,
+            )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a browser that asks whether a page may ask, where serve.cors_origins allow some; hand on everything else."""
+        await self._app(scope, receive, send)
+
+    async def _hand_over(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand one request to the API, or refuse it."""
         if scope["type"] == "lifespan":
             await self.api(scope, receive, send)

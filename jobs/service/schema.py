@@ -91,11 +91,28 @@ def _integer(given: Any) -> Any:
     return given
 
 
+def _query(given: Any) -> str:
+    if not isinstance(given, str):
+        raise ValueError("wanted a text")
+    return given
+
+
 def _text(given: Any) -> Text:
     parsed = _input(given)
     if not is_text(parsed):
         raise ValueError("wanted a text or a pair of texts")
     return parsed  # type: ignore[return-value]
+
+
+def _documents(given: Any) -> list[dict[str, Any]]:
+    """Parse the documents to rank: texts, or objects with a `text`, whose other fields come back unread."""
+    wanted = 'wanted a list of texts, or of objects such as {"text": "..."}'
+    if not isinstance(given, list):
+        raise ValueError(wanted)
+    documents = [{"text": one} if isinstance(one, str) else one for one in given]
+    if not all(isinstance(one, dict) and isinstance(one.get("text"), str) for one in documents):
+        raise ValueError(wanted)
+    return documents
 
 
 def is_text(given: TextInput) -> bool:
@@ -112,6 +129,24 @@ Inputs = Annotated[
             "description": "One text, several, pairs, or marked ids of the student's tokenizer.",
         }
     ),
+]
+Documents = Annotated[
+    list[dict[str, Any]],
+    PlainValidator(_documents),
+    WithJsonSchema(
+        {
+            "type": "array",
+            "items": {"anyOf": [STRING, {"type": "object", "properties": {"text": STRING}, "required": ["text"]}]},
+            "minItems": 1,
+            "description": "Texts, or objects with a `text`.",
+        }
+    ),
+]
+Query = Annotated[str, PlainValidator(_query), WithJsonSchema({**STRING, "description": "A text."})]
+TruncatedTokens = Annotated[
+    Annotated[int, Field(ge=-1)] | None,
+    BeforeValidator(_integer),
+    Field(description="vLLM's. Texts are cut at this student's tokens: -1, so many or more. Less is refused."),
 ]
 OneText = Annotated[Text, PlainValidator(_text), WithJsonSchema({**ONE, "description": "A text or a pair of texts."})]
 
@@ -141,14 +176,21 @@ def checked_inputs(inputs: Sequence[TextInput], config: ServeConfig, vocabulary:
     return list(inputs)
 
 
-class Request(BaseModel, extra="forbid"):
+class ModelRequest(BaseModel, extra="forbid"):
+    """Fields of every request that names a model."""
+
+    model: str | None = Field(
+        None,
+        description="A service has one student, named in the response. Another name is answered by it, or 404 where the "
+        "service refuses other models.",
+    )
+    user: str | None = Field(None, description="Accepted and ignored.")
+
+
+class Request(ModelRequest, extra="forbid"):
     """Fields of every request with several texts."""
 
     input: Inputs
-    model: str | None = Field(
-        None, description="Accepted and ignored: a service has one student, named in the response."
-    )
-    user: str | None = Field(None, description="Accepted and ignored.")
     explain: StrictBool | None = Field(
         False, description="Also return which references each text read, and its attention. null is false."
     )
@@ -164,19 +206,50 @@ class EmbeddingRequest(Request, extra="forbid"):
     dimensions: Annotated[int | None, BeforeValidator(_integer)] = Field(
         None, ge=1, description="The student's own number, or nothing: its vectors cannot be shortened."
     )
+    input_type: str | None = Field(
+        None, description="Cohere's, Voyage's and NVIDIA's. Accepted and ignored: queries and documents are read alike."
+    )
+    truncate_prompt_tokens: TruncatedTokens = None
 
 
 class ClassifyRequest(Request, extra="forbid"):
     """One text or several to label."""
 
 
-class SimilarityRequest(BaseModel, extra="forbid"):
+class SimilarityRequest(Request, extra="forbid"):
     """One text, and the texts to compare it with."""
 
     source: OneText
-    input: Inputs
-    model: str | None = None
-    explain: StrictBool | None = False
+
+
+class RerankRequest(ModelRequest, extra="forbid"):
+    """Cohere's and Jina's request: a query, and the documents to rank by it."""
+
+    query: Query
+    documents: Documents
+    top_n: Annotated[int | None, BeforeValidator(_integer)] = Field(
+        None, ge=1, description="How many to return, the best first; all, where there are fewer, or by default."
+    )
+    return_documents: StrictBool | None = Field(False, description="Return each document with its rank. null is false.")
+    truncate_prompt_tokens: TruncatedTokens = None
+
+
+class EmbedRequest(BaseModel, extra="forbid"):
+    """TEI's request: one text or several."""
+
+    inputs: Inputs
+    normalize: StrictBool | None = Field(
+        True, description="Accepted either way: this student's vectors have length 1, whose cosines are the same."
+    )
+    truncate: Literal[True] | None = Field(
+        None,
+        description="A text that is too long is cut at the student's tokens. false, which would refuse it, is refused.",
+    )
+    truncation_direction: Literal["Right", "right"] | None = Field(None, description="Texts are cut at their end.")
+    prompt_name: None = Field(None, description="A student has no prompts.")
+    dimensions: Annotated[int | None, BeforeValidator(_integer)] = Field(
+        None, ge=1, description="The student's own number, or nothing: its vectors cannot be shortened."
+    )
 
 
 class ExplainRequest(BaseModel, extra="forbid"):
@@ -284,6 +357,24 @@ class SimilarityResponse(ListResponse):
     data: list[Similarity]
 
 
+class RankedDocument(BaseModel):
+    """A document's place in the request, and the cosine of its vector with the query's."""
+
+    index: int
+    relevance_score: float = Field(description="From -1 to 1; no probability.")
+    document: dict[str, Any] | None = Field(None, description="The document, where return_documents was set.")
+
+
+class RerankResponse(BaseModel):
+    """Cohere's and Jina's response: documents by falling score; equal ones in the request's order."""
+
+    id: str = Field(description="The request's.")
+    model: str
+    results: list[RankedDocument]
+    usage: Usage
+    timing_ms: Timing
+
+
 class Explanation(BaseModel):
     """One text explained. Layers by number, or `read-out`; masses are shares of a layer's attention."""
 
@@ -328,6 +419,33 @@ class ModelList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[Model]
+
+
+class EmbeddingPooling(BaseModel):
+    """How token states become a vector."""
+
+    pooling: Literal["mean"] = "mean"
+
+
+class ModelType(BaseModel):
+    """TEI's word for what the model is for."""
+
+    embedding: EmbeddingPooling = EmbeddingPooling()
+
+
+class ServiceInfo(BaseModel):
+    """TEI's description of the service: the student, and what it takes at once."""
+
+    model_id: str
+    model_sha: str = Field(description="Fingerprint of the student's folder.")
+    model_dtype: str
+    model_type: ModelType = ModelType()
+    max_concurrent_requests: int = Field(description="Texts that may wait in a replica.")
+    max_input_length: int = Field(description="Tokens of a text, special ones included; a longer one is cut.")
+    max_batch_tokens: int
+    max_batch_requests: int
+    max_client_batch_size: int = Field(description="Texts of a request.")
+    auto_truncate: Literal[True] = True
 
 
 class Health(BaseModel):

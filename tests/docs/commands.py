@@ -128,7 +128,10 @@ def job_config(job: str, arguments: Sequence[str], folder: Path) -> RunConfig:
     """Let a job read its command line and its config, as with --show; return the config."""
     shown: list[RunConfig] = []
     given = [str(folder / "run-in-pod.yaml") if word == IN_POD else word for word in arguments]
-    with patch.object(launch, "show", shown.append), patch.dict(os.environ, REFBERT_HOME=str(folder)):
+    with (
+        patch.object(launch, "show", lambda config, has_plan: shown.append(config)),
+        patch.dict(os.environ, REFBERT_HOME=str(folder)),
+    ):
         try:
             code = launch.run_job(importlib.import_module(f"jobs.{job}"), [*given, "--show"])
         except (SystemExit, ImportError) as refused:

@@ -1,10 +1,16 @@
 """What a verb needs before its first import, where it runs as a script."""
 
+import json
 import subprocess
 import sys
+import types
 
 import pytest
 
+import cluster.arguments
+import vector_store.arguments
+from jobs.config import load_config
+from jobs.launch import VERBS, run_job
 from tests.conftest import REPOSITORY
 
 
@@ -25,15 +31,55 @@ def test_a_missing_extra_is_named_in_one_line_by_the_verbs_that_need_it(verb, mi
     assert f'".[{extras}]"' in line
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "says"), [("--help", 0, "Distil a student"), ("train.nope=1", 2, "train.nope")]
-)
-def test_help_and_a_wrong_config_need_no_heavy_import(arguments, code, says):
-    script = (
-        "import runpy, sys; sys.modules['torch'] = sys.modules['transformers'] = None; "
-        f"sys.argv = ['jobs/distill.py', {arguments!r}]; sys.path.insert(0, 'jobs'); "
-        "runpy.run_path('jobs/distill.py', run_name='__main__')"
+QUICK = """
+import contextlib, io, json, runpy, sys
+
+sys.path.insert(0, "jobs")
+ended = []
+for words in json.load(sys.stdin):
+    sys.argv = words
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            (runpy.run_path if words[0].endswith(".py") else runpy.run_module)(words[0], run_name="__main__")
+        except SystemExit as end:
+            heavy = {"torch", "transformers", "ray", "deepspeed", "datasets", "pyarrow", "scipy", "grpc", "fastapi"}
+            ended.append([end.code, said.getvalue(), sorted(heavy & set(sys.modules))])
+print(json.dumps(ended))
+"""
+
+
+def test_help_a_wrong_config_and_the_options_of_a_trained_student_wait_for_no_heavy_import():
+    """All in one process: what one of them imports shows in it and in those after it."""
+    jobs = [path for path in sorted((REPOSITORY / "jobs").glob("*.py")) if "launch(" in path.read_text()]
+    wanted = [([f"jobs/{job.name}", "--help"], 0, "key.sub=value") for job in jobs if job.name != "launch.py"]
+    assert len(wanted) == 10
+    uses_student = [verb for verb, known in VERBS.items() if known.plans is None]
+    wanted += [([f"jobs/{verb}.py", "--show", "serve.max_batch=7"], 0, "max_batch: 7") for verb in uses_student]
+    wanted += [(["jobs/distill.py", "train.nope=1"], 2, "train.nope"), (["vector_store", "--help"], 0, "usage: ")]
+    wanted += [(["vector_store", verb, "--help"], 0, "usage: ") for verb in vector_store.arguments.HELP]
+    wanted += [
+        (["cluster", *verb, "--help"], 0, "usage: ") for verb in ([], *([verb] for verb in cluster.arguments.HELP))
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", QUICK],
+        cwd=REPOSITORY,
+        input=json.dumps([words for words, _, _ in wanted]),
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stderr
-    assert says in done.stdout + done.stderr
+    assert done.returncode == 0, done.stderr
+    for (words, code, says), (ended, said, heavy) in zip(wanted, json.loads(done.stdout), strict=True):
+        assert (ended, heavy) == (code, []), (words, said)
+        assert says in said, words
+
+
+def test_the_options_of_a_trained_student_are_shown_without_a_plan_and_those_of_a_run_with_one(capsys):
+    job = types.SimpleNamespace(__name__="jobs.predict", __doc__="A job.")
+    assert run_job(job, ["--show", "name=mine"]) == 0
+    assert "name: mine\n" in (said := capsys.readouterr().out)
+    assert "\nplan:" not in said
+    assert VERBS["adapt"].plans(config := load_config(overrides=["adapt.collection=tickets"])) == config.adapting()
+    assert config.adapting().store.collection == "tickets"
+    assert config.adapting().references == config.adapt.references != config.references

@@ -5,6 +5,7 @@ import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 
+import huggingface_hub
 import numpy as np
 import openai
 import pytest
@@ -128,7 +129,7 @@ def test_a_student_with_a_head_classifies_and_one_without_refuses(client, connec
     assert explained["labels"]["with"] == pytest.approx(answer["data"][0]["scores"], abs=1e-5)
 
 
-def test_openais_client_works_unchanged(listen, serving, tmp_path):
+def test_openais_client_and_hugging_faces_work_unchanged(listen, serving, tmp_path, monkeypatch):
     keys = tmp_path / "keys"
     keys.write_text("sk-one\nsk-two\n")
     with listen(serving(serve__api_keys_file=str(keys))) as address:
@@ -143,6 +144,10 @@ def test_openais_client_works_unchanged(listen, serving, tmp_path):
             pytest.raises(openai.AuthenticationError, match="not accepted"),
         ):
             stranger.embeddings.create(model="any", input="x")
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # that forbids this host as well
+        inference = huggingface_hub.InferenceClient(f"{address}/embed", token="sk-two")
+        features = inference.feature_extraction(TEXTS, truncate=True)
+    np.testing.assert_allclose(features, [item.embedding for item in answer.data], atol=1e-5)
     np.testing.assert_allclose(answer.data[0].embedding, single.data[0].embedding, atol=1e-5)
     assert answer.usage.prompt_tokens == answer.usage.total_tokens > 0
 

@@ -13,8 +13,8 @@ def test_the_openapi_page_documents_limits_errors_and_keys(client):
     assert "/v1/classify" not in page["paths"]  # this student has no head
     embedding = page["components"]["schemas"]["EmbeddingRequest"]["properties"]["input"]["anyOf"]
     assert embedding[0]["maxLength"] == 20_000
-    assert embedding[1]["maxItems"] == 256
-    for path in ("embeddings", "similarity", "explain"):
+    assert embedding[1]["maxItems"] == 2048
+    for path in ("embeddings", "similarity", "rerank", "explain"):
         operation = page["paths"][f"/v1/{path}"]["post"]
         assert {"401", "408", "413", "422", "429", "503", "504"} <= operation["responses"].keys()
         assert operation["security"] == [{"key": []}, {}]

@@ -2,6 +2,8 @@
 
 import time
 
+from ray.util.metrics import Gauge
+
 from jobs.run import telemetry as gauges
 from jobs.run.telemetry import TRAINING, RunGauges
 
@@ -9,7 +11,7 @@ from jobs.run.telemetry import TRAINING, RunGauges
 def test_gauges_are_repeated_until_the_run_ends(monkeypatch):
     told = []
     monkeypatch.setattr(gauges, "REPEAT_S", 0.01)
-    monkeypatch.setattr(gauges.Gauge, "set", lambda gauge, value, tags: told.append((gauge.info["name"], value, tags)))
+    monkeypatch.setattr(Gauge, "set", lambda gauge, value, tags: told.append((gauge.info["name"], value, tags)))
     values = {"step": 3, "unknown": 1}
     set_step = ("refbert_train_step", 3.0, {"run": "a"})
     deadline = time.monotonic() + 10

@@ -16,7 +16,13 @@ from jobs.service.middleware import PUBLIC_ROUTES, RequestMiddleware
 
 KEY = {"authorization": "Bearer sk-one"}
 
-KEYED = ("/v1/classify", "/v1/embeddings", "/v1/explain", "/v1/models", "/v1/similarity")
+KEYED = (
+    "/embed", "/info", "/v1/classify", "/v1/embeddings", "/v1/explain", "/v1/models", "/v1/models/{model}", "/v1/rerank",
+    "/v1/similarity",
+)  # fmt: skip
+
+BODIES = {"/embed": {"inputs": "a text"}, "/v1/rerank": {"query": "a text", "documents": ["a text"]},
+          "/v1/similarity": {"source": "a text", "input": "a text"}}  # fmt: skip
 
 
 @pytest.fixture
@@ -29,12 +35,12 @@ def app(tmp_path) -> RequestMiddleware:
 
 
 def request(app, path, root_path="", headers=()):
-    """A request as a proxy hands it over that serves the app below `root_path`: GET for the list of models, else POST."""
+    """A request as a proxy hands it over that serves the app below `root_path`: GET for what describes, else POST."""
     client = TestClient(app, root_path=root_path, raise_server_exceptions=False)
-    if path.endswith("/models"):
+    if path.endswith(("/models", "/models/{model}", "/info")):
         return client.get(path, headers=dict(headers))
-    body = {"source": "a text"} if path.endswith("/similarity") else {}
-    return client.post(path, json={"input": "a text", **body}, headers=dict(headers))
+    body = next((body for route, body in BODIES.items() if path.endswith(route)), {"input": "a text"})
+    return client.post(path, json=body, headers=dict(headers))
 
 
 @pytest.mark.parametrize(
@@ -76,6 +82,35 @@ def test_the_public_routes_are_those_that_show_neither_texts_nor_vectors(app):
     page = app.api.openapi()
     keyed = {path for path, operations in page["paths"].items() for one in operations.values() if "security" in one}
     assert keyed == set(KEYED)
+
+
+def preflight(client, origin, path="/v1/embeddings"):
+    asks = {"origin": origin, "access-control-request-method": "POST"}
+    return client.options(path, headers={**asks, "access-control-request-headers": "authorization,x-stainless-os"})
+
+
+def test_a_page_of_another_origin_may_ask_only_where_an_option_names_it(app, tmp_path):
+    mine, other = "https://search.example.com", "https://other.example.com"
+    serve = {"api_keys_file": str(tmp_path / "keys"), "cors_origins": [mine]}
+    config = RunConfig.model_validate({"corpus": {"path": "x"}, "serve": serve})
+    service = InferenceService(config, torch.device("cpu"))
+    allowing = TestClient(RequestMiddleware(service, http_api(service)), raise_server_exceptions=False)
+    asked = preflight(allowing, mine)  # a browser asks without a key
+    assert asked.status_code == 200
+    assert asked.headers["access-control-allow-origin"] == mine
+    assert "authorization,x-stainless-os" in asked.headers["access-control-allow-headers"]
+    assert "access-control-allow-origin" not in preflight(allowing, other).headers
+    refused = allowing.post("/v1/embeddings", json={"input": "a text"}, headers={"origin": mine})
+    assert refused.status_code == 401  # which the page can read
+    assert refused.headers["access-control-allow-origin"] == mine
+    assert "X-Request-Id" in refused.headers["access-control-expose-headers"]
+    assert "access-control-allow-origin" not in allowing.get("/healthz", headers={"origin": other}).headers
+    closed = preflight(TestClient(app), mine)  # by default no page may
+    assert closed.status_code in (401, 405)
+    assert "access-control-allow-origin" not in closed.headers
+    for wrong in ("search.example.com", "https://search.example.com/page"):
+        with pytest.raises(ValueError, match="cors_origins"):
+            RunConfig.model_validate({"corpus": {"path": "x"}, "serve": {"cors_origins": [wrong]}})
 
 
 def test_websockets_are_closed_whatever_the_api_would_do_with_them(app):
