@@ -21,11 +21,12 @@ from jobs.config import RunConfig
 from jobs.evaluation.model_card import model_card, write_card
 from jobs.memory.student_memory import reads_memory
 from jobs.run.directory import require_trained
+from refbert.correction_files import correction_in
 from refbert.errors import InputError
 from refbert.export import Corrected, export_onnx
 from refbert.folder import load_model
-from refbert.memory.reader import correction_in
 from refbert.memory.version import memory_it_is_of
+from refbert.remote_code import make_loadable
 from refbert.teacher import load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,9 @@ def run(config: RunConfig) -> None:
     student = config.run_directory / "student"
     report = config.run_directory / "report.json"
     model = load_model(student)
-    correction, words = correction_in(student, load_tokenizer(str(student)))
+    special_ids = load_tokenizer(str(student)).all_special_ids
+    make_loadable(student, special_ids)  # an earlier release's folder does not load elsewhere
+    correction, words = correction_in(student, special_ids)
     corrected = Corrected(correction, words) if correction and words else None
     export = export_onnx(model, student / "onnx", config.export.int8, config.export.tolerance, corrected)
     memory = model.config.memory if reads_memory(config, student) else None
