@@ -1,8 +1,9 @@
 """Export a finished run's student: an ONNX graph beside its safetensors, and a model card from its report.
 
-    python jobs/export.py [RUN.yaml] [name=...] [export.int8=true] [export.license=apache-2.0]
+    python jobs/export.py [RUN.yaml] [name=...] [export.int8=true] [export.license=apache-2.0] [export.languages=[en]]
 
-Writes student/onnx/ (see refbert/export.py) and student/README.md. The graph of a student that was adapted answers as its
+Writes student/onnx/ (see refbert/export.py) and student/README.md, and completes a folder of an earlier release so that other
+libraries load it (see refbert/remote_code.py). The graph of a student that was adapted answers as its
 folder does, corrected without a look-up; with references refbert/exported.py answers, in ONNX Runtime and numpy. Needs the
 packages of the extra `export`, and the report of `jobs/evaluate.py`: a card without figures is none.
 """
@@ -60,7 +61,9 @@ def run(config: RunConfig) -> None:
     memory = model.config.memory if reads_memory(config, student) else None
     if correction:
         memory = memory_it_is_of(correction)[1].model_dump(mode="json")
-    card = model_card(json.loads(report.read_text()), config.name, memory, export, config.export.license)
+    card = model_card(
+        json.loads(report.read_text()), config.name, memory, export, config.export.license, config.export.languages
+    )
     write_card(card, student)
     log.info("exported: %s, no output further than %.1e from the student's", student / "onnx", export.difference)
     if export.int8_difference is not None:
