@@ -78,7 +78,7 @@ def front_matter(
 def results(report: dict[str, Any]) -> list[EvalResult]:
     """Return a report's figures as the Hub's model index has them: without a memory and, where there is one, with it."""
     answers = report.get("adapted", {}).get("answers") or report["fidelity"]
-    held_out = {
+    held_out: dict[str, Any] = {
         "dataset_type": "held-out",
         "dataset_name": "Held-out texts of the run's corpus",
         "dataset_split": "test",
