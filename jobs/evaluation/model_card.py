@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from jobs.evaluation.documents import TEMPLATES, render
 from jobs.evaluation.report import markdown
 from refbert.atomic import write_whole
-from refbert.export import MODEL, MODEL_INT8, Export
+from refbert.export import MODEL, MODEL_ALONE, MODEL_INT8, Export
 
 HUB_IDS = {"pypi:all-MiniLM-L6-v2": "sentence-transformers/all-MiniLM-L6-v2"}
 """Of packaged teachers, what they are called on the Hub."""
@@ -52,6 +52,7 @@ def model_card(
         memory=memory,
         export=export,
         MODEL=MODEL,
+        MODEL_ALONE=MODEL_ALONE,
         MODEL_INT8=MODEL_INT8,
     )
 
