@@ -44,6 +44,7 @@ __all__ = [
     "save_correction",
     "save_student",
     "save_word_table",
+    "start_from",
 ]
 
 
