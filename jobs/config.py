@@ -347,6 +347,8 @@ class ExportConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
     tolerance: PositiveFloat = 1e-4
     """Greatest difference of the float32 graph from the student; over it, nothing is written."""
     license: str | None = Field(None, description="License of the model card; left open by default.")
+    languages: tuple[str, ...] = ()
+    """Languages of the model card as ISO 639-1 codes; left open by default."""
 
 
 class ExplainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):

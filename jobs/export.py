@@ -1,8 +1,9 @@
 """Export a finished run's student: an ONNX graph beside its safetensors, and a model card from its report.
 
-    python jobs/export.py [RUN.yaml] [name=...] [export.int8=true] [export.license=apache-2.0]
+    python jobs/export.py [RUN.yaml] [name=...] [export.int8=true] [export.license=apache-2.0] [export.languages=[en]]
 
-Writes student/onnx/ (see refbert/export.py) and student/README.md. The graph of a student that was adapted answers as its
+Writes student/onnx/ (see refbert/export.py) and student/README.md, and completes a folder of an earlier release so that other
+libraries load it (see refbert/remote_code.py). The graph of a student that was adapted answers as its
 folder does, corrected without a look-up; with references refbert/exported.py answers, in ONNX Runtime and numpy. Needs the
 packages of the extra `export`, and the report of `jobs/evaluate.py`: a card without figures is none.
 """
@@ -21,11 +22,12 @@ from jobs.config import RunConfig
 from jobs.evaluation.model_card import model_card, write_card
 from jobs.memory.student_memory import reads_memory
 from jobs.run.directory import require_trained
+from refbert.correction_files import correction_in
 from refbert.errors import InputError
 from refbert.export import Corrected, export_onnx
 from refbert.folder import load_model
-from refbert.memory.reader import correction_in
 from refbert.memory.version import memory_it_is_of
+from refbert.remote_code import make_loadable
 from refbert.teacher import load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -48,13 +50,17 @@ def run(config: RunConfig) -> None:
     student = config.run_directory / "student"
     report = config.run_directory / "report.json"
     model = load_model(student)
-    correction, words = correction_in(student, load_tokenizer(str(student)))
+    special_ids = load_tokenizer(str(student)).all_special_ids
+    make_loadable(student, special_ids)  # an earlier release's folder does not load elsewhere
+    correction, words = correction_in(student, special_ids)
     corrected = Corrected(correction, words) if correction and words else None
     export = export_onnx(model, student / "onnx", config.export.int8, config.export.tolerance, corrected)
     memory = model.config.memory if reads_memory(config, student) else None
     if correction:
         memory = memory_it_is_of(correction)[1].model_dump(mode="json")
-    card = model_card(json.loads(report.read_text()), config.name, memory, export, config.export.license)
+    card = model_card(
+        json.loads(report.read_text()), config.name, memory, export, config.export.license, config.export.languages
+    )
     write_card(card, student)
     log.info("exported: %s, no output further than %.1e from the student's", student / "onnx", export.difference)
     if export.int8_difference is not None:

@@ -19,7 +19,8 @@ __all__ = ["Reader", "RefBertConfig", "RefBertForSequenceClassification", "RefBe
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "refbert.memory.reader" if name in ("Reader", "load") else "refbert.student"  # either registers the student
+    home = "refbert.memory.reader" if name in ("Reader", "load") else "refbert.student"
+    importlib.import_module("refbert.auto_classes")  # registers the student with transformers
     return getattr(importlib.import_module(home), name)
 
 

@@ -2,15 +2,20 @@
 
     onnx/model.onnx        float32
     onnx/model_int8.onnx   weights and activations of the matrix products in 8 bits, where asked for
+    onnx/model_alone.onnx  float32, without references as inputs, of a student that reads them: it reads the null reference
     onnx/correction.npz    how references correct the answer, of a student that was adapted to a memory: refbert/exported.py
     onnx/export.json       inputs, outputs and how far the graphs are from the student
 
 Inputs are those of the student's `forward` that it reads: `input_ids`, `attention_mask`, `token_type_ids` (batch, tokens),
 `reference_states` (batch, ref_tokens, reference_dim), `reference_mask` and, where keys come from embeddings or there is a
-read-out, `reference_ids` (batch, ref_tokens); all but the widths are free. A mask of zeros over one reference token reads the
-null reference. Outputs: `sentence_embedding` (batch, dim) and, from a classifier, `logits` (batch, labels). Of a student
-that was adapted, `sentence_embedding` is what the global part makes of it, without a look-up, and there are `words` (batch,
-words_dim) and `key` (batch, key_dim), by which references are found and weighed. Needs the packages of the extra `export`.
+read-out, `reference_ids` (batch, ref_tokens); axes have these names, and all but the widths are free. A mask of zeros over one
+reference token reads the null reference. Outputs: `sentence_embedding` (batch, dim) and, from a classifier, `logits` (batch,
+labels).
+
+A student that was adapted takes no references. Its `sentence_embedding` is what the global part makes of it, without a look-up,
+and there are `words` (batch, words_dim) and `key` (batch, key_dim), by which references are found and weighed.
+
+Needs the packages of the extra `export`.
 """
 
 import json
@@ -31,7 +36,7 @@ from torch import Tensor, nn
 from refbert.atomic import whole_folder
 from refbert.correction import Correction
 from refbert.errors import InputError
-from refbert.exported import CORRECTION, MODEL, MODEL_INT8, Reading
+from refbert.exported import CORRECTION, MODEL, MODEL_ALONE, MODEL_INT8, Reading
 from refbert.global_part import GlobalPart
 from refbert.student import RefBertForSequenceClassification, RefBertModel
 from refbert.words import WordVectors
@@ -48,9 +53,10 @@ CHECKED = ((1, 3, 1), (4, 17, 9), (3, 8, 24))
 class Export(BaseModel, frozen=True):
     """What was written, and the greatest absolute difference of any output from the student's, over CHECKED inputs.
 
-    `int8_cosine` is the least cosine of a sentence embedding with the student's; None where there is no int8 graph. These
-    inputs are random: what a task loses is for an evaluation to say. `reader` names whose residuals correct the answer, in a
-    memory that the student was adapted to.
+    `alone_difference` is that of the graph without reference inputs; None for a student that reads none. `int8_cosine` is the
+    least cosine of a sentence embedding with the student's; None where there is no int8 graph. These inputs are random: what a
+    task loses is for an evaluation to say. `reader` names whose residuals correct the answer, in a memory that the student was
+    adapted to.
     """
 
     inputs: tuple[str, ...]
@@ -59,6 +65,8 @@ class Export(BaseModel, frozen=True):
     tolerance: float
     difference: float
     bytes: int
+    alone_difference: float | None = None
+    alone_bytes: int | None = None
     int8_difference: float | None = None
     int8_cosine: float | None = None
     int8_bytes: int | None = None
@@ -73,10 +81,14 @@ class Corrected(NamedTuple):
 
 
 class Graph(nn.Module):
-    """A student as a function of positional tensors: what is traced."""
+    """A student as a function of positional tensors: what is traced. An adapted one takes no references, nor one `alone`."""
 
     def __init__(
-        self, student: RefBertModel | RefBertForSequenceClassification, corrected: Corrected | None = None
+        self,
+        student: RefBertModel | RefBertForSequenceClassification,
+        corrected: Corrected | None = None,
+        *,
+        alone: bool = False,
     ) -> None:
         super().__init__()
         self.part: GlobalPart | None = None
@@ -90,7 +102,8 @@ class Graph(nn.Module):
         self.width = config.reference_dim
         self.vocabulary = config.vocab_size
         self.inputs: tuple[str, ...] = ("input_ids", "attention_mask", "token_type_ids")
-        if config.reads_any:
+        self.reads = config.reads_any and not corrected and not alone
+        if self.reads:
             by_ids = ("reference_ids",) if config.reference_keys == "embedding" or config.reads_out else ()
             self.inputs += (*by_ids, "reference_states", "reference_mask")
         self.outputs: tuple[str, ...] = ("sentence_embedding",)
@@ -142,7 +155,8 @@ def export_onnx(
     with whole_folder(folder) as scratch:
         if corrected:
             reading_of(corrected.correction).save(scratch / CORRECTION)
-        return _write_graphs(graph, scratch, int8, tolerance, corrected.correction.reader if corrected else None)
+        alone = Graph(student, alone=True) if graph.reads else None
+        return _write_graphs(graph, alone, scratch, int8, tolerance, corrected.correction.reader if corrected else None)
 
 
 def reading_of(correction: Correction) -> Reading:
@@ -154,20 +168,19 @@ def reading_of(correction: Correction) -> Reading:
     )  # fmt: skip
 
 
-def _write_graphs(graph: Graph, scratch: Path, int8: bool, tolerance: float, reader: str | None) -> Export:
-    to_onnx(graph, graph.inputs, graph.outputs, graph.example(*TRACED), scratch / MODEL)
-    difference, _ = differences(graph, open_onnx(scratch / MODEL))
-    if not difference <= tolerance:
-        raise InputError(
-            f"the ONNX graph differs from the student by {difference:.2e}, more than {tolerance:.0e}; nothing was written: use "
-            "torch, or report which versions of torch, onnx and onnxruntime these are"
-        )
+def _write_graphs(
+    graph: Graph, alone: Graph | None, scratch: Path, int8: bool, tolerance: float, reader: str | None
+) -> Export:
+    difference = _write_graph(graph, scratch / MODEL, tolerance)
     reduced: dict[str, Any] = {}
+    if alone:
+        reduced |= {"alone_difference": _write_graph(alone, scratch / MODEL_ALONE, tolerance)}
+        reduced |= {"alone_bytes": (scratch / MODEL_ALONE).stat().st_size}
     if int8:
         quantize(scratch / MODEL, scratch / MODEL_INT8)
         int8_difference, cosine = differences(graph, open_onnx(scratch / MODEL_INT8))
         size = (scratch / MODEL_INT8).stat().st_size
-        reduced = {"int8_difference": int8_difference, "int8_cosine": cosine, "int8_bytes": size}
+        reduced |= {"int8_difference": int8_difference, "int8_cosine": cosine, "int8_bytes": size}
     export = Export(
         inputs=graph.inputs,
         outputs=graph.outputs,
@@ -182,10 +195,23 @@ def _write_graphs(graph: Graph, scratch: Path, int8: bool, tolerance: float, rea
     return export
 
 
+def _write_graph(graph: Graph, path: Path, tolerance: float) -> float:
+    """Write one graph and return how far it is from the student. Raises InputError where that is over `tolerance`."""
+    to_onnx(graph, graph.inputs, graph.outputs, graph.example(*TRACED), path)
+    difference, _ = differences(graph, open_onnx(path))
+    if not difference <= tolerance:
+        raise InputError(
+            f"the ONNX graph differs from the student by {difference:.2e}, more than {tolerance:.0e}; nothing was written: use "
+            "torch, or report which versions of torch, onnx and onnxruntime these are"
+        )
+    return difference
+
+
 def to_onnx(
     module: nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...], example: tuple[Tensor, ...], path: Path
 ) -> None:
-    """Write a module of BERT's kind, `forward(*tensors)`, as a graph whose inputs' first two dimensions are free.
+    """Write a module of BERT's kind, `forward(*tensors)`, as a graph whose inputs' first two dimensions are free, and named
+    `batch` and `tokens`; of inputs `reference_*` the second is `ref_tokens`.
 
     `F.scaled_dot_product_attention` becomes two products and a softmax over masked scores. The exporter's own form guards
     against rows that see nothing, which an encoder has not, at a fifth of the whole graph's time (2 cores, ONNX Runtime 1.32).
@@ -206,14 +232,14 @@ def to_onnx(
             scores = op.Add(scores, op.Where(attn_mask, op.Constant(value_float=0.0), hidden))
         return op.MatMul(op.Softmax(scores, axis=-1), value)
 
-    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    free = tuple({0: "batch", 1: "ref_tokens" if name.startswith("reference_") else "tokens"} for name in inputs)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module,
             example,
             input_names=list(inputs),
             output_names=list(outputs),
-            dynamic_shapes=(tuple(free for _ in inputs),),
+            dynamic_shapes=(free,),
             opset_version=OPSET,
             custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: attend},
             dynamo=True,

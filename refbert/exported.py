@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from refbert.errors import InputError, UnavailableError
 
-MODEL, MODEL_INT8 = "model.onnx", "model_int8.onnx"
+MODEL, MODEL_INT8, MODEL_ALONE = "model.onnx", "model_int8.onnx", "model_alone.onnx"
 CORRECTION = "correction.npz"
 """How references correct an answer: the fields of `Reading`."""
 

@@ -6,28 +6,46 @@ Written completely or not at all. `from_pretrained` reads it too.
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from refbert.atomic import checksum, whole_file, whole_folder
+from refbert import auto_classes  # noqa: F401  # a student's config is known from here on
+from refbert.atomic import whole_file, whole_folder
 from refbert.correction import Correction
+from refbert.correction_files import (
+    CORRECTION,
+    WEIGHTS,
+    WORD_TABLE,
+    fingerprint,
+    has_word_table,
+    load_correction,
+    load_word_table,
+)
 from refbert.errors import InputError
 from refbert.finite import fault_in
-from refbert.references import WordTable
+from refbert.remote_code import make_loadable
 from refbert.student import RefBertForSequenceClassification, RefBertModel
 from refbert.student_config import RefBertConfig
 from refbert.student_layers import WordEmbedding
+from refbert.word_table import WordTable
 
-WORD_TABLE = "word_table.safetensors"
-"""With it a student asks a dense memory without its teacher."""
-
-WEIGHTS = "model.safetensors"
-
-CORRECTION = "correction.safetensors"
-"""What the memory's last version corrects: answers without a store are corrected by it too. Not the student's own."""
+__all__ = [
+    "CORRECTION",
+    "WEIGHTS",
+    "WORD_TABLE",
+    "fingerprint",
+    "has_head",
+    "has_word_table",
+    "load_correction",
+    "load_model",
+    "load_word_table",
+    "save_correction",
+    "save_student",
+    "save_word_table",
+    "start_from",
+]
 
 
 def load_model(folder: str | Path) -> Any:
@@ -68,47 +86,10 @@ def start_from(encoder: RefBertModel, folder: str | Path) -> None:
     encoder.load_state_dict(theirs)
 
 
-def load_word_table(folder: Path) -> WordTable:
-    """Load the table of token vectors that asks a dense memory: a file of its own, or the student's frozen embeddings.
-
-    Raises InputError where there is none, or one that is not finite.
-    """
-    path = folder / WORD_TABLE
-    if path.exists():
-        table = WordTable(**load_file(path))
-    elif shared := _shared_words(folder):
-        table = shared
-    else:
-        raise InputError(f"{path} is missing, and a dense memory is asked with it; copy the whole student/ folder")
-    if fault := fault_in([("scales", torch.from_numpy(table.scales))]):
-        raise InputError(f"{path} asks for nothing: {fault}; copy the whole student/ folder again, or train it again")
-    return table
-
-
-def has_word_table(folder: Path) -> bool:
-    """Whether a student's folder has a word table, or embeddings that are one."""
-    return (folder / WORD_TABLE).exists() or _shared_words(folder) is not None
-
-
-def _shared_words(folder: Path) -> WordTable | None:
-    """Read the word table that a student's frozen embeddings are; None where its embeddings were learned."""
-    with safe_open(folder / WEIGHTS, "numpy") as file:
-        names = {name.rpartition("word_embeddings.")[2]: name for name in file.keys() if "word_embeddings." in name}  # noqa: SIM118
-        if "rows" not in names:
-            return None
-        return WordTable(file.get_tensor(names["rows"]), file.get_tensor(names["scales"]).astype(np.float16))
-
-
 def save_word_table(folder: Path, table: WordTable) -> None:
     """Put a word table into a student's folder, which then has another fingerprint."""
     with whole_file(folder / WORD_TABLE) as scratch:
         save_file(table._asdict(), scratch)
-
-
-def load_correction(folder: Path) -> Correction | None:
-    """Load the last correction of a student's answers by a memory; None where the student was never adapted to one."""
-    path = folder / CORRECTION
-    return Correction.from_bytes(path.read_bytes()) if path.exists() else None
 
 
 def save_correction(folder: Path, correction: Correction) -> None:
@@ -122,12 +103,6 @@ def has_head(config: RefBertConfig) -> bool:
     return RefBertForSequenceClassification.__name__ in (config.architectures or ())
 
 
-def fingerprint(folder: Path) -> str:
-    """12 hex digits of a `student/` folder's weights and word table: which student answered, whatever corrects it."""
-    files = sorted(file for file in folder.glob("*.safetensors") if file.name != CORRECTION)
-    return checksum(b"".join(bytes.fromhex(checksum(file)) for file in files))[:12]
-
-
 def save_student(
     folder: Path,
     student: RefBertModel | RefBertForSequenceClassification,
@@ -138,8 +113,8 @@ def save_student(
     """Write a student's folder: weights, tokenizer, the word `table` of a dense memory.
 
     `text_tokens`, `memory`, `collection` and `references` go into its config (see `RefBertConfig`): with them the folder is
-    complete, and works as a copy on a machine that has nothing of the run. Raises InputError for weights that are not finite,
-    and leaves an older folder as it is.
+    complete, and works as a copy on a machine that has nothing of the run, nor this package (`refbert.remote_code`). Raises
+    InputError for weights that are not finite, and leaves an older folder as it is.
     """
     tables = [] if table is None else [("scales of words", torch.from_numpy(table.scales))]
     if fault := fault_in([*student.state_dict().items(), *tables]):
@@ -150,3 +125,4 @@ def save_student(
         tokenizer.save_pretrained(scratch)
         if table is not None and not isinstance(student.get_input_embeddings(), WordEmbedding):
             save_file(table._asdict(), scratch / WORD_TABLE)
+        make_loadable(scratch, tokenizer.all_special_ids)

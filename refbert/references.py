@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refbert.config import ReferenceConfig
+from refbert.word_table import WordTable
 
 
 class Keywords(NamedTuple):
@@ -39,23 +40,6 @@ def query_keywords(
     unique = np.unique(rows << 32 | token_ids[rows, places])
     tokens = np.split((unique & 0xFFFFFFFF).astype(np.uint32), np.searchsorted(unique >> 32, range(1, len(token_ids))))
     return [Keywords(some, np.ones(len(some), dtype=np.float32)) for some in tokens]
-
-
-class WordTable(NamedTuple):
-    """A vector for each token of a vocabulary, in 8 bits: `rows` (vocabulary, words_dim) int8 times `scales` (vocabulary,)
-    float16."""
-
-    rows: NDArray[np.int8]
-    scales: NDArray[np.float16]
-
-    @property
-    def dim(self) -> int:
-        """words_dim."""
-        return self.rows.shape[1]
-
-    def vectors(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Return the tokens' vectors, (tokens, words_dim)."""
-        return self.rows[token_ids] * self.scales[token_ids].astype(np.float32)[:, None]
 
 
 def word_table(static_vectors: NDArray[np.float32], dim: int | None = None) -> WordTable:

@@ -4,7 +4,7 @@ In RefBERT (Wang et al., IJCNN 2021) the keys and values of the first layer's at
 a reference text. The paper's exact formula is not public. `RefBertConfig` therefore has options for the layers that read the
 reference, for reading it beside or instead of the layer's own keys and values, and for where its keys come from.
 
-Models are `PreTrainedModel`s: `save_pretrained`, `from_pretrained`, the Auto classes and the Hub work once this is imported.
+Models are `PreTrainedModel`s: `save_pretrained` and `from_pretrained` work; for the Auto classes see `refbert.auto_classes`.
 
 Shapes: batch, tokens, ref_tokens, hidden, dim (the teacher's hidden size), reference_dim (of a stored state), heads,
 head_dim, labels.
@@ -20,7 +20,7 @@ from typing import Any, Self, TypeVar, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from refbert.attention import QKV
@@ -111,7 +111,7 @@ class RefBertPreTrainedModel(PreTrainedModel):
             nn.init.zeros_(module.gate)
 
 
-def _standard_call(forward: Forward) -> Forward:
+def standard_call(forward: Forward) -> Forward:
     """Give a `forward` transformers' conventions, and refuse keywords that it does not know.
 
     `output_hidden_states`, `output_attentions` and `return_dict` are by default as the config says; without `return_dict` the
@@ -163,7 +163,7 @@ class RefBertModel(RefBertPreTrainedModel):
         assert isinstance(value, nn.Embedding)
         self.embeddings.word_embeddings = value
 
-    @_standard_call
+    @standard_call
     def forward(
         self,
         input_ids: Tensor,
@@ -261,7 +261,7 @@ class RefBertForSequenceClassification(RefBertPreTrainedModel):
         self.encoder.fuse()
         return self
 
-    @_standard_call
+    @standard_call
     def forward(
         self,
         input_ids: Tensor,
@@ -300,8 +300,3 @@ def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
     """Mean over real tokens: (batch, tokens, width) and (batch, tokens) to (batch, width)."""
     weights = mask.to(states.dtype).unsqueeze(-1)
     return (states * weights).sum(1) / weights.sum(1).clamp_min(1)
-
-
-AutoConfig.register("refbert", RefBertConfig)
-AutoModel.register(RefBertConfig, RefBertModel)
-AutoModelForSequenceClassification.register(RefBertConfig, RefBertForSequenceClassification)

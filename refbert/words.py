@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from refbert.references import WordTable
+from refbert.word_table import WordTable
 
 
 class WordVectors(nn.Module):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vector_store.arguments import parse
+from vector_store.arguments import PROGRAM, parse
 from vector_store.errors import CollectionMismatch, StoreError, StoreUnavailable
 
 if TYPE_CHECKING:  # a server needs no client: each command imports what it uses
@@ -23,9 +23,12 @@ SHOWN_WITHIN_S = 10.0
 """Time for each collection that is listed: one whose shards are away does not keep the others waiting for long."""
 
 
-def main(words: list[str] | None = None) -> int:
-    """Run one command; `words` replaces the command line. Returns 2 for bad input or points, 3 where no server answers."""
-    arguments = parse(words)
+def main(words: list[str] | None = None, program: str = PROGRAM) -> int:
+    """Run one command; `words` replaces the command line of `program`.
+
+    Returns 2 for bad input or points, 3 where no server answers.
+    """
+    arguments = parse(words, program)
     try:
         from vector_store.server.process import ALREADY_SERVED, AlreadyServed
     except ModuleNotFoundError as error:

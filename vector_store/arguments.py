@@ -5,6 +5,8 @@ from pathlib import Path
 
 from vector_store.config import MESSAGE_BYTES, StoreConfig
 
+PROGRAM = "python -m vector_store"
+
 EXAMPLES = {
     "serve": """
   python -m vector_store serve ./store --port 6334
@@ -65,12 +67,16 @@ HELP = {
 DEFAULTS = StoreConfig()
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command (as `command`) and its options; exits with code 2 and a usage line where they are wrong."""
+def parse(arguments: list[str] | None = None, program: str = PROGRAM) -> argparse.Namespace:
+    """Parse the command (as `command`) and its options; exits with code 2 and a usage line where they are wrong.
+
+    `program` is what the user calls it.
+    """
+    examples = {verb: text.replace(PROGRAM, program) for verb, text in EXAMPLES.items()}
     parser = argparse.ArgumentParser(
-        prog="python -m vector_store",
+        prog=program,
         description="The reference memory: a local server with Qdrant's gRPC API, and administration of collections.",
-        epilog="examples:" + "".join(EXAMPLES.values()),
+        epilog="examples:" + "".join(examples.values()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -79,7 +85,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
             verb,
             help=text,
             description=text[0].upper() + text[1:] + ".",
-            epilog="examples:" + EXAMPLES[verb],
+            epilog="examples:" + examples[verb],
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         for verb, text in HELP.items()

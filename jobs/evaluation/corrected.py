@@ -19,9 +19,10 @@ from jobs.memory.gain import ANSWERS, CONTROLS, Answered, answered, teacher_vect
 from jobs.memory.store import patient_store
 from jobs.memory.student_memory import beside_version, on
 from refbert.correction import Correction
+from refbert.correction_files import correction_in
 from refbert.errors import InputError
 from refbert.folder import WEIGHTS, WORD_TABLE, load_correction
-from refbert.memory.reader import Reader, correction_in, text_tokens
+from refbert.memory.reader import Reader, text_tokens
 from refbert.memory.retrieval import NeighbourSource, open_retriever
 from refbert.memory.version import MemoryVersion, current_version, memory_it_is_of
 from refbert.metrics import mutual_information, retrieval_top1
@@ -58,7 +59,7 @@ def open_corrected(config: RunConfig, folder: Path, model: Any, teacher: Teacher
     Raises InputError where another teacher wrote the memory, CollectionMismatch where it corrects this student no more.
     """
     tokenizer = load_tokenizer(str(folder))
-    correction, words = correction_in(folder, tokenizer)
+    correction, words = correction_in(folder, tokenizer.all_special_ids)
     assert correction is not None
     assert words is not None
     store = patient_store(config.store).model_copy(update={"collection": memory_it_is_of(correction)[0]})

@@ -18,6 +18,7 @@ import torch
 from jobs.config import RunConfig, load_config
 from jobs.memory.store import running_store
 from refbert.correction import Correction
+from refbert.correction_files import correction_in
 from refbert.errors import InputError
 from refbert.folder import (
     CORRECTION,
@@ -30,7 +31,7 @@ from refbert.folder import (
     save_word_table,
 )
 from refbert.memory.manifest import manifest_of, trained_manifest, trained_references
-from refbert.memory.reader import Reader, correction_in, open_look_up, text_tokens
+from refbert.memory.reader import Reader, open_look_up, text_tokens
 from refbert.memory.texts import ReferenceTexts
 from refbert.memory.version import MemoryVersion, current_name, current_version, memory_it_is_of, version_named
 from refbert.references import word_table
@@ -74,7 +75,7 @@ def open_reader(
     """
     model, tokenizer = load_model(folder).fuse().to(device), load_tokenizer(str(folder))
     max_tokens = text_tokens(model.config) or config.teacher.tokens
-    correction, words = correction_in(folder, tokenizer)
+    correction, words = correction_in(folder, tokenizer.all_special_ids)
     if words is not None:
         words.to(device)
     alone = Reader(model, tokenizer, max_tokens, correction=on(device, correction), words=words, batch=batch)

@@ -26,8 +26,9 @@ from transformers import PreTrainedTokenizerBase
 from refbert.batch import Batch, moved
 from refbert.config import ReferenceConfig
 from refbert.correction import Corrected, Correction, KeyedReferences, References
+from refbert.correction_files import correction_in
 from refbert.errors import InputError, UnavailableError
-from refbert.folder import CORRECTION, fingerprint, load_correction, load_model, load_word_table
+from refbert.folder import load_model, load_word_table
 from refbert.memory.batch import KeyedNeighbours, keyed_references, references_of, student_batch
 from refbert.memory.manifest import trained_manifest, trained_references
 from refbert.memory.retrieval import NeighbourSource, open_retriever
@@ -263,7 +264,7 @@ def load(
         raise InputError(
             f"references={references!r} is neither a server's URL, nor a store's directory, nor a function"
         )
-    correction, words = correction_in(path, tokenizer)
+    correction, words = correction_in(path, tokenizer.all_special_ids)
     if not isinstance(references, str | Path):
         return Reader(model, tokenizer, most, source=references, correction=correction, words=words, batch=batch)
     manifest = options = None
@@ -309,22 +310,6 @@ def load(
         stack.callback(setattr, reader, "_is_closed", True)
         reader._opened = stack.pop_all()
     return reader
-
-
-def correction_in(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[Correction | None, WordVectors | None]:
-    """Read what corrects the student in a folder, and the words that it needs; None where it was never adapted.
-
-    Raises InputError where the correction is another student's.
-    """
-    correction = load_correction(folder)
-    if correction is None:
-        return None, None
-    if (student := fingerprint(folder)) != correction.student:
-        raise InputError(
-            f"{folder} holds student {student}, and its {CORRECTION} is of student {correction.student}: its weights changed "
-            f"since; adapt a memory to it (`python jobs/adapt.py`), or delete {CORRECTION}"
-        )
-    return correction, WordVectors(load_word_table(folder), tokenizer.all_special_ids)
 
 
 def text_tokens(config: RefBertConfig) -> int | None:

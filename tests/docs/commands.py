@@ -17,17 +17,22 @@ import tomllib
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 from urllib.parse import urlsplit
 
 import click
+import typer
 import yaml
 from ray.scripts.scripts import cli as ray_cli
 from ray.serve.scripts import cli as serve_cli
+from typer._click.core import Command
+from typer._click.exceptions import ClickException
 
 from jobs import launch
 from jobs.config import RunConfig
 from jobs.service.schema import EmbeddingRequest
+from refbert.command import app as refbert_app
 
 REPOSITORY = Path(__file__).parents[2]
 STUB = """#!/bin/bash
@@ -153,19 +158,29 @@ def make(arguments: Sequence[str], folder: Path) -> None:
         assert "=" in word or f"\n{word}:" in (REPOSITORY / "Makefile").read_text(), f"make has no {word}"
 
 
-def of_click(group: click.Group) -> Callable[[Sequence[str], Path], None]:
+def of_click(
+    group: Any, command: type = click.Command, refusal: type[Exception] = click.ClickException
+) -> Callable[[Sequence[str], Path], None]:
     """Check against a click program, which reads its options and does nothing."""
 
     def checked(arguments: Sequence[str], folder: Path) -> None:
         taken: list[click.Context] = []
-        with patch.object(click.Command, "invoke", lambda _, context: taken.append(context)):
+        with patch.object(command, "invoke", lambda _, context: taken.append(context)):
             try:
                 group.main(list(arguments), standalone_mode=False)
-            except click.ClickException as refused:
-                raise AssertionError(f"{' '.join(arguments)}: {refused.format_message()}") from refused
+            except refusal as refused:
+                raise AssertionError(f"{' '.join(arguments)}: {refused}") from refused
         check_entrypoint(taken[-1].params.get("entrypoint", ()), folder)
 
     return checked
+
+
+def refbert(arguments: Sequence[str], folder: Path) -> None:
+    """Check the package's own command; typer has a click of its own. What goes to the store, against the store's verbs."""
+    if arguments[:1] == ["store"]:
+        python(["-m", "vector_store", *arguments[1:]], folder)
+    else:
+        of_click(typer.main.get_command(refbert_app), Command, ClickException)(arguments, folder)
 
 
 def check_entrypoint(command: Sequence[str], folder: Path) -> None:
@@ -215,6 +230,7 @@ PROGRAMS: dict[str, Callable[[Sequence[str], Path], None]] = {
     "make": make,
     "ray": of_click(ray_cli),
     "serve": of_click(serve_cli),
+    "refbert": refbert,
     "docker": docker,
     "kubectl": kubectl,
     "curl": curl,

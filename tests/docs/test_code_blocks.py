@@ -136,6 +136,8 @@ def test_every_block_is_in_a_language_that_is_checked(file):
         ("bash\nray job submit -- python jobs/distill.py train.stepz=1", "ends with 2"),
         ("bash\npython -m cluster submit -- python jobs/distill.py train.stepz=1", "ends with 2"),
         ("bash\npython -m vector_store serv ./store", "vector_store serv ./store: 2"),
+        ("bash\nrefbert store serv ./store", "vector_store serv ./store: 2"),
+        ("bash\nrefbert encode student text --referenzes ./store", "--referenzes"),
         ("bash\npython benchmarks/store.py --onli lookups", "--onli lookups: 2"),
         ("bash\npython -m pytest tests/docs/test_architecture.py::test_nothing", "has no test_nothing"),
         ("bash\nmake dema", "make has no dema"),

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -34,9 +35,55 @@ def test_an_exported_encoder_and_its_int8_form_match_the_student(tmp_path):
     assert export.difference < export.int8_difference < 0.2
     assert export.int8_cosine > 0.99
     assert export.int8_bytes < export.bytes
+    assert axes(tmp_path / "onnx/model.onnx") == {
+        **{key: ["batch", "tokens"] for key in ("input_ids", "attention_mask", "token_type_ids")},
+        "reference_states": ["batch", "ref_tokens", 16], "reference_mask": ["batch", "ref_tokens"],
+        "sentence_embedding": ["batch", 16],
+    }  # fmt: skip
     with torch.no_grad():
         student.null_reference.add_(1.0)
     assert differences(Graph(student), open_onnx(tmp_path / "onnx/model.onnx"))[0] > 1e-3  # it can tell
+
+
+def axes(path):
+    """What a graph's inputs and outputs call their dimensions."""
+    graph = onnx.load(path).graph
+    named = [*graph.input, *graph.output]
+    return {each.name: [dim.dim_param or dim.dim_value for dim in each.type.tensor_type.shape.dim] for each in named}
+
+
+def test_a_second_graph_takes_no_references_and_reads_the_null_reference(tmp_path):
+    torch.manual_seed(0)
+    student = RefBertModel(RefBertConfig(**SHAPE)).eval()
+    export = export_onnx(student, tmp_path / "reads")
+    assert 0 < export.alone_difference < 1e-5
+    assert export.alone_bytes == (tmp_path / "reads/model_alone.onnx").stat().st_size < export.bytes
+    texts = {key: ["batch", "tokens"] for key in ("input_ids", "attention_mask", "token_type_ids")}
+    assert axes(tmp_path / "reads/model_alone.onnx") == {**texts, "sentence_embedding": ["batch", 16]}
+    ids = torch.randint(1, 50, (3, 11))
+    given = {
+        "input_ids": ids.numpy(),
+        "attention_mask": np.ones((3, 11), int),
+        "token_type_ids": np.zeros((3, 11), int),
+    }
+    (vectors,) = open_onnx(tmp_path / "reads/model_alone.onnx")(**given)
+    np.testing.assert_allclose(vectors, student(ids).sentence_embedding.detach(), atol=1e-5)
+    alone = export_onnx(RefBertModel(RefBertConfig(**SHAPE, reference_mode="none")), tmp_path / "alone")
+    assert (alone.alone_difference, alone.alone_bytes) == (None, None)
+    assert {path.name for path in (tmp_path / "alone").iterdir()} == {"model.onnx", "export.json"}
+
+
+def test_an_adapted_student_that_could_read_states_is_exported_without_them(adapted, tmp_path):
+    _, corrected, ids, mask, _ = adapted
+    torch.manual_seed(0)
+    student = RefBertModel(RefBertConfig(**SHAPE)).eval()
+    export = export_onnx(student, tmp_path / "onnx", corrected=corrected)
+    assert export.inputs == ("input_ids", "attention_mask", "token_type_ids")
+    answer = ExportedStudent(tmp_path / "onnx").answer(ids.numpy(), mask.numpy())
+    with torch.inference_mode():
+        said = student(ids, attention_mask=mask).sentence_embedding
+        wanted = corrected.correction.answer(said, corrected.words(ids, mask)).vector
+    np.testing.assert_allclose(answer.vector, wanted, atol=1e-4)
 
 
 def test_an_exported_classifier_with_embedded_keys_and_readout_matches_the_student_or_is_refused(tmp_path, monkeypatch):

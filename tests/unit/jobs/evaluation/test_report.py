@@ -4,8 +4,9 @@ import json
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
-from jobs.evaluation.model_card import model_card
+from jobs.evaluation.model_card import front_matter, model_card
 from jobs.evaluation.report import markdown, print_tables, write_report
 from refbert.export import Export
 
@@ -83,7 +84,7 @@ def test_model_card_has_the_reports_figures_and_no_license_of_its_own(report):
     card = model_card(report, "mine", {"fingerprint": "abcdef"}, export, None)
     front = yaml.safe_load(card.split("---")[1])
     assert "license" not in front
-    assert front["base_model"] == "t"
+    assert "base_model" not in front  # a folder, not a model of the Hub
     for fact in (
         "0.4321",
         "2.00x fewer",
@@ -98,3 +99,37 @@ def test_model_card_has_the_reports_figures_and_no_license_of_its_own(report):
     assert "](" not in card  # no picture that does not travel with it
     assert "license: mit\n" in model_card(report, "mine", None, export, "mit")
     assert "http://host:6334" not in model_card(report, "mine", None, export, "mit")
+
+
+def test_the_hub_finds_teacher_languages_and_figures_in_the_front_matter(report):
+    export = Export(
+        inputs=("input_ids",), outputs=("sentence_embedding",), opset=20, tolerance=1e-4, difference=0.0, bytes=1
+    )
+    report["teacher"]["name"] = "pypi:all-MiniLM-L6-v2"
+    report["labelled"] = {name: {"accuracy": 0.75} for name in ("teacher", "nearest", "null", "random", "majority")}
+    report["explanation"] = {}
+    card = ModelCard(model_card(report, "mine", None, export, "apache-2.0", ("en", "de")))
+    found = card.data
+    assert found.base_model == "sentence-transformers/all-MiniLM-L6-v2"
+    assert (found.language, found.license) == (["en", "de"], "apache-2.0")
+    assert (found.pipeline_tag, found.library_name) == ("sentence-similarity", "sentence-transformers")
+    figures = [(result.metric_name, result.metric_type, result.metric_value) for result in found.eval_results]
+    assert figures == [
+        ("Mean cosine of sentence vectors to the teacher's, without a memory", "cosine_similarity", 0.4321),
+        ("Texts whose nearest other text is the teacher's, without a memory", "top_1_agreement", 0.4),
+        ("Mean cosine of sentence vectors to the teacher's, with references", "cosine_similarity", 0.5),
+        ("Texts whose nearest other text is the teacher's, with references", "top_1_agreement", 0.4),
+        ("Linear classifier on frozen vectors, with references", "accuracy", 0.75),
+        ("Linear classifier on frozen vectors, without a memory", "accuracy", 0.75),
+    ]
+    answer = {"sentence_cosine": 0.9, "mutual_information_nats": 1.0, "retrieval_top1": 0.8}
+    report["adapted"] = {"answers": {"alone": answer, "global": {**answer, "sentence_cosine": 0.92}}}
+    adapted = front_matter(report, "mine", False, None)
+    assert [result.metric_value for result in adapted.eval_results] == [
+        0.92,
+        0.8,
+    ]  # what the folder answers, not what it was
+    assert (
+        front_matter({**report, "teacher": {"name": "runs/x"}}, "mine", True, None).pipeline_tag
+        == "text-classification"
+    )

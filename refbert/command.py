@@ -1,0 +1,148 @@
+"""The command `refbert`: a student and a memory from a shell, wherever the package is installed.
+
+    refbert encode runs/x/student "a text" --references http://qdrant:6334
+    refbert explain runs/x/student "a text" --references ./store
+    refbert store info ./store
+
+The verbs that train and serve run from a checkout (docs/decisions/0012-extras.md). Ends with 2 for bad input, 3 where
+something cannot be reached. What needs torch is imported by the verb that needs it: `--help` does not wait for it.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from refbert.errors import InputError, UnavailableError
+
+BAD, UNAVAILABLE = 2, 3
+"""Exit codes, as of the verbs of a checkout."""
+
+STORE = "refbert store"
+
+app = typer.Typer(
+    help="A student and its memory.", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+
+Folder = Annotated[Path, typer.Argument(help="A student/ folder, or a copy of one.", show_default=False)]
+References = Annotated[
+    str | None,
+    typer.Option(help="Its memory: a store's directory, or http(s)://host:port; its key is in $QDRANT_API_KEY."),
+]
+Device = Annotated[str, typer.Option(help="Where the student runs, such as cuda.")]
+Tokens = Annotated[int | None, typer.Option(min=1, help="Cut texts here; by default where its teacher's were cut.")]
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@app.command()
+def encode(
+    folder: Folder,
+    texts: Annotated[list[str] | None, typer.Argument(help="By default each line of standard input is a text.")] = None,
+    references: References = None,
+    output: Annotated[Path | None, typer.Option(help="Write an .npy of (texts, dim) instead of JSON lines.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Texts of one forward.")] = 32,
+    tokens: Tokens = None,
+    device: Device = "cpu",
+) -> None:
+    """Print texts' vectors as JSON lines.
+
+    Each line has `text` and `embedding`, which is L2-normalised.
+    """
+    with _one_line_errors():
+        if output and output.suffix != ".npy":
+            raise InputError(f"--output {output} is no .npy; leave it out for JSON lines")
+        asked = texts or [line.rstrip("\n") for line in sys.stdin]
+        if not asked:
+            raise InputError("there is no text to encode; give texts, or one a line on standard input")
+        with _opened(folder, references, device, tokens, batch) as student:
+            vectors = student.encode(asked)
+        if output:
+            import numpy as np
+
+            from refbert.atomic import whole_file
+
+            with whole_file(output) as scratch, scratch.open("wb") as stream:
+                np.save(stream, vectors)
+            return
+        for text, vector in zip(asked, vectors.tolist(), strict=True):
+            print(json.dumps({"text": text, "embedding": vector}, ensure_ascii=False))
+
+
+@app.command()
+def explain(
+    folder: Folder,
+    text: Annotated[str, typer.Argument(help="The text to explain.", show_default=False)],
+    text_pair: Annotated[str | None, typer.Option(help="Its second text.")] = None,
+    references: References = None,
+    tokens: Tokens = None,
+    device: Device = "cpu",
+) -> None:
+    """Print what a text read as JSON.
+
+    Its references, their weight or attention, and how the answer changes without them.
+    """
+    with _one_line_errors():
+        from refbert.corpus import normalise
+
+        asked = normalise(text if text_pair is None else (text, text_pair))
+        if not all(asked if isinstance(asked, tuple) else (asked,)):
+            raise InputError('there is no text to explain; give "a text" (and --text-pair "its second")')
+        with _opened(folder, references, device, tokens) as student:
+            from refbert.memory.explanation import explained
+
+            print(json.dumps(explained(student, asked), indent=2, ensure_ascii=False))
+
+
+def _verbs(incomplete: str) -> list[tuple[str, str]]:
+    """Return the verbs of a store that begin so, with their help, for a shell's completion."""
+    from vector_store.arguments import HELP
+
+    return [(verb, text) for verb, text in HELP.items() if verb.startswith(incomplete)]
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    help="Serve, show and administer a memory.",
+)
+def store(
+    context: typer.Context,
+    verb: Annotated[str | None, typer.Argument(autocompletion=_verbs, help="info, verify, export, ...")] = None,
+) -> None:
+    """Hand everything to `python -m vector_store`."""
+    from vector_store.__main__ import main as run_verb
+
+    raise typer.Exit(run_verb([*([verb] if verb else ["--help"]), *context.args], program=STORE))
+
+
+@contextmanager
+def _opened(folder: Path, references: str | None, device: str, tokens: int | None, batch: int = 32) -> Iterator[Any]:
+    from transformers.utils.logging import disable_progress_bar
+
+    from refbert.memory.reader import load
+
+    disable_progress_bar()
+    with load(folder, references, device, tokens, batch) as student:
+        yield student
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Turn what a user or a machine can cause into one line on standard error, and an exit code."""
+    from vector_store.errors import StoreError, StoreUnavailable
+
+    try:
+        yield
+    except (UnavailableError, StoreUnavailable) as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(UNAVAILABLE) from None
+    except (InputError, StoreError, OSError) as error:  # OSError: such as a folder that cannot be written
+        typer.echo(error, err=True)
+        raise typer.Exit(BAD) from None

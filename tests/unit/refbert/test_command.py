@@ -1,0 +1,128 @@
+"""The command `refbert` answers as the library does, in one line where it cannot, and its help does not wait for torch."""
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import refbert
+import vector_store
+from refbert import RefBertConfig, RefBertModel
+from refbert.command import app
+from refbert.folder import save_student
+from refbert.teacher import load_tokenizer
+from vector_store.arguments import HELP
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+SHAPE = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48, "dim": 16}
+TEXTS = ["a text", "Zwei Wörter"]
+
+MEASURED = """
+import resource
+import sys
+sys.argv = ["refbert", *sys.argv[1:]]
+from refbert.command import main
+try:
+    main()
+except SystemExit:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    heavy = {"torch", "transformers", "qdrant_client", "grpc", "numpy"} & sys.modules.keys()
+    print(used.ru_utime + used.ru_stime, sorted(heavy), file=sys.stderr)
+"""
+
+
+@pytest.fixture(scope="module")
+def student(tiny_teacher_path, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("commanded") / "student"
+    torch.manual_seed(0)
+    save_student(folder, RefBertModel(RefBertConfig(**SHAPE)), load_tokenizer(tiny_teacher_path), text_tokens=16)
+    return folder
+
+
+def run(*words, lines=None):
+    return CliRunner().invoke(app, [str(word) for word in words], input=lines)
+
+
+def test_encode_prints_the_vectors_of_texts_and_of_lines_of_standard_input(student, tmp_path):
+    wanted = refbert.load(student).encode(TEXTS)
+    for done in (run("encode", student, *TEXTS), run("encode", student, lines="\n".join(TEXTS) + "\n")):
+        assert done.exit_code == 0, done.output
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [row["text"] for row in rows] == TEXTS
+        np.testing.assert_allclose([row["embedding"] for row in rows], wanted, atol=1e-6)
+    done = run("encode", student, *TEXTS, "--output", tmp_path / "vectors.npy")
+    assert done.stdout == ""
+    np.testing.assert_allclose(np.load(tmp_path / "vectors.npy"), wanted, atol=1e-6)
+    assert [path.name for path in tmp_path.iterdir()] == ["vectors.npy"]
+    cut = json.loads(run("encode", student, "one two three", "--tokens", "3").stdout)["embedding"]
+    np.testing.assert_allclose(cut, refbert.load(student).encode(["one"])[0], atol=1e-6)
+
+
+def test_explain_prints_what_was_read(student):
+    done = run("explain", student, "a text")
+    assert done.exit_code == 0, done.output
+    explained = json.loads(done.stdout)
+    assert explained["text"] == "a text"
+    assert [reference["rung"] for reference in explained["references"]] == ["null"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("encode", "NOWHERE", "a text"), "holds no student"),
+        (("encode", "STUDENT"), "there is no text to encode"),
+        (("encode", "STUDENT", "a text", "--output", "vectors.csv"), "is no .npy"),
+        (("encode", "STUDENT", "a text", "--output", "/nowhere/vectors.npy"), "No such file"),
+        (("encode", "STUDENT", "a text", "--references", "http://127.0.0.1:9"), "was trained without a memory"),
+        (("explain", "STUDENT", " "), "there is no text to explain"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(student, tmp_path, words, message):
+    names = {"STUDENT": student, "NOWHERE": tmp_path / "nowhere"}
+    done = run(*(names.get(word, word) for word in words))
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_store_has_the_verbs_of_the_module_under_the_commands_own_name(tmp_path):
+    done = run("store", "info", tmp_path)
+    assert done.exit_code == 2
+    assert "there is no store in" in done.stderr
+    shown = run("store", "info", "--help").stdout
+    assert "usage: refbert store info" in shown
+    assert "  refbert store info ./store" in shown
+    assert "python -m vector_store" not in shown
+    assert all(verb in run("store").stdout for verb in HELP)
+
+
+def test_a_shell_completes_the_verbs_of_a_store():
+    given = {"_REFBERT_COMPLETE": "complete_bash", "COMP_WORDS": "refbert store re", "COMP_CWORD": "2"}
+    done = CliRunner().invoke(app, [], env=given, prog_name="refbert")
+    assert done.stdout.split() == [verb for verb in HELP if verb.startswith("re")] == ["readmit", "restore"]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["encode", "--help"], ["store", "--help"]])
+def test_help_takes_under_half_a_second_of_cpu_and_imports_nothing_heavy(words):
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, *words], capture_output=True, text=True, check=True, cwd=REPOSITORY
+    )
+    assert "refbert" in done.stdout.lower()
+    seconds, heavy = done.stderr.split(maxsplit=1)
+    assert heavy.strip() == "[]"
+    assert float(seconds) < 0.5
+
+
+def test_the_wheel_has_the_command_and_says_that_it_is_typed():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    module, _, function = project["project"]["scripts"]["refbert"].partition(":")
+    assert callable(getattr(sys.modules[module], function))
+    for package in (refbert, vector_store):
+        assert (Path(package.__file__).parent / "py.typed").exists()
+        assert project["tool"]["setuptools"]["package-data"][package.__name__] == ["py.typed"]
