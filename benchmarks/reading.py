@@ -1,6 +1,7 @@
 """What a student gains from reading what its teacher said of near texts.
 
     python benchmarks/reading.py --only quality --students runs/a/student,runs/b/student [--intents DIR] [--wikipedia FILE]
+    python benchmarks/reading.py --only growth --students runs/a/student,runs/b/student --wikipedia FILE [--most 100000]
     python benchmarks/reading.py --only speed --adapted runs/a/student --store store
 
 The students are of the packaged teacher at 32 tokens, trained on the snippets without references, one for each seed.
@@ -11,7 +12,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from measures import reading_quality, reading_speed
+from measures import reading_growth, reading_quality, reading_speed
 from measures.goals import arguments, measure_parts
 
 from jobs.run.worker import quiet_libraries
@@ -20,6 +21,7 @@ OPTIONS = {
     "--students": "students' folders, one for each seed, with commas between them",
     "--intents": "folder with banking77_train.csv, banking77_test.csv and clinc150_full.json",
     "--wikipedia": "file of text with one paragraph a line",
+    "--most": "sentences to store at most, for growth; by default all",
     "--adapted": "folder of a student that was adapted to a memory",
     "--store": "directory or URL of that memory's store",
 }
@@ -27,7 +29,7 @@ OPTIONS = {
 
 def main() -> None:
     """Measure the parts that are asked for."""
-    given = arguments(__doc__ or "", ["quality", "speed"], OPTIONS)
+    given = arguments(__doc__ or "", ["quality", "growth", "speed"], OPTIONS)
     quiet_libraries()
     parts = {}
     if given.adapted and given.store:
@@ -39,6 +41,13 @@ def main() -> None:
             intents=given.intents and Path(given.intents),
             wikipedia=given.wikipedia and Path(given.wikipedia),
         )
+        if given.wikipedia:
+            parts["growth"] = partial(
+                reading_growth.measure,
+                students=[Path(folder) for folder in given.students.split(",")],
+                wikipedia=Path(given.wikipedia),
+                most=int(given.most or 10**9),
+            )
     if missing := [part for part in given.only or ["quality"] if part not in parts]:
         sys.exit(
             f"error: nothing to measure {missing[0]} with; train a student (jobs/distill.py) and give "

@@ -23,10 +23,11 @@ from measures.goals import Goal, Part, Rows
 from measures.points import load_snippets
 from refbert.config import TeacherConfig
 from refbert.correction import Correction, References, choose_kriging, residuals_of
+from refbert.folder import has_word_table, load_word_table
 from refbert.global_part import GlobalPartOptions, fit_global_part
 from refbert.global_part import Rows as StoredRows
 from refbert.memory.reader import Reader
-from refbert.references import sentence_vector, word_table
+from refbert.references import WordTable, sentence_vector, word_table
 from refbert.teacher import Teacher, load_teacher
 from vector_store.codec import pack_vector, unpack_vector
 
@@ -104,7 +105,7 @@ def measure(quick: bool, _folder: Path, students: Sequence[Path], intents: Path 
     found: dict[tuple[str, str], list[Scores]] = {}
     for domain in domains(intents, wikipedia, quick):
         parts = domain.stored, domain.asked
-        said = [teacher_and_words(teacher, texts) for texts in parts]
+        said = [teacher_and_words(teacher, texts, words_of(teacher, students)) for texts in parts]
         for seed, student in enumerate(students):
             with refbert.load(student, tokens=teacher.config.tokens) as reader:
                 reader.correction = None  # of a memory that it was adapted to
@@ -237,10 +238,17 @@ def shown(some: Sequence[Scores]) -> dict[str, str]:
     return {name: cell(getattr(one, name) for one in some) for name in Scores._fields}
 
 
-def teacher_and_words(teacher: Teacher, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """The teacher's sentence vectors (texts, dim), the mean of its states, and word vectors (texts, dim) of unit length."""
-    table, special = word_table(teacher.static_vectors()), sorted(teacher.tokenizer.all_special_ids)
-    vectors, words = np.empty((2, len(texts), teacher.dim), np.float32)
+def words_of(teacher: Teacher, students: Sequence[Path]) -> WordTable:
+    """The word table that students find references with: their own, which is the same for all, or the teacher's."""
+    if has_word_table(students[0]):
+        return load_word_table(students[0])
+    return word_table(teacher.static_vectors())
+
+
+def teacher_and_words(teacher: Teacher, texts: Sequence[str], table: WordTable) -> tuple[Tensor, Tensor]:
+    """The teacher's sentence vectors (texts, dim), the mean of its states, and word vectors (texts, words_dim) of length 1."""
+    special = sorted(teacher.tokenizer.all_special_ids)
+    vectors, words = (np.empty((len(texts), width), np.float32) for width in (teacher.dim, table.dim))
     for row, token_ids, states in teacher.encode_one_by_one(texts):
         vectors[row] = states.astype(np.float32).mean(0)
         words[row] = sentence_vector(token_ids, special, table)
