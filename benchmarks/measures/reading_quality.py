@@ -27,6 +27,7 @@ from refbert.folder import has_word_table, load_word_table
 from refbert.global_part import GlobalPartOptions, fit_global_part
 from refbert.global_part import Rows as StoredRows
 from refbert.memory.reader import Reader
+from refbert.metrics import mutual_information
 from refbert.references import WordTable, sentence_vector, word_table
 from refbert.teacher import Teacher, load_teacher
 from vector_store.codec import pack_vector, unpack_vector
@@ -40,16 +41,19 @@ FEWEST_NEAR = 50
 
 WIKIPEDIA_STORED, ASKED = 20_000, 2_000
 CHUNK = 512
+POOL = 1_000
+MORE_NATS = 0.05
+"""Mutual information that references are to add to the student alone."""
 
 ADDED = {"banking77": 0.012, "clinc150": 0.03, "wikipedia": 0.015}
 """Cosine that 16 neighbours are to add to the kernel map."""
 
 NOTE = (
     "cosine: mean cosine to the teacher's vector of texts that are not stored. nn10: share of the teacher's ten nearest stored "
-    "texts among those of the arm. intent: share whose nearest stored text, in the teacher's index, has the right intent. The "
-    "student has not seen a text of any domain but the snippets'. References are chosen by words, exactly, and kept in 8 bits. "
-    "Cells are means over seeds with their standard deviation: "
-    "another student, other landmarks."
+    "texts among those of the arm. intent: share whose nearest stored text, in the teacher's index, has the right intent. "
+    "nats: InfoNCE bound of the mutual information with the teacher over pools of 1,000 texts. The student has not seen a text "
+    "of any domain but the snippets'. References are chosen by words, exactly, and kept in 8 bits. Cells are means over seeds "
+    "with their standard deviation: another student, other landmarks."
 )
 
 
@@ -68,6 +72,7 @@ class Scores(NamedTuple):
     cosine: float
     nn10: float
     intent: float | None
+    nats: float
 
 
 def domains(intents: Path | None, wikipedia: Path | None, quick: bool) -> Iterator[Domain]:
@@ -204,7 +209,8 @@ def scores(
     if labels:
         of_stored, of_asked = (np.array(some) for some in labels)
         intent = float((of_stored[found[:, 0].numpy()] == of_asked).mean())
-    return Scores(float(F.cosine_similarity(answers, asked, dim=1).mean()), float(shared), intent)
+    cosine = float(F.cosine_similarity(answers, asked, dim=1).mean())
+    return Scores(cosine, float(shared), intent, mutual_information(answers, asked, POOL))
 
 
 def goals(found: dict[tuple[str, str], list[Scores]]) -> Iterator[Goal]:
@@ -220,6 +226,8 @@ def goals(found: dict[tuple[str, str], list[Scores]]) -> Iterator[Goal]:
             yield Goal(f"reading_neighbours_add_{domain}", added, least, ">=")
             by_chance = mean(domain, f"kernel map + {NEIGHBOURS} random residuals") - mean(domain, "kernel map")
             yield Goal(f"reading_random_residuals_add_{domain}", by_chance, 0.0, "<=")
+            nats = mean(domain, read_arm, lambda one: one.nats) - mean(domain, "student alone", lambda one: one.nats)
+            yield Goal(f"reading_mutual_information_adds_{domain}", nats, MORE_NATS, ">=")
             if domain != "wikipedia":
                 gap = mean(domain, "teacher", lambda one: one.intent) - mean(domain, read_arm, lambda one: one.intent)
                 yield Goal(f"reading_intent_below_teacher_{domain}", gap, 0.01, "<=")
