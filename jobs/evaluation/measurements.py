@@ -155,6 +155,9 @@ def evaluate_student(job: EvaluationJob) -> Iterator[Event | dict[str, Any]]:
             "bytes_compression": 4 * teacher.num_parameters / student.stored_bytes,
         },
         "memory": memory,
+        "corpus": config.corpus.path.rstrip("/").rpartition("/")[
+            2
+        ],  # a card is published: no directories of this machine
         "run": {"hardware": hardware()},  # this worker's: it is the one that is timed
     }
     vectors = yield from measure_fidelity(teacher, readers, heldout, config.evaluate, report)

@@ -81,7 +81,7 @@ def results(report: dict[str, Any]) -> list[EvalResult]:
     answers = report.get("adapted", {}).get("answers") or report["fidelity"]
     held_out: dict[str, Any] = {
         "dataset_type": "held-out",
-        "dataset_name": "Held-out texts of the run's corpus",
+        "dataset_name": f"Held-out texts of {report.get('corpus', 'the corpus')}",
         "dataset_split": "test",
     }
     found = [

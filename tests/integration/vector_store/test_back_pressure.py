@@ -65,5 +65,5 @@ def test_a_load_into_a_store_that_is_gone_fails_before_its_source_is_read_to_the
                 writer.submit(source)
             with pytest.raises(StoreUnavailable, match="did not answer Upsert"):
                 writer.finish()
-            writer.submit(make_points(12))  # what has been reported is not reported again
+            writer.submit(make_points(2))  # too few to be sent: what has been reported is not reported again
     assert 400 - len(list(source)) <= 3 * (config.upsert_bytes // 200) + 1

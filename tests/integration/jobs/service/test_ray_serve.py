@@ -74,7 +74,7 @@ def test_the_proxy_returns_equal_vectors_for_batch_and_single_and_one_request_id
     assert answer.headers.get_list("x-request-id") == ["mine"]
     refused = client.post("/v1/embeddings", json={"input": ""}, headers={"x-request-id": "mine"})
     assert refused.json()["error"]["request_id"] == "mine"
-    assert client.post("/v1/embeddings", content=b" " * (5 * 2**20)).status_code == 413
+    assert client.post("/v1/embeddings", content=b" " * (17 * 2**20)).status_code == 413
     assert "RefBERT" in client.get("/").text
 
 
@@ -113,7 +113,7 @@ def test_grpc_returns_what_http_returns(service):
             (stub.Embed, messages.EmbedRequest(), metadata, "INVALID_ARGUMENT", "got 0 texts"),
             (
                 stub.Embed,
-                messages.EmbedRequest(texts=[messages.Text(text="x" * 5 * 2**20)]),
+                messages.EmbedRequest(texts=[messages.Text(text="x" * 17 * 2**20)]),
                 metadata,
                 "INVALID_ARGUMENT",
                 "bytes",

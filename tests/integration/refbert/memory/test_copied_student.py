@@ -158,8 +158,9 @@ def test_the_cards_snippet_runs_in_the_copied_folder_as_it_is_printed(
 ):
     monkeypatch.setattr("jobs.evaluation.model_card.markdown", lambda report, title, pictures: "")
     export = Export(inputs=(), outputs=(), opset=20, tolerance=1e-4, difference=0.0, bytes=1)
+    report = {"teacher": {"name": "t"}, "fidelity": {}}
     for memory in (None, RefBertConfig.from_pretrained(copied).memory):
-        card = model_card({"teacher": {"name": "t"}}, "mine", memory, export, None)
+        card = model_card(report, "mine", memory, export, None)
         (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
         with embedded_server(store_directory) as url:
             printed = run_elsewhere(snippet.replace("http://host:6334", url), copied)

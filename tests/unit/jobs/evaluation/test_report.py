@@ -21,6 +21,7 @@ def report() -> dict:
         "teacher": {"name": "t", "params": 22_000_000, "layers": 6, "dim": 384},
         "student": {"params": 11_000_000, "layers": 4, "dim": 312, "compression": 2.0,
                     "bytes": 11_000_000, "bytes_compression": 8.0},
+        "corpus": "tickets.jsonl",
         "memory": {
             "points": 5, "bytes": 10**6, "criterion": "keywords", "tokens": 32, "dim": 384, "datatype": "float16",
             "url_kind": "embedded", "references_per_text": 1,
@@ -51,6 +52,7 @@ def test_report_files_are_written_with_their_figures(tmp_path, report):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
         assert f"]({picture})" in text
     assert "2.00x fewer, 11.0 MB, 8.00x smaller" in text
+    assert "100 held-out texts of `tickets.jsonl`" in text
     assert "0.4321" in text
     assert "3.00x" in text
 
