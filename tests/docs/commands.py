@@ -37,7 +37,9 @@ from refbert.command import app as refbert_app
 REPOSITORY = Path(__file__).parents[2]
 STUB = """#!/bin/bash
 printf '%s\\0' "${0##*/}" "$@" > "$CALLS/$$"
+while read -r _; do :; done
 """
+"""A program that notes how it was called, and reads what is piped to it: else a pipe that breaks would fail its block."""
 IN_POD = "/etc/refbert/run.yaml"
 """Where the pods of docs/kubernetes.md find the run."""
 
@@ -71,7 +73,13 @@ def calls(block: str, before: Sequence[str], folder: Path) -> list[list[str]]:
     script = "\n".join(["set -eu -o pipefail", *before, "wait", f"export CALLS={own}", block, "wait"])
     environment = {"PATH": str(folder / "bin"), "CALLS": str(earlier), "HOME": str(folder)}
     done = subprocess.run(
-        ["/bin/bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=30
+        ["/bin/bash", "-c", script],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
     )
     assert done.returncode == 0, done.stderr
     return [call.read_text().split("\0")[:-1] for call in sorted(own.iterdir(), key=lambda call: int(call.name))]
