@@ -90,7 +90,7 @@ def explain(
     Its references, their weight or attention, and how the answer changes without them.
     """
     with _one_line_errors():
-        from refbert.corpus import normalise
+        from refbert.passages import normalise
 
         asked = normalise(text if text_pair is None else (text, text_pair))
         if not all(asked if isinstance(asked, tuple) else (asked,)):

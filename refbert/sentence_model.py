@@ -48,12 +48,12 @@ class RefBertSentenceModel(RefBertModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         where = {name: options[name] for name in WHERE if name in options}
         # A file that is on the Hub is in the folder of the others once it was asked for.
-        for name in (WEIGHTS, WORD_TABLE, CORRECTION):
-            found = cached_file(
-                pretrained_model_name_or_path, name, _raise_exceptions_for_missing_entries=False, **where
-            )
-        if found:
-            model.correct_as_in(Path(found).parent)
+        found = {
+            name: cached_file(pretrained_model_name_or_path, name, _raise_exceptions_for_missing_entries=False, **where)
+            for name in (WEIGHTS, WORD_TABLE, CORRECTION)
+        }
+        if correction := found[CORRECTION]:
+            model.correct_as_in(Path(correction).parent)
         return loaded
 
     def correct_as_in(self, folder: Path) -> None:

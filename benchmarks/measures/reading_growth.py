@@ -19,6 +19,7 @@ from measures.reading_quality import (
     ASKED,
     CHUNK,
     NEIGHBOURS,
+    fitted_correction,
     read,
     student_vectors,
     teacher_and_words,
@@ -26,8 +27,8 @@ from measures.reading_quality import (
     words_of,
 )
 from refbert.config import TeacherConfig
-from refbert.correction import Correction, References, choose_kriging, residuals_of
-from refbert.global_part import GlobalPartOptions, fit_global_part
+from refbert.correction import References
+from refbert.global_part import GlobalPartOptions
 from refbert.global_part import Rows as StoredRows
 from refbert.teacher import load_teacher
 
@@ -80,20 +81,11 @@ def measure(quick: bool, _folder: Path, students: Sequence[Path], wikipedia: Pat
 
 def grown(stored: StoredRows, asked: StoredRows, near: Tensor, seed: int) -> Grown:
     """Fit on what is stored, and answer the asked sentences, whose nearest stored ones are `near` (asked, count)."""
-
-    def chunks() -> Iterator[StoredRows]:
-        for start in range(0, len(stored.teacher), CHUNK):
-            yield StoredRows(*(column[start : start + CHUNK] for column in stored))
-
-    fitted = fit_global_part(chunks, GlobalPartOptions(seed=seed))
-    left_out = [residuals_of(fitted, rows) for rows in chunks()]
-    kriging = choose_kriging(fitted.part, lambda: iter(left_out), near.shape[1], seed=seed)
-    correction = Correction("", "", fitted.part, kriging.tau, kriging.noise, kriging.references)
-    residuals = torch.cat([rows.residual for rows in left_out]).half().float() * fitted.part.teacher_norm
+    correction, residuals = fitted_correction(stored, GlobalPartOptions(seed=seed), near.shape[1])
     base = correction.answer(asked.student, asked.words).vector
     reads = base
-    if kriging.references:
-        reads, _ = read(correction, asked, References(stored.teacher, residuals, stored.words), near)
+    if correction.count:
+        reads, _ = read(correction, asked, References(stored.teacher, residuals.half().float(), stored.words), near)
     cosines = (F.cosine_similarity(some, asked.teacher, dim=1).mean() for some in (asked.student, base, reads))
     return Grown(*map(float, cosines))
 

@@ -9,6 +9,7 @@ import random
 import re
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -133,13 +134,6 @@ def measure(quick: bool, _folder: Path, students: Sequence[Path], intents: Path 
 
 def arms(stored: StoredRows, asked: StoredRows, seed: int) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """Yield each arm with its answers (asked, dim), and of some the rows asked: by how near the nearest reference is."""
-
-    def chunks() -> Iterator[StoredRows]:
-        return (
-            StoredRows(*(column[start : start + CHUNK] for column in stored))
-            for start in range(0, len(stored.teacher), CHUNK)
-        )
-
     yield "teacher", asked.teacher, None
     yield "student alone", asked.student, None
     nearest = torch.cat([(some @ stored.words.T).topk(MORE_NEIGHBOURS).indices for some in asked.words.split(CHUNK)])
@@ -148,11 +142,9 @@ def arms(stored: StoredRows, asked: StoredRows, seed: int) -> Iterator[tuple[str
         ("linear map", GlobalPartOptions(landmarks=0, seed=seed)),
         ("kernel map", GlobalPartOptions(seed=seed)),
     ):
-        fitted = fit_global_part(chunks, options)
-        left_out = [residuals_of(fitted, rows) for rows in chunks()]
-        kriging = choose_kriging(fitted.part, lambda found=left_out: iter(found), NEIGHBOURS, seed=seed)
-        correction = Correction("", "", fitted.part, kriging.tau, kriging.noise, MORE_NEIGHBOURS)
-        residuals = as_stored(torch.cat([rows.residual for rows in left_out]) * fitted.part.teacher_norm)
+        correction, residuals = fitted_correction(stored, options, NEIGHBOURS)
+        correction = replace(correction, count=MORE_NEIGHBOURS)  # read, whatever left-out rows say
+        residuals = as_stored(residuals)
         references = References(as_stored(stored.teacher), residuals, stored.words)
         base = correction.answer(asked.student, asked.words).vector
         yield name, base, None
@@ -173,6 +165,22 @@ def arms(stored: StoredRows, asked: StoredRows, seed: int) -> Iterator[tuple[str
                 read(correction, asked, random_ones, nearest[:, :NEIGHBOURS])[0],
                 None,
             )
+
+
+def fitted_correction(stored: StoredRows, options: GlobalPartOptions, count: int) -> tuple[Correction, Tensor]:
+    """Fit on what is stored; return the correction, which reads up to `count` references, and residuals (stored, dim)."""
+
+    def chunks() -> Iterator[StoredRows]:
+        return (
+            StoredRows(*(column[start : start + CHUNK] for column in stored))
+            for start in range(0, len(stored.teacher), CHUNK)
+        )
+
+    fitted = fit_global_part(chunks, options)
+    left_out = [residuals_of(fitted, rows) for rows in chunks()]
+    kriging = choose_kriging(fitted.part, lambda: iter(left_out), count, seed=options.seed)
+    correction = Correction("", "", fitted.part, kriging.tau, kriging.noise, kriging.references)
+    return correction, torch.cat([rows.residual for rows in left_out]) * fitted.part.teacher_norm
 
 
 def read(correction: Correction, asked: StoredRows, references: References, found: Tensor) -> tuple[Tensor, Tensor]:

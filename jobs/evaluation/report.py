@@ -222,18 +222,14 @@ def plot_size_and_latency(report: dict[str, Any], picture: Path) -> None:
 
 def growth_rows(growth: dict[str, Any]) -> Rows:
     """Return a row per size of the memory, and one of the student that was trained on the domain instead."""
-    trained = growth.get("trained")
-    return [
-        *(
-            (f"{step['references']} texts stored", *(f"{step['heldout'][name]:.3f}" for name in GROWTH))
-            for step in growth["steps"]
-        ),
-        *(
-            [(f"control: trained on them, {trained['steps']} steps", *(f"{trained[name]:.3f}" for name in GROWTH))]
-            if trained
-            else []
-        ),
-    ]
+    cosines = {f"{step['references']} texts stored": step["heldout"] for step in growth["steps"]}
+    if trained := growth.get("trained"):
+        cosines[_control(trained)] = trained
+    return [(memory, *(f"{of_memory[name]:.3f}" for name in GROWTH)) for memory, of_memory in cosines.items()]
+
+
+def _control(trained: dict[str, Any]) -> str:
+    return f"control: trained on them, {trained['steps']} steps"
 
 
 def growth_table(growth: dict[str, Any]) -> Table:
@@ -251,8 +247,7 @@ def plot_growth(growth: dict[str, Any], picture: Path) -> None:
         values = [step["heldout"][name] for step in growth["steps"]]
         axes.plot(sizes, values, "o-", color=COLOURS[name], label=CORRECTED[name])
     if trained := growth.get("trained"):
-        label = f"control: trained on them, {trained['steps']} steps"
-        axes.axhline(trained["alone"], color=COLOURS["random"], linestyle="--", label=label)
+        axes.axhline(trained["alone"], color=COLOURS["random"], linestyle="--", label=_control(trained))
     axes.set(xlabel="texts of the domain stored", ylabel="cosine to the teacher", xscale="log")
     axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
     axes.minorticks_off()

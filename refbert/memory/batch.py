@@ -63,9 +63,12 @@ def references_of(found: Neighbours, words: WordVectors) -> References:
     return References(vectors, residuals, near.view(batch, count, -1))
 
 
-def keyed_references(found: KeyedNeighbours, words: WordVectors) -> KeyedReferences:
-    """Put found keys and residuals where a correction reads them."""
-    assert found.residuals is not None
+def references_to_read(found: Neighbours, words: WordVectors) -> References | KeyedReferences | None:
+    """Put what was found where a correction reads it: with keys where it brings them. None where it has no residuals."""
+    if found.residuals is None:
+        return None
+    if not isinstance(found, KeyedNeighbours):
+        return references_of(found, words)
     return KeyedReferences(*(torch.from_numpy(column).to(words.device) for column in (found.keys, found.residuals)))
 
 

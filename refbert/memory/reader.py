@@ -25,11 +25,11 @@ from transformers import PreTrainedTokenizerBase
 
 from refbert.batch import Batch, moved
 from refbert.config import ReferenceConfig
-from refbert.correction import Corrected, Correction, KeyedReferences, References
+from refbert.correction import Corrected, Correction
 from refbert.correction_files import correction_in
 from refbert.errors import InputError, UnavailableError
 from refbert.folder import load_model, load_word_table
-from refbert.memory.batch import KeyedNeighbours, keyed_references, references_of, student_batch
+from refbert.memory.batch import references_to_read, student_batch
 from refbert.memory.manifest import trained_manifest, trained_references
 from refbert.memory.retrieval import NeighbourSource, open_retriever
 from refbert.memory.texts import ReferenceTexts
@@ -227,11 +227,7 @@ class Reader:
             return self.model(**self.inputs(tokens, found).student_inputs(), **options), None
         output = self.model(**self.inputs(tokens, None).student_inputs(), **options)
         mine = self.words(tokens.input_ids.to(self.model.device), tokens.mask.to(self.model.device))
-        near: References | KeyedReferences | None = None
-        if isinstance(found, KeyedNeighbours):
-            near = keyed_references(found, self.words)
-        elif found is not None and found.residuals is not None:
-            near = references_of(found, self.words)
+        near = None if found is None else references_to_read(found, self.words)
         corrected = self.correction.answer(output.sentence_embedding.float(), mine, near)
         if found is not None and found.own is not None:
             corrected = corrected.where_stored(torch.from_numpy(found.own).to(self.model.device))
