@@ -22,6 +22,7 @@ OPTIONS = {
     "--intents": "folder with banking77_train.csv, banking77_test.csv and clinc150_full.json",
     "--wikipedia": "file of text with one paragraph a line",
     "--most": "sentences to store at most, for growth; by default all",
+    "--precision": "of the teacher, for growth: fp32, or bf16, which is several times as fast where the CPU has it",
     "--adapted": "folder of a student that was adapted to a memory",
     "--store": "directory or URL of that memory's store",
 }
@@ -47,6 +48,7 @@ def main() -> None:
                 students=[Path(folder) for folder in given.students.split(",")],
                 wikipedia=Path(given.wikipedia),
                 most=int(given.most or 10**9),
+                precision=given.precision or "fp32",
             )
     if missing := [part for part in given.only or ["quality"] if part not in parts]:
         sys.exit(

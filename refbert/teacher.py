@@ -337,8 +337,14 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], tokens: 
     A text that has no token at all gets one pad token that is not masked: the states of a row without any would be NaN.
     """
     with _TOKENIZING:
-        batch = tokenizer(list(texts), truncation="longest_first", max_length=tokens, padding=True, return_tensors="pt")
-    ids, mask, segments = batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids")
+        batch = tokenizer(list(texts), truncation="longest_first", max_length=tokens, padding=True)
+    # Lists by way of numpy: `return_tensors` takes as long as tokenizing does.
+    ids, mask, segments = (
+        torch.from_numpy(np.array(batch[name], np.int64)) if name in batch else None
+        for name in ("input_ids", "attention_mask", "token_type_ids")
+    )
+    assert ids is not None
+    assert mask is not None
     if texts and ids.shape[1] == 0:
         ids = torch.full((len(texts), 1), int(tokenizer.pad_token_id))
         mask = torch.zeros_like(ids)

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,9 +52,11 @@ class Grown(NamedTuple):
     references: float
 
 
-def measure(quick: bool, _folder: Path, students: Sequence[Path], wikipedia: Path, most: int) -> Part:
+def measure(
+    quick: bool, _folder: Path, students: Sequence[Path], wikipedia: Path, most: int, precision: Literal["fp32", "bf16"]
+) -> Part:
     """Measure each student at each size."""
-    teacher = load_teacher(TeacherConfig(tokens=32))
+    teacher = load_teacher(TeacherConfig(tokens=32, precision=precision))
     sentences = wikipedia_sentences(wikipedia)
     asked, stored = sentences[:ASKED], sentences[ASKED : ASKED + (2_000 if quick else most)]
     sizes = [size for size in SIZES if size < len(stored)] + [len(stored)]
@@ -76,7 +78,12 @@ def measure(quick: bool, _folder: Path, students: Sequence[Path], wikipedia: Pat
         {"stored": size, **{name: _cell([getattr(one, name) for one in some]) for name in Grown._fields}}
         for size, some in found.items()
     ]
-    return Part(table, list(goals(found)), NOTE, {"students": list(map(str, students)), "stored": len(stored)})
+    return Part(
+        table,
+        list(goals(found)),
+        NOTE,
+        {"students": list(map(str, students)), "stored": len(stored), "precision": precision},
+    )
 
 
 def grown(stored: StoredRows, asked: StoredRows, near: Tensor, seed: int) -> Grown:

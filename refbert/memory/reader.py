@@ -23,6 +23,7 @@ from pydantic import BaseModel
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
+from refbert.answers import ANSWERS, Mixing, mixed
 from refbert.batch import Batch, moved
 from refbert.config import ReferenceConfig
 from refbert.correction import Corrected, Correction
@@ -33,6 +34,7 @@ from refbert.memory.batch import references_to_read, student_batch
 from refbert.memory.manifest import trained_manifest, trained_references
 from refbert.memory.retrieval import NeighbourSource, open_retriever
 from refbert.memory.texts import ReferenceTexts
+from refbert.parallel import at_once, in_parallel
 from refbert.passages import Text, by_length, normalise
 from refbert.student import RefBertForSequenceClassification
 from refbert.student_config import RefBertConfig
@@ -97,8 +99,9 @@ class Reader:
 
     `source` is a neighbour source, which `texts` make queries for, or a `LookUp` of one's own; None where the null reference is
     read. A `correction` needs the `words` of texts; what it corrects by references needs a source of vectors and residuals.
-    With `own_answers` a text that is stored gets its teacher's own vector. A store that is broken costs quality, never an
-    answer, unless the reader is `strict`. Threads may share everything but the model.
+    With `own_answers` a text that is stored gets its teacher's own vector. With `mixing` the labels are mixed with what the
+    teacher answered of the references; then the student itself reads none. A store that is broken costs quality, never an
+    answer, unless the reader is `strict`. Threads may share it.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class Reader:
         correction: Correction | None = None,
         words: WordVectors | None = None,
         own_answers: bool = False,
+        mixing: Mixing | None = None,
         batch: int = 32,
         strict: bool = False,
     ) -> None:
@@ -121,7 +125,7 @@ class Reader:
         self.texts = texts
         self.source: Any = source
         self.correction, self.words = correction, words
-        self.own_answers = own_answers
+        self.own_answers, self.mixing = own_answers, mixing
         self.batch = batch
         self.strict = strict
         self._opened = ExitStack()  # the memory, where `load` opened one
@@ -167,7 +171,8 @@ class Reader:
     ) -> Iterator[Forward]:
         """Yield the forwards of some texts, each of like length, the shortest first, or `in_order` of the texts.
 
-        `documents` name each text's document, which it does not read. The next batch is tokenized and looked up meanwhile.
+        `documents` name each text's document, which it does not read. On a CPU as many batches run at once as torch has
+        threads; elsewhere the next one is tokenized and looked up meanwhile.
         """
         if isinstance(texts, str):
             raise InputError("got one text, wanted a list of them; write [text]")
@@ -181,9 +186,16 @@ class Reader:
             tokens = self.tokenize(some)
             return tokens, self.look_up(some, tokens, documents and [documents[row] for row in rows])
 
-        for rows, (tokens, found) in zip(batches, pipelined(look_up, batches), strict=True):
+        def forward(rows: list[int], tokens: Tokens, found: Neighbours | None) -> Forward:
             answer = self.answer(tokens, found, output_projected_states=output_projected_states)
-            yield Forward(rows, tokens, found, *answer)
+            return Forward(rows, tokens, found, *answer)
+
+        workers = at_once(len(batches), self.model.device)
+        if workers > 1:
+            yield from in_parallel(lambda rows: forward(rows, *look_up(rows)), batches, workers)
+        else:
+            for rows, looked_up in zip(batches, pipelined(look_up, batches), strict=True):
+                yield forward(rows, *looked_up)
 
     def tokenize(self, texts: Sequence[Text]) -> Tokens:
         """Return what the student reads of the texts themselves."""
@@ -223,6 +235,14 @@ class Reader:
     @torch.inference_mode()
     def answer(self, tokens: Tokens, found: Neighbours | None, **options: bool) -> tuple[Any, Corrected | None]:
         """Do the same, and return how the vectors were corrected, too: None where nothing corrects them."""
+        if self.mixing:
+            output = self.model(**self.inputs(tokens, None).student_inputs(), **options)
+            if found is not None and found.residuals is not None:
+                said, cosines = (
+                    torch.from_numpy(column).to(self.model.device) for column in (found.residuals, found.scores)
+                )
+                output.logits = mixed(output.logits.float(), said, cosines, self.mixing)
+            return output, None
         if self.correction is None or self.words is None:
             return self.model(**self.inputs(tokens, found).student_inputs(), **options), None
         output = self.model(**self.inputs(tokens, None).student_inputs(), **options)
@@ -275,7 +295,7 @@ def load(
             raise InputError(
                 f"{path} does not say how it looks up references: an earlier release wrote it; distil again"
             )
-        if options.criterion == "none" or not model.config.reads_any:
+        if options.criterion == "none" or not (model.config.reads_any or model.config.answers):
             raise InputError(f"{path} was trained to read no references; load it without references")
     try:
         from refbert.memory.version import current_version, memory_it_is_of
@@ -301,8 +321,11 @@ def load(
             assert manifest is not None
             assert options is not None
             Store(client, store).require(manifest)
-            look_up = open_look_up(path, manifest, tokenizer, client, store, options)
-        reader = Reader(model, tokenizer, most, *look_up, correction=correction, words=words, batch=batch)
+            look_up = open_look_up(path, manifest, tokenizer, client, store, options, reading_of(model.config))
+        mixing = mixing_of(model.config)
+        reader = Reader(
+            model, tokenizer, most, *look_up, correction=correction, words=words, mixing=mixing, batch=batch
+        )
         stack.callback(setattr, reader, "_is_closed", True)
         reader._opened = stack.pop_all()
     return reader
@@ -311,6 +334,16 @@ def load(
 def text_tokens(config: RefBertConfig) -> int | None:
     """Tokens of a text that a student's teacher read; None for a student of an earlier release that has no memory."""
     return config.text_tokens or (config.memory or {}).get("text_tokens")
+
+
+def mixing_of(config: RefBertConfig) -> Mixing | None:
+    """How a student's answers are mixed with its teacher's of near texts; None where they are not."""
+    return Mixing(**config.answers) if config.answers else None
+
+
+def reading_of(config: RefBertConfig, text: bool = False) -> Parts:
+    """What a look-up reads of a reference for a student that nothing corrects: token states, or what its teacher answered."""
+    return Parts(states=False, text=text, residual_of=ANSWERS) if config.answers else Parts(text=text)
 
 
 def open_look_up(

@@ -48,21 +48,24 @@ POINTS = 800_000
 """Of 4 numbers: 12.8 MB, more than is scanned."""
 
 
-def test_the_threshold_of_a_new_memory_and_after_a_load_is_that_of_each_shard(client, config, manifest, described):
+@pytest.mark.parametrize("shards", [1, 3])
+def test_the_threshold_of_a_new_memory_and_after_a_load_is_that_of_each_shard(
+    client, config, manifest, described, shards
+):
     store = Store(client, config)
-    thresholds = described(3, POINTS, [(GREEN, 2 * POINTS)])
+    thresholds = described(shards, POINTS, [(GREEN, 2 * POINTS)])
     store.ensure(manifest)
-    assert thresholds == [INDEXING_THRESHOLD_KB // 3]
+    assert thresholds == [INDEXING_THRESHOLD_KB // shards]
     with store.bulk_load():
         assert thresholds[1:] == [0]
-    assert thresholds[2:] == [INDEXING_THRESHOLD_KB // 3]
+    assert thresholds[2:] == [INDEXING_THRESHOLD_KB // shards]
     with store.bulk_load():  # and also where a killed load left the pause
         store._set_indexing_threshold(0)
     store._set_indexing_threshold(0)
     thresholds.clear()
     with store.bulk_load():
         pass
-    assert thresholds == [0, INDEXING_THRESHOLD_KB // 3]
+    assert thresholds == [0, INDEXING_THRESHOLD_KB // shards]
     store.delete_collection()
 
 
@@ -95,7 +98,7 @@ def test_green_is_believed_only_when_the_indexed_count_agrees(client, config, ma
 
 @pytest.mark.parametrize(
     ("points", "indexed"),
-    [(600_000, 600_000), (POINTS, 2 * POINTS), (10 * POINTS, 19 * POINTS)],
+    [(60_000, 60_000), (POINTS, 2 * POINTS), (10 * POINTS, 19 * POINTS)],
     ids=["too few to be indexed", "all are indexed", "a tenth is new"],
 )
 def test_what_is_meant_to_be_scanned_is_no_reason_to_wait(client, config, manifest, described, points, indexed):
