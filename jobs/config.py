@@ -198,6 +198,9 @@ class AblateConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
     seeds: PositiveInt = 3
     seeds_of: dict[str, PositiveInt] = {"RTE": 5, "MRPC": 5}
     """More seeds for tasks whose development split is small."""
+    mixing: bool = False
+    """Also ask the vanilla students with their answers mixed with what the teacher answered of near training texts: `mixed`.
+    Takes a dense index (references.dense_index)."""
     general_stage: bool = True
     """Start every student from a general stage on the corpus: one with references, one without."""
     kept_goal: float = Field(0.94, gt=0, description="Share of the teacher's average that the student is to keep.")

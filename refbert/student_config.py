@@ -29,6 +29,8 @@ class RefBertConfig(PretrainedConfig):
     - `text_tokens`: how many tokens of a text its teacher read, special tokens included: texts are cut there.
     - `memory`, `collection`, `references`: the manifest of the memory that the student was distilled with, its
       collection's name, and the look-up's options (`refbert.config.ReferenceConfig`); None for a student that reads none.
+    - `answers`: how a classifier's answers are mixed with its teacher's of near texts (`refbert.answers.Mixing`); None where
+      they are not.
     - `special_token_ids`: of the tokenizer's tokens those that are no words, for `refbert.words.WordVectors`.
     """
 
@@ -64,6 +66,7 @@ class RefBertConfig(PretrainedConfig):
         memory: dict[str, Any] | None = None,
         collection: str | None = None,
         references: dict[str, Any] | None = None,
+        answers: dict[str, Any] | None = None,
         special_token_ids: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -93,6 +96,7 @@ class RefBertConfig(PretrainedConfig):
         self.memory = memory
         self.collection = collection
         self.references = references
+        self.answers = answers
         self.special_token_ids = None if special_token_ids is None else list(special_token_ids)
         self.pad_token_id = pad_token_id
         super().__init__(**kwargs)

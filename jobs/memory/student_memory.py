@@ -31,7 +31,7 @@ from refbert.folder import (
     save_word_table,
 )
 from refbert.memory.manifest import manifest_of, trained_manifest, trained_references
-from refbert.memory.reader import Reader, open_look_up, text_tokens
+from refbert.memory.reader import Reader, mixing_of, open_look_up, reading_of, text_tokens
 from refbert.memory.texts import ReferenceTexts
 from refbert.memory.version import MemoryVersion, current_name, current_version, memory_it_is_of, version_named
 from refbert.references import word_table
@@ -40,7 +40,7 @@ from refbert.teacher import Teacher, load_tokenizer, tokenizer_hash
 from refbert.words import WordVectors
 from vector_store.client import Client, connect
 from vector_store.errors import StoreUnavailable
-from vector_store.schema import Manifest, Parts
+from vector_store.schema import Manifest
 from vector_store.store import Store
 
 log = logging.getLogger(__name__)
@@ -98,8 +98,9 @@ def open_reader(
     manifest = trained_manifest(model.config.memory, folder)
     if not manifest:
         return alone
-    look_up = open_look_up(folder, manifest, tokenizer, client, config.store, config.references, Parts(text=text))
-    return Reader(model, tokenizer, max_tokens, *look_up, batch=batch)
+    read = reading_of(model.config, text)
+    look_up = open_look_up(folder, manifest, tokenizer, client, config.store, config.references, read)
+    return Reader(model, tokenizer, max_tokens, *look_up, mixing=mixing_of(model.config), batch=batch)
 
 
 def beside_version(
@@ -171,7 +172,7 @@ def reads_memory(config: RunConfig, folder: Path) -> bool:
     if (folder / CORRECTION).exists():
         return config.references.criterion != "none"
     shape = RefBertConfig.from_pretrained(folder)
-    return bool(shape.memory) and shape.reads_any and config.references.criterion != "none"
+    return bool(shape.memory and (shape.reads_any or shape.answers)) and config.references.criterion != "none"
 
 
 def version_to_read(config: RunConfig, folder: Path, url: str | None) -> str | None:

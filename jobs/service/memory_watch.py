@@ -21,7 +21,7 @@ from jobs.service.metrics import MemoryState, Metrics
 from refbert.config import ReferenceConfig
 from refbert.errors import InputError
 from refbert.memory.manifest import trained_manifest
-from refbert.memory.reader import Reader, open_look_up
+from refbert.memory.reader import Reader, mixing_of, open_look_up, reading_of
 from refbert.memory.replica import Replica
 from refbert.memory.version import MemoryVersion, current_name, current_version
 from refbert.passages import Text
@@ -30,7 +30,7 @@ from vector_store.client import Client, connect
 from vector_store.config import EMBEDDED, StoreConfig
 from vector_store.errors import StoreError, StoreUnavailable
 from vector_store.retriever import Retriever
-from vector_store.schema import Neighbours, Parts
+from vector_store.schema import Neighbours
 from vector_store.server.process import embedded_server
 from vector_store.store import Store
 
@@ -254,8 +254,15 @@ class MemoryWatch:
         def beside(store: StoreConfig, references: ReferenceConfig) -> Reader:
             reader = copy.copy(self._student)  # shares the model and its tokenizer
             reader.texts, reader.source = open_look_up(
-                self._folder, manifest, reader.tokenizer, client, store, references, Parts(text=True)
+                self._folder,
+                manifest,
+                reader.tokenizer,
+                client,
+                store,
+                references,
+                reading_of(reader.model.config, True),
             )
+            reader.mixing = mixing_of(reader.model.config)
             return reader
 
         store, references = self._config.store, self._config.references

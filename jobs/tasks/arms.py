@@ -5,23 +5,32 @@ Teacher, memory and plans of a task are made once and shared by its arms.
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
+from numpy.typing import NDArray
 
 from jobs.config import Arm, PhaseConfig, RunConfig
 from jobs.memory.fill import filled_memory
 from jobs.memory.neighbour_plan import neighbour_plan
+from jobs.memory.store import MemoryAddress
 from jobs.run.directory import claim_directory
 from jobs.run.progress import progress
 from jobs.tasks.corpus import AUGMENTED, NEAR_DUPLICATE, TaskCorpus, augmented, prepare_task
-from jobs.tasks.student import RESULT, TaskStudentJob, train_and_score
+from jobs.tasks.report import MIXED, MIXED_RANDOM
+from jobs.tasks.student import RESULT, Asked, TaskStudentJob, train_and_score
 from jobs.tasks.teacher import TaskTeacher, task_teacher, with_answers_to_copies
+from refbert.answers import ANSWERS, Mixing, stored_answers
 from refbert.config import LossConfig, ReferenceConfig, TaskConfig
-from refbert.memory.texts import reference_texts
+from refbert.errors import InputError
+from refbert.memory.texts import ReferenceTexts, reference_texts
+from refbert.passages import Text
 from refbert.teacher import load_teacher
+from vector_store.client import connect
+from vector_store.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +64,15 @@ def ablate_task(config: RunConfig, url: str, starts: dict[str, Path]) -> dict[st
             "store": config.store.model_copy(update={"collection": f"{memory}-{loaded.fingerprint[:12]}"}),
         }
     )
+    if config.ablate.mixing and not config.references.dense_index:
+        raise InputError(
+            "ablate.mixing finds near texts by their words, and the memory has no index of those; set "
+            "references.dense_index=true"
+        )
     address = filled_memory(config, url, stored, loaded)
     texts = reference_texts(loaded, address.manifest, config.references)
+    if config.ablate.mixing:
+        store_answers(config, address, texts, corpus.texts("train"), teacher.logits["train"])
     jobs = []
     for arm in config.ablate.arms:
         arm_run = arm_config(config, arm)
@@ -75,7 +91,7 @@ def ablate_task(config: RunConfig, url: str, starts: dict[str, Path]) -> dict[st
                     plan,
                     starts.get("vanilla" if arm in VANILLA else "references"),
                     config.run_directory / "tasks" / name / f"{arm}-{config.seed + seed}",
-                    evaluations(config.references, arm),
+                    evaluations(config.references, arm, config.ablate.mixing),
                 )
             )
     train_students(jobs, name)
@@ -101,17 +117,40 @@ def arm_config(config: RunConfig, arm: Arm) -> RunConfig:
     return config.model_copy(update=update)
 
 
-def evaluations(references: ReferenceConfig, arm: Arm) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Return how an arm's student is evaluated, by name: its own way first; the nearest's also with its reference swapped."""
+def store_answers(
+    config: RunConfig, address: MemoryAddress, texts: ReferenceTexts, rows: Sequence[Text], logits: NDArray[np.float32]
+) -> None:
+    """Keep the teacher's logits (rows, labels) of the stored rows beside them."""
+    answers = stored_answers(logits, address.manifest.encoder_dim)
+    with connect(config.store, address.url) as client:
+        store = Store(client, address.of(config.store))
+        by_id = dict(zip(map(texts.identifier, rows), answers, strict=True))
+        stored = store.known(list(by_id)).stored  # some may have been refused
+        store.set_residuals(
+            ANSWERS, {identifier: answer for identifier, answer in by_id.items() if identifier in stored}
+        )
+
+
+def evaluations(references: ReferenceConfig, arm: Arm, mixing: bool = False) -> dict[str, Asked]:
+    """Return how an arm's student is evaluated, by name: its own way first; the nearest's also with its reference swapped.
+
+    With `mixing` the vanilla one's also with its answers mixed.
+    """
     nearest, excluded = references.criterion, references.exclude_splits
     guarded = (*excluded, NEAR_DUPLICATE)
+    if arm == "vanilla" and mixing:
+        return {
+            arm: Asked("none", guarded),
+            MIXED: Asked("dense", guarded, Mixing()),
+            MIXED_RANDOM: Asked("random", guarded, Mixing()),
+        }
     if arm != "nearest":
-        return {arm: ("random" if arm == "random" else "none", guarded)}
+        return {arm: Asked("random" if arm == "random" else "none", guarded)}
     return {
-        "nearest": (nearest, guarded),
-        "random": ("random", guarded),
-        "null": ("none", guarded),
-        "nearest_unguarded": (nearest, excluded),
+        "nearest": Asked(nearest, guarded),
+        "random": Asked("random", guarded),
+        "null": Asked("none", guarded),
+        "nearest_unguarded": Asked(nearest, excluded),
     }
 
 

@@ -5,6 +5,7 @@ Scores are GLUE's, of development splits, in percent. Spread is the standard dev
 
 import json
 import math
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from refbert.atomic import write_whole
 from refbert.scores import glue_average, main_score
 
 TEACHER = "teacher"
+MIXED, MIXED_RANDOM = "mixed", "mixed_random"
+"""How vanilla students are asked, too: with their teacher's answers of near texts mixed in, and of random ones, the control."""
+
 ALL, GUARDED = "all", "no_near_duplicate"
 COLOURS = {
     TEACHER: "#444444", "nearest": "#2f6f9f", "random": "#d9a441", "null": "#b0b0b0", "vanilla": "#8a5a9e",
@@ -123,6 +127,34 @@ def compare_with_nearest(report: dict[str, Any], arm: str) -> dict[str, Any]:
     }
 
 
+def mixing_rows(report: dict[str, Any]) -> Rows:
+    """Return how the vanilla students do with their teacher's answers of near texts, and of random ones, mixed in.
+
+    With how much of the gap to the teacher that closes, and a paired t-test over seeds; last, the average, over all pairs.
+    """
+    rows: Rows = []
+    every: list[dict[str, float]] = []
+    for name, task in report["tasks"].items():
+        of_way = {way: seed_scores(task, "vanilla", way) for way in ("vanilla", MIXED, MIXED_RANDOM)}
+        pairs = [
+            {way: scores[seed] for way, scores in of_way.items()} | {TEACHER: teacher_score(task)}
+            for seed in sorted(of_way["vanilla"])
+        ]
+        every += pairs
+        rows.append((name, *(_with_spread(list(scores.values())) for scores in of_way.values()), *_gap(pairs)))
+    means = (f"{np.mean([pair[way] for pair in every]):.1f}" for way in ("vanilla", MIXED, MIXED_RANDOM))
+    return [*rows, ("all", *means, *_gap(every))]
+
+
+def _gap(pairs: Sequence[dict[str, float]]) -> tuple[str, str, str]:
+    """The teacher's score, the share of the gap that mixing closes, and the p of its differences."""
+    gained = [pair[MIXED] - pair["vanilla"] for pair in pairs]
+    teacher, vanilla = (float(np.mean([pair[way] for pair in pairs])) for way in (TEACHER, "vanilla"))
+    p = float(stats.ttest_1samp(gained, 0).pvalue) if len(gained) > 1 and np.ptp(gained) else math.nan
+    closed = _ratio(float(np.mean(gained)), teacher - vanilla)
+    return f"{teacher:.1f}", _cell(100 * closed, ".0f", " %"), _cell(p, ".3f")
+
+
 def leak_rows(report: dict[str, Any]) -> Rows:
     """Return near-duplicates found, and the nearest arm's score with and without the rows that have one in training."""
     return [
@@ -184,6 +216,8 @@ def arms_of(report: dict[str, Any]) -> list[str]:
 def markdown(report: dict[str, Any], picture: str = "ablation.png") -> str:
     """Return the report as Markdown; `picture` is the plot's file name."""
     tables = {"scores": score_rows(report)}
+    if report["config"]["ablate"].get("mixing") and "vanilla" in arms_of(report):
+        tables["mixing"] = mixing_rows(report)
     if "nearest" in arms_of(report):
         tables |= {"differences": comparison_rows(report), "swaps": swap_rows(report), "leaks": leak_rows(report)}
     return render(TEMPLATE, tables=tables, picture=picture, **report)

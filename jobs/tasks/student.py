@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -26,6 +26,7 @@ from jobs.run.worker import per_node, set_up_worker
 from jobs.tasks.corpus import TaskCorpus
 from jobs.tasks.teacher import TaskTeacher, predictions
 from jobs.training.stream import DistillStream
+from refbert.answers import ANSWERS, Mixing
 from refbert.atomic import whole_file, write_whole
 from refbert.batch import moved
 from refbert.distillation import Distiller, new_student
@@ -41,6 +42,7 @@ from refbert.scores import score
 from refbert.student import RefBertForSequenceClassification
 from refbert.teacher import Teacher, load_teacher
 from vector_store.client import Client, connect
+from vector_store.schema import STATES_ALONE, Parts
 from vector_store.store import Store
 
 log = logging.getLogger(__name__)
@@ -48,11 +50,20 @@ log = logging.getLogger(__name__)
 RESULT = "result.json"
 
 
+class Asked(NamedTuple):
+    """A way in which a trained student is asked: by which criterion it reads references, which splits are left out, and how
+    its answers are mixed with the references', if they are."""
+
+    criterion: str
+    left_out: tuple[str, ...]
+    mixing: Mixing | None = None
+
+
 @dataclass(frozen=True)
 class TaskStudentJob:
     """What one worker needs for one student. `start` is the folder of the general stage's student, None for a new one.
 
-    `evaluations` names the ways in which the trained student is asked: a criterion, the splits it leaves out.
+    `evaluations` names the ways in which the trained student is asked.
     """
 
     config: RunConfig
@@ -62,7 +73,7 @@ class TaskStudentJob:
     plan: Path | None
     start: Path | None
     directory: Path
-    evaluations: dict[str, tuple[str, tuple[str, ...]]]
+    evaluations: dict[str, Asked]
 
 
 def train_and_score(job: TaskStudentJob) -> dict[str, Any]:
@@ -83,22 +94,41 @@ def train_and_score(job: TaskStudentJob) -> dict[str, Any]:
         ]
         student.eval()
         scores: dict[str, Any] = {}
-        for name, (criterion, left_out) in job.evaluations.items():
-            reading = config.references.model_copy(update={"exclude_splits": left_out})
-            asked = reference_texts(teacher, job.address.manifest, reading)
-            source = None
-            if criterion != "none" and config.reads_references:
-                source = open_retriever(client, patient_store(job.address.of(config.store)), asked, criterion)
-            reader = Reader(student, asked.tokenizer, asked.manifest.text_tokens, asked, source, strict=True)
+        for name, way in job.evaluations.items():
+            reader = reader_for(job, student, teacher, client, way)
             scores[name] = {
                 split: _scored(job, split, answers(reader, job.corpus.texts(split)))
                 for split in job.corpus.data.dev_splits
             }
-    options = student_memory_options(config, job.address.manifest)
+    options = reading_options(job)
     save_student(job.directory / "student", student.cpu(), texts.tokenizer, texts.table, **options)
     result = {"scores": scores, "losses": losses, "seconds": round(time.monotonic() - started_s, 1)}
     write_whole(job.directory / RESULT, json.dumps(result, indent=2))
     return result
+
+
+def reader_for(job: TaskStudentJob, student: Any, teacher: Teacher, client: Client, way: Asked) -> Reader:
+    """Return the student beside its task's memory, to be asked in one way."""
+    update: dict[str, Any] = {"exclude_splits": way.left_out, "criterion": way.criterion}
+    read = STATES_ALONE
+    if way.mixing:
+        update["count"], read = way.mixing.count, Parts(states=False, residual_of=ANSWERS)
+    texts = reference_texts(teacher, job.address.manifest, job.config.references.model_copy(update=update))
+    source = None
+    if way.criterion != "none" and (way.mixing or job.config.reads_references):
+        store = patient_store(job.address.of(job.config.store))
+        source = open_retriever(client, store, texts, way.criterion, read)
+    return Reader(student, texts.tokenizer, texts.manifest.text_tokens, texts, source, mixing=way.mixing, strict=True)
+
+
+def reading_options(job: TaskStudentJob) -> dict[str, Any]:
+    """Return what the student's folder says of its reading: the first way of mixing in which it was asked, if any."""
+    for way in job.evaluations.values():
+        if way.mixing:
+            asked = {"criterion": way.criterion, "count": way.mixing.count}
+            config = job.config.model_copy(update={"references": job.config.references.model_copy(update=asked)})
+            return {**student_memory_options(config, job.address.manifest), "answers": way.mixing.to_dict()}
+    return student_memory_options(job.config, job.address.manifest)
 
 
 def students_per_node(gpus: float) -> int:

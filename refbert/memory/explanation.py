@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from refbert.answers import Mixing
 from refbert.correction import Correction
 from refbert.explanation import AttentionMass, OutputChange, answer, attention_mass, leaving_out, output_change
 from refbert.memory.reader import Reader, references_read
 from refbert.passages import Text
+from vector_store.schema import Neighbours
 
 READ_OUT = "read-out"
 """What stands for the student's read-out where layers are named."""
@@ -23,10 +25,13 @@ def explained(reader: Reader, text: Text) -> dict[str, Any]:
     """Read one normalised text with all of its references, without each, and without any; returns what JSON can hold.
 
     `layers` say how the attention of each reading layer, and of the read-out, was divided; they are empty where nothing reads,
-    or where references correct the answer: then each has a `weight`, and `correction` says how near the nearest is.
+    or where references correct the answer, or are mixed into it: then each has a `weight`. `correction` says how near the
+    nearest is.
     """
     if reader.correction:
         return _explained_correction(reader, reader.correction, text)
+    if reader.mixing:
+        return _explained_mixture(reader, reader.mixing, text)
     tokens = reader.tokenize([text])
     found = reader.look_up([text], tokens)
     inputs = reader.inputs(tokens, found)
@@ -77,12 +82,7 @@ def _explained_correction(reader: Reader, correction: Correction, text: Text) ->
 
     def change(leave_out: int | None) -> dict[str, Any]:
         """How the answer differs without one reference, or without any."""
-        other = None
-        if leave_out is not None and found is not None and found.residuals is not None:
-            residuals = found.residuals.copy()
-            residuals[0, leave_out] = np.nan
-            other = dataclasses.replace(found, residuals=residuals, own=None)
-        moved = output_change(vector, reader.forward(tokens, other).sentence_embedding[0])
+        moved = output_change(vector, reader.forward(tokens, _without(found, leave_out)).sentence_embedding[0])
         return {"cosine_distance": moved.cosine_distance, "relative": moved.relative, "labels": None}
 
     weights = corrected.weights[0].tolist()
@@ -114,6 +114,54 @@ def _explained_correction(reader: Reader, correction: Correction, text: Text) ->
             "variance": float(corrected.variance[0]),
         },
     }
+
+
+def _explained_mixture(reader: Reader, mixing: Mixing, text: Text) -> dict[str, Any]:
+    tokens = reader.tokenize([text])
+    found = reader.look_up([text], tokens)
+    mixture = reader.forward(tokens, found)
+
+    def beside(other: Neighbours | None) -> Any:
+        """Both outputs in one, as `_change` and `_labels` compare them."""
+        output = reader.forward(tokens, other)
+        names = ("sentence_embedding", "logits")
+        return output.__class__(**{name: torch.cat([mixture[name], output[name]]) for name in names})
+
+    cosines = torch.zeros(1) if found is None else torch.from_numpy(found.scores[0, : len(found.ids[0])])
+    weights = (mixing.share * (cosines / mixing.temperature).softmax(-1)).tolist()
+    references = []
+    for rank, read in enumerate(references_read(found, 0)):
+        is_there = read.id is not None
+        references.append(
+            {
+                **read.model_dump(),
+                "tokens": [],
+                "mass": {},
+                "token_mass": {},
+                "weight": weights[rank] if is_there else None,
+                "without": _change(reader, beside(_without(found, rank)), 1) if is_there else None,
+            }
+        )
+    alone = beside(None)
+    return {
+        "text": text,
+        "tokens": _token_names(reader, tokens.input_ids[0]),
+        "references": references,
+        "layers": [],
+        "strongest_layer": None,
+        "heat": None,
+        "without_references": _change(reader, alone, 1),
+        "labels": _labels(reader, alone),
+    }
+
+
+def _without(found: Neighbours | None, rank: int | None) -> Neighbours | None:
+    """What was found for one text, without its reference of this rank; None without any."""
+    if rank is None or found is None or found.residuals is None:
+        return None
+    residuals = found.residuals.copy()
+    residuals[0, rank] = np.nan
+    return dataclasses.replace(found, residuals=residuals, own=None)
 
 
 def _token_names(reader: Reader, ids: torch.Tensor) -> list[str]:

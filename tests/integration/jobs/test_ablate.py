@@ -5,13 +5,16 @@ import json
 import numpy as np
 import pytest
 
+import refbert
 from jobs import ablate
 from jobs.memory.neighbour_plan import NeighbourPlan
 from jobs.memory.store import running_store
 from jobs.tasks.corpus import NEAR_DUPLICATE, augmented, example_text, prepare_task
 from jobs.tasks.student import RESULT
 from jobs.tasks.teacher import task_teacher
+from refbert.answers import Mixing
 from refbert.errors import InputError
+from refbert.memory.explanation import explained
 from refbert.memory.texts import reference_id
 from refbert.teacher import load_teacher
 from tests.integration.jobs.in_process import compute_in_process
@@ -55,6 +58,7 @@ def done(task_folder, tiny_run, tmp_path_factory, ray_cluster):
             name="ablation",
             teacher__tokens=32,
             references__count=2,
+            references__dense_index=True,
             task={"name": "custom", "path": str(task_folder), "text_pair_field": "text_pair"},
             task_stage={
                 "teacher": short,
@@ -64,7 +68,12 @@ def done(task_folder, tiny_run, tmp_path_factory, ray_cluster):
                     {**short, "loss": {"prediction": 1, **nothing}},
                 ],
             },
-            ablate={"arms": ["nearest", "vanilla", "vanilla_without_distillation"], "seeds": 1, "general_stage": False},
+            ablate={
+                "arms": ["nearest", "vanilla", "vanilla_without_distillation"],
+                "seeds": 1,
+                "general_stage": False,
+                "mixing": True,
+            },
         )
         with running_store(config):
             ablate.run(config)
@@ -77,12 +86,37 @@ def test_every_arm_is_scored_and_the_nearest_arm_with_every_kind_of_reference(do
     scores = {arm: set(of_seed["0"]["scores"]) for arm, of_seed in task["arms"].items()}
     assert scores == {
         "nearest": {"nearest", "random", "null", "nearest_unguarded"},
-        "vanilla": {"vanilla"},
+        "vanilla": {"vanilla", "mixed", "mixed_random"},
         "vanilla_without_distillation": {"vanilla_without_distillation"},
     }
     assert len(task["arms"]["nearest"]["0"]["losses"]) == 2
     assert [goal["name"] for goal in report["goals"]]
     assert "## Paired differences" in (done.run_directory / "ablation.md").read_text()
+
+
+def test_a_vanilla_student_beside_its_memory_mixes_its_answers_as_it_was_scored(done):
+    (task,) = json.loads((done.run_directory / "ablation.json").read_text())["tasks"].values()
+    (scores,) = (result["scores"] for result in task["arms"]["vanilla"].values())
+    corpus = prepare_task(done.task, done.home)
+    (folder,) = done.run_directory.glob("tasks/*/vanilla-0/student")
+    labels, texts = corpus.labels("dev"), corpus.texts("dev")
+    names = corpus.data.task.labels
+
+    def accuracy(predictions):
+        return np.mean([names.index(each.label) == label for each, label in zip(predictions, labels, strict=True)])
+
+    with running_store(done) as url, refbert.load(folder, url) as student:
+        assert student.mixing == Mixing()
+        mixed = student.predict(texts)
+        report = explained(student, texts[0])
+    alone = refbert.load(folder).predict(texts)
+    assert accuracy(mixed) == pytest.approx(scores["mixed"]["dev"]["all"]["accuracy"])
+    assert accuracy(alone) == pytest.approx(scores["vanilla"]["dev"]["all"]["accuracy"])
+    # What the memory says is in it: some references, whose weights are the mixture's share in all.
+    assert sum(reference["weight"] for reference in report["references"]) == pytest.approx(Mixing().share)
+    assert max(report["labels"]["with"].values()) == pytest.approx(mixed[0].score, abs=1e-5)
+    assert max(report["labels"]["without"].values()) == pytest.approx(alone[0].score, abs=1e-5)
+    assert mixed[0].score != pytest.approx(alone[0].score, abs=1e-4)
 
 
 def test_near_duplicates_of_development_rows_are_never_read(done):
@@ -142,3 +176,9 @@ def test_an_ablation_refuses_students_that_were_trained_with_other_options(done)
 def test_an_ablation_without_a_task_is_refused(tiny_run, home):
     with pytest.raises(InputError, match="no task to compare students on"):
         ablate.run(tiny_run())
+
+
+def test_mixing_without_an_index_of_words_is_refused_before_anything_is_stored(done):
+    references = done.references.model_copy(update={"dense_index": False})
+    with pytest.raises(InputError, match=r"set\s+references.dense_index=true"):
+        ablate.run(done.model_copy(update={"references": references, "name": "without-an-index"}))

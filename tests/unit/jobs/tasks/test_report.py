@@ -5,7 +5,16 @@ import json
 import pytest
 
 from jobs.config import AblateConfig, RunConfig
-from jobs.tasks.report import compare_with_nearest, goals, markdown, mean_score, score_rows, swap_rows, write_ablation
+from jobs.tasks.report import (
+    compare_with_nearest,
+    goals,
+    markdown,
+    mean_score,
+    mixing_rows,
+    score_rows,
+    swap_rows,
+    write_ablation,
+)
 
 
 def result(value: float, *ways: str) -> dict:
@@ -99,3 +108,20 @@ def test_the_dated_copy_keeps_a_name_with_a_dot_and_links_its_own_picture(report
     assert f"]({page.stem}.png)" in page.read_text()
     assert (page.parent / f"{page.stem}.png").exists()
     assert (page.parent / f"{page.stem}.json").exists()
+
+
+def test_mixing_is_paired_with_the_same_students_and_measured_by_the_gap_to_the_teacher(report):
+    report["config"]["ablate"]["mixing"] = True
+    for task_, mixed in zip(report["tasks"].values(), ([0.80, 0.84], [0.60, 0.62]), strict=True):
+        for of_seed, value in zip(task_["arms"]["vanilla"].values(), mixed, strict=True):
+            of_seed["scores"] |= result(value, "mixed")["scores"] | result(0.5, "mixed_random")["scores"]
+    report["goals"] = goals(report)
+    a, b, every = mixing_rows(report)
+    assert a[:6] == ("A", "70.0 ± 0.0", "82.0 ± 2.8", "50.0 ± 0.0", "95.0", "48 %")
+    assert b[:6] == ("B", "60.0 ± 0.0", "61.0 ± 1.4", "50.0 ± 0.0", "65.0", "20 %")
+    assert every[:6] == ("all", "65.0", "71.5", "50.0", "80.0", "43 %")
+    assert 0 < float(a[6]) < 1
+    assert "## Answers of near texts mixed in" in markdown(report)
+    assert "## Answers of near texts mixed in" not in markdown(
+        {**report, "config": {**report["config"], "ablate": {**report["config"]["ablate"], "mixing": False}}}
+    )
