@@ -6,11 +6,15 @@ Throughput of whole calls: tokenizing, look-ups beside the forward, correction. 
 import statistics
 from pathlib import Path
 
+import torch
+
 import refbert
 from measures.goals import Goal, Part, Rows, in_turns, median_ratio
 from measures.points import load_snippets
 from refbert.config import TeacherConfig
 from refbert.folder import CORRECTION, WEIGHTS, WORD_TABLE
+from refbert.parallel import in_parallel
+from refbert.passages import by_length
 from refbert.teacher import Teacher, load_teacher
 from vector_store.codec import payload_of
 from vector_store.config import StoreConfig
@@ -20,13 +24,14 @@ from vector_store.store import Store, get_points
 BATCH, BATCHES = 32, 8
 ROUNDS, QUICK_ROUNDS = 15, 3
 SAMPLE = 512
-TEACHER, ALONE, GLOBAL, READS = "teacher", "student alone", "+ global part", "+ global part and references"
+TEACHER, SPREAD = "teacher, a batch on all cores", "teacher, a batch on each core"
+ALONE, GLOBAL, READS = "student alone", "+ global part", "+ global part and references"
 REPLICA = "+ global part and references of a replica"
 
 NOTE = (
     "Texts are snippets of 32 tokens at most, none of them stored. All contenders run in one process on the same cores, "
     "in turns; the embedded store's server runs beside it, on the same cores too. Bytes are those of the files that inference "
-    "needs."
+    "needs. Students run a batch on each core; ratios are over the teacher in the form that is faster."
 )
 
 
@@ -45,7 +50,8 @@ def measure(quick: bool, _folder: Path, adapted: Path, store: str) -> Part:
         alone.correction = None
         readers = {ALONE: alone, GLOBAL: corrected, READS: reads, REPLICA: replica}
         contenders = {
-            TEACHER: lambda turn: encode(teacher, texts[turn * size : (turn + 1) * size]),
+            TEACHER: lambda turn: encode(teacher, texts[turn * size : (turn + 1) * size], 1),
+            SPREAD: lambda turn: encode(teacher, texts[turn * size : (turn + 1) * size], torch.get_num_threads()),
             **{
                 name: (lambda turn, reader=reader: reader.encode(texts[turn * size : (turn + 1) * size]))
                 for name, reader in readers.items()
@@ -57,6 +63,7 @@ def measure(quick: bool, _folder: Path, adapted: Path, store: str) -> Part:
         rungs = dict(reads.source.counts)
         memory = Store(reads.source._client, StoreConfig(collection=reads.source._collection))
         wire, disk = wire_bytes(memory, reads.correction.reader), disk_bytes(memory, store)
+    teachers = min(taken[TEACHER], taken[SPREAD], key=statistics.median)
     files = {
         name: (adapted / name).stat().st_size for name in (WEIGHTS, WORD_TABLE, CORRECTION) if (adapted / name).exists()
     }
@@ -64,14 +71,14 @@ def measure(quick: bool, _folder: Path, adapted: Path, store: str) -> Part:
         {
             "contender": name,
             "ms per 32": 1000 * statistics.median(seconds) / BATCHES,
-            "over the teacher": median_ratio(taken[TEACHER], seconds),
+            "over the teacher": median_ratio(teachers, seconds),
             "of the student alone": median_ratio(taken[ALONE], seconds),
         }
         for name, seconds in taken.items()
     ]
     goals = [
-        Goal("reading_throughput_over_teacher_embedded_store", median_ratio(taken[TEACHER], taken[READS]), 3.0, ">="),
-        Goal("reading_throughput_over_teacher_replica", median_ratio(taken[TEACHER], taken[REPLICA]), 5.0, ">="),
+        Goal("reading_throughput_over_teacher_embedded_store", median_ratio(teachers, taken[READS]), 3.0, ">="),
+        Goal("reading_throughput_over_teacher_replica", median_ratio(teachers, taken[REPLICA]), 5.0, ">="),
         Goal("reading_global_part_of_bare_student", median_ratio(taken[ALONE], taken[GLOBAL]), 0.9, ">="),
         Goal("reading_bytes_fewer_than_teacher", 4 * teacher.num_parameters / sum(files.values()), 5.0, ">="),
         Goal("reading_wire_bytes_per_reference", wire, 1200.0, "<="),
@@ -86,9 +93,10 @@ def measure(quick: bool, _folder: Path, adapted: Path, store: str) -> Part:
     )
 
 
-def encode(teacher: Teacher, texts: list[str]) -> None:
-    """Encode texts as a user of the teacher does, batches of like length."""
-    for _ in teacher.encode_one_by_one(texts):
+def encode(teacher: Teacher, texts: list[str], workers: int) -> None:
+    """Encode texts as a user of the teacher does, batches of like length, so many at once."""
+    batches = list(by_length(texts, BATCH))
+    for _ in in_parallel(lambda rows: teacher.encode_texts([texts[row] for row in rows]), batches, workers):
         pass
 
 
