@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Union, cast
 
 import grpc
 from google.protobuf.message import DecodeError, Message
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, StrictFloat, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 from qdrant_client.conversions.conversion import (
     GrpcToRest,
@@ -361,6 +361,48 @@ def _query(asked: Asked) -> Message:
     return RestToGrpc.convert_query_request(asked.body, asked.names["collection"])
 
 
+class _NamedVector(BaseModel, extra="forbid"):
+    name: str
+    vector: list[StrictFloat] | rest.SparseVector
+
+
+class _Search(BaseModel, extra="forbid"):
+    """Body of `points/search`, of which Qdrant's client has no model any more, and others still send."""
+
+    vector: list[StrictFloat] | _NamedVector
+    shard_key: rest.ShardKeySelector | None = None
+    filter: rest.Filter | None = None
+    params: rest.SearchParams | None = None
+    limit: int | None = None
+    offset: int | None = None
+    with_payload: rest.WithPayloadInterface | None = None
+    with_vector: rest.WithVector | None = None
+    score_threshold: float | None = None
+
+    def as_query(self) -> rest.QueryRequest:
+        """The query that it is."""
+        named = _NamedVector(name="", vector=self.vector) if isinstance(self.vector, list) else self.vector
+        return rest.QueryRequest(
+            query=named.vector, using=named.name or None, **{name: getattr(self, name) for name in _SEARCH_FIELDS}
+        )
+
+
+_SEARCH_FIELDS = tuple(name for name in _Search.model_fields if name != "vector")
+
+
+class _SearchBatch(BaseModel, extra="forbid"):
+    searches: list[_Search]
+
+
+def _search(asked: Asked) -> Message:
+    return _query(asked._replace(body=asked.body.as_query()))
+
+
+def _search_batch(asked: Asked) -> Message:
+    queries = [search.as_query() for search in asked.body.searches]
+    return _query_batch(asked._replace(body=rest.QueryRequestBatch(searches=queries)))
+
+
 def _query_batch(asked: Asked) -> Message:
     name = asked.names["collection"]
     queries = [RestToGrpc.convert_query_request(query, name) for query in asked.body.searches]
@@ -413,8 +455,12 @@ def _page(response: api.ScrollResponse) -> Any:
     return {"points": _records(response), "next_page_offset": offset}
 
 
-def _scored(response: Any) -> Any:
-    return {"points": [GrpcToRest.convert_scored_point(point) for point in response.result]}
+def _scored(response: Any) -> list[Any]:
+    return [GrpcToRest.convert_scored_point(point) for point in response.result]
+
+
+def _found(response: Any) -> Any:
+    return {"points": _scored(response)}
 
 
 def _snapshots(response: api.ListSnapshotsResponse) -> Any:
@@ -456,9 +502,12 @@ CALLS = (
     RestCall("POST", f"{_POINTS}/scroll", "Points/Scroll", _scroll, _page, rest.ScrollRequest),
     RestCall("POST", f"{_POINTS}/count", "Points/Count", _count,
              lambda answer: GrpcToRest.convert_count_result(answer.result), rest.CountRequest),
-    RestCall("POST", f"{_POINTS}/query", "Points/Query", _query, _scored, rest.QueryRequest),
+    RestCall("POST", f"{_POINTS}/query", "Points/Query", _query, _found, rest.QueryRequest),
     RestCall("POST", f"{_POINTS}/query/batch", "Points/QueryBatch", _query_batch,
-             lambda answer: [_scored(each) for each in answer.result], rest.QueryRequestBatch),
+             lambda answer: [_found(each) for each in answer.result], rest.QueryRequestBatch),
+    RestCall("POST", f"{_POINTS}/search", "Points/Query", _search, _scored, _Search),
+    RestCall("POST", f"{_POINTS}/search/batch", "Points/QueryBatch", _search_batch,
+             lambda answer: [_scored(each) for each in answer.result], _SearchBatch),
     RestCall("GET", _SNAPSHOTS, "Snapshots/List", _named(api.ListSnapshotsRequest, collection_name="collection"), _snapshots),
     RestCall("POST", _SNAPSHOTS, "Snapshots/Create", _named(api.CreateSnapshotRequest, collection_name="collection"),
              lambda answer: GrpcToRest.convert_snapshot_description(answer.snapshot_description), ignored=("wait",)),
