@@ -57,9 +57,6 @@ FLUSH_S = 5.0
 NUM_THREADS = 16
 
 REST_PACKAGES = ("starlette", "uvicorn")
-REST_BACKLOG = 512
-"""Connections that wait to be accepted."""
-
 _KEY_VARIABLE = "VECTOR_STORE_SERVER_KEY"
 
 
@@ -121,13 +118,17 @@ def require_rest() -> None:
     missing = [name for name in REST_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise StoreError(
-            f"the REST port needs {' and '.join(missing)}, not installed: pip install 'refbert[rest]', or leave it out"
+            f"the REST port needs {' and '.join(missing)}, not installed: pip install 'refbert[rest]', or leave "
+            "the REST port out"
         )
 
 
 def _serve_alone(
     root: Path, host: str, port: int, api_key: str | None, message_bytes: int, until_unused: bool, rest_port: int | None
 ) -> None:
+    previous = _read_address(root)
+    listener = None if rest_port is None else _bound(host, rest_port, previous.get("rest"))
+
     # Imported here, so that only the serving process loads the engine.
     from vector_store.protocol import api
     from vector_store.server.catalogue import Catalogue
@@ -158,12 +159,10 @@ def _serve_alone(
         | methods("qdrant.Points", points, api.PointsServicer)
         | methods("qdrant.Snapshots", snapshots, api.SnapshotsServicer)
     )
-    previous = _read_address(root)
     rest = None
-    if rest_port is not None:
+    if listener:
         from vector_store.server.rest import RestServer, rest_app
 
-        listener = _listener(host, rest_port, previous.get("rest"))
         rest = RestServer(rest_app(implemented, keys, message_bytes, NUM_THREADS), listener)
     server = grpc.server(
         ThreadPoolExecutor(NUM_THREADS),
@@ -183,7 +182,7 @@ def _serve_alone(
     indexing.start()
     server.start()
     address = {"url": f"http://{host}:{bound}", "pid": os.getpid(), "instance": instance}
-    if rest:
+    if rest and listener:
         rest.start()
         address["rest"] = f"http://{host}:{listener.getsockname()[1]}"
     write_whole(root / "address.json", json.dumps(address), mode=0o600, sync=False)
@@ -227,12 +226,18 @@ def _bind(server: grpc.Server, host: str, port: int, previous: dict[str, Any]) -
     raise StoreError(f"cannot listen on {host}:{port}; give an address of this machine and a free port")
 
 
-def _listener(host: str, port: int, previous: str | None) -> socket.socket:
-    """The listening socket of the REST port: `port`, or for 0 that of the `previous` URL where it is free, else any."""
+def _bound(host: str, port: int, previous: str | None) -> socket.socket:
+    """A socket at the REST port that does not listen yet: `port`, or for 0 that of the `previous` URL where it is free."""
     wanted = [port] if port else [int(previous.rsplit(":", 1)[1]), 0] if previous else [0]
     for candidate in wanted:
-        with contextlib.suppress(OSError, OverflowError):
-            return socket.create_server((host, candidate), backlog=REST_BACKLOG)
+        listener = socket.socket()
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart takes the port of before
+            listener.bind((host, candidate))
+        except (OSError, OverflowError):
+            listener.close()
+        else:
+            return listener
     raise StoreError(f"cannot listen on {host}:{port} for REST; give an address of this machine and a free port")
 
 

@@ -53,7 +53,7 @@ STOP_S = 5
 
 
 class RestServer:
-    """The REST port, which answers in a thread of its own from `start` to `stop`."""
+    """The REST port, which answers in a thread of its own from `start` to `stop`. The caller binds the socket."""
 
     def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
         # h11 bounds the size of a request's head; httptools does not.
@@ -61,11 +61,13 @@ class RestServer:
             app, http="h11", ws="none", loop="asyncio", lifespan="off", log_config=None, log_level="warning",
             access_log=False, server_header=False, timeout_graceful_shutdown=STOP_S,
         )  # fmt: skip
+        self._listener, self._backlog = listener, config.backlog
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, daemon=True)
 
     def start(self) -> None:
-        """Answer from now on; the listening socket has queued what came before."""
+        """Listen, and answer from now on; OSError where another process has begun to listen there meanwhile."""
+        self._listener.listen(self._backlog)
         self._thread.start()
 
     def stop(self) -> None:
