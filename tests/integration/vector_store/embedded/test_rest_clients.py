@@ -50,7 +50,7 @@ def test_langchain_finds_adds_filters_and_deletes(asked):
         "filtered": ["ddd"],
         "retriever": ["ccc", "abb", "aab"],
         "hybrid": ["ccc"],
-        "refused": [501, "Query.nearest_with_mmr is not implemented by the embedded server; use a Qdrant server"],
+        "mmr": ["aab", "ccc"],
     }
 
 

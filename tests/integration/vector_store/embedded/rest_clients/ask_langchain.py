@@ -8,7 +8,6 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_qdrant import QdrantVectorStore, RetrievalMode, SparseEmbeddings, SparseVector
 from qdrant_client import models
-from qdrant_client.http.exceptions import UnexpectedResponse
 
 TEXTS = ["aab", "abb", "ccc"]
 
@@ -56,8 +55,5 @@ hybrid = QdrantVectorStore.from_texts(
     TEXTS, Letters(), sparse_embedding=Words(), retrieval_mode=RetrievalMode.HYBRID, collection_name="hybrid", **server
 )
 found["hybrid"] = texts(hybrid.similarity_search("c", k=1))
-try:
-    store.max_marginal_relevance_search("a", k=2)
-except UnexpectedResponse as error:
-    found["refused"] = [error.status_code, error.structured()["status"]["error"]]
+found["mmr"] = texts(store.max_marginal_relevance_search("ab", k=2, lambda_mult=0.2))
 print(json.dumps(found))
