@@ -51,6 +51,8 @@ NOT_DISTRIBUTED = {"status": "disabled"}
 STOP_S = 5
 """Time for the calls that run when the server is stopped."""
 
+STOPPING = "the server is stopping"
+
 
 class RestServer:
     """The REST port, which answers in a thread of its own from `start` to `stop`. The caller binds the socket."""
@@ -59,7 +61,7 @@ class RestServer:
         # h11 bounds the size of a request's head; httptools does not.
         config = uvicorn.Config(
             app, http="h11", ws="none", loop="asyncio", lifespan="off", log_config=None, log_level="warning",
-            access_log=False, server_header=False, timeout_graceful_shutdown=STOP_S,
+            access_log=False, server_header=False, proxy_headers=False, timeout_graceful_shutdown=STOP_S,
         )  # fmt: skip
         self._listener, self._backlog = listener, config.backlog
         self._server = uvicorn.Server(config)
@@ -141,7 +143,10 @@ class _Gate:
             given = headers.get("api-key") or (token.strip() if scheme.lower() == "bearer" else "")
             if not is_key(given, self._keys):
                 app = PlainTextResponse(WRONG_KEY if given else NO_KEY, 401)
-        await app({**scope, "path": path}, receive, send)
+        try:
+            await app({**scope, "path": path}, receive, send)
+        except asyncio.CancelledError:  # the server stops, and has waited for STOP_S; no answer has begun
+            await PlainTextResponse(STOPPING, 503)(scope, receive, send)
 
 
 async def _probe(request: Request) -> Response:

@@ -4,6 +4,8 @@ import importlib
 import inspect
 import pkgutil
 import re
+import socket
+import time
 
 import grpc
 import pytest
@@ -12,6 +14,7 @@ from google.protobuf.message import DecodeError
 from qdrant_client import grpc as api
 from starlette.testclient import TestClient
 
+from vector_store.server import rest
 from vector_store.server.catalogue import Catalogue
 from vector_store.server.interceptor import answered, methods
 from vector_store.server.rest import rest_app
@@ -440,3 +443,20 @@ def test_a_damaged_collection_is_refused_by_its_file_without_a_traceback(tmp_pat
     answer = client.post("/collections/c/points/count", json={}, headers={"api-key": KEY})
     assert answer.status_code == 500
     assert str(settings) in answer.json()["status"]["error"]
+
+
+def test_a_call_that_never_ends_does_not_keep_a_server_from_stopping(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(rest, "STOP_S", 1)
+    app = Served(tmp_path).client.app
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = listener.getsockname()
+        server = rest.RestServer(app, listener)
+        server.start()
+        with socket.create_connection(address, timeout=20) as caller:
+            head = f"POST /collections/c/points HTTP/1.1\r\nhost: x\r\napi-key: {KEY}\r\ncontent-length: 9\r\n\r\n"
+            caller.sendall(head.encode() + b"half")
+            time.sleep(0.3)  # the call has begun
+            server.stop()
+            assert b"503 Service Unavailable" in caller.recv(1000)
+    assert "Traceback" not in caplog.text

@@ -55,5 +55,5 @@ hybrid = QdrantVectorStore.from_texts(
     TEXTS, Letters(), sparse_embedding=Words(), retrieval_mode=RetrievalMode.HYBRID, collection_name="hybrid", **server
 )
 found["hybrid"] = texts(hybrid.similarity_search("c", k=1))
-found["mmr"] = texts(store.max_marginal_relevance_search("ab", k=2, lambda_mult=0.2))
+found["mmr"] = texts(store.max_marginal_relevance_search("a", k=2, fetch_k=3))
 print(json.dumps(found))
