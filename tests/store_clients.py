@@ -8,19 +8,45 @@ from urllib.parse import urlsplit
 
 import grpc
 from qdrant_client import QdrantClient
+from qdrant_client.http.exceptions import UnexpectedResponse
 
 from vector_store.server.access import split, stored_key
+from vector_store.server.process import rest_url
+
+REFUSALS = (grpc.RpcError, UnexpectedResponse)
+"""What the official client raises over gRPC and over REST."""
+
+_STATUS = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    404: "NOT_FOUND",
+    409: "ALREADY_EXISTS",
+    501: "UNIMPLEMENTED",
+}
+
+
+def refusal(error):
+    """A refusal's status, by gRPC's name for it, and its text."""
+    if isinstance(error, UnexpectedResponse):
+        return _STATUS[error.status_code], error.structured()["status"]["error"]
+    return error.code().name, error.details()
+
+
+def rest_address(url):
+    """Where the server at a URL answers REST: an embedded one says so, another's is in $QDRANT_REST_URL; None for nowhere."""
+    _, directory = split(url)
+    return rest_url(directory) if directory else os.environ.get("QDRANT_REST_URL")
 
 
 @contextmanager
-def official_client(url):
-    """Qdrant's own client over gRPC. The key of a server that is not embedded is in $QDRANT_API_KEY."""
+def official_client(url, over_rest=False):
+    """Qdrant's own client over gRPC, or in its default mode. The key of a server that is not embedded is in $QDRANT_API_KEY."""
     plain, directory = split(url)
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # a key without TLS
         client = QdrantClient(
-            url=plain,
+            url=rest_address(url) if over_rest else plain,
             grpc_port=urlsplit(plain).port or 6334,
-            prefer_grpc=True,
+            prefer_grpc=not over_rest,
             check_compatibility=False,
             timeout=30,
             api_key=stored_key(directory) if directory else os.environ.get("QDRANT_API_KEY"),

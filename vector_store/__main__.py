@@ -59,12 +59,14 @@ def _serve(arguments: argparse.Namespace) -> int:
         api_key=key_in(arguments.api_key_env),
         message_bytes=arguments.message_bytes,
         until_unused=arguments.until_unused,
+        rest_port=arguments.rest_port,
     )
     return FINE
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    from vector_store.location import config_of
+    from vector_store.location import config_of, is_url
+    from vector_store.server.process import rest_url
     from vector_store.store import Store, collection_names, scanned
 
     config = config_of(arguments.api_key_env).model_copy(update={"write_deadline_s": SHOWN_WITHIN_S})
@@ -72,6 +74,8 @@ def _info(arguments: argparse.Namespace) -> int:
     with _client(arguments) as client:
         names = collection_names(client)
         print(f"{client.url}: {len(names)} collection(s)")
+        if not is_url(arguments.location) and (rest := rest_url(arguments.location)):
+            print(f"  REST: {rest}")
         for url in client.silent():
             print(f"  {url} does not answer")
         for name in names:

@@ -10,6 +10,7 @@ PROGRAM = "python -m vector_store"
 EXAMPLES = {
     "serve": """
   python -m vector_store serve ./store --port 6334
+  python -m vector_store serve ./store --port 6334 --rest-port 6333
   MY_KEY=secret python -m vector_store serve ./store --host 0.0.0.0 --port 6334 --api-key-env MY_KEY""",
     "info": """
   python -m vector_store info ./store
@@ -75,7 +76,7 @@ def parse(arguments: list[str] | None = None, program: str = PROGRAM) -> argpars
     examples = {verb: text.replace(PROGRAM, program) for verb, text in EXAMPLES.items()}
     parser = argparse.ArgumentParser(
         prog=program,
-        description="The reference memory: a local server with Qdrant's gRPC API, and administration of collections.",
+        description="The reference memory: a local server with Qdrant's API, and administration of collections.",
         epilog="examples:" + "".join(examples.values()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -94,7 +95,12 @@ def parse(arguments: list[str] | None = None, program: str = PROGRAM) -> argpars
     serving = verbs["serve"]
     serving.add_argument("path", metavar="PATH", help="the store's directory, created if missing")
     serving.add_argument("--host", default="127.0.0.1", help="off loopback a key is required (default: %(default)s)")
-    serving.add_argument("--port", type=int, default=0, help="0: the previous port if free, else any")
+    serving.add_argument("--port", type=int, default=0, help="gRPC; 0: the previous port if free, else any")
+    serving.add_argument(
+        "--rest-port",
+        type=int,
+        help="serve Qdrant's REST API, too (0: the previous port if free, else any); needs the extra `rest`; off by default",
+    )
     serving.add_argument(
         "--message-bytes", type=int, default=MESSAGE_BYTES, help="largest message (default: %(default)s)"
     )

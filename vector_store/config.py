@@ -22,6 +22,9 @@ class StoreConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """`embedded` starts a local server over the real engine; http(s)://host:6334 is a Qdrant gRPC address. Nodes of one
     cluster are separated by commas: processes are distributed over them, and fail over to the next."""
     collection: str = Field(default="references", min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
+    rest_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port for Qdrant's REST API beside gRPC's, on the embedded server that a job starts; 0 is any, by default there is none.
+    Needs the extra `rest`."""
     api_key_env: str = "QDRANT_API_KEY"
     """Environment variable that holds the API key, if any."""
     lookup_deadline_ms: PositiveFloat = 1000.0
@@ -66,6 +69,10 @@ class StoreConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     def _parts_agree(self) -> Self:
         if self.url != EMBEDDED and not all(node.startswith(("http://", "https://")) for node in self.nodes):
             raise ValueError(f"store.url={self.url!r} is neither `embedded` nor http(s)://host:port")
+        if self.url != EMBEDDED and self.rest_port is not None:
+            raise ValueError(
+                f"store.rest_port={self.rest_port} is for store.url=embedded, and {self.url} is served already; leave it out"
+            )
         more = {"shard_number": self.shard_number or 1, "replication_factor": self.replication_factor}
         for name, value in more.items():
             if self.url == EMBEDDED and value > 1:

@@ -66,7 +66,8 @@ def running_store(config: RunConfig) -> Iterator[str]:
             "all with `python -m vector_store serve PATH --host ADDRESS --port 6334` and set store.url=http://ADDRESS:6334, or "
             "name a Qdrant server"
         )
-    with embedded_server(config.store_directory, message_bytes=config.store.message_bytes) as url:
+    store = config.store
+    with embedded_server(config.store_directory, message_bytes=store.message_bytes, rest_port=store.rest_port) as url:
         yield url
 
 

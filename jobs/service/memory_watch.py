@@ -200,9 +200,10 @@ class MemoryWatch:
             return url
         if self._connection and not self._is_lost:
             return self._connection.url
-        directory, most = self._config.store_directory, self._config.store.message_bytes
+        directory, store = self._config.store_directory, self._config.store
         with contextlib.ExitStack() as lease:  # attaches, or starts the server again
-            url = lease.enter_context(embedded_server(directory, message_bytes=most))
+            server = embedded_server(directory, message_bytes=store.message_bytes, rest_port=store.rest_port)
+            url = lease.enter_context(server)
             before, self._server = self._server, lease.pop_all()
         before.close()  # not sooner: a server that nobody uses for a moment ends
         return url

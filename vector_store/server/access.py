@@ -9,10 +9,11 @@ a server answers, has another one. Imports no engine.
 
 import contextlib
 import hashlib
+import hmac
 import os
 import secrets
 import string
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote, urldefrag
 
@@ -57,6 +58,11 @@ def make_key(directory: Path) -> str:
     with open(path, "x", encoding="ascii", opener=private) as file:
         file.write(key + "\n")
     return key
+
+
+def is_key(given: str, keys: Iterable[str]) -> bool:
+    """Whether what a caller gives is one of the keys, compared in constant time."""
+    return any(hmac.compare_digest(given.encode(), key.encode()) for key in keys)
 
 
 def private(path: str, flags: int) -> int:

@@ -1,17 +1,17 @@
-"""Handles every call around its servicer: API key, unimplemented methods and fields, status of an error, time taken.
+"""Handles every call around its servicer: unimplemented methods and fields, status of an error, time; gRPC's key.
 
 Knows nothing of collections.
 """
 
-import hmac
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import Message
 
+from vector_store.server.access import is_key
 from vector_store.server.fields import require_known
 from vector_store.server.status import CollectionNotFoundError, StatusError, invalid, unimplemented
 from vector_store.server.wire import Packed
@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 
 HEALTH_CHECK = "/qdrant.Qdrant/HealthCheck"
 """Needs no key, as in Qdrant."""
+
+Behaviour: TypeAlias = Callable[[Any, Any], Message | Packed]
+"""A servicer's method, of a request and the context of its call."""
 
 
 class CallInterceptor(grpc.ServerInterceptor):
@@ -30,7 +33,7 @@ class CallInterceptor(grpc.ServerInterceptor):
 
     def __init__(self, implemented: frozenset[str], keys: Sequence[str]) -> None:
         self._implemented = implemented
-        self._keys = [key.encode() for key in keys]
+        self._keys = keys
 
     def intercept_service(self, continuation: Callable[..., Any], details: Any) -> grpc.RpcMethodHandler:
         """Return the handler of a call."""
@@ -47,16 +50,45 @@ class CallInterceptor(grpc.ServerInterceptor):
 
     def _has_key(self, metadata: Any) -> bool:
         given = next((value for key, value in metadata if key == "api-key"), "")
-        return any(hmac.compare_digest(given.encode(), key) for key in self._keys)
+        return is_key(given, self._keys)
 
 
-def methods(service: str, servicer: object, declared: type) -> set[str]:
-    """Full names of the service's methods that `servicer` defines itself."""
+def methods(service: str, servicer: object, declared: type) -> dict[str, Behaviour]:
+    """The service's methods that `servicer` defines itself, by their full names."""
     return {
-        f"/{service}/{name}"
+        f"/{service}/{name}": getattr(servicer, name)
         for name, default in vars(declared).items()
         if not name.startswith("_") and getattr(type(servicer), name) is not default
     }
+
+
+def answered(behaviour: Behaviour, request: Message, context: Any = None) -> Any:
+    """What a servicer's method answers, with the time that it took; StatusError for whatever goes wrong."""
+    started = time.perf_counter()
+    try:
+        require_known(request)
+        try:
+            response = behaviour(request, context)
+        except CollectionNotFoundError:  # raised before anything is done
+            response = behaviour(request, context)
+    except StatusError:
+        raise
+    except BaseException as error:  # the edge of the process; the engine's panics are not Exceptions
+        raise status_of(error, type(request).__name__) from error
+    fields = response.rest if isinstance(response, Packed) else response
+    if "time" in fields.DESCRIPTOR.fields_by_name:
+        fields.time = time.perf_counter() - started
+    return response
+
+
+def status_of(error: BaseException, what: str) -> StatusError:
+    """The status of an error that is none yet, and is logged as the failure of `what`."""
+    if (
+        type(error) is ValueError
+    ):  # so the engine's objects, and protobuf's enums, refuse what a caller sent; files do not
+        return invalid(str(error))
+    log.error("%s failed", what, exc_info=error)
+    return StatusError(grpc.StatusCode.INTERNAL, f"Service internal error: {error}; see the server's log")
 
 
 def _refusing(error: StatusError) -> grpc.RpcMethodHandler:
@@ -67,33 +99,11 @@ def _encode(response: Message | Packed) -> bytes:
     return response.encode() if isinstance(response, Packed) else response.SerializeToString()
 
 
-def _status_of(error: BaseException, request: Any) -> StatusError:
-    if (
-        type(error) is ValueError
-    ):  # so the engine's objects, and protobuf's enums, refuse what a caller sent; files do not
-        return invalid(str(error))
-    log.exception("%s failed", type(request).__name__)
-    return StatusError(grpc.StatusCode.INTERNAL, f"Service internal error: {error}; see the server's log")
-
-
-def _answering(behaviour: Callable[[Any, grpc.ServicerContext], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
+def _answering(behaviour: Behaviour) -> Behaviour:
     def answer(request: Any, context: grpc.ServicerContext) -> Any:
-        started = time.perf_counter()
         try:
-            require_known(request)
-            try:
-                response = behaviour(request, context)
-            except CollectionNotFoundError:  # raised before anything is done
-                response = behaviour(request, context)
+            return answered(behaviour, request, context)
         except StatusError as error:
-            status = error
-        except BaseException as error:  # the edge of the process; the engine's panics are not Exceptions
-            status = _status_of(error, request)
-        else:
-            fields = response.rest if isinstance(response, Packed) else response
-            if "time" in fields.DESCRIPTOR.fields_by_name:
-                fields.time = time.perf_counter() - started
-            return response
-        return context.abort(status.code, str(status))
+            return context.abort(error.code, str(error))
 
     return answer

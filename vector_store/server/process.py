@@ -15,6 +15,7 @@ Knows nothing of points.
 
 import contextlib
 import fcntl
+import importlib.util
 import ipaddress
 import json
 import logging
@@ -54,6 +55,8 @@ POLL_S = 1.0
 UNUSED_S = 2.0
 FLUSH_S = 5.0
 NUM_THREADS = 16
+
+REST_PACKAGES = ("starlette", "uvicorn")
 _KEY_VARIABLE = "VECTOR_STORE_SERVER_KEY"
 
 
@@ -64,14 +67,18 @@ def serve(
     api_key: str | None = None,
     message_bytes: int = MESSAGE_BYTES,
     until_unused: bool = False,
+    rest_port: int | None = None,
 ) -> None:
     """Serve the directory until SIGTERM or SIGINT or, with `until_unused`, until nobody holds its lease.
 
     Every call needs a key: the directory's own, which its owner finds in it, or `api_key`.
-    Port 0 is the previous port where that is free, else any. Blocks; call it in the main thread. AlreadyServed where another
-    process serves the directory, StoreError where it cannot listen, or would listen off loopback without a key.
+    `port` is gRPC's; with a `rest_port` there is Qdrant's REST API, too. Port 0 is the previous port where that is free, else
+    any. Blocks; call it in the main thread. AlreadyServed where another process serves the directory, StoreError where it
+    cannot listen, would listen off loopback without a key, or lacks the packages for REST.
     """
     _require_key(host, api_key)
+    if rest_port is not None:
+        require_rest()
     root = Path(path)
     _make_private(root)
     with _lock(root / "serve.lock", fcntl.LOCK_EX) as alone, private_files():
@@ -79,7 +86,7 @@ def serve(
             raise AlreadyServed(
                 f"{root} is already served, see {root / 'address.json'}; use that server or stop it first"
             )
-        _serve_alone(root, host, port, api_key, message_bytes, until_unused)
+        _serve_alone(root, host, port, api_key, message_bytes, until_unused, rest_port)
 
 
 def _make_private(root: Path) -> None:
@@ -106,7 +113,22 @@ class AlreadyServed(StoreError):  # noqa: N818
     """Another process serves the directory."""
 
 
-def _serve_alone(root: Path, host: str, port: int, api_key: str | None, message_bytes: int, until_unused: bool) -> None:
+def require_rest() -> None:
+    """StoreError where the packages of the REST port are not installed."""
+    missing = [name for name in REST_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise StoreError(
+            f"the REST port needs {' and '.join(missing)}, not installed: pip install 'refbert[rest]', or leave "
+            "the REST port out"
+        )
+
+
+def _serve_alone(
+    root: Path, host: str, port: int, api_key: str | None, message_bytes: int, until_unused: bool, rest_port: int | None
+) -> None:
+    previous = _read_address(root)
+    listener = None if rest_port is None else _bound(host, rest_port, previous.get("rest"))
+
     # Imported here, so that only the serving process loads the engine.
     from vector_store.protocol import api
     from vector_store.server.catalogue import Catalogue
@@ -137,6 +159,11 @@ def _serve_alone(root: Path, host: str, port: int, api_key: str | None, message_
         | methods("qdrant.Points", points, api.PointsServicer)
         | methods("qdrant.Snapshots", snapshots, api.SnapshotsServicer)
     )
+    rest = None
+    if listener:
+        from vector_store.server.rest import RestServer, rest_app
+
+        rest = RestServer(rest_app(implemented, keys, message_bytes, NUM_THREADS), listener)
     server = grpc.server(
         ThreadPoolExecutor(NUM_THREADS),
         interceptors=[CallInterceptor(frozenset(implemented), keys)],
@@ -150,13 +177,16 @@ def _serve_alone(root: Path, host: str, port: int, api_key: str | None, message_
     api.add_CollectionsServicer_to_server(collections, server)
     api.add_PointsServicer_to_server(points, server)
     api.add_SnapshotsServicer_to_server(snapshots, server)
-    bound = _bind(server, host, port, _read_address(root))
+    bound = _bind(server, host, port, previous)
     indexing = threading.Thread(target=keep_indexed, args=(catalogue, stopping), daemon=True)
     indexing.start()
     server.start()
     address = {"url": f"http://{host}:{bound}", "pid": os.getpid(), "instance": instance}
+    if rest and listener:
+        rest.start()
+        address["rest"] = f"http://{host}:{listener.getsockname()[1]}"
     write_whole(root / "address.json", json.dumps(address), mode=0o600, sync=False)
-    log.info("serving %s on %s:%d", root, host, bound)
+    log.info("serving %s on %s:%d (gRPC), REST %s", root, host, bound, address.get("rest", "off"))
 
     with contextlib.ExitStack() as held:
         lease = held.enter_context(open(root / "lease.lock", "a", opener=private))
@@ -180,6 +210,8 @@ def _serve_alone(root: Path, host: str, port: int, api_key: str | None, message_
                 break  # the lease stays locked until this process has ended
             fcntl.flock(lease, fcntl.LOCK_UN)
         stopping.set()
+        if rest:
+            rest.stop()
         server.stop(grace=5.0).wait()
         indexing.join()
         catalogue.close()
@@ -192,6 +224,21 @@ def _bind(server: grpc.Server, host: str, port: int, previous: dict[str, Any]) -
         with contextlib.suppress(RuntimeError):
             return server.add_insecure_port(f"{host}:{candidate}")
     raise StoreError(f"cannot listen on {host}:{port}; give an address of this machine and a free port")
+
+
+def _bound(host: str, port: int, previous: str | None) -> socket.socket:
+    """A socket at the REST port that does not listen yet: `port`, or for 0 that of the `previous` URL where it is free."""
+    wanted = [port] if port else [int(previous.rsplit(":", 1)[1]), 0] if previous else [0]
+    for candidate in wanted:
+        listener = socket.socket()
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart takes the port of before
+            listener.bind((host, candidate))
+        except (OSError, OverflowError):
+            listener.close()
+        else:
+            return listener
+    raise StoreError(f"cannot listen on {host}:{port} for REST; give an address of this machine and a free port")
 
 
 def _require_key(host: str, api_key: str | None) -> None:
@@ -212,15 +259,19 @@ def embedded_server(
     host: str = "127.0.0.1",
     api_key: str | None = None,
     message_bytes: int = MESSAGE_BYTES,
+    rest_port: int | None = None,
 ) -> Iterator[str]:
     """Hold a lease on the directory's server and yield its `http://host:port#DIRECTORY`; the server is started if none runs.
 
     `client.connect` reads the directory's key there. With an `api_key` of the caller's own the URL names no directory.
     The server is a separate process. It outlives the process that started it while another user holds a lease, and ends a few
-    seconds after the last user has ended, cleanly or not. StoreUnavailable where it does not start, StoreError where it
-    runs on another host.
+    seconds after the last user has ended, cleanly or not. With a `rest_port` it is started with that port for REST; one that
+    runs without it is used as it is, with a warning. StoreUnavailable where it does not start, StoreError where it runs on
+    another host.
     """
     _require_key(host, api_key)
+    if rest_port is not None:
+        require_rest()
     root = Path(path).absolute()
     _make_private(root)
     deadline = time.monotonic() + START_S
@@ -231,20 +282,40 @@ def embedded_server(
                     f"the server of {root} has been stopping for {START_S:g} s; see {root}/server.log"
                 )
             time.sleep(0.05)
-        url = _answering_url(root) or _start(root, host, api_key, message_bytes, deadline)
+        url = _answering_url(root) or _start(root, host, api_key, message_bytes, rest_port, deadline)
         served_host = url.removeprefix("http://").rsplit(":", 1)[0]
         if served_host != host:
             raise StoreError(
                 f"{root} is already served on {served_host}, this run wants {host}; "
                 "stop the runs that use it, or use the same host"
             )
+        if rest_port is not None:
+            _compare_rest(root, rest_port)
         yield url if api_key else with_directory(url, root)
 
 
-def _start(root: Path, host: str, api_key: str | None, message_bytes: int, deadline: float) -> str:
+def rest_url(path: str | Path) -> str | None:
+    """Where the directory's last server answered REST; None where it did not."""
+    return _read_address(Path(path)).get("rest")
+
+
+def _compare_rest(root: Path, rest_port: int) -> None:
+    served = rest_url(root)
+    if served is None or rest_port not in (0, int(served.rsplit(":", 1)[1])):
+        log.warning(
+            "%s is already served, REST %s, and this run wants REST on %s port: it goes on as it is; stop the users of "
+            "the store to have it served otherwise", root, f"on {served}" if served else "off", rest_port or "any",
+        )  # fmt: skip
+
+
+def _start(
+    root: Path, host: str, api_key: str | None, message_bytes: int, rest_port: int | None, deadline: float
+) -> str:
     command = [sys.executable, "-m", "vector_store", "serve", str(root), "--host", host, "--until-unused"]
     command += ["--message-bytes", str(message_bytes)]
     command += ["--api-key-env", _KEY_VARIABLE]
+    if rest_port is not None:
+        command += ["--rest-port", str(rest_port)]
     # Not as a child: Ray kills the children of a worker that ends, and others may use this server then.
     command = ["sh", "-c", '"$@"; exit $?', "sh", *command]
     environment = {**os.environ, "PYTHONPATH": import_path(), _KEY_VARIABLE: api_key or ""}
@@ -312,8 +383,9 @@ def _read_address(root: Path) -> dict[str, Any]:
     """Where the last server listened; nothing where that is not known, or the file is damaged."""
     try:
         address = json.loads((root / "address.json").read_text(encoding="utf-8"))
-        int(address["url"].removeprefix("http://").rsplit(":", 1)[1])
-        return {"url": address["url"], "instance": address["instance"]}
+        for url in (address["url"], address.get("rest") or address["url"]):
+            int(url.removeprefix("http://").rsplit(":", 1)[1])
+        return {"url": address["url"], "instance": address["instance"], "rest": address.get("rest")}
     except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
         return {}
 

@@ -31,6 +31,15 @@ def already_exists(name: str) -> StatusError:
     return StatusError(grpc.StatusCode.ALREADY_EXISTS, f"Wrong input: Collection `{name}` already exists!")
 
 
+def too_large(what: str, num_bytes: int, most_bytes: int) -> StatusError:
+    """RESOURCE_EXHAUSTED, as gRPC ends a call with a message over its limit: `what` has more bytes than are taken."""
+    return StatusError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        f"{what} ({num_bytes} bytes) is larger than allowed (limit: {most_bytes} bytes); send less at once, or serve with a "
+        "larger --message-bytes",
+    )
+
+
 class DamagedError(StatusError):
     """DATA_LOSS: a file of the store is damaged; the message names it and the remedy."""
 

@@ -27,6 +27,9 @@ Selector: TypeAlias = bool | list[str] | engine.PayloadSelector
 MULTIVECTOR_ELEMENTS = 1_048_576
 """Qdrant's own limit for one multivector."""
 
+MMR_CANDIDATES = 16_384
+"""Qdrant's own limit for the points that MMR compares with each other."""
+
 HNSW_M, HNSW_EF_CONSTRUCT, FULL_SCAN_KB, INDEXING_KB = 16, 100, 10_000, 10_000
 """Qdrant's defaults for the options of an index that a collection does not set."""
 
@@ -660,6 +663,9 @@ def _query(request: api.QueryPoints | api.PrefetchQuery, kinds: VectorKinds) -> 
         case "nearest":
             vector = _checked(request.using, _vector(query.nearest), kinds, is_query=True)
             return engine.Query.Nearest(vector, using=request.using or None)
+        case "nearest_with_mmr":
+            vector = _checked(request.using, _vector(query.nearest_with_mmr.nearest), kinds, is_query=True)
+            return _mmr(vector, query.nearest_with_mmr.mmr, request)
         case "fusion":
             by_rank = api.Fusion.Name(query.fusion) == "RRF"  # ValueError for a value that is none
             return engine.Fusion.Rrf(k=2) if by_rank else engine.Fusion.Dbsf()
@@ -671,6 +677,19 @@ def _query(request: api.QueryPoints | api.PrefetchQuery, kinds: VectorKinds) -> 
             return _named(engine.Sample, api.Sample.Name(query.sample))
         case kind:
             raise unimplemented(f"Query.{kind}")
+
+
+def _mmr(vector: Vector, message: api.Mmr, request: api.QueryPoints | api.PrefetchQuery) -> engine.Mmr:
+    """Nearest points of which each also differs from those before it; the engine's `lambda_` is 1 - diversity."""
+    if isinstance(vector, engine.SparseVector):
+        raise unimplemented("Query.nearest_with_mmr of a sparse vector")
+    diversity = _optional(message, "diversity", 0.5)
+    candidates = _optional(message, "candidates_limit", limit(request))
+    if not 0 <= diversity <= 1:
+        raise invalid(f"mmr.diversity: value {diversity:g} invalid, must be from 0 to 1")
+    if not 1 <= candidates <= MMR_CANDIDATES:
+        raise invalid(f"mmr.candidates_limit: value {candidates} invalid, must be from 1 to {MMR_CANDIDATES}")
+    return engine.Mmr(vector, 1 - diversity, candidates, using=request.using or None)
 
 
 def order_by(message: api.OrderBy) -> engine.OrderBy:

@@ -19,7 +19,7 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if url := os.environ.get("QDRANT_URL"):
         yield url
     else:
-        with embedded_server(tmp_path_factory.mktemp("store")) as url:
+        with embedded_server(tmp_path_factory.mktemp("store"), rest_port=0) as url:
             yield url
 
 

@@ -3,15 +3,19 @@
 import subprocess
 import sys
 
-USERS = "vector_store.store, vector_store.retriever, vector_store.verification, vector_store.server.servicers"
-ALONE = f"import sys, {USERS}; print(sorted({{'qdrant_client', 'qdrant_client.http'}} & set(sys.modules)))"
+USERS = (
+    "vector_store.store, vector_store.retriever, vector_store.verification, vector_store.server.process, "
+    "vector_store.server.servicers, vector_store.server.interceptor, vector_store.server.index_build"
+)
+HTTP = {"qdrant_client", "qdrant_client.http", "starlette", "uvicorn", "httpx"}
+ALONE = f"import sys, {USERS}; print(sorted({HTTP} & set(sys.modules)))"
 
 
 def said(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_a_store_and_its_users_do_not_load_qdrants_http_client():
+def test_a_store_its_server_and_its_users_do_not_load_qdrants_http_client_nor_an_http_server():
     assert said(ALONE) == "[]"
 
 

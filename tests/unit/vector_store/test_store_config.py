@@ -28,6 +28,11 @@ def test_a_url_may_name_the_nodes_of_a_cluster():
         ({"collection": "a/b"}, "pattern"),
         ({"lookup_deadline_ms": 0}, "greater than 0"),
         ({"timeout": 1}, "Extra inputs"),
+        ({"rest_port": 70_000}, "less than or equal to 65535"),
+        (
+            {"url": "http://a:1", "rest_port": 0},
+            "store.rest_port=0 is for store.url=embedded, and http://a:1 is served",
+        ),
         ({"url": "http://a:1,b:2"}, "neither `embedded` nor"),
         ({"shard_number": 4}, "store.shard_number=4 needs a Qdrant cluster"),
         ({"replication_factor": 2}, "store.replication_factor=2 needs a Qdrant cluster"),

@@ -1,6 +1,10 @@
 """The collection of the contract tests: its name, its vectors, and helpers for its points."""
 
+import pytest
 from qdrant_client import models
+
+OVER_GRPC = pytest.mark.parametrize("official", ["grpc"], indirect=True)
+"""For tests of what lies behind both ports, and takes seconds: once, by the official client over gRPC."""
 
 NAME = "contract"
 VECTORS = {

@@ -1,15 +1,19 @@
-"""Contract of every Qdrant server, by official client and raw stubs; only the tests of shards depend on the server."""
+"""Contract of every Qdrant server, by raw stubs and by the official client over gRPC and REST; only the tests of shards depend
+on the server."""
 
 import pytest
 from qdrant_client import models
 
 from tests.integration.vector_store.contract.collection import NAME, SPARSE, VECTORS
-from tests.store_clients import official_client
+from tests.store_clients import official_client, rest_address
 
 
-@pytest.fixture
-def official(server_url):
-    with official_client(server_url) as client:
+@pytest.fixture(params=["grpc", "rest"])
+def official(server_url, request):
+    over_rest = request.param == "rest"
+    if over_rest and not rest_address(server_url):
+        pytest.skip("the server's REST address is not known: set QDRANT_REST_URL")
+    with official_client(server_url, over_rest) as client:
         yield client
 
 

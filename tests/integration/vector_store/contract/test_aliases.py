@@ -7,9 +7,9 @@ import grpc
 import pytest
 from qdrant_client import grpc as api
 from qdrant_client import models
-from qdrant_client.http.exceptions import UnexpectedResponse
 
-from tests.integration.vector_store.contract.collection import NAME, SPARSE, VECTORS, ids
+from tests.integration.vector_store.contract.collection import NAME, OVER_GRPC, SPARSE, VECTORS, ids
+from tests.store_clients import REFUSALS, refusal
 
 
 def create_alias(alias, collection=NAME):
@@ -85,9 +85,9 @@ def test_deleting_a_collection_deletes_its_aliases_and_deleting_an_alias_name_no
     assert filled.count("current").count == 10
     filled.delete_collection(NAME)
     assert not filled.collection_exists("current")
-    with pytest.raises(grpc.RpcError) as caught:
+    with pytest.raises(REFUSALS) as caught:
         filled.count("current")
-    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+    assert refusal(caught.value)[0] == "NOT_FOUND"
     assert aliases_of(filled) == []
     assert aliases_of(filled, second) == ["other"]
 
@@ -120,11 +120,12 @@ def test_bad_alias_changes_are_refused(filled, client, action, codes):
 
 def test_a_collection_is_not_created_under_an_aliass_name(filled):
     filled.update_collection_aliases([create_alias("current")])
-    with pytest.raises((grpc.RpcError, UnexpectedResponse), match=r"Alias with the same name already exists"):
+    with pytest.raises(REFUSALS, match=r"Alias with the same name already exists"):
         filled.create_collection("current", vectors_config=VECTORS)
     assert filled.count("current").count == 10
 
 
+@OVER_GRPC
 def test_calls_succeed_while_an_alias_is_switched(filled, second, client):
     """Each answer is whole and from one of the two collections; none is an error."""
     filled.update_collection_aliases([create_alias("current")])

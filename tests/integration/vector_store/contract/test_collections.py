@@ -3,13 +3,12 @@
 import time
 import uuid
 
-import grpc
 import numpy as np
 import pytest
 from qdrant_client import models
-from qdrant_client.http.exceptions import UnexpectedResponse
 
-from tests.integration.vector_store.contract.collection import NAME, VECTORS, group, ids
+from tests.integration.vector_store.contract.collection import NAME, OVER_GRPC, VECTORS, group, ids
+from tests.store_clients import REFUSALS, refusal
 
 
 def test_a_collections_settings_and_metadata_are_returned(filled):
@@ -37,7 +36,7 @@ def test_collections_are_listed_found_and_deleted(filled):
 
 
 def test_creating_a_collection_twice_is_already_exists(filled):
-    with pytest.raises((grpc.RpcError, UnexpectedResponse), match="already exists"):
+    with pytest.raises(REFUSALS, match="already exists"):
         filled.create_collection(NAME, vectors_config=VECTORS)
 
 
@@ -48,10 +47,11 @@ def test_a_deleted_collection_can_be_created_again_and_is_empty(filled):
 
 
 def test_a_missing_collection_is_not_found_by_name(official):
-    with pytest.raises(grpc.RpcError) as caught:
+    with pytest.raises(REFUSALS) as caught:
         official.count("nowhere")
-    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
-    assert "`nowhere` doesn't exist" in caught.value.details()
+    code, text = refusal(caught.value)
+    assert code == "NOT_FOUND"
+    assert "`nowhere` doesn't exist" in text
 
 
 def test_a_collection_may_have_one_unnamed_vector(official):
@@ -87,6 +87,7 @@ def test_hnsw_options_can_be_changed_and_are_shown(filled):
     assert (config.m, config.ef_construct) == (24, 100)
 
 
+@OVER_GRPC
 def test_a_bulk_load_is_indexed_once_the_threshold_is_back(official):
     """Enough vectors to want an index (10 MB), loaded without one; green then means indexed."""
     name, size, num_points = f"bulk-{uuid.uuid4()}", 512, 6000

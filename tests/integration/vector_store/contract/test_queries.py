@@ -101,6 +101,20 @@ def test_fusion_ranks_what_both_criteria_find_first(filled, fusion):
     assert set(ids(found)) == {3, 7, 8}
 
 
+def test_mmr_prefers_points_that_differ_from_those_before_them(filled):
+    def search(diversity):
+        query = models.NearestQuery(
+            nearest=[1.0, 0.0, 0.0, 0.0], mmr=models.Mmr(diversity=diversity, candidates_limit=10)
+        )
+        return ids(filled.query_points(NAME, query=query, using="dense", limit=3).points)
+
+    nearest = filled.query_points(NAME, query=[1.0, 0.0, 0.0, 0.0], using="dense", limit=3).points
+    assert search(0.0) == ids(nearest) == [0, 4, 8], "all on the axis that is asked for"
+    first, *others = search(0.7)
+    assert first == 0
+    assert len({number % 4 for number in (first, *others)}) == 3, "each on an axis of its own"
+
+
 def test_a_batch_has_the_results_of_its_queries_one_by_one(filled):
     requests = [
         models.QueryRequest(query=[[1.0, 0.0]], using="many", limit=2, filter=group("a"), with_payload=True),
@@ -120,6 +134,14 @@ def test_a_batch_has_the_results_of_its_queries_one_by_one(filled):
         api.QueryPoints(using="dense", query=api.Query(nearest=api.VectorInput(dense=api.DenseVector(data=[1])))),
         api.QueryPoints(using="gone", query=api.Query(nearest=api.VectorInput(dense=api.DenseVector(data=[1])))),
         api.QueryPoints(query=api.Query(fusion=api.Fusion.RRF)),
+        api.QueryPoints(
+            using="dense",
+            query=api.Query(
+                nearest_with_mmr=api.NearestInputWithMmr(
+                    nearest=api.VectorInput(dense=api.DenseVector(data=[1, 0, 0, 0])), mmr=api.Mmr(diversity=1.5)
+                )
+            ),
+        ),
     ],
 )
 def test_bad_queries_are_invalid_arguments(filled, client, request_):

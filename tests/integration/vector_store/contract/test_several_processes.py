@@ -5,7 +5,7 @@ import multiprocessing
 from qdrant_client import grpc as api
 from qdrant_client import models
 
-from tests.integration.vector_store.contract.collection import NAME
+from tests.integration.vector_store.contract.collection import NAME, OVER_GRPC
 from vector_store.client import connect
 from vector_store.config import StoreConfig
 
@@ -39,6 +39,7 @@ def _write_search_and_read(url: str, name: str, worker: int) -> list[bool]:
         return found + [point.payload["worker"].integer_value == worker for point in result]
 
 
+@OVER_GRPC
 def test_several_processes_write_search_and_read_at_once(filled, server_url):
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         answers = pool.starmap(_write_search_and_read, [(server_url, NAME, worker) for worker in (1, 2, 3)])

@@ -262,6 +262,8 @@ def test_every_honoured_option_of_a_query_reaches_the_engine():
 def test_each_kind_of_query_is_converted_or_refused_by_name(variant):
     request = api.QueryPoints(using="a")
     put(request.query, (variant,))
+    if variant.name == "nearest_with_mmr":
+        request.query.nearest_with_mmr.nearest.dense.data.append(1.0)
     if variant.name == "nearest":
         request.query.nearest.dense.data.append(1.0)
     if variant.name == "order_by":
@@ -271,7 +273,7 @@ def test_each_kind_of_query_is_converted_or_refused_by_name(variant):
     settings = api.CreateCollection()
     settings.vectors_config.params_map.map["a"].size = 1
     kinds = translate.vector_kinds(settings)
-    if variant.name in ("nearest", "order_by", "fusion", "sample", "rrf"):
+    if variant.name in ("nearest", "nearest_with_mmr", "order_by", "fusion", "sample", "rrf"):
         assert repr(translate.query_request(request, kinds)) != repr(translate.query_request(api.QueryPoints(), kinds))
         return
     with pytest.raises(StatusError, match=rf"Query\.{variant.name} is not implemented"):

@@ -133,3 +133,13 @@ def test_unsupported_fields_are_refused_by_name_instead_of_ignored(kinds, reques
 @pytest.mark.parametrize("text", ["6F0E8E3C-1111-4222-8333-000000000001", "6f0e8e3c111142228333000000000001"])
 def test_every_spelling_of_a_uuid_is_the_same_id(text):
     assert translate.point_id(api.PointId(uuid=text)) == "6f0e8e3c-1111-4222-8333-000000000001"
+
+
+def test_mmr_of_a_sparse_vector_is_refused_by_name():
+    settings = api.CreateCollection()
+    settings.sparse_vectors_config.map["words"].SetInParent()
+    request = api.QueryPoints(using="words")
+    request.query.nearest_with_mmr.nearest.sparse.indices.append(1)
+    request.query.nearest_with_mmr.nearest.sparse.values.append(1.0)
+    with pytest.raises(StatusError, match=r"Query\.nearest_with_mmr of a sparse vector is not implemented"):
+        translate.query_request(request, translate.vector_kinds(settings))

@@ -1,0 +1,69 @@
+"""Other people's clients over REST, in an environment of their own: the table by client of docs/store.md, run again."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.store_clients import rest_address
+from vector_store.server.access import split, stored_key
+
+CLIENTS = ("langchain-qdrant==1.1.*", "llama-index-vector-stores-qdrant==0.10.*")
+SCRIPTS = Path(__file__).parent / "rest_clients"
+
+pytestmark = pytest.mark.long  # contract tests over REST run always
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory):
+    """An interpreter that has the clients."""
+    place = tmp_path_factory.mktemp("clients") / "environment"
+    subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
+    install = [str(place / "bin" / "python"), "-m", "pip", "install", "--quiet", *CLIENTS]
+    if (uv := Path(sys.executable).with_name("uv")).exists():
+        install = [str(uv), "pip", "install", "--quiet", "--python", str(place / "bin" / "python"), *CLIENTS]
+    installed = subprocess.run(install, capture_output=True, text=True)
+    if installed.returncode:
+        pytest.skip(f"the clients cannot be installed: {installed.stderr.strip().splitlines()[-1]}")
+    return place / "bin" / "python"
+
+
+@pytest.fixture
+def asked(python, server_url):
+    def ask(script):
+        _, directory = split(server_url)
+        command = [python, SCRIPTS / script, rest_address(server_url), stored_key(directory)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, env={})
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return ask
+
+
+def test_langchain_finds_adds_filters_and_deletes(asked):
+    assert asked("ask_langchain.py") == {
+        "nearest": [["abb", 1], ["aab", 0]],
+        "scores": [1.0],
+        "by id": ["ddd"],
+        "filtered": ["ddd"],
+        "retriever": ["ccc", "abb", "aab"],
+        "hybrid": ["ccc"],
+        "mmr": ["aab", "ccc"],
+    }
+
+
+def test_llama_index_finds_adds_filters_and_deletes(asked):
+    assert asked("ask_llama_index.py") == {
+        "nearest": ["abb", "aab"],
+        "equal": ["ccc"],
+        "at least": ["ccc", "ddd"],
+        "one of": ["aab", "ccc"],
+        "other than": ["abb", "ccc", "ddd"],
+        "empty": 4,
+        "mmr": "ccc",
+        "by id": ["ddd"],
+        "left": 3,
+        "cleared": True,
+    }
