@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from filelock import FileLock
 from numpy.typing import NDArray
 
@@ -280,6 +279,8 @@ def _read_parts(corpus: CorpusConfig, teacher: TeacherConfig, files: list[str], 
 
 def _merge_parts(corpus: CorpusConfig, parts: list[CorpusPart], scratch: Path) -> CorpusCounts:
     """Write the files of a prepared corpus from its parts, one part in memory at a time."""
+    import pyarrow.compute as pc  # here: `--show` needs none of it
+
     counts: Counter[str] = Counter()
     labels: set[str] = set()
     reasons: list[str] = []
