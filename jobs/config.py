@@ -144,6 +144,17 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
         return self
 
 
+class TrackingConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """Where a training's metrics go beside metrics.jsonl, TensorBoard and Ray."""
+
+    trackers: tuple[Literal["mlflow", "wandb"], ...] = ()
+    """`mlflow`: to $MLFLOW_TRACKING_URI, by default mlflow.db in the home directory; `wandb`: to Weights & Biases, as `wandb
+    login` and $WANDB_MODE say. The extra `tracking` has their packages, which only the job itself needs."""
+    project: str = Field(
+        "refbert", min_length=1, description="MLflow's experiment, and the project of Weights & Biases."
+    )
+
+
 class PhaseConfig(FineTuneConfig, frozen=True, extra="forbid"):
     """One pass over a labelled task: how long, how fast, and what is learned."""
 
@@ -397,6 +408,7 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
     loss: LossConfig = LossConfig()
     ingest: IngestConfig = IngestConfig()
     train: TrainConfig = TrainConfig()
+    tracking: TrackingConfig = TrackingConfig()
     task: TaskConfig | None = Field(None, description="The labelled task of the task stage.")
     task_stage: TaskStageConfig = TaskStageConfig()
     ablate: AblateConfig = AblateConfig()
