@@ -23,7 +23,15 @@ from jobs.config import AdaptConfig
 from jobs.memory.corrected import said_without_references
 from jobs.run.progress import progress
 from refbert.atomic import whole_file
-from refbert.correction import Correction, Kriging, Residuals, choose_kriging, reader_of, residuals_of
+from refbert.correction import (
+    Correction,
+    Kriging,
+    Residuals,
+    choose_kriging,
+    principal_components,
+    reader_of,
+    residuals_of,
+)
 from refbert.errors import InputError
 from refbert.global_part import FittedGlobalPart, GlobalPartOptions, Rows, fit_global_part
 from refbert.memory.reader import Reader
@@ -99,7 +107,10 @@ def adapt(store: Store, student: Reader, name: str, scratch: Path, options: Adap
         "collection": options.collection,
         "references": student.texts.references.model_dump(mode="json"),
     }
-    correction = Correction(name, version, fitted.part, kriging.tau, kriging.noise, kriging.references, reading)
+    components = principal_components(rows.teacher for rows in chunks())
+    correction = Correction(
+        name, version, fitted.part, kriging.tau, kriging.noise, kriging.references, reading, components
+    )
     publish_version(store, correction)
     adaptation = Adaptation(correction, sum(len(page.ids) for page in pages), kriging, _cosine(chunks()))
     shutil.rmtree(scratch)
@@ -179,9 +190,8 @@ def write_residuals(
 def version_of(pages: Sequence[Page], student: str, options: AdaptConfig, seed: int) -> str:
     """Return a version's name, 8 hex digits: of what it is fitted on, and how."""
     fitted_on = "".join(page.file.name for page in pages)
-    return hashlib.sha256(
-        f"{fitted_on} {student} {options.landmarks} {options.references} {seed}".encode()
-    ).hexdigest()[:8]
+    how = f"{options.landmarks} {options.references} {seed} components"
+    return hashlib.sha256(f"{fitted_on} {student} {how}".encode()).hexdigest()[:8]
 
 
 def _residuals_file(page: Page) -> Path:
