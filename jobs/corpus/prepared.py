@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 
 from jobs.config import RunConfig
 from jobs.corpus.parts import BLOCK_ROWS, SCHEMA, CorpusPart, ReadAndSplit
-from jobs.run.progress import progress
 from refbert.atomic import checksum, digest, first_whole_folder
 from refbert.config import CorpusConfig, TeacherConfig
 from refbert.corpus import corpus_files, passed_over, remote_states
 from refbert.errors import InputError
+from refbert.memory.progress import progress
 from refbert.packaged import PREFIX
 from refbert.passages import Text, text_digest, text_of
 

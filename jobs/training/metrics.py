@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from jobs.config import TrainConfig
-from jobs.run.progress import progress as progress_bar
 from jobs.run.telemetry import TRAINING, RunGauges, StageMetrics
 from jobs.training.stream import DistillStream
+from refbert.memory.progress import progress as progress_bar
 
 METRICS = "metrics.jsonl"
 STARTS = "starts.jsonl"

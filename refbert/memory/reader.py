@@ -341,6 +341,14 @@ def load(
     return reader
 
 
+def said_without_references(student: Reader, texts: Sequence[Text]) -> NDArray[np.float32]:
+    """Return what a student says of texts without looking anything up, (texts, dim): alone, or as it is corrected."""
+    vectors = np.empty((len(texts), student.model.config.dim), np.float32)
+    for forward in student.forwards(texts):
+        vectors[forward.rows] = forward.output.sentence_embedding.float().cpu().numpy()
+    return vectors
+
+
 def text_tokens(config: RefBertConfig) -> int | None:
     """Tokens of a text that a student's teacher read; None for a student of an earlier release that has no memory."""
     return config.text_tokens or (config.memory or {}).get("text_tokens")
