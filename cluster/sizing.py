@@ -136,11 +136,10 @@ def main(arguments: list[str]) -> int:
 def measured(config: RunConfig) -> ReferenceSize:
     """Measure the mean size on points from a sample of the run's corpus."""
     from jobs.memory.shard_plan import ram_per_reference
-    from jobs.plan import reference_sample
+    from jobs.plan import reference_sample, teacher_outline
     from refbert.memory.manifest import manifest_of
-    from refbert.teacher import load_teacher
 
-    teacher = load_teacher(config.teacher)
+    teacher = teacher_outline(config.teacher)
     manifest = manifest_of(teacher, config.references)
     sample = reference_sample(config, teacher, manifest)
     return ReferenceSize(sample.stored_bytes, ram_per_reference(manifest))

@@ -35,10 +35,16 @@ from jobs.evaluation.provenance import hardware, provenance
 from jobs.memory.store import running_store
 from jobs.tasks.arms import VANILLA, ablate_task, task_name
 from jobs.tasks.report import write_ablation
+from jobs.training.tracking import check_tracking
 from refbert.config import TaskConfig
 from refbert.errors import InputError
 
 log = logging.getLogger(__name__)
+
+
+def check(config: RunConfig) -> None:
+    """Raise UnavailableError where a package is missing that the training's metrics go to; before Ray is started."""
+    check_tracking(config)
 
 
 def run(config: RunConfig) -> None:

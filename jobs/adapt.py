@@ -34,17 +34,16 @@ import torch
 
 from jobs.config import RunConfig
 from jobs.corpus.prepared import REJECTED, PreparedCorpus, prepare
-from jobs.memory.adaptation import adapt
-from jobs.memory.adoption import Checked, adopt, checked
 from jobs.memory.corrected import corrected_student
 from jobs.memory.fill import fill_memory
 from jobs.memory.gain import measured_gain
 from jobs.memory.store import at_one_version, running_store
-from jobs.memory.student_memory import adapting_student
 from jobs.run.directory import training_lock
 from refbert.atomic import write_whole
 from refbert.errors import InputError
 from refbert.folder import load_model, save_correction
+from refbert.memory.adaptation import adapt, adapting_student
+from refbert.memory.adoption import Checked, adopt, checked
 from refbert.memory.texts import ReferenceTexts
 from refbert.memory.version import version_name
 from refbert.teacher import Teacher, load_teacher
@@ -83,7 +82,7 @@ def adapted_to_texts(config: RunConfig, measured_on: PreparedCorpus | None = Non
         adopting = options.adopt.collection is not None
         found = checked_collection(memory, url, teacher) if adopting else None
         corpus = None if found else prepare(memory, heldout=False)
-        student, name = adapting_student(memory, folder, teacher, batch=options.batch)
+        student, name = adapting_student(memory.references, folder, teacher, batch=options.batch)
         assert student.texts is not None
         memory = memory.model_copy(update={"references": student.texts.references})  # as wide as the student's words
         if corpus:

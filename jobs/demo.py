@@ -30,11 +30,17 @@ from jobs.evaluation.report import growth_table, plot_growth, print_tables
 from jobs.memory.fill import fill_memory
 from jobs.memory.store import running_store
 from jobs.serve import served
+from jobs.training.tracking import check_tracking
 from refbert.atomic import write_whole
 from refbert.errors import InputError
 from refbert.passages import Text
 
 log = logging.getLogger(__name__)
+
+
+def check(config: RunConfig) -> None:
+    """Raise UnavailableError where a package is missing that the training's metrics go to; before Ray is started."""
+    check_tracking(config)
 
 
 def run(config: RunConfig) -> None:

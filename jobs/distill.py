@@ -28,12 +28,18 @@ from jobs.memory.neighbour_plan import neighbour_plan
 from jobs.memory.store import begun_memory, remember_memory, running_store
 from jobs.run.directory import is_complete
 from jobs.training.loop import distil
+from jobs.training.tracking import check_tracking
 from refbert.distillation import check_losses
 from refbert.folder import load_model
 from refbert.memory.texts import reference_texts
 from refbert.teacher import load_teacher
 
 log = logging.getLogger(__name__)
+
+
+def check(config: RunConfig) -> None:
+    """Raise UnavailableError where a package is missing that the training's metrics go to; before Ray is started."""
+    check_tracking(config)
 
 
 def run(config: RunConfig) -> None:

@@ -39,8 +39,8 @@ VERBS = {
 def launch(module: str, description: str | None) -> NoReturn:
     """Run a verb's script as its module, which Ray's workers can import, and end the process with its exit code.
 
-    The module is imported when the command line has been read: `--help`, `--show` and a wrong config do not wait for Ray; and
-    for torch only `--show` of a verb that has a plan.
+    The module is imported when the command line has been read: `--help`, `--show` and a wrong config do not wait for
+    torch, transformers and Ray.
     """
     code = _run(module, description, sys.argv[1:], lambda: importlib.import_module(module))
     if "ray" in sys.modules and ray_has_gone():
@@ -118,15 +118,13 @@ def _run(module: str, description: str | None, arguments: list[str], import_job:
 def show(config: RunConfig, has_plan: bool = True) -> None:
     """Print the resolved config, and what the run would make: parameters, bytes per reference, steps.
 
-    The plan takes seconds: it loads the teacher, whose weights and tokenizer it counts with.
+    The plan takes seconds where it loads the teacher: see `jobs.plan.teacher_outline`.
     """
     print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="", flush=True)
     if not has_plan:
         return
-    from jobs.plan import plan
-    from jobs.run.worker import quiet_libraries
+    from jobs.plan import plan  # numpy and pyarrow, which a config needs not
 
-    quiet_libraries()
     print("plan:")
     for name, value in plan(config).items():
         print(f"  {name}: {value}")

@@ -1,27 +1,29 @@
 """What a run would make, computed before anything starts: `--show`.
 
-How many references there will be is exact where the corpus has been prepared, else estimated from the start of its files.
+How many references there will be is exact where the corpus has been prepared, else estimated from the start of its files. No
+model is loaded where the teacher's files tell its size (refbert/teacher_outline.py): torch, transformers and Ray are not even
+imported.
 """
 
 from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from jobs.config import RunConfig
 from jobs.corpus.parts import row_passages
 from jobs.corpus.prepared import PassageRows, already_prepared
 from jobs.memory.shard_plan import shard_plan
+from refbert.config import TeacherConfig
 from refbert.corpus import corpus_files, estimated_rows, read_rows
-from refbert.distillation import new_student
 from refbert.errors import InputError
 from refbert.memory.manifest import manifest_of
-from refbert.memory.texts import reference_texts
+from refbert.memory.points import reference_id, reference_point
 from refbert.passages import text_of
-from refbert.teacher import Teacher, load_teacher
+from refbert.student_size import student_size
+from refbert.teacher_outline import TeacherOutline, outline_in_files
 from vector_store.codec import encode, payload_of
-from vector_store.schema import Manifest, Parts
+from vector_store.schema import Manifest, Parts, parts
 
 SAMPLE_ROWS = 1000
 """Rows whose points are made, with states of zero, to see what a reference takes."""
@@ -46,18 +48,15 @@ class ReferenceSample(NamedTuple):
 
 def plan(config: RunConfig) -> dict[str, str]:
     """Return the figures of a run by name: sizes, compression, bytes of memory, steps and batches."""
-    teacher = load_teacher(config.teacher)
+    teacher = teacher_outline(config.teacher)
     manifest = manifest_of(teacher, config.references)
     sample = reference_sample(config, teacher, manifest)
-    with torch.device("meta"):
-        shape = config.student.model_copy(update={"initial": "random"})
-        student = new_student(shape, teacher, config.seed, manifest.dim)
-    parameters = student.num_stored
+    student = student_size(config.student, teacher.vocabulary, teacher.dim, manifest.dim, teacher.labels)
     train = config.train
     return {
         "teacher": f"{config.teacher.model}, {teacher.num_parameters / 1e6:.2f} M parameters",
-        "student": f"{parameters / 1e6:.2f} M parameters, {teacher.num_parameters / parameters:.2f}x fewer; "
-        f"{student.stored_bytes / 1e6:.1f} MB, {4 * teacher.num_parameters / student.stored_bytes:.2f}x smaller",
+        "student": f"{student.numbers / 1e6:.2f} M parameters, {teacher.num_parameters / student.numbers:.2f}x fewer; "
+        f"{student.bytes / 1e6:.1f} MB, {4 * teacher.num_parameters / student.bytes:.2f}x smaller",
         "memory": memory_plan(sample, manifest),
         "store": shard_plan(config.store, manifest, sample.stored_bytes, sample.references),
         "look-up": lookup_plan(config, sample),
@@ -67,17 +66,44 @@ def plan(config: RunConfig) -> dict[str, str]:
     }
 
 
-def reference_sample(config: RunConfig, teacher: Teacher, manifest: Manifest) -> ReferenceSample:
+def teacher_outline(config: TeacherConfig) -> TeacherOutline:
+    """Read a teacher's outline from its files; load one whose files do not tell it, which takes seconds.
+
+    Raises InputError where it cannot be loaded.
+    """
+    if outline := outline_in_files(config):
+        return outline
+    from jobs.run.worker import quiet_libraries
+    from refbert.teacher import load_teacher
+
+    quiet_libraries()
+    teacher = load_teacher(config)
+    return TeacherOutline(
+        config,
+        dim=teacher.dim,
+        num_layers=teacher.num_layers,
+        vocabulary=teacher.model.config.vocab_size,
+        labels=None if config.head == "none" else teacher.model.config.num_labels,
+        num_parameters=teacher.num_parameters,
+        tokenizer=teacher.tokenizer,
+    )
+
+
+def reference_sample(config: RunConfig, teacher: TeacherOutline, manifest: Manifest) -> ReferenceSample:
     """Make the points of some passages of the corpus, as an ingest would."""
     sample = corpus_sample(config, teacher)
-    texts = reference_texts(teacher, manifest, config.references)
-    ids, mask, _ = texts.tokenize([text_of(passage) for passage in sample.passages])
+    special_ids = sorted(teacher.tokenizer.all_special_ids)
+    vector = np.ones(manifest.encoder_dim, np.float32)
+    sentence = np.ones(manifest.words_dim, np.float32) if manifest.dense_index else None
     stored, fetched = [], []
-    for row, passage in enumerate(sample.passages):
-        token_ids = ids[row, : int(mask[row].sum())].numpy().astype(np.int32)
-        states = np.zeros((len(token_ids), manifest.dim), np.float16)
-        vector = np.ones(manifest.encoder_dim, np.float32)
-        message = encode(texts.point(passage, texts.identifier(text_of(passage)), token_ids, vector, states), manifest)
+    for passage in sample.passages:
+        text = text_of(passage)
+        ids = teacher.tokenizer(*parts(text), truncation="longest_first", max_length=config.teacher.tokens)["input_ids"]
+        point = reference_point(
+            passage, reference_id(manifest.fingerprint, text), np.array(ids or [0], np.int32), vector, sentence,
+            np.zeros((max(1, len(ids)), manifest.dim), np.float16), special_ids, manifest, config.references,
+        )  # fmt: skip
+        message = encode(point, manifest)
         stored.append(message.ByteSize())
         read = payload_of(Parts(states=manifest.tokens > 0))
         fetched.append(sum(message.payload[field].ByteSize() for field in read))
@@ -113,7 +139,7 @@ def lookup_plan(config: RunConfig, sample: ReferenceSample) -> str:
     )
 
 
-def corpus_sample(config: RunConfig, teacher: Teacher) -> CorpusSample:
+def corpus_sample(config: RunConfig, teacher: TeacherOutline) -> CorpusSample:
     """Take passages from the prepared corpus, else from the start of its first file, the rest then extrapolated by rows."""
     if corpus := already_prepared(config):
         rows = corpus.distinct_rows()[:SAMPLE_ROWS]

@@ -2,6 +2,7 @@
 
     refbert encode runs/x/student "a text" --references http://qdrant:6334
     refbert explain runs/x/student "a text" --references ./store
+    refbert adopt runs/x/student docs --url http://qdrant:6334 --text-field page_content
     refbert store info ./store
 
 The verbs that train and serve run from a checkout (docs/decisions/0012-extras.md). Ends with 2 for bad input, 3 where
@@ -10,7 +11,7 @@ something cannot be reached. What needs torch is imported by the verb that needs
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,12 @@ BAD, UNAVAILABLE = 2, 3
 """Exit codes, as of the verbs of a checkout."""
 
 STORE = "refbert store"
+
+ADOPTING = {
+    "adapt.adopt.text_field": "--text-field", "adapt.adopt.vector": "--vector", "teacher.model": "--teacher",
+    "store.collection": "--memory",
+}  # fmt: skip
+"""Options of `adopt`, by the names that the library's errors have for them: those of a run's YAML."""
 
 app = typer.Typer(
     help="A student and its memory.", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -101,6 +108,59 @@ def explain(
             print(json.dumps(explained(student, asked), indent=2, ensure_ascii=False))
 
 
+@app.command()
+def adopt(
+    folder: Folder,
+    collection: Annotated[
+        str, typer.Argument(help="A Qdrant collection of its teacher's embeddings.", show_default=False)
+    ],
+    url: Annotated[
+        str,
+        typer.Option(
+            help="Its server, by gRPC: http(s)://host:6334; its key is in $QDRANT_API_KEY.", show_default=False
+        ),
+    ],
+    references: Annotated[
+        str | None, typer.Option(help="Where the memory is made: a store's directory, or a server; by default there.")
+    ] = None,
+    memory: Annotated[str, typer.Option(help="The memory's name.")] = "adapted",
+    text_field: Annotated[str, typer.Option(help="Payload field with the text; with dots a nested one.")] = "text",
+    vector: Annotated[str | None, typer.Option(help="Name of the vector, where there are several.")] = None,
+    teacher: Annotated[str, typer.Option(help="Hub id or folder of the student's teacher.")] = "pypi:all-MiniLM-L6-v2",
+    device: Device = "cpu",
+) -> None:
+    """Adapt a student to an index that there is, and print what it gains as JSON.
+
+    Such as LangChain's (--text-field page_content). Its points are copied; the teacher encodes a sample of their texts, to see
+    that the vectors are its own. The student's folder gets the maps.
+    """
+    with _one_line_errors(ADOPTING):
+        from pydantic import ValidationError
+        from transformers.utils.logging import disable_progress_bar
+
+        from refbert.config import AdaptConfig, AdoptConfig, TeacherConfig
+        from refbert.folder import load_model
+        from refbert.memory.adoption import adopted
+        from refbert.memory.reader import text_tokens
+        from vector_store.config import StoreConfig
+        from vector_store.location import connect_to
+
+        disable_progress_bar()
+        most = text_tokens(load_model(folder).config)
+        try:
+            taking = AdoptConfig(collection=collection, url=url, vector=vector, text_field=text_field)
+            options = AdaptConfig(collection=memory, adopt=taking)
+        except ValidationError as error:
+            (first, *_) = error.errors()
+            raise InputError(f"{first['input']!r}: {first['msg']}") from None
+        told = TeacherConfig(model=teacher, **({"tokens": most} if most else {}))
+        with (
+            connect_to(url, StoreConfig()) as theirs,
+            connect_to(references or url, StoreConfig(), create=True) as client,
+        ):
+            print(json.dumps(adopted(folder.absolute(), theirs, client, options, told), indent=2))
+
+
 def _verbs(incomplete: str) -> list[tuple[str, str]]:
     """Return the verbs of a store that begin so, with their help, for a shell's completion."""
     from vector_store.arguments import HELP
@@ -134,15 +194,24 @@ def _opened(folder: Path, references: str | None, device: str, tokens: int | Non
 
 
 @contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Turn what a user or a machine can cause into one line on standard error, and an exit code."""
+def _one_line_errors(names: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Turn what a user or a machine can cause into one line on standard error, and an exit code.
+
+    `names` are the options of a command by what a run's YAML calls them.
+    """
     from vector_store.errors import StoreError, StoreUnavailable
+
+    def say(error: Exception) -> None:
+        line = str(error)
+        for before, option in (names or {}).items():
+            line = line.replace(before, option)
+        typer.echo(line, err=True)
 
     try:
         yield
     except (UnavailableError, StoreUnavailable) as error:
-        typer.echo(error, err=True)
+        say(error)
         raise typer.Exit(UNAVAILABLE) from None
     except (InputError, StoreError, OSError) as error:  # OSError: such as a folder that cannot be written
-        typer.echo(error, err=True)
+        say(error)
         raise typer.Exit(BAD) from None

@@ -5,7 +5,16 @@ One frozen model per owner; no torch and no transformers is imported here, so a 
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 BUILT_IN_CRITERIA = ("keywords", "dense", "hybrid", "random", "none")
 
@@ -340,3 +349,48 @@ class LossConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
         if self.layer_map == "uniform":
             return tuple(max(1, round(layer * teacher / student)) for layer in range(1, student + 1))
         return self.layer_map
+
+
+READING = {"criterion": "dense", "dense_index": True, "states": False, "count": 16}
+"""How an adapted student asks its memory, unless told otherwise."""
+
+
+class AdoptConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """An existing Qdrant collection of the teacher's embeddings, in the place of a corpus."""
+
+    collection: str | None = Field(None, description="Its name; without one, the corpus is stored.")
+    url: str | None = Field(None, pattern=r"^https?://.+", description="Where it is, by default in store.url.")
+    api_key_env: str = "QDRANT_API_KEY"
+    """Environment variable with that server's key, if any."""
+    vector: str | None = None
+    """Name of the vector; may be left out where there is only one."""
+    text_field: str = "text"
+    """Payload field that holds the text; with dots a nested one, such as metadata.text."""
+    sample: PositiveInt = Field(64, description="Texts that the teacher encodes to see that the vectors are its own.")
+    least_cosine: float = Field(0.97, ge=-1, le=1)
+    """Of the sample's vectors with the teacher's, in the median; below it, the collection is refused."""
+
+
+class AdaptConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """Which student's answers are corrected by which memory."""
+
+    student: str | None = None
+    """A student/ folder; by default the run's own."""
+    collection: str = Field("adapted", min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
+    """The memory, beside the one that a run trains with: what the corpus adds, and what is stored there already."""
+    references: ReferenceConfig = ReferenceConfig(**READING)
+    """What is stored of a text, and how references are found; what is left out is criterion=dense, dense_index=true,
+    states=false and count=16."""
+    landmarks: NonNegativeInt = 1000
+    """Stored texts that answers are corrected by without a look-up, at most; 4 bytes x (words_dim + 2 x dim) each."""
+    refit: bool = True
+    """Fit anew on all that is stored. Without, new texts only get residuals of the version there is, and are read at once."""
+    adopt: AdoptConfig = AdoptConfig()
+    """What is stored already, by others: it becomes the memory without a forward of the teacher, and no corpus is read."""
+    batch: PositiveInt = Field(64, description="Texts per forward of the student.")
+    texts: NonNegativeInt = Field(1000, description="Held-out texts of the corpus that the gain is measured on.")
+
+    @field_validator("references", mode="before")
+    @classmethod
+    def _over_the_default(cls, given: Any) -> Any:
+        return {**READING, **given} if isinstance(given, dict) else given

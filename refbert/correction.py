@@ -33,6 +33,9 @@ KEPT_IN_FULL = ("student_norm", "teacher_norm")
 """Buffers of a global part that are saved as float32, the others as float16."""
 
 
+COMPONENTS = "components"
+
+
 def reader_of(student: str, version: str) -> str:
     """Return the name under which stored points keep the residuals of a student's version."""
     return f"{student}_{version}"
@@ -82,6 +85,8 @@ class Correction:
     """A version's correction of the student with this fingerprint. `count` references are read, none where it is 0.
 
     `reading` says for whoever finds the correction beside a student which memory it is of, and how that one is asked; JSON.
+    `components` (dim, dim) are the memory's directions, in columns, by which answers are shortened (`shorten`); an earlier
+    release kept none.
     """
 
     student: str
@@ -91,6 +96,7 @@ class Correction:
     noise: float
     count: int
     reading: dict[str, Any] = field(default_factory=dict)
+    components: Tensor | None = None
 
     def answer(
         self, student: Tensor, words: Tensor, references: References | KeyedReferences | None = None
@@ -116,9 +122,10 @@ class Correction:
 
     def to_bytes(self) -> bytes:
         """The bytes that `from_bytes` reads: safetensors, with everything but tensors in its header."""
+        components = {} if self.components is None else {COMPONENTS: self.components}
         tensors = {
             name: (tensor if name in KEPT_IN_FULL else tensor.half()).contiguous().cpu()
-            for name, tensor in self.part.state_dict().items()
+            for name, tensor in (self.part.state_dict() | components).items()
         }
         described = {
             "format": FORMAT, "student": self.student, "version": self.version, "kernel_tau": self.part.tau,
@@ -134,17 +141,21 @@ class Correction:
             described = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["correction"])
             if described.pop("format") != FORMAT:
                 raise ValueError("of another format")
-            tensors = load(content)
+            tensors = {name: tensor.float() for name, tensor in load(content).items()}
+            components = tensors.pop(COMPONENTS, None)
             landmarks, key_dim = tensors["landmarks"].shape
             dim = len(tensors["bias"])
             part = GlobalPart(dim, key_dim - dim, landmarks, described.pop("kernel_tau"))
-            part.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-            correction = cls(part=part, **described)
+            part.load_state_dict(tensors)
+            if components is not None and components.shape != (dim, dim):
+                raise ValueError(f"components of shape {tuple(components.shape)}, wanted {(dim, dim)}")
+            correction = cls(part=part, components=components, **described)
         except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise InputError(
                 f"a student's correction cannot be read ({' '.join(str(error).split())}); adapt the memory again"
             ) from None
-        if not all(bool(tensor.isfinite().all()) for tensor in part.buffers()):
+        every = [*part.buffers(), *(() if components is None else (components,))]
+        if not all(bool(tensor.isfinite().all()) for tensor in every):
             raise InputError("a student's correction holds NaN or infinity; adapt the memory again")
         return correction
 
@@ -157,6 +168,52 @@ class Correction:
     def num_bytes(self) -> int:
         """Bytes that it takes where it is kept."""
         return len(self.to_bytes())
+
+
+def check_dimensions(dimensions: int, dim: int, correction: Correction | None) -> None:
+    """Raise InputError where answers (dim,) with this correction cannot be shortened to so many numbers."""
+    if 1 <= dimensions <= dim and correction is not None and correction.components is not None:
+        return
+    if not 1 <= dimensions <= dim:
+        reason = f"give 1 to {dim}"
+    elif correction is None:
+        reason = (
+            "that takes the principal components of a memory, and it was adapted to none (`python jobs/adapt.py`); leave "
+            "dimensions out"
+        )
+    else:
+        reason = "its memory was adapted by an earlier release, without principal components; adapt it again"
+    raise InputError(f"this student's vectors have {dim} numbers and cannot be cut to {dimensions}: {reason}")
+
+
+def shorten(vectors: Tensor, dimensions: int, correction: Correction | None) -> Tensor:
+    """Return vectors (rows, dim) in the memory's first principal components, (rows, dimensions), of length 1.
+
+    All of them together would keep every cosine; fewer keep what the memory's own vectors have most of their length in. The
+    result is no prefix of the vectors. Raises InputError as `check_dimensions` does.
+    """
+    dim = vectors.shape[1]
+    check_dimensions(dimensions, dim, correction)
+    assert correction is not None
+    assert correction.components is not None
+    return F.normalize(vectors @ correction.components[:, :dimensions].to(vectors), dim=-1)
+
+
+def principal_components(chunks: Iterable[Tensor]) -> Tensor:
+    """Return the directions (dim, dim), in columns, that vectors (rows, dim) of length 1 have most of their length in first.
+
+    About the origin and not their mean: so the cosines of all components together are those of the vectors.
+    """
+    moments: Tensor | None = None
+    for chunk in chunks:
+        unit = F.normalize(chunk.double(), dim=-1)
+        moments = unit.T @ unit if moments is None else moments + unit.T @ unit
+    if moments is None:
+        raise ValueError("no vectors to find principal components of")
+    directions = torch.linalg.eigh(moments).eigenvectors.flip(1)
+    # A direction's sign is arbitrary: the same on every machine, where its largest number is positive.
+    largest = directions.abs().argmax(0)
+    return (directions * directions[largest, torch.arange(len(largest))].sign()).float()
 
 
 class Residuals(NamedTuple):

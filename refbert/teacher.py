@@ -106,6 +106,11 @@ class Teacher:
         return sum(p.numel() for p in self.model.parameters())
 
     @property
+    def tokenizer_hash(self) -> str:
+        """Which tokenizer it has."""
+        return tokenizer_hash(self.tokenizer)
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
@@ -353,19 +358,6 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], tokens: 
         ids[is_empty, 0], mask[is_empty, 0] = int(tokenizer.pad_token_id), 1
     has_pairs = any(isinstance(text, tuple) for text in texts)
     return Tokens(ids, mask, segments if has_pairs else None)
-
-
-def word_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int]]:
-    """Return each token's (start, end) in `text`, special tokens excluded. Passages are cut at them.
-
-    Raises InputError where the tokenizer cannot say them.
-    """
-    if not tokenizer.is_fast:
-        raise InputError(
-            f"the teacher's tokenizer ({type(tokenizer).__name__}) cannot say where its tokens are in a text; set "
-            "corpus.long_texts=truncate, or give a teacher with tokenizer.json"
-        )
-    return list(tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"])
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
-from transformers import PreTrainedTokenizerBase
 
 from jobs.run.attempts import Attempts, watched
 from jobs.run.telemetry import StageMetrics
@@ -23,7 +22,7 @@ from refbert.config import CorpusConfig
 from refbert.corpus import Rejected, Row, read_rows
 from refbert.errors import InputError
 from refbert.passages import falls_in, halves, split_of, split_passages, text_length, text_of
-from refbert.teacher import load_tokenizer, word_spans
+from refbert.tokenizer import Tokenizer, word_spans
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +78,9 @@ class ReadAndSplit:
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
         """Yield the path and the number of good passages of each part of these files, in order."""
-        tokenizer: PreTrainedTokenizerBase | None = None
+        from refbert.teacher import load_tokenizer  # here: a plan waits for no transformers
+
+        tokenizer: Tokenizer | None = None
         metrics = StageMetrics("read")
         for number, file in zip(batch["number"].tolist(), batch["file"].tolist(), strict=True):
             parts = finished_parts(self.folder, number)
@@ -102,7 +103,7 @@ class ReadAndSplit:
         file: str,
         first_row: int,
         passages: int,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: Tokenizer,
         metrics: StageMetrics,
     ) -> Iterator[tuple[Path, int]]:
         """Write the parts of one file from a row on; yields path and good passages of each."""
@@ -173,7 +174,7 @@ def finished_parts(folder: Path, number: int) -> list[CorpusPart]:
 
 
 def row_passages(
-    row: Row | Rejected, corpus: CorpusConfig, tokenizer: PreTrainedTokenizerBase, tokens: int
+    row: Row | Rejected, corpus: CorpusConfig, tokenizer: Tokenizer, tokens: int
 ) -> Iterator[dict[str, Any]]:
     """Yield a row's passages, each with the columns of SCHEMA that it has; a bad row is one, with its reason."""
     if isinstance(row, Rejected):

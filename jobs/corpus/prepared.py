@@ -21,17 +21,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from filelock import FileLock
 from numpy.typing import NDArray
 
 from jobs.config import RunConfig
 from jobs.corpus.parts import BLOCK_ROWS, SCHEMA, CorpusPart, ReadAndSplit
-from jobs.run.progress import progress
 from refbert.atomic import checksum, digest, first_whole_folder
 from refbert.config import CorpusConfig, TeacherConfig
 from refbert.corpus import corpus_files, passed_over, remote_states
 from refbert.errors import InputError
+from refbert.memory.progress import progress
 from refbert.packaged import PREFIX
 from refbert.passages import Text, text_digest, text_of
 
@@ -280,6 +279,8 @@ def _read_parts(corpus: CorpusConfig, teacher: TeacherConfig, files: list[str], 
 
 def _merge_parts(corpus: CorpusConfig, parts: list[CorpusPart], scratch: Path) -> CorpusCounts:
     """Write the files of a prepared corpus from its parts, one part in memory at a time."""
+    import pyarrow.compute as pc  # here: `--show` needs none of it
+
     counts: Counter[str] = Counter()
     labels: set[str] = set()
     reasons: list[str] = []

@@ -25,11 +25,11 @@ from jobs.evaluation.provenance import hardware
 from jobs.evaluation.report import REFERENCES
 from jobs.memory.gain import ANSWERS, Answered, answered
 from jobs.memory.store import MemoryAddress, patient_store
-from jobs.run.progress import progress
 from jobs.run.worker import set_up_worker
 from refbert.errors import InputError
 from refbert.memory.explanation import explained
 from refbert.memory.manifest import manifest_of, trained_manifest
+from refbert.memory.progress import progress
 from refbert.memory.reader import Reader
 from refbert.memory.retrieval import open_retriever
 from refbert.memory.texts import reference_id, reference_texts

@@ -24,12 +24,12 @@ from jobs.corpus.prepared import chunked, corpus_key
 from jobs.memory.store import patient_store
 from jobs.memory.student_memory import open_reader
 from jobs.run.attempts import DEATHS, Attempts, SetAside, watched
-from jobs.run.progress import progress
 from jobs.run.worker import per_node, set_up_worker
 from refbert.config import CorpusConfig
 from refbert.corpus import Rejected, Row, estimated_rows, read_rows
 from refbert.errors import InputError, UnavailableError
 from refbert.folder import fingerprint
+from refbert.memory.progress import progress
 from refbert.memory.reader import Reader
 from refbert.passages import text_of
 from vector_store.schema import Neighbours, Rung

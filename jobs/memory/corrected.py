@@ -3,18 +3,14 @@
 Within a version the maps stand still, so a new text's residual is its teacher's vector minus what the version says of the text.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from jobs.config import RunConfig
 from refbert.folder import fingerprint, load_model, load_word_table
 from refbert.memory.reader import Reader, text_tokens
 from refbert.memory.version import current_version
-from refbert.passages import Text
 from refbert.teacher import load_tokenizer
 from refbert.words import WordVectors
 from vector_store.client import Client
@@ -33,11 +29,3 @@ def corrected_student(config: RunConfig, folder: Path, client: Client, device: t
     return Reader(
         model, tokenizer, text_tokens(model.config) or config.teacher.tokens, correction=correction, words=words
     )
-
-
-def said_without_references(student: Reader, texts: Sequence[Text]) -> NDArray[np.float32]:
-    """Return what a student says of texts without looking anything up, (texts, dim): alone, or as it is corrected."""
-    vectors = np.empty((len(texts), student.model.config.dim), np.float32)
-    for forward in student.forwards(texts):
-        vectors[forward.rows] = forward.output.sentence_embedding.float().cpu().numpy()
-    return vectors

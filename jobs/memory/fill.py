@@ -21,16 +21,17 @@ from numpy.typing import NDArray
 
 from jobs.config import RunConfig
 from jobs.corpus.prepared import REJECTED, PassageRows, PreparedCorpus, chunked, prepare, texts_in
-from jobs.memory.accounting import letter, letter_of, row_account, say_deleted
-from jobs.memory.corrected import corrected_student, said_without_references
+from jobs.memory.corrected import corrected_student
 from jobs.memory.load_progress import LOAD, is_filled, load_progress
 from jobs.memory.store import MemoryAddress
 from jobs.run.attempts import DEATHS, Attempts, SetAside
-from jobs.run.progress import progress
 from jobs.run.telemetry import INGEST, RunGauges, StageMetrics
 from jobs.run.worker import per_node, set_up_worker
 from refbert.config import ReferenceConfig
+from refbert.memory.accounting import letter, letter_of, row_account, say_deleted
 from refbert.memory.manifest import manifest_of
+from refbert.memory.progress import progress
+from refbert.memory.reader import said_without_references
 from refbert.memory.texts import reference_id, reference_texts
 from refbert.passages import text_of
 from refbert.projection import Projection, fit_projection

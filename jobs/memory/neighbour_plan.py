@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from jobs.corpus.prepared import PreparedCorpus
 from jobs.memory.store import MemoryAddress
-from jobs.run.progress import progress
 from refbert.atomic import checksum, digest, whole_file
 from refbert.config import ReferenceConfig
+from refbert.memory.progress import progress
 from refbert.memory.retrieval import NeighbourSource, open_retriever
 from refbert.memory.texts import ReferenceTexts
 from refbert.passages import text_of

@@ -22,22 +22,14 @@ from refbert.correction_files import correction_in
 from refbert.errors import InputError
 from refbert.folder import (
     CORRECTION,
-    fingerprint,
-    has_head,
-    has_word_table,
     load_correction,
     load_model,
-    load_word_table,
-    save_word_table,
 )
-from refbert.memory.manifest import manifest_of, trained_manifest, trained_references
+from refbert.memory.manifest import trained_manifest, trained_references
 from refbert.memory.reader import Reader, mixing_of, open_look_up, reading_of, text_tokens
-from refbert.memory.texts import ReferenceTexts
 from refbert.memory.version import MemoryVersion, current_name, current_version, memory_it_is_of, version_named
-from refbert.references import word_table
 from refbert.student_config import RefBertConfig
-from refbert.teacher import Teacher, load_tokenizer, tokenizer_hash
-from refbert.words import WordVectors
+from refbert.teacher import load_tokenizer
 from vector_store.client import Client, connect
 from vector_store.errors import StoreUnavailable
 from vector_store.schema import Manifest
@@ -222,42 +214,3 @@ def check_memory(config: RunConfig, folder: Path, url: str | None) -> None:
                 Store(client, impatient).require(manifest)
         except StoreUnavailable as error:
             log.warning("starting without references: %s", error)
-
-
-def adapting_student(config: RunConfig, folder: Path, teacher: Teacher, batch: int) -> tuple[Reader, str]:
-    """Open a student as its answers are to be corrected, with the words of texts; return its fingerprint, too.
-
-    Its folder gets the teacher's word table where it has none; the memory's dense index is as wide as that. Raises InputError
-    for a student that reads token states, that classifies, or that is another teacher's.
-    """
-    model = load_model(folder).fuse()
-    if has_head(model.config):
-        raise InputError(
-            f"{folder} classifies, and what a memory corrects are sentence vectors; give an encoder's folder"
-        )
-    if model.config.reads_any:
-        raise InputError(
-            f"{folder} reads the token states of its references, and its answers would be corrected for that twice; distil one "
-            "that reads none (student.reference_mode=none references.criterion=none)"
-        )
-    tokenizer = load_tokenizer(str(folder))
-    if model.config.dim != teacher.dim or tokenizer_hash(tokenizer) != tokenizer_hash(teacher.tokenizer):
-        raise InputError(
-            f"{folder} is no student of {config.teacher.model}: its vectors have {model.config.dim} numbers, the teacher's "
-            f"{teacher.dim}, or their tokenizers differ; name its own teacher in teacher.model"
-        )
-    if not has_word_table(folder):
-        save_word_table(folder, word_table(teacher.static_vectors(), config.references.words_dim))
-    table = load_word_table(folder)
-    asked = config.references.words_dim
-    if asked not in (None, table.dim):
-        raise InputError(
-            f"the word table of {folder} is {table.dim} wide, adapt.references.words_dim asks for {asked}; leave words_dim out"
-        )
-    references = config.references.model_copy(
-        update={"words_dim": table.dim if config.references.dense_index else None}
-    )
-    texts = ReferenceTexts(manifest_of(teacher, references), references, teacher.tokenizer, table)
-    words = WordVectors(table, tokenizer.all_special_ids)
-    most = text_tokens(model.config) or config.teacher.tokens
-    return Reader(model, tokenizer, most, texts, words=words, batch=batch), fingerprint(folder)

@@ -153,10 +153,15 @@ def _one_line(what: str, remedy: str) -> Iterator[None]:
 
 def quiet_ray() -> None:
     """Silence what Ray says in this process about its own workings; run in every worker."""
+    import ray
+
     for name in (
         "ray.data",
         "ray.serve",
         "ray.train",
         "ray.train.v2._internal.execution.controller.placement_group_cleaner",  # needs a dashboard, complains each second
+        str(
+            Path(ray.__file__).parent / "train/v2/_internal/execution/context.py"
+        ),  # by its file: each report of metrics
     ):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -289,7 +289,9 @@ def _with_limits(page: dict[str, Any], service: InferenceService) -> dict[str, A
     if student:
         for name in ("EmbeddingRequest", "EmbedRequest"):
             (number, *_) = models[name]["properties"]["dimensions"]["anyOf"]
-            number.update(minimum=student.dim, maximum=student.dim)
+            correction = student.memory.reader.correction
+            is_shortened = correction is not None and correction.components is not None
+            number.update(minimum=1 if is_shortened else student.dim, maximum=student.dim)
         for name in ("EmbeddingRequest", "RerankRequest"):
             (number, *_) = models[name]["properties"]["truncate_prompt_tokens"]["anyOf"]
             number.update(minimum=student.reader.max_tokens)

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from jobs.service.keys import Keys
 from jobs.service.metrics import Metrics
 from jobs.service.schema import Model, Readiness, ServiceInfo, TextInput, checked_inputs
 from jobs.service.student import ServedStudent, TextResult
+from refbert.correction import check_dimensions, shorten
 from refbert.errors import InputError
 from refbert.memory.reader import Reader
 from refbert.passages import Text
@@ -65,6 +66,26 @@ def input_errors(student: str) -> Iterator[None]:
         raise InputError(
             f"the student {student} cannot be used ({type(error).__name__}: {reason}); copy the whole student/ folder"
         ) from error
+
+
+@contextlib.contextmanager
+def _invalid_input() -> Iterator[None]:
+    """Answer 422 to what the library refuses of a request."""
+    try:
+        yield
+    except InputError as error:
+        raise InvalidInput(str(error)) from None
+
+
+def shortened(texts: Sequence[TextResult], dimensions: int) -> list[TextResult]:
+    """Return the same with shorter vectors, each by the components of the version that answered it. Raises InputError."""
+    found: list[TextResult] = list(texts)
+    for correction in {id(text.correction): text.correction for text in texts}.values():
+        rows = [row for row, text in enumerate(texts) if text.correction is correction]
+        vectors = torch.from_numpy(np.stack([texts[row].vector for row in rows]))
+        for row, vector in zip(rows, shorten(vectors, dimensions, correction).numpy(), strict=True):
+            found[row] = replace(found[row], vector=vector)
+    return found
 
 
 def check_answers(reader: Reader, folder: Path) -> None:
@@ -155,9 +176,15 @@ class InferenceService:
         """Run texts through the student. Raises InvalidInput for what exceeds a limit, and what the queue raises."""
         student = self._loaded()
         checked = checked_inputs(inputs, self.limits, student.vocabulary)
-        if dimensions not in (None, student.dim):
-            raise InvalidInput(f"this student's vectors have {student.dim} numbers and cannot be cut to {dimensions}")
-        result = InferenceResult(await self.queue.submit(checked, explain, deadline), student.name, student.labels)
+        shorter = None if dimensions == student.dim else dimensions
+        if shorter is not None:  # before anything is computed
+            with _invalid_input():
+                check_dimensions(shorter, student.dim, student.memory.reader.correction)
+        texts = await self.queue.submit(checked, explain, deadline)
+        if shorter is not None:
+            with _invalid_input():
+                texts = shortened(texts, shorter)
+        result = InferenceResult(texts, student.name, student.labels)
         self.metrics.texts.inc(len(result.texts))
         self.metrics.tokens.inc(result.tokens)
         tracing.record_stages(len(result.texts), **result.timing_ms)

@@ -17,6 +17,11 @@ from refbert.memory.reader import ReferenceRead
 from refbert.passages import Text
 from vector_store.schema import Rung, parts
 
+DIMENSIONS = (
+    "Numbers of a vector. Fewer than the student's own are the first principal components of the memory that it was adapted "
+    "to, of length 1 again: no prefix of the whole vector. A student that was not adapted takes its own number only."
+)
+
 TokenIds: TypeAlias = tuple[int, ...]
 """A text as ids of the student's tokenizer, without special tokens."""
 
@@ -203,9 +208,7 @@ class EmbeddingRequest(Request, extra="forbid"):
         "float",
         description="base64: little-endian float32, a fifth of the bytes and no numbers to parse. null is float.",
     )
-    dimensions: Annotated[int | None, BeforeValidator(_integer)] = Field(
-        None, ge=1, description="The student's own number, or nothing: its vectors cannot be shortened."
-    )
+    dimensions: Annotated[int | None, BeforeValidator(_integer)] = Field(None, ge=1, description=DIMENSIONS)
     input_type: str | None = Field(
         None, description="Cohere's, Voyage's and NVIDIA's. Accepted and ignored: queries and documents are read alike."
     )
@@ -247,9 +250,7 @@ class EmbedRequest(BaseModel, extra="forbid"):
     )
     truncation_direction: Literal["Right", "right"] | None = Field(None, description="Texts are cut at their end.")
     prompt_name: None = Field(None, description="A student has no prompts.")
-    dimensions: Annotated[int | None, BeforeValidator(_integer)] = Field(
-        None, ge=1, description="The student's own number, or nothing: its vectors cannot be shortened."
-    )
+    dimensions: Annotated[int | None, BeforeValidator(_integer)] = Field(None, ge=1, description=DIMENSIONS)
 
 
 class ExplainRequest(BaseModel, extra="forbid"):

@@ -21,6 +21,7 @@ from jobs.service.errors import NonFiniteAnswer
 from jobs.service.memory_watch import MemoryWatch
 from jobs.service.metrics import Metrics
 from jobs.service.schema import AttendedReference, TextInput, is_text
+from refbert.correction import Correction
 from refbert.explanation import answer
 from refbert.folder import fingerprint
 from refbert.memory.explanation import READ_OUT, explained
@@ -47,6 +48,8 @@ class TextResult:
     nearness: float | None
     lookup_ms: float
     student_ms: float
+    correction: Correction | None = None
+    """What corrected the vector."""
     queue_ms: float = 0.0
 
 
@@ -151,7 +154,7 @@ class ServedStudent:
         self.metrics.batch_texts.observe(len(vectors))
         references: Any = self._attended(batch, output) if batch.explain else [None] * len(vectors)
         columns = zip(vectors, scores, batch.tokens.mask.sum(1).tolist(), references, nearness, strict=True)
-        return [TextResult(*column, batch.lookup_ms, 1000 * student_s) for column in columns]
+        return [TextResult(*column, batch.lookup_ms, 1000 * student_s, batch.reader.correction) for column in columns]
 
     def _attended(self, batch: PreparedBatch, output: Any) -> list[list[AttendedReference]]:
         """Return what each row read, best first, with the attention mass that fell on it by reading layer.

@@ -18,7 +18,6 @@ from jobs.memory.fill import filled_memory
 from jobs.memory.neighbour_plan import neighbour_plan
 from jobs.memory.store import MemoryAddress
 from jobs.run.directory import claim_directory
-from jobs.run.progress import progress
 from jobs.tasks.corpus import AUGMENTED, NEAR_DUPLICATE, TaskCorpus, augmented, prepare_task
 from jobs.tasks.report import MIXED, MIXED_RANDOM
 from jobs.tasks.student import RESULT, Asked, TaskStudentJob, train_and_score
@@ -26,6 +25,7 @@ from jobs.tasks.teacher import TaskTeacher, task_teacher, with_answers_to_copies
 from refbert.answers import ANSWERS, Mixing, stored_answers
 from refbert.config import LossConfig, ReferenceConfig, TaskConfig
 from refbert.errors import InputError
+from refbert.memory.progress import progress
 from refbert.memory.texts import ReferenceTexts, reference_texts
 from refbert.passages import Text
 from refbert.teacher import load_teacher

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification
 
 from jobs.config import RunConfig, TrainConfig
-from jobs.run.progress import progress
 from jobs.run.worker import set_up_worker
 from jobs.tasks.corpus import TaskCorpus
 from refbert.atomic import digest, whole_file, whole_folder
@@ -29,6 +28,7 @@ from refbert.errors import InputError
 from refbert.fine_tuning import train_epochs
 from refbert.hub import loading_options
 from refbert.losses import label_loss
+from refbert.memory.progress import progress
 from refbert.packaged import local_path
 from refbert.passages import Text, by_length, text_length
 from refbert.precision import autocasts

@@ -16,7 +16,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train import LoggingConfig
+from ray.train import LoggingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from jobs.config import RunConfig
@@ -34,6 +34,7 @@ from jobs.training.engine import build_engine
 from jobs.training.metrics import METRICS, MetricsLogger, TrainingProgress, training_bar
 from jobs.training.recovery import Recovery, failure_config, scaling_config
 from jobs.training.stream import DistillStream
+from jobs.training.tracking import tracked
 from refbert.attention import QKV
 from refbert.batch import Batch, moved
 from refbert.config import LossConfig
@@ -77,7 +78,10 @@ def distil(config: RunConfig, corpus: PreparedCorpus, address: MemoryAddress | N
     claim_directory(config)
     train = config.train
     # Apart, because mypy sees Train V1, which does not know them. Recovery says in one line what Ray's log would in fifty.
-    options: dict[str, Any] = {"logging_config": LoggingConfig(log_level="CRITICAL"), "callbacks": [Recovery()]}
+    options: dict[str, Any] = {
+        "logging_config": LoggingConfig(log_level="CRITICAL"),
+        "callbacks": [Recovery(), *tune_callbacks()],
+    }
     storage = ray.train.RunConfig(
         name="checkpoints",
         storage_path=str(directory),
@@ -100,11 +104,26 @@ def distil(config: RunConfig, corpus: PreparedCorpus, address: MemoryAddress | N
             "training waits: %d workers x (1 CPU or %g GPU) wanted, the cluster has %g CPU and %g GPU",
             fewest, train.gpus_per_worker, have.get("CPU", 0), have.get("GPU", 0),
         )  # fmt: skip
-    with training_lock(directory), training_bar(directory / METRICS, train.steps), stop_request(directory) as request:
+    with (
+        training_lock(directory),
+        tracked(config),
+        training_bar(directory / METRICS, train.steps),
+        stop_request(directory) as request,
+    ):
         result: Any = fit(trainer, request)
-    if result.return_value is None:  # rank 0's: somebody else made the file
-        raise KeyboardInterrupt
+        if result.return_value is None:  # rank 0's: somebody else made the file
+            raise KeyboardInterrupt
     write_manifest(config, result.return_value)
+
+
+def tune_callbacks() -> list[UserCallback]:
+    """Return what hands reported metrics on to Ray Tune: nothing, unless a trial of Tune runs this training."""
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    try:
+        return [TuneReportCallback()]
+    except RuntimeError:  # not in a trial
+        return []
 
 
 @contextmanager

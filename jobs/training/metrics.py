@@ -1,4 +1,4 @@
-"""The metrics of a training: losses, rates and waiting, written to metrics.jsonl and TensorBoard, shown as a bar."""
+"""The metrics of a training: losses, rates and waiting, in metrics.jsonl, TensorBoard, Ray Train and a bar."""
 
 import json
 import threading
@@ -9,17 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import ray.train
 import torch
 from torch import Tensor
 
 from jobs.config import TrainConfig
-from jobs.run.progress import progress as progress_bar
 from jobs.run.telemetry import TRAINING, RunGauges, StageMetrics
 from jobs.training.stream import DistillStream
+from refbert.memory.progress import progress as progress_bar
 
 METRICS = "metrics.jsonl"
 STARTS = "starts.jsonl"
 """One line per start of the workers: at which step, on how many workers, and how many steps are repeated for it."""
+
+REPORT_S = 0.25
+"""Ray takes one report of a worker at each look (RAY_TRAIN_HEALTH_CHECK_INTERVAL_S, 0.2): more of them would queue up, and the
+end of a training would wait until all are taken."""
 
 RUNGS = ("live", "cached", "null")
 """Of the degrade ladder, by which every look-up is answered."""
@@ -37,7 +42,7 @@ class TrainingProgress:
 
 
 class MetricsLogger:
-    """Averages the metrics of steps, and writes them to metrics.jsonl and TensorBoard.
+    """Averages the metrics of steps, writes them to metrics.jsonl and TensorBoard, and reports them to Ray Train.
 
     Losses are means over the micro-batches of all workers; waiting and look-ups are the writer's own, rank 0's, since its
     start.
@@ -59,6 +64,7 @@ class MetricsLogger:
         self.stream: DistillStream | None = None
         self.window_s, self.window_wait_s, self.window_step = self.started_s, 0.0, progress.step
         self.window_counts: dict[str, int] = {}
+        self.reported_s = -REPORT_S
         self.stage = StageMetrics("train")
 
     def __enter__(self) -> Self:
@@ -103,11 +109,12 @@ class MetricsLogger:
         if (self.step % train.log_every and self.step != train.steps) or not self.sums:
             return
         assert self.stream is not None
-        counted = torch.tensor(float(self.micro_batches), device=self.device)
-        sums = torch.stack([*self.sums.values(), counted])
-        torch.distributed.all_reduce(sums)
-        means = sums[:-1] / sums[-1]
         now_s = time.monotonic()
+        is_due = self.is_writer and (now_s - self.reported_s >= REPORT_S or self.step == train.steps)
+        counted = torch.tensor([float(self.micro_batches), float(is_due)], device=self.device)
+        sums = torch.cat([torch.stack([*self.sums.values()]), counted])
+        torch.distributed.all_reduce(sums)
+        means, is_reported = sums[:-2] / sums[-2], bool(sums[-1])
         window_s = max(now_s - self.window_s, 1e-9)
         line: dict[str, float] = {"step": self.step}
         line |= {f"train/{name}": float(mean) for name, mean in zip(self.sums, means, strict=True)}
@@ -130,6 +137,11 @@ class MetricsLogger:
                 if name != "step":
                     self.board.add_scalar(name, value, self.step)
             self.latest.update(line)
+        if is_reported:  # by every rank, or by none: Ray waits for all of them
+            self.reported_s = now_s
+            # In the background: in the foreground a report waits until Ray has taken the one before. Any: mypy sees Train V1's.
+            report: Any = ray.train.report
+            report(line, checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC)
 
     def snapshot(self, stream: DistillStream) -> TrainingProgress:
         """Return the progress for a checkpoint, earlier submissions included; every rank takes part."""

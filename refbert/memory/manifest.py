@@ -4,17 +4,22 @@ A trained student's folder also says how it looks up its references.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from refbert.config import ReferenceConfig
 from refbert.errors import InputError
-from refbert.teacher import Teacher, tokenizer_hash
 from vector_store.schema import ANY_PROJECTION, FORMAT_VERSION, UNPROJECTED, Manifest
 
+if TYPE_CHECKING:  # a plan waits for no torch
+    from refbert.teacher import Teacher
+    from refbert.teacher_outline import TeacherOutline
 
-def manifest_of(teacher: Teacher, references: ReferenceConfig, projection: str | None = None) -> Manifest:
+
+def manifest_of(
+    teacher: "Teacher | TeacherOutline", references: ReferenceConfig, projection: str | None = None
+) -> Manifest:
     """Describe what this teacher writes under these options: with this projection, or any, where they ask for one.
 
     Raises InputError where they ask for more tokens or a greater width than the teacher has.
@@ -30,7 +35,7 @@ def manifest_of(teacher: Teacher, references: ReferenceConfig, projection: str |
     return Manifest(
         encoder=teacher.config.model,
         fingerprint=teacher.fingerprint,
-        tokenizer=tokenizer_hash(teacher.tokenizer),
+        tokenizer=teacher.tokenizer_hash,
         layer=teacher.num_layers,
         text_tokens=teacher.config.tokens,
         tokens=(references.tokens or teacher.config.tokens) if references.states else 0,

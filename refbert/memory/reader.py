@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from refbert.answers import ANSWERS, Mixing, mixed
 from refbert.batch import Batch, moved
 from refbert.config import ReferenceConfig
-from refbert.correction import Corrected, Correction
+from refbert.correction import Corrected, Correction, check_dimensions, shorten
 from refbert.correction_files import correction_in
 from refbert.errors import InputError, UnavailableError
 from refbert.folder import load_model, load_word_table
@@ -141,11 +141,21 @@ class Reader:
         """Let the memory go where `load` opened one; this reader answers no more then."""
         self._opened.close()
 
-    def encode(self, texts: Sequence[Text]) -> NDArray[np.float32]:
-        """Return the (texts, dim) sentence vectors in the teacher's space, L2-normalised."""
-        vectors = np.empty((len(texts), self.model.config.dim), np.float32)
+    def encode(self, texts: Sequence[Text], dimensions: int | None = None) -> NDArray[np.float32]:
+        """Return the (texts, dim) sentence vectors in the teacher's space, L2-normalised.
+
+        With fewer `dimensions` an adapted student's are (texts, dimensions), in the first principal components of its memory:
+        see `refbert.correction.shorten`. Raises InputError for another student.
+        """
+        width = dimensions if dimensions is not None else self.model.config.dim
+        if width != self.model.config.dim:
+            check_dimensions(width, self.model.config.dim, self.correction)
+        vectors = np.empty((len(texts), width), np.float32)
         for forward in self.forwards(texts):
-            vectors[forward.rows] = F.normalize(forward.output.sentence_embedding, dim=-1).cpu().numpy()
+            answers = F.normalize(forward.output.sentence_embedding, dim=-1)
+            if width != self.model.config.dim:
+                answers = shorten(answers, width, self.correction)
+            vectors[forward.rows] = answers.cpu().numpy()
         return vectors
 
     def predict(self, texts: Sequence[Text]) -> list[Prediction]:
@@ -329,6 +339,14 @@ def load(
         stack.callback(setattr, reader, "_is_closed", True)
         reader._opened = stack.pop_all()
     return reader
+
+
+def said_without_references(student: Reader, texts: Sequence[Text]) -> NDArray[np.float32]:
+    """Return what a student says of texts without looking anything up, (texts, dim): alone, or as it is corrected."""
+    vectors = np.empty((len(texts), student.model.config.dim), np.float32)
+    for forward in student.forwards(texts):
+        vectors[forward.rows] = forward.output.sentence_embedding.float().cpu().numpy()
+    return vectors
 
 
 def text_tokens(config: RefBertConfig) -> int | None:

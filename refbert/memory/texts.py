@@ -14,28 +14,22 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from refbert.config import ReferenceConfig
-from refbert.passages import Text, normalise, text_of
+from refbert.memory.points import reference_id, reference_point, sparse
+from refbert.passages import Text
 from refbert.references import (
-    Keywords,
     WordTable,
-    document_keywords,
     query_keywords,
     sentence_vector,
     word_table,
 )
 from refbert.teacher import Teacher, Tokens, tokenize
 from refbert.words import WordVectors
-from vector_store.schema import Manifest, Point, Query, SparseVector, parts, point_id
+from vector_store.schema import Manifest, Point, Query, SparseVector
 
 WITHOUT_KEYWORDS = ("dense", "random", "none")
 """Criteria that do not ask for a text's keywords."""
 
 NO_KEYWORDS = SparseVector(np.empty(0, np.uint32), np.empty(0, np.float32))
-
-
-def reference_id(fingerprint: str, text: Text) -> str:
-    """Id of a text's point, or of a pair's, whoever stores it: of its teacher and its normalised form."""
-    return point_id(fingerprint, parts(normalise(text)))
 
 
 class ReferenceTexts:
@@ -76,19 +70,10 @@ class ReferenceTexts:
 
         The manifest's token budget cuts the states that are stored.
         """
-        budget = self.manifest.tokens
-        return Point(
-            id=identifier,
-            vector=vector,
-            token_ids=token_ids,
-            keywords=_sparse(document_keywords(token_ids, self.special_ids, self.references)),
-            sentence=self._sentence(token_ids),
-            text=text_of(row),
-            source=row["source"],
-            document=row["document"],
-            split=row["split"],
-            states=states[:budget] if budget and states is not None else None,
-        )
+        return reference_point(
+            row, identifier, token_ids, vector, self._sentence(token_ids), states, self.special_ids, self.manifest,
+            self.references,
+        )  # fmt: skip
 
     def query(self, text: Text, token_ids: NDArray[np.int32], document: str | None) -> Query:
         """Build the look-up of a text; its own point never comes back, nor does its document's."""
@@ -107,7 +92,7 @@ class ReferenceTexts:
         return [
             Query(
                 id=self.identifier(text),
-                keywords=NO_KEYWORDS if keywords is None else _sparse(keywords[row]),
+                keywords=NO_KEYWORDS if keywords is None else sparse(keywords[row]),
                 sentence=None if sentences is None else sentences[row],
                 document=documents[row] if documents else None,
             )
@@ -122,7 +107,3 @@ def reference_texts(teacher: Teacher, manifest: Manifest, references: ReferenceC
     """Make the text side of a memory from its teacher."""
     table = word_table(teacher.static_vectors(), manifest.words_dim) if manifest.dense_index else None
     return ReferenceTexts(manifest, references, teacher.tokenizer, table)
-
-
-def _sparse(keywords: Keywords) -> SparseVector:
-    return SparseVector(keywords.token_ids, keywords.weights)

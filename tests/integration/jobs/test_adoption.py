@@ -1,17 +1,21 @@
 """An index of the teacher's embeddings, written by Qdrant's client, becomes a memory; what is none is refused in one line."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from qdrant_client import models
+from typer.testing import CliRunner
 
 import refbert
 from jobs import adapt as adapt_job
-from jobs.memory.adoption import budgets, checked
 from jobs.memory.store import CLUSTER_STORE
+from refbert.command import app
 from refbert.errors import InputError
 from refbert.folder import CORRECTION
+from refbert.memory.adoption import budgets, checked
 from refbert.memory.texts import reference_id
 from refbert.teacher import Teacher, load_teacher, tokenize
 from tests.integration.jobs.untaught import save_untaught_student
@@ -293,3 +297,36 @@ def test_vectors_of_cut_texts_are_the_teachers_too(index, teacher):
     options = adapt_job.RunConfig.model_fields["adapt"].default.adopt.model_copy(update={"collection": "docs"})
     with connect(store, url) as ours:
         assert checked(ours, options, teacher, store).cosine > 0.999
+
+
+def test_the_command_of_the_wheel_adopts_an_index_of_langchains_without_ray(index, run, teacher, tmp_path):
+    client, url = index
+    write_index(client, embedded(teacher, TEXTS), TEXTS, field="page_content")
+    folder = run().run_directory / "student"
+    with refbert.load(folder) as student:
+        alone = cosine(student, embedded(teacher, ASKED))
+    store = tmp_path / "memory"
+    words = ["adopt", folder, "docs", "--url", url, "--references", store, "--teacher", teacher.config.model]
+    mistaken = command(*words)
+    assert mistaken.exit_code == 2
+    (line,) = mistaken.stderr.splitlines()
+    assert "in --text-field (there are: metadata, page_content)" in line
+    code = "import json, sys\nfrom refbert.command import app\nsys.modules['ray'] = None\napp(json.load(sys.stdin))"
+    given = json.dumps([*map(str, words), "--text-field", "page_content"])
+    done = subprocess.run([sys.executable, "-c", code], input=given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["points"] == {"read": 120, "written": 120, "skipped": 0, "rejected": 0}
+    assert report["references"] == len(TEXTS)
+    assert report["left_out"]["alone"] < report["left_out"]["references"]
+    assert {path.name for path in folder.parent.iterdir()} == {"student", "student.rejected.jsonl"}
+    with refbert.load(folder, store) as student:
+        assert cosine(student, embedded(teacher, ASKED)) > alone + 0.1
+    same = command(*words[:3], "--url", url, "--memory", "docs", "--teacher", teacher.config.model)
+    assert (same.exit_code, "another one" in same.stderr) == (2, True)
+    wrong = command(*words[:3], "--url", "qdrant:6334")
+    assert (wrong.exit_code, wrong.stderr.startswith("'qdrant:6334': ")) == (2, True)
+
+
+def command(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from ray.train import UserCallback
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from jobs import distill, evaluate, export
@@ -151,6 +152,11 @@ def test_a_killed_worker_and_a_damaged_checkpoint_cost_only_repeated_steps(train
     config = variant("survivor", train__num_workers=2, train__min_workers=1, train__activation_checkpointing=True)
     folder, train_worker = config.run_directory, loop.train_worker
 
+    class Noted(UserCallback):
+        def after_report(self, run_context, metrics, checkpoint):
+            with (folder / "reported.jsonl").open("a") as file:
+                file.write(json.dumps(metrics) + "\n")
+
     def dies_once(job):
         import os
         import signal
@@ -171,6 +177,7 @@ def test_a_killed_worker_and_a_damaged_checkpoint_cost_only_repeated_steps(train
         return train_worker(job)
 
     monkeypatch.setattr(loop, "train_worker", dies_once)
+    monkeypatch.setattr(loop, "tune_callbacks", lambda: [Noted()])  # as Tune's own gets them
     distill.run(config)
     assert losses(config) == pytest.approx(losses(trained), rel=TOLERANCE)
     training = json.loads((folder / "manifest.json").read_text())["training"]
@@ -180,6 +187,11 @@ def test_a_killed_worker_and_a_damaged_checkpoint_cost_only_repeated_steps(train
     assert training["steps_repeated"] == 5
     assert training["lookups_cached"] == training["lookups_null"] == 0
     assert training["lookups_live"] >= 8 * 64
+    logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    reported = [json.loads(line) for line in (folder / "reported.jsonl").read_text().splitlines()]
+    assert {len(workers) for workers in reported} == {2}
+    assert reported[-1][0] == logged[-1], "the last logged step is reported, as rank 0 logs it"
+    assert {workers[0]["step"] for workers in reported} <= {line["step"] for line in logged}
 
 
 def test_a_mistake_in_a_worker_is_not_retried(tiny_run, monkeypatch):

@@ -11,17 +11,18 @@ import torch
 
 import refbert
 from jobs import distill, evaluate
-from jobs.config import AdaptConfig, ServeConfig
+from jobs.config import ServeConfig
 from jobs.corpus.prepared import prepare
 from jobs.evaluation.measurements import evaluate_student
-from jobs.memory import adaptation
-from jobs.memory.adaptation import adapt
 from jobs.memory.fill import fill_memory
-from jobs.memory.student_memory import adapting_student, check_memory, student_memory_options, student_run
+from jobs.memory.student_memory import check_memory, student_memory_options, student_run
 from jobs.run.failures import UNAVAILABLE, exit_code, known_cause
 from jobs.service.metrics import Metrics
 from jobs.service.student import ServedStudent
+from refbert.config import AdaptConfig
 from refbert.folder import save_correction, save_student
+from refbert.memory import adaptation
+from refbert.memory.adaptation import adapt, adapting_student
 from refbert.memory.manifest import manifest_of
 from refbert.memory.texts import reference_texts
 from refbert.student import RefBertModel
@@ -167,7 +168,7 @@ def adapted(tiny_run, teacher, cluster, tmp_path, monkeypatch):
     config = tiny_run().model_copy(
         update={"adapt": options, "references": options.references, "store": store, "serve": serving}
     )
-    student, name = adapting_student(config, folder, teacher, batch=16)
+    student, name = adapting_student(config.references, folder, teacher, batch=16)
     with connect(store, store.url) as client:
         memory = Store(client, store)
         memory.ensure(student.texts.manifest)

@@ -108,7 +108,7 @@ def test_a_shell_completes_the_verbs_of_a_store():
     assert done.stdout.split() == [verb for verb in HELP if verb.startswith("re")] == ["readmit", "restore"]
 
 
-@pytest.mark.parametrize("words", [["--help"], ["encode", "--help"], ["store", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["encode", "--help"], ["adopt", "--help"], ["store", "--help"]])
 def test_help_takes_under_half_a_second_of_cpu_and_imports_nothing_heavy(words):
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, *words], capture_output=True, text=True, check=True, cwd=REPOSITORY

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from refbert.correction import Correction, References, choose_kriging, residuals_of
+from refbert.correction import Correction, References, choose_kriging, principal_components, residuals_of, shorten
 from refbert.errors import InputError
 from refbert.global_part import GlobalPartOptions, Rows, fit_global_part
 from refbert.references import sentence_vector, word_table
@@ -155,3 +155,58 @@ def test_word_vectors_in_torch_are_those_that_are_stored():
     found = WordVectors(table, special)(torch.from_numpy(ids), torch.from_numpy(mask))
     wanted = [sentence_vector(row[seen], special, table) for row, seen in zip(ids, mask, strict=True)]
     np.testing.assert_allclose(found.numpy(), np.stack(wanted), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def shortening():
+    """A correction with the components of vectors that vary in three directions most, and such vectors apart."""
+    torch.manual_seed(0)
+    spread = torch.tensor([4.0, 3.0, 2.0, *[0.1] * (DIM - 3)])
+    turned = torch.linalg.qr(torch.randn(DIM, DIM)).Q
+    stored, apart = ((torch.randn(count, DIM) * spread) @ turned.T for count in (500, 100))
+    components = principal_components(iter(stored.split(90)))
+    rows = Rows(torch.randn(40, DIM), F.normalize(torch.randn(40, WORDS), dim=-1), torch.randn(40, DIM))
+    return Correction("s", "v", fitted_on(rows)[0].part, 0.4, 0.1, 0, components=components), stored, apart
+
+
+def cosines(vectors):
+    unit = F.normalize(vectors, dim=-1)
+    return unit @ unit.T
+
+
+def test_vectors_are_shortened_to_the_memorys_principal_components_which_keep_their_cosines(shortening):
+    correction, stored, apart = shortening
+    _, _, directions = torch.linalg.svd(F.normalize(stored, dim=-1).double(), full_matrices=False)
+    wanted = F.normalize(apart @ directions[:3].T.float(), dim=-1)
+    found = shorten(apart, 3, correction)
+    torch.testing.assert_close(found.abs(), wanted.abs(), atol=1e-5, rtol=1e-4)  # a direction has no sign
+    torch.testing.assert_close(cosines(found), cosines(wanted), atol=1e-5, rtol=1e-4)
+    assert (cosines(found) - cosines(apart)).abs().mean() < 0.01 < (cosines(apart[:, :3]) - cosines(apart)).abs().mean()
+    torch.testing.assert_close(cosines(shorten(apart, DIM, correction)), cosines(apart), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(100))
+    torch.testing.assert_close(
+        principal_components([stored])[:, :3], correction.components[:, :3], atol=1e-4, rtol=1e-4
+    )
+
+
+def test_components_are_saved_with_the_correction_and_one_without_them_is_still_read(shortening, memory):
+    correction, _, apart = shortening
+    back = Correction.from_bytes(correction.to_bytes())
+    assert F.cosine_similarity(shorten(apart, 5, back), shorten(apart, 5, correction)).min() > 0.99999
+    assert Correction.from_bytes(memory[0].to_bytes()).components is None
+    for damaged, says in ((torch.full((DIM, DIM), torch.nan), "holds NaN"), (torch.zeros(DIM, 3), r"shape \(12, 3\)")):
+        with pytest.raises(InputError, match=says):
+            Correction.from_bytes(dataclasses.replace(correction, components=damaged).to_bytes())
+
+
+def test_vectors_that_cannot_be_shortened_are_refused_in_one_line(shortening, memory):
+    correction, _, apart = shortening
+    for dimensions, by, says in (
+        (13, correction, "cannot be cut to 13: give 1 to 12"),
+        (0, correction, "cannot be cut to 0: give 1 to 12"),
+        (3, None, "adapted to none"),
+        (3, memory[0], "adapt it again"),
+    ):
+        with pytest.raises(InputError, match=says) as refused:
+            shorten(apart, dimensions, by)
+        assert "\n" not in str(refused.value)

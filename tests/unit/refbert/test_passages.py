@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 from refbert.passages import halves, normalise, split_of, split_passages, text_digest
-from refbert.teacher import word_spans
+from refbert.tokenizer import word_spans
 from tests.unit.refbert.tokenizer_families import FAMILIES, sentences
 
 

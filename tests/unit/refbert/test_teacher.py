@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertM
 from refbert.config import TeacherConfig
 from refbert.errors import InputError
 from refbert.packaged import local_path
-from refbert.teacher import Teacher, load_teacher, load_tokenizer, tokenize, tokenizer_hash, word_spans
+from refbert.teacher import Teacher, load_teacher, load_tokenizer, tokenize, tokenizer_hash
+from refbert.tokenizer import word_spans
 
 TEXTS = ["A short one.", "A much longer text, that has to be cut off somewhere " * 3, "x"]
 

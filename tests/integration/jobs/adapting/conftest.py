@@ -2,8 +2,8 @@
 
 import pytest
 
-from jobs.config import AdaptConfig
-from jobs.memory import adaptation
+from refbert.config import AdaptConfig
+from refbert.memory import adaptation
 from refbert.teacher import load_teacher
 from tests.integration.jobs.adapting.memory import Memory
 from tests.integration.jobs.untaught import save_untaught_student

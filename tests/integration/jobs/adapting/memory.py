@@ -3,10 +3,9 @@
 import numpy as np
 
 import refbert
-from jobs.config import AdaptConfig
-from jobs.memory.adaptation import adapt
-from jobs.memory.student_memory import adapting_student
+from refbert.config import AdaptConfig
 from refbert.folder import save_correction
+from refbert.memory.adaptation import adapt, adapting_student
 from refbert.memory.version import current_version
 from vector_store.store import Store
 
@@ -25,7 +24,7 @@ class Memory:
         self.config = config
         self.client, self.folder, self.teacher = client, folder, teacher
         self.store = Store(client, config.store)
-        self.student, self.name = adapting_student(config, folder, teacher, batch=16)
+        self.student, self.name = adapting_student(config.references, folder, teacher, batch=16)
         self.store.ensure(self.student.texts.manifest)
         self.scratch = folder.parent / "scratch"
 

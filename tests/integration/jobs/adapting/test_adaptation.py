@@ -9,10 +9,10 @@ import torch
 from qdrant_client import grpc as api
 
 import refbert
-from jobs.memory import adaptation
-from jobs.memory.student_memory import adapting_student
 from refbert.errors import InputError
 from refbert.folder import CORRECTION, WORD_TABLE, save_student
+from refbert.memory import adaptation
+from refbert.memory.adaptation import adapting_student
 from refbert.memory.version import current_version, roll_back
 from refbert.student import RefBertForSequenceClassification, RefBertModel
 from refbert.student_config import RefBertConfig
@@ -178,7 +178,7 @@ def silenced(memory):
         for parameter in student.projection.parameters():
             parameter.zero_()
     student.save_pretrained(memory.folder)
-    memory.student, memory.name = adapting_student(memory.config, memory.folder, memory.teacher, batch=16)
+    memory.student, memory.name = adapting_student(memory.config.references, memory.folder, memory.teacher, batch=16)
 
 
 def test_a_damaged_vector_ends_an_adaptation_in_one_line_and_the_version_before_is_read(memory, store_url):
@@ -205,7 +205,7 @@ def test_a_student_that_answers_beyond_all_bounds_is_not_adapted(memory):
     with torch.no_grad():
         student.projection.bias.fill_(1e6)  # finite, and no weight that is refused when it is loaded
     student.save_pretrained(memory.folder)
-    memory.student, memory.name = adapting_student(memory.config, memory.folder, memory.teacher, batch=16)
+    memory.student, memory.name = adapting_student(memory.config.references, memory.folder, memory.teacher, batch=16)
     with pytest.raises(InputError, match=r"the student answers 40 of 40 texts .* numbers beyond 65504; train it again"):
         memory.adapt()
     with pytest.raises(CollectionMismatch, match="corrects no answers"):
@@ -257,7 +257,7 @@ def test_a_student_that_changed_since_is_refused_with_its_old_correction(memory,
         with pytest.raises(InputError, match=r"its weights changed since; adapt a memory to it .* or delete"):
             refbert.load(memory.folder, references)
     (memory.folder / CORRECTION).unlink()
-    memory.student, memory.name = adapting_student(memory.config, memory.folder, teacher, batch=16)
+    memory.student, memory.name = adapting_student(memory.config.references, memory.folder, teacher, batch=16)
     memory.adapt()
     assert memory.cosine(references=store_url) > 0.5
 
@@ -288,10 +288,10 @@ def test_students_that_cannot_be_adapted_are_refused_in_one_line(memory, teacher
     ):
         save_student(tmp_path / name, model, teacher.tokenizer, text_tokens=16)
         with pytest.raises(InputError, match=line):
-            adapting_student(memory.config, tmp_path / name, teacher, batch=16)
+            adapting_student(memory.config.references, tmp_path / name, teacher, batch=16)
     narrow = memory.config.adapt.references.model_copy(update={"words_dim": 5})
     with pytest.raises(InputError, match="words_dim asks for 5; leave words_dim out"):
-        adapting_student(memory.config.model_copy(update={"references": narrow}), memory.folder, teacher, batch=16)
+        adapting_student(narrow, memory.folder, teacher, batch=16)
 
 
 def test_an_adaptation_during_a_promotion_is_one_version_of_one_collection(memory, monkeypatch):

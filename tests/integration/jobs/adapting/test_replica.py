@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import refbert
-from jobs.memory.student_memory import adapting_student
 from refbert.errors import InputError
 from refbert.memory import replica
+from refbert.memory.adaptation import adapting_student
 from tests.integration.jobs.adapting.memory import ASKED, TEXTS
 
 
@@ -40,7 +40,7 @@ def test_a_memory_that_is_not_asked_by_words_alone_has_no_replica(memory, store_
     memory.add(TEXTS[:20])
     by_keywords = memory.options.references.model_copy(update={"criterion": "keywords"})
     memory.config = memory.config.model_copy(update={"references": by_keywords})
-    memory.student, memory.name = adapting_student(memory.config, memory.folder, memory.teacher, batch=16)
+    memory.student, memory.name = adapting_student(memory.config.references, memory.folder, memory.teacher, batch=16)
     memory.adapt()
     with pytest.raises(
         InputError, match=r"replica finds references by criterion dense.*asked by 'keywords'.*replica_rows=0"

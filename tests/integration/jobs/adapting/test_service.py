@@ -1,19 +1,24 @@
 """A service answers as its student was adapted, follows new versions, and explains what references changed."""
 
+import contextlib
 import threading
 import time
 
 import numpy as np
 import pytest
 import torch
+from starlette.testclient import TestClient
 
 import refbert
 from jobs.config import ServeConfig
 from jobs.evaluation.explanation_report import print_explanation, write_explanation
 from jobs.memory.student_memory import student_run
 from jobs.service import memory_watch
+from jobs.service.api import http_api
 from jobs.service.errors import NonFiniteAnswer, kind_of, name_of
+from jobs.service.inference import InferenceService
 from jobs.service.metrics import Metrics
+from jobs.service.middleware import RequestMiddleware
 from jobs.service.schema import Explanation
 from jobs.service.student import ServedStudent
 from refbert.memory.explanation import explained
@@ -159,3 +164,43 @@ def test_an_answer_that_is_not_finite_is_an_error_by_name_and_no_vector(served, 
         answers(served, ["a text that is not stored"])
     assert kind_of(NonFiniteAnswer("x")).status == 500
     assert name_of(NonFiniteAnswer("x")) == "NonFiniteAnswer"
+
+
+def test_shorter_vectors_are_the_memorys_components_over_http_as_refbert_load_gives_them(memory, store_url):
+    memory.add(TEXTS)
+    memory.adapt()
+    service = InferenceService(memory.config, torch.device("cpu"))
+    service.load(str(memory.folder))
+    api = http_api(service)
+
+    @contextlib.asynccontextmanager
+    async def answering(_):
+        service.start()
+        yield
+        await service.stop()
+
+    api.router.lifespan_context = answering
+    with TestClient(RequestMiddleware(service, api)) as client, refbert.load(memory.folder, store_url) as reader:
+
+        def served(**options):
+            body = {"input": ASKED, **options}
+            return np.array([one["embedding"] for one in client.post("/v1/embeddings", json=body).json()["data"]])
+
+        dim = service.student.dim
+        whole = served()
+        np.testing.assert_array_equal(served(dimensions=dim), whole)
+        for dimensions in (1, 12, dim - 1):
+            found = served(dimensions=dimensions)
+            assert found.shape == (len(ASKED), dimensions)
+            np.testing.assert_allclose(found, reader.encode(ASKED, dimensions), atol=1e-4)
+            np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+            tei = client.post("/embed", json={"inputs": ASKED, "dimensions": dimensions}).json()
+            np.testing.assert_allclose(tei, found, atol=1e-4)
+        kept = np.abs(served(dimensions=12) @ served(dimensions=12).T - whole @ whole.T).mean()
+        prefix = whole[:, :12] / np.linalg.norm(whole[:, :12], axis=1, keepdims=True)
+        assert kept < 0.5 * np.abs(prefix @ prefix.T - whole @ whole.T).mean()
+        page = client.get("/openapi.json").json()["components"]["schemas"]["EmbeddingRequest"]["properties"]
+        assert (page["dimensions"]["anyOf"][0]["minimum"], page["dimensions"]["anyOf"][0]["maximum"]) == (1, dim)
+        refused = client.post("/v1/embeddings", json={"input": "a text", "dimensions": dim + 1})
+        assert refused.status_code == 422
+        assert f"cannot be cut to {dim + 1}: give 1 to {dim}" in refused.text

@@ -132,7 +132,8 @@ def test_fields_of_other_services_are_taken_or_refused_by_name(serve_in_process)
             ("truncate_prompt_tokens", -2, "truncate_prompt_tokens: "),
             ("input_type", 5, "input_type: "),
             ("late_chunking", True, "late_chunking: is not known"),
-            ("dimensions", 8, "cannot be cut to 8"),
+            ("dimensions", 8, "cannot be cut to 8: that takes the principal components of a memory"),
+            ("dimensions", 25, "cannot be cut to 25: give 1 to 24"),
         ):
             assert says in refusal(client, json={"input": "a text", field: value})
         ranking = {"query": "a text", "documents": ["a text"]}

@@ -12,23 +12,24 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from jobs.config import AdoptConfig
-from jobs.memory.accounting import letter, letter_of, row_account, say_deleted
-from jobs.memory.corrected import said_without_references
-from jobs.run.progress import progress
+from refbert.config import AdaptConfig, AdoptConfig, TeacherConfig
 from refbert.errors import InputError
-from refbert.memory.reader import Reader
+from refbert.folder import save_correction
+from refbert.memory.accounting import letter, letter_of, row_account, say_deleted
+from refbert.memory.adaptation import adapt, adapting_student
+from refbert.memory.progress import progress
+from refbert.memory.reader import Reader, said_without_references
 from refbert.memory.texts import ReferenceTexts
 from refbert.passages import normalise
 from refbert.student import masked_mean
-from refbert.teacher import Teacher, tokenize
+from refbert.teacher import Teacher, load_teacher, tokenize
 from vector_store.client import Client
 from vector_store.config import StoreConfig
 from vector_store.foreign import ForeignPoint, ForeignVectors, foreign_points, foreign_vectors, payload_names
@@ -108,6 +109,37 @@ def checked(client: Client, options: AdoptConfig, teacher: Teacher, store: Store
         )
     is_unit = bool(((theirs.norm(dim=1) - 1).abs() < UNIT).all())
     return Checked(vectors, float(lengths.mean()) if is_unit else None, median)
+
+
+def adopted(
+    folder: Path, theirs: Client, client: Client, options: AdaptConfig, teacher: TeacherConfig, seed: int = 0
+) -> dict[str, Any]:
+    """Adapt a student to a collection of its teacher's embeddings: copied into a memory of `client`, and fitted on.
+
+    The student's folder gets the maps; beside it lie the rejected points, and while it works what a killed adoption continues
+    from. Returns what became of the points, and what left-out ones say of the gain. Raises InputError as `checked` and
+    `adapting_student` do.
+    """
+    store = StoreConfig(collection=options.collection)
+    if options.adopt.collection == options.collection and theirs.url == client.url:
+        raise InputError(
+            f"the memory would have the name of the collection that is adopted, {options.collection!r}; give it another one"
+        )
+    loaded = load_teacher(teacher)
+    found = checked(theirs, options.adopt, loaded, store)
+    student, name = adapting_student(options.references, folder, loaded, options.batch)
+    assert student.texts is not None
+    rejected = folder.with_name(f"{folder.name}.rejected.jsonl")
+    counts = adopt(theirs, found, options.adopt, client, store, student.texts, rejected)
+    made = adapt(Store(client, store), student, name, folder.with_name(f"{folder.name}.adapting"), options, seed)
+    save_correction(folder, made.correction)
+    return {
+        "collection": options.collection,
+        "version": made.correction.version,
+        "points": counts,
+        "references": made.references,
+        "left_out": {"alone": made.alone, "global": made.kriging.before, "references": made.kriging.after},
+    }
 
 
 def compared_with(teacher: Teacher, texts: Sequence[str], theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

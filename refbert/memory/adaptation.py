@@ -19,16 +19,29 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from jobs.config import AdaptConfig
-from jobs.memory.corrected import said_without_references
-from jobs.run.progress import progress
 from refbert.atomic import whole_file
-from refbert.correction import Correction, Kriging, Residuals, choose_kriging, reader_of, residuals_of
+from refbert.config import AdaptConfig, ReferenceConfig
+from refbert.correction import (
+    Correction,
+    Kriging,
+    Residuals,
+    choose_kriging,
+    principal_components,
+    reader_of,
+    residuals_of,
+)
 from refbert.errors import InputError
+from refbert.folder import fingerprint, has_head, has_word_table, load_model, load_word_table, save_word_table
 from refbert.global_part import FittedGlobalPart, GlobalPartOptions, Rows, fit_global_part
-from refbert.memory.reader import Reader
+from refbert.memory.manifest import manifest_of
+from refbert.memory.progress import progress
+from refbert.memory.reader import Reader, said_without_references, text_tokens
+from refbert.memory.texts import ReferenceTexts
 from refbert.memory.version import publish_version
 from refbert.passages import Text
+from refbert.references import word_table
+from refbert.teacher import Teacher, load_tokenizer, tokenizer_hash
+from refbert.words import WordVectors
 from vector_store.schema import Parts, StoredPoint
 from vector_store.store import Store
 
@@ -99,11 +112,51 @@ def adapt(store: Store, student: Reader, name: str, scratch: Path, options: Adap
         "collection": options.collection,
         "references": student.texts.references.model_dump(mode="json"),
     }
-    correction = Correction(name, version, fitted.part, kriging.tau, kriging.noise, kriging.references, reading)
+    components = principal_components(rows.teacher for rows in chunks())
+    correction = Correction(
+        name, version, fitted.part, kriging.tau, kriging.noise, kriging.references, reading, components
+    )
     publish_version(store, correction)
     adaptation = Adaptation(correction, sum(len(page.ids) for page in pages), kriging, _cosine(chunks()))
     shutil.rmtree(scratch)
     return adaptation
+
+
+def adapting_student(references: ReferenceConfig, folder: Path, teacher: Teacher, batch: int) -> tuple[Reader, str]:
+    """Open a student as its answers are to be corrected, with the words of texts; return its fingerprint, too.
+
+    Its folder gets the teacher's word table where it has none; the memory's dense index is as wide as that. Raises InputError
+    for a student that reads token states, that classifies, or that is another teacher's.
+    """
+    model = load_model(folder).fuse()
+    if has_head(model.config):
+        raise InputError(
+            f"{folder} classifies, and what a memory corrects are sentence vectors; give an encoder's folder"
+        )
+    if model.config.reads_any:
+        raise InputError(
+            f"{folder} reads the token states of its references, and its answers would be corrected for that twice; distil one "
+            "that reads none (student.reference_mode=none references.criterion=none)"
+        )
+    tokenizer = load_tokenizer(str(folder))
+    if model.config.dim != teacher.dim or tokenizer_hash(tokenizer) != tokenizer_hash(teacher.tokenizer):
+        raise InputError(
+            f"{folder} is no student of {teacher.config.model}: its vectors have {model.config.dim} numbers, the teacher's "
+            f"{teacher.dim}, or their tokenizers differ; name its own teacher in teacher.model"
+        )
+    if not has_word_table(folder):
+        save_word_table(folder, word_table(teacher.static_vectors(), references.words_dim))
+    table = load_word_table(folder)
+    asked = references.words_dim
+    if asked not in (None, table.dim):
+        raise InputError(
+            f"the word table of {folder} is {table.dim} wide, adapt.references.words_dim asks for {asked}; leave words_dim out"
+        )
+    references = references.model_copy(update={"words_dim": table.dim if references.dense_index else None})
+    texts = ReferenceTexts(manifest_of(teacher, references), references, teacher.tokenizer, table)
+    words = WordVectors(table, tokenizer.all_special_ids)
+    most = text_tokens(model.config) or teacher.config.tokens
+    return Reader(model, tokenizer, most, texts, words=words, batch=batch), fingerprint(folder)
 
 
 def student_pages(store: Store, student: Reader, scratch: Path) -> Iterator[Page]:
@@ -179,9 +232,8 @@ def write_residuals(
 def version_of(pages: Sequence[Page], student: str, options: AdaptConfig, seed: int) -> str:
     """Return a version's name, 8 hex digits: of what it is fitted on, and how."""
     fitted_on = "".join(page.file.name for page in pages)
-    return hashlib.sha256(
-        f"{fitted_on} {student} {options.landmarks} {options.references} {seed}".encode()
-    ).hexdigest()[:8]
+    how = f"{options.landmarks} {options.references} {seed} components"
+    return hashlib.sha256(f"{fitted_on} {student} {how}".encode()).hexdigest()[:8]
 
 
 def _residuals_file(page: Page) -> Path:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jobs.memory.accounting import letter, row_account
+from refbert.memory.accounting import letter, row_account
 
 
 def test_rejected_rows_are_in_the_file_behind_those_that_could_not_be_read(tmp_path, caplog):
