@@ -7,7 +7,7 @@ import importlib.metadata
 import importlib.util
 import io
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,6 +61,7 @@ def open_peers(
         "teacher, torch bf16": lambda _: bf16_peer(teacher, module),
         "teacher, ONNX Runtime int8": lambda own: onnx_peer(teacher, write_graph(module, own, int8=True)),
         "teacher, OpenVINO int8": lambda own: openvino_peer(teacher, module, texts, own),
+        "teacher, OpenVINO int8 weights": lambda own: openvino_peer(teacher, module, None, own),
         "paraphrase-MiniLM-L3, ONNX Runtime fp32": lambda _: l3_peer(teacher, None),
         "paraphrase-MiniLM-L3, ONNX Runtime int8": lambda own: l3_peer(teacher, own),
         **{name: partial(static_peer, teacher, static, dims) for name, dims in STATIC_DIMS.items()},
@@ -101,20 +102,21 @@ def onnx_peer(teacher: Teacher, graph: Path) -> Peer:
     )
 
 
-def openvino_peer(teacher: Teacher, module: MeanOfStates, texts: Sequence[str], folder: Path) -> Peer:
-    """The teacher in OpenVINO, weights and activations quantised ahead by NNCF."""
+def openvino_peer(teacher: Teacher, module: MeanOfStates, texts: Sequence[str] | None, folder: Path) -> Peer:
+    """The teacher in OpenVINO: weights and activations quantised ahead by NNCF, or weights alone where there are no `texts`."""
     require("openvino", "nncf")
     import nncf
     import openvino
 
     core = openvino.Core()
-    batches = [arrays for _, arrays in tokenized(teacher, texts[: CALIBRATION_BATCHES * BATCH])]
-    quantised = nncf.quantize(
-        core.read_model(write_graph(module, folder, int8=False)),
-        nncf.Dataset(batches),
-        model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(batches),
-    )
+    graph = core.read_model(write_graph(module, folder, int8=False))
+    with redirect_stdout(io.StringIO()):  # its progress
+        if texts is None:
+            quantised = nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_ASYM)
+        else:
+            batches = [arrays for _, arrays in tokenized(teacher, texts[: CALIBRATION_BATCHES * BATCH])]
+            kind = nncf.ModelType.TRANSFORMER
+            quantised = nncf.quantize(graph, nncf.Dataset(batches), model_type=kind, subset_size=len(batches))
     openvino.save_model(quantised, folder / "openvino.xml")
     model = core.compile_model(folder / "openvino.xml", "CPU")
     files = (folder / f"openvino.{ending}" for ending in ("xml", "bin"))

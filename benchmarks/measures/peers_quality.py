@@ -41,7 +41,7 @@ from refbert.tasks import load_task
 from refbert.teacher import Teacher
 
 STS_B = "sts_b"
-QUICK_STORED, QUICK_ASKED = 1_500, 400
+QUICK_STORED, QUICK_ASKED = 300, 100
 
 NOTE = (
     "cosine: mean cosine to the teacher's vector of texts that are not stored; none for an encoder with a space of its own. "
@@ -86,24 +86,26 @@ def measure_quality(
     found: Found = {}
     of_files: list[tuple[Domain, Pairs | None]] = [(domain, None) for domain in domains(intents, None, quick)]
     if sts_b:
-        of_files.append(similarity(sts_b))
+        of_files.append(similarity(sts_b, QUICK_ASKED if quick else None))
     for whole, pairs in of_files:
-        domain = whole
-        if quick and not pairs:
-            labels = whole.labels and (whole.labels[0][:QUICK_STORED], whole.labels[1][:QUICK_ASKED])
-            domain = Domain(whole.name, whole.stored[:QUICK_STORED], whole.asked[:QUICK_ASKED], labels)
-        elif quick:
-            domain = whole._replace(stored=whole.stored[:QUICK_STORED])
+        domain = shortened(whole, pairs) if quick else whole
         for name, quality in measured(domain, pairs, teacher, peers, students):
             found.setdefault((domain.name, name), []).append(quality)
             print(domain.name, name, *quality, flush=True)
     return found
 
 
-def similarity(folder: Path) -> tuple[Domain, Pairs]:
-    """STS-B in GLUE's own form: its training texts to store, those of its dev pairs to ask, and the pairs."""
+def shortened(domain: Domain, pairs: Pairs | None) -> Domain:
+    """Fewer texts of a domain; all that are asked where they are of pairs."""
+    asked = len(domain.asked) if pairs else QUICK_ASKED
+    labels = domain.labels and (domain.labels[0][:QUICK_STORED], domain.labels[1][:asked])
+    return Domain(domain.name, domain.stored[:QUICK_STORED], domain.asked[:asked], labels)
+
+
+def similarity(folder: Path, most: int | None) -> tuple[Domain, Pairs]:
+    """STS-B in GLUE's own form: its training texts to store, those of its dev pairs, `most` at most, to ask, and the pairs."""
     task = load_task(TaskConfig(name="STS-B", path=str(folder)))
-    dev = [(one.text, one.text_pair or "", float(one.label or 0)) for one in task.split("dev")]
+    dev = [(one.text, one.text_pair or "", float(one.label or 0)) for one in task.split("dev")[:most]]
     asked = {text: number for number, text in enumerate(dict.fromkeys(text for one in dev for text in one[:2]))}
     training = dict.fromkeys(text for one in task.split("train") for text in (one.text, one.text_pair or ""))
     pairs = Pairs(*map(list, zip(*((asked[one], asked[other], alike) for one, other, alike in dev), strict=True)))
