@@ -27,7 +27,7 @@ from jobs.evaluation.corrected import collection_of
 from jobs.evaluation.explanation_report import write_explanation
 from jobs.evaluation.measurements import EvaluationJob, measure
 from jobs.evaluation.provenance import provenance
-from jobs.evaluation.report import write_report
+from jobs.evaluation.report import verdict, warnings, write_report
 from jobs.memory.store import MemoryAddress, running_store
 from jobs.run.directory import require_trained
 from refbert.memory.manifest import manifest_of
@@ -64,4 +64,7 @@ def run(config: RunConfig) -> None:
     if explanation := report.pop("explanation", None):
         report["explanation"] = write_explanation(explanation, config.run_directory, "example")
     write_report(report, config.run_directory)
+    for line in warnings(report):
+        log.warning("%s", line)
+    log.info("%s", verdict(report) or "nothing is read")
     log.info("report: %s", config.run_directory / "report.md")

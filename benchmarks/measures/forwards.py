@@ -30,14 +30,14 @@ COMPILED = "torch.compile fp32"
 BF16 = "torch bf16"
 
 
-class BertBase(nn.Module):
-    """BERT-base's encoder and the mean over its tokens, traced by the same names as a student."""
+class MeanOfStates(nn.Module):
+    """An encoder of BERT's kind and the mean over its tokens, traced by the same names as a student."""
 
     inputs = ("input_ids", "attention_mask", "token_type_ids")
 
-    def __init__(self) -> None:
+    def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
-        self.encoder = BertModel(BertConfig(), add_pooling_layer=False)
+        self.encoder = encoder
         self.eval()
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -50,12 +50,14 @@ class BertBase(nn.Module):
         return ids, torch.ones_like(ids), torch.zeros_like(ids)
 
 
-def encoder(name: str, **options: Any) -> BertBase | Graph:
+def encoder(name: str, **options: Any) -> MeanOfStates | Graph:
     """BERT-base, or a student of these options as it is deployed."""
-    return BertBase() if name == BERT_BASE else Graph(RefBertModel(RefBertConfig(**options)))
+    if name == BERT_BASE:
+        return MeanOfStates(BertModel(BertConfig(), add_pooling_layer=False))
+    return Graph(RefBertModel(RefBertConfig(**options)))
 
 
-def torch_forward(module: BertBase | Graph, call: Callable[..., Any] | None = None) -> Forward:
+def torch_forward(module: MeanOfStates | Graph, call: Callable[..., Any] | None = None) -> Forward:
     """The module itself, or `call` in its place."""
     run: Any = module if call is None else call  # a compiled module has no truth value
 
@@ -66,29 +68,34 @@ def torch_forward(module: BertBase | Graph, call: Callable[..., Any] | None = No
     return forward
 
 
-def onnx_forward(module: BertBase | Graph, int8: bool) -> Forward:
+def onnx_forward(module: MeanOfStates | Graph, int8: bool) -> Forward:
     """The module's graph in ONNX Runtime."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        to_onnx(module, module.inputs, ("sentence_embedding",), module.example(2, 5, 3), path)
-        if int8:
-            quantize(path, path.with_name("int8.onnx"))
-            path = path.with_name("int8.onnx")
-        run = open_onnx(path)
+        run = open_onnx(write_graph(module, Path(folder), int8))
     return lambda arrays: run(**{name: arrays[name] for name in module.inputs})[-1]
 
 
-def bf16_forward(module: BertBase | Graph) -> Forward:
+def write_graph(module: MeanOfStates | Graph, folder: Path, int8: bool) -> Path:
+    """Write the module's graph into a folder, quantised dynamically for `int8`, and return its file."""
+    path = folder / "model.onnx"
+    to_onnx(module, module.inputs, ("sentence_embedding",), module.example(2, 5, 3), path)
+    if int8:
+        quantize(path, path.with_name("int8.onnx"))
+        path = path.with_name("int8.onnx")
+    return path
+
+
+def bf16_forward(module: MeanOfStates | Graph) -> Forward:
     """The module with bfloat16 weights and activations."""
     return torch_forward(deepcopy(module).to(torch.bfloat16))
 
 
-def compiled_forward(module: BertBase | Graph) -> Forward:
+def compiled_forward(module: MeanOfStates | Graph) -> Forward:
     """The module through TorchInductor, one graph for each shape."""
     return torch_forward(module, torch.compile(module, dynamic=False))
 
 
-BACKENDS: dict[str, Callable[[BertBase | Graph], Forward]] = {
+BACKENDS: dict[str, Callable[[MeanOfStates | Graph], Forward]] = {
     "torch fp32": torch_forward,
     BF16: bf16_forward,
     COMPILED: compiled_forward,

@@ -210,15 +210,31 @@ def scores(
             labels[0],
             [label for label, is_one in zip(labels[1], some.tolist(), strict=True) if is_one],
         )
-    index = F.normalize(stored, dim=1)
-    wanted, found = ((F.normalize(some, dim=1) @ index.T).topk(10).indices for some in (asked, answers))
-    shared = (wanted[:, :, None] == found[:, None, :]).any(2).float().mean()
-    intent = None
-    if labels:
-        of_stored, of_asked = (np.array(some) for some in labels)
-        intent = float((of_stored[found[:, 0].numpy()] == of_asked).mean())
-    cosine = float(F.cosine_similarity(answers, asked, dim=1).mean())
-    return Scores(cosine, float(shared), intent, mutual_information(answers, asked, POOL))
+    wanted, found = (nearest_ten(some, stored) for some in (asked, answers))
+    return Scores(
+        float(F.cosine_similarity(answers, asked, dim=1).mean()),
+        shared(wanted, found),
+        intent_accuracy(found, labels),
+        mutual_information(answers, asked, POOL),
+    )
+
+
+def nearest_ten(asked: Tensor, index: Tensor) -> Tensor:
+    """Return the ten rows of an index that are nearest to each vector (asked, dim) by cosine, the best first: (asked, 10)."""
+    return (F.normalize(asked, dim=1) @ F.normalize(index, dim=1).T).topk(10).indices
+
+
+def shared(wanted: Tensor, found: Tensor) -> float:
+    """The share of wanted rows (asked, 10) that were found (asked, 10)."""
+    return float((wanted[:, :, None] == found[:, None, :]).any(2).float().mean())
+
+
+def intent_accuracy(found: Tensor, labels: tuple[list[str], list[str]] | None) -> float | None:
+    """The share of asked texts whose first found row has their label; None without labels of stored and asked texts."""
+    if not labels:
+        return None
+    of_stored, of_asked = (np.array(some) for some in labels)
+    return float((of_stored[found[:, 0].numpy()] == of_asked).mean())
 
 
 def goals(found: dict[tuple[str, str], list[Scores]]) -> Iterator[Goal]:
@@ -241,8 +257,8 @@ def goals(found: dict[tuple[str, str], list[Scores]]) -> Iterator[Goal]:
                 yield Goal(f"reading_intent_below_teacher_{domain}", gap, 0.01, "<=")
 
 
-def shown(some: Sequence[Scores]) -> dict[str, str]:
-    """Means over seeds with their spread."""
+def shown(some: Sequence[Any]) -> dict[str, str]:
+    """Means over seeds with their spread, of `Scores` or another tuple with names."""
 
     def cell(values: Iterable[float | None]) -> str:
         known = [value for value in values if value is not None]
@@ -251,12 +267,12 @@ def shown(some: Sequence[Scores]) -> dict[str, str]:
         spread = f" ± {statistics.stdev(known):.4f}" if len(known) > 1 else ""
         return f"{statistics.fmean(known):.4f}{spread}"
 
-    return {name: cell(getattr(one, name) for one in some) for name in Scores._fields}
+    return {name: cell(getattr(one, name) for one in some) for name in some[0]._fields}
 
 
 def words_of(teacher: Teacher, students: Sequence[Path]) -> WordTable:
     """The word table that students find references with: their own, which is the same for all, or the teacher's."""
-    if has_word_table(students[0]):
+    if students and has_word_table(students[0]):
         return load_word_table(students[0])
     return word_table(teacher.static_vectors())
 

@@ -4,6 +4,8 @@ Throughput of whole calls: tokenizing, look-ups beside the forward, correction. 
 """
 
 import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from measures.goals import Goal, Part, Rows, in_turns, median_ratio
 from measures.points import load_snippets
 from refbert.config import TeacherConfig
 from refbert.folder import CORRECTION, WEIGHTS, WORD_TABLE
+from refbert.memory.reader import Reader
 from refbert.parallel import in_parallel
 from refbert.passages import by_length
 from refbert.teacher import Teacher, load_teacher
@@ -35,12 +38,9 @@ NOTE = (
 )
 
 
-def measure(quick: bool, _folder: Path, adapted: Path, store: str) -> Part:
-    """Measure an adapted student's folder beside its teacher and its memory."""
-    teacher = load_teacher(TeacherConfig(tokens=32))
-    snippets = load_snippets()
-    texts = [one.row.text for one in (*snippets.heldout, *snippets.stored)]
-    rounds, size = QUICK_ROUNDS if quick else ROUNDS, BATCH * BATCHES
+@contextmanager
+def opened(adapted: Path, store: str) -> Iterator[dict[str, Reader]]:
+    """Yield an adapted student as it may be asked, by name: alone, corrected, reading its memory's store, or a replica."""
     with (
         refbert.load(adapted, store, batch=BATCH) as reads,
         refbert.load(adapted, batch=BATCH) as corrected,
@@ -48,7 +48,16 @@ def measure(quick: bool, _folder: Path, adapted: Path, store: str) -> Part:
     ):
         alone = refbert.load(adapted, batch=BATCH)
         alone.correction = None
-        readers = {ALONE: alone, GLOBAL: corrected, READS: reads, REPLICA: replica}
+        yield {ALONE: alone, GLOBAL: corrected, READS: reads, REPLICA: replica}
+
+
+def measure(quick: bool, _folder: Path, adapted: Path, store: str) -> Part:
+    """Measure an adapted student's folder beside its teacher and its memory."""
+    teacher = load_teacher(TeacherConfig(tokens=32))
+    snippets = load_snippets()
+    texts = [one.row.text for one in (*snippets.heldout, *snippets.stored)]
+    rounds, size = QUICK_ROUNDS if quick else ROUNDS, BATCH * BATCHES
+    with opened(adapted, store) as readers:
         contenders = {
             TEACHER: lambda turn: encode(teacher, texts[turn * size : (turn + 1) * size], 1),
             SPREAD: lambda turn: encode(teacher, texts[turn * size : (turn + 1) * size], torch.get_num_threads()),
@@ -60,13 +69,12 @@ def measure(quick: bool, _folder: Path, adapted: Path, store: str) -> Part:
         for call in contenders.values():
             call(rounds)
         taken = in_turns(contenders, rounds)
+        reads, replica = readers[READS], readers[REPLICA]
         rungs = dict(reads.source.counts)
-        memory = Store(reads.source._client, StoreConfig(collection=reads.source._collection))
+        memory = memory_of(reads)
         wire, disk = wire_bytes(memory, reads.correction.reader), disk_bytes(memory, store)
     teachers = min(taken[TEACHER], taken[SPREAD], key=statistics.median)
-    files = {
-        name: (adapted / name).stat().st_size for name in (WEIGHTS, WORD_TABLE, CORRECTION) if (adapted / name).exists()
-    }
+    files = student_files(adapted)
     rows: Rows = [
         {
             "contender": name,
@@ -98,6 +106,18 @@ def encode(teacher: Teacher, texts: list[str], workers: int) -> None:
     batches = list(by_length(texts, BATCH))
     for _ in in_parallel(lambda rows: teacher.encode_texts([texts[row] for row in rows]), batches, workers):
         pass
+
+
+def student_files(folder: Path) -> dict[str, int]:
+    """Bytes of a student's weights, and of the word table and the correction where there are such, by file."""
+    return {
+        name: (folder / name).stat().st_size for name in (WEIGHTS, WORD_TABLE, CORRECTION) if (folder / name).exists()
+    }
+
+
+def memory_of(reads: Reader) -> Store:
+    """The store that a reader asks."""
+    return Store(reads.source._client, StoreConfig(collection=reads.source._collection))
 
 
 def wire_bytes(memory: Store, reader: str) -> float:

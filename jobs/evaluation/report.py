@@ -40,16 +40,27 @@ SPEED = {
     "student_with_references": "student, corrected, with references",
 }
 
+NOTED_GAIN = 0.001
+"""Difference in mean cosine below which reading is not said to help."""
+
+MUCH_SMALLER = 2.0
+"""How many times smaller than its teacher a student should be."""
+
+BUSY = 0.25
+"""Share of the cores that other processes may use while encoders are timed."""
+
 
 def write_report(report: dict[str, Any], directory: Path) -> None:
     """Write the report's files into a run directory; report.json last, complete or not at all."""
+    report = {**report, "reading": reading(report), "warnings": warnings(report)}
     plot_loss(directory / "metrics.jsonl", directory / "loss.png")
     plot_fidelity(report["fidelity"], directory / "fidelity.png")
     plot_size_and_latency(report, directory / "size_latency.png")
     (directory / "nearness.png").unlink(missing_ok=True)
     if "adapted" in report:
         plot_nearness(report["adapted"], directory / "nearness.png")
-    (directory / "report.md").write_text(markdown(report, f"Run `{directory.name}`"))
+    text = markdown(report, f"Run `{directory.name}`", folder=directory / "student")
+    (directory / "report.md").write_text(text)
     write_whole(directory / "report.json", json.dumps(report, indent=2))
 
 
@@ -141,13 +152,63 @@ def tables(report: dict[str, Any]) -> dict[str, Table]:
 
 
 def print_tables(report: dict[str, Any]) -> None:
-    """Print the report's tables on the terminal."""
-    show(*tables(report).values())
+    """Print the report's tables on the terminal, whether reading helps, and what to beware of."""
+    show(*tables(report).values(), *filter(None, [verdict(report)]), *(f"warning: {line}" for line in warnings(report)))
 
 
-def markdown(report: dict[str, Any], title: str, pictures: bool = True) -> str:
-    """Return the report as Markdown, with or without links to its pictures."""
-    return render(TEMPLATES / "report.md.j2", title=title, pictures=pictures, tables=tables(report), **report)
+def reading(report: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the mean cosine to the teacher `with` references, `without`, and with random ones as a `control`, and whether that
+    `helps`; None where nothing is read."""
+    if adapted := report.get("adapted"):
+        names, ways = ("references", "global", "random"), adapted["answers"] if adapted["references_per_text"] else {}
+    else:
+        names, ways = ("nearest", "null", "random"), report["fidelity"]
+    if names[0] not in ways:
+        return None
+    best, without, control = (float(ways[name]["sentence_cosine"]) for name in names)
+    return {
+        "helps": best - max(without, control) >= NOTED_GAIN,
+        "with": best,
+        "without": without,
+        "control": control,
+    }
+
+
+def verdict(report: dict[str, Any]) -> str | None:
+    """Say whether reading helps, and by how much; None where nothing is read."""
+    if (found := reading(report)) is None:
+        return None
+    return (
+        f"Reading {'helps' if found['helps'] else 'does not help'}: the mean cosine to the teacher is {found['with']:.4f} with "
+        f"references, {found['without']:.4f} without, {found['control']:.4f} with random ones."
+    )
+
+
+def warnings(report: dict[str, Any]) -> list[str]:
+    """Say what in a report is not to be relied on, or not worth having."""
+    found = []
+    timing = report["run"].get("timing")  # an earlier release did not look
+    if timing and timing["others_cores"] > BUSY * timing["cores"]:
+        found.append(
+            f"the machine was busy while encoders were timed: other processes used {timing['others_cores']:.1f} of "
+            f"{timing['cores']} cores; evaluate again when it is quiet"
+        )
+    smaller = report["student"]["bytes_compression"]
+    if adapted := report.get("adapted"):
+        needed = sum(adapted["size"][f"{part}_bytes"] for part in ("weights", "words", "correction"))
+        smaller = 4 * report["teacher"]["params"] / needed
+    if smaller < MUCH_SMALLER:
+        found.append(
+            f"the student is only {smaller:.2f}x smaller than its teacher, wanted {MUCH_SMALLER:g}x; lower "
+            "student.hidden_size, student.num_hidden_layers, student.embedding_size or adapt.landmarks"
+        )
+    return found
+
+
+def markdown(report: dict[str, Any], title: str, pictures: bool = True, folder: Path | None = None) -> str:
+    """Return the report as Markdown, with or without links to its pictures. It says how to load the student in `folder`."""
+    said = {"verdict": verdict(report), "warnings": warnings(report), "folder": folder, "tables": tables(report)}
+    return render(TEMPLATES / "report.md.j2", **{**report, **said}, title=title, pictures=pictures)
 
 
 def plot_loss(metrics: Path, picture: Path) -> None:

@@ -5,6 +5,7 @@ import math
 import os
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -51,7 +52,7 @@ class ThreadShare:
         if self._is_fixed or since_s < LOOK_S:
             return
         before, self._seen, self._seen_s = self._seen, processor_seconds(), time.monotonic()
-        busy = sum(max(0.0, seconds - before.get(pid, 0.0)) for pid, seconds in self._seen.items()) / since_s
+        busy = used_between(before, self._seen) / since_s
         free = max(1, min(self._cores // self._workers, round((self._cores - busy) / self._workers)))
         if free != self.threads:
             log.info(
@@ -60,6 +61,11 @@ class ThreadShare:
             )  # fmt: skip
             self.threads = free
             torch.set_num_threads(free)
+
+
+def used_between(before: Mapping[int, float], after: Mapping[int, float]) -> float:
+    """Return the processor seconds that processes used between two of `processor_seconds`."""
+    return sum(max(0.0, seconds - before.get(pid, 0.0)) for pid, seconds in after.items())
 
 
 def processor_seconds() -> dict[int, float]:

@@ -13,6 +13,8 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
+const FOLDED_AFTER = 5;
+
 const shown = (text) => (Array.isArray(text) ? text.join("  |  ") : text);
 
 async function call(path, body) {
@@ -74,7 +76,34 @@ function massesOf(explanation, reference, layer, token) {
   return explanation.heat.mass[Number(token)].filter((_, column) => explanation.heat.ranks[column] === rank);
 }
 
+function folded(items) {
+  // The first few, and the others behind a line that opens.
+  const list = (some) => make("ol", { class: "weights", "aria-label": "references, by nearness" }, ...some);
+  const rest = items.slice(FOLDED_AFTER);
+  const more = make("details", {}, make("summary", {}, `${rest.length} more`), list(rest));
+  return rest.length ? [list(items.slice(0, FOLDED_AFTER)), more] : [list(items)];
+}
+
+function drawCorrection(explanation) {
+  // References that correct the answer have weights, not attention: as a share of the largest one.
+  const { nearness, variance } = explanation.correction;
+  const read = explanation.references.filter((reference) => reference.id);
+  const most = Math.max(1e-9, ...read.map((reference) => Math.abs(reference.weight ?? 0)));
+  const items = read.map((reference) => make("li", {},
+    make("b", {}, (reference.weight ?? 0).toFixed(2)),
+    make("span", {}, make("span", { class: "track" }, make("i", { style: `width:${100 * Math.abs(reference.weight ?? 0) / most}%` })),
+      shown(reference.text), make("small", {}, ` cosine ${reference.score.toFixed(2)}; without it the answer moves by ${reference.without.cosine_distance.toFixed(4)}`))));
+  const rung = explanation.references[0]?.rung ?? "null";
+  const head = make("p", {}, make("span", { class: `rung ${rung}` }, rung), ` – ${read.length} references and their weights`);
+  $("references").replaceChildren(make("div", { class: "reference" }, head, ...folded(items)));
+  $("share").textContent = read.length
+    ? `The nearest has a cosine of ${nearness.toFixed(2)}. Variance ${variance.toFixed(2)}: 0 is certain, 1 is as if nothing had been read.`
+    : "Nothing was read: the answer is corrected by what all stored texts have in common.";
+}
+
 function drawReferences(explanation) {
+  $("attention").hidden = Boolean(explanation.correction);
+  if (explanation.correction) return drawCorrection(explanation);
   const layer = $("layer").value, token = $("token").value;
   const masses = explanation.references.map((reference) => massesOf(explanation, reference, layer, token));
   const most = Math.max(1e-9, ...masses.flat());

@@ -1,6 +1,8 @@
 """An adapted student measured and scored by the jobs: as it answers, with controls, and by how near its references are."""
 
 import json
+import os
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -109,6 +111,7 @@ def test_an_adapted_student_is_measured_as_it_answers_with_controls_and_by_nearn
     assert size["params"] > report["student"]["params"]
 
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "train/loss": 1.0}) + "\n")
+    (tmp_path / "student").symlink_to(folder)
     write_report(report, tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert f"| with references | {answers['references']:.4f} |" in text
@@ -116,6 +119,14 @@ def test_an_adapted_student_is_measured_as_it_answers_with_controls_and_by_nearn
     assert "](nearness.png)" in text
     assert (tmp_path / "nearness.png").read_bytes().startswith(b"\x89PNG")
     assert "nearness.png" not in markdown(report, "card", pictures=False)
+    assert f"with references, {answers['global']:.4f} without, {answers['random']:.4f} with random ones" in text
+    assert report["run"]["timing"]["cores"] == os.cpu_count()
+    assert report["run"]["timing"]["others_cores"] >= 0
+    _, how_to_load = re.findall(r"```python\n(.*?)```", text, re.S)
+    loaded: dict = {}
+    exec(how_to_load.replace("http://host:6334", str(config.store_directory)), loaded)
+    with refbert.load(folder, config.store_directory) as student:
+        np.testing.assert_allclose(loaded["vectors"], student.encode(["a text"]), atol=1e-6)
 
 
 def test_held_out_texts_that_the_memory_holds_are_left_out_and_another_teacher_is_refused(here, caplog):

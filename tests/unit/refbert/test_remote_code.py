@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from refbert.folder import fingerprint, save_correction, save_student
 from refbert.global_part import GlobalPartOptions, Rows, fit_global_part
 from refbert.references import word_table
 from refbert.remote_code import make_loadable, remote_code
+from refbert.scores import score
 from refbert.teacher import load_tokenizer
 from refbert.words import WordVectors
 
@@ -84,6 +86,42 @@ for folder in folders[:2]:
 """
 
 
+IN_MTEB = """
+import mteb
+from mteb.abstasks.sts import AbsTaskSTS
+from mteb.abstasks.task_metadata import TaskMetadata
+from sentence_transformers import SentenceTransformer
+
+folder, data = folders, texts
+
+
+class OwnPairs(AbsTaskSTS):
+    metadata = TaskMetadata(
+        name="OwnPairs", description="Pairs of a file of one's own.", dataset={"path": data, "revision": "1"}, type="STS",
+        eval_langs=["eng-Latn"], main_score="cosine_spearman",
+    )
+
+
+student = SentenceTransformer(folder, trust_remote_code=True)
+(result,) = mteb.evaluate(student, OwnPairs(), cache=None, show_progress_bar=False).task_results
+answers["scores"] = result.scores
+"""
+
+
+def elsewhere(script, given, home, packages=""):
+    """What a script answers in a process that can import nothing of this project, nor ask the Hub; it finds `packages`."""
+    environment = {
+        **os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(home), "HF_HOME": str(home),
+        "PYTHONPATH": str(packages),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", script + "print(json.dumps(answers))", json.dumps(given)],
+        capture_output=True, text=True, cwd=home, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def save_adapted(folder, model, tokenizer):
     table = word_table(np.random.default_rng(0).standard_normal((30522, WORDS)).astype(np.float32))
     save_student(folder, model, tokenizer, table, text_tokens=16)
@@ -114,14 +152,7 @@ def answers(folders, tmp_path_factory):
     """What other libraries answer of these folders, in a process that can import nothing of this project."""
     home = tmp_path_factory.mktemp("elsewhere")
     script = WITHOUT_THE_PROJECT + IN_TRANSFORMERS + (IN_SENTENCE_TRANSFORMERS if HAS_SENTENCE_TRANSFORMERS else "")
-    given = json.dumps([[str(folder) for folder in folders], TEXTS])
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(home), "PYTHONPATH": ""}
-    done = subprocess.run(
-        [sys.executable, "-c", script + "print(json.dumps(answers))", given],
-        capture_output=True, text=True, cwd=home, env=environment, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return elsewhere(script, [[str(folder) for folder in folders], TEXTS], home)
 
 
 def unit(vectors):
@@ -205,3 +236,31 @@ def test_the_copied_code_imports_what_transformers_brings_and_its_own_files():
                 )
                 packages = {module.partition(".")[0] for module in modules}
                 assert packages <= sys.stdlib_module_names | {"numpy", "torch", "transformers", "safetensors"}, name
+
+
+@pytest.fixture
+def mteb(tmp_path_factory):
+    """A folder with mteb, and what it needs beside this project's packages."""
+    folder = tmp_path_factory.mktemp("packages")
+    named = ["mteb>=2.26,<3", "polars>=2.1,<3", "polars-runtime-32>=2.1,<3", "pytrec-eval-terrier"]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *named]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"mteb cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
+    return folder
+
+
+@pytest.mark.long
+def test_mteb_scores_a_folder_without_the_project_as_its_own_vectors_do(folders, tmp_path, mteb):
+    adapted = folders[1]
+    pairs = list(combinations(("a short text", "another short text", "One that is longer", "what is it?"), 2))
+    rows = [
+        {"sentence1": one, "sentence2": other, "score": float(place % 6)} for place, (one, other) in enumerate(pairs)
+    ]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = elsewhere(WITHOUT_THE_PROJECT + IN_MTEB, [str(adapted), str(tmp_path)], tmp_path, mteb)
+    with refbert.load(adapted) as student:
+        ones, others = (student.encode(list(texts)) for texts in zip(*pairs, strict=True))
+    wanted = score(["spearman"], [row["score"] for row in rows], (ones * others).sum(1))["spearman"]
+    assert found["scores"]["test"][0]["cosine_spearman"] == pytest.approx(wanted, abs=1e-6)
+    assert found["scores"]["test"][0]["main_score"] == pytest.approx(wanted, abs=1e-6)

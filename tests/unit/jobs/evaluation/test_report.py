@@ -7,7 +7,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from jobs.evaluation.model_card import front_matter, model_card
-from jobs.evaluation.report import markdown, print_tables, write_report
+from jobs.evaluation.report import markdown, print_tables, reading, warnings, write_report
 from refbert.export import Export
 
 
@@ -40,13 +40,19 @@ def report() -> dict:
     }  # fmt: skip
 
 
-def test_report_files_are_written_with_their_figures(tmp_path, report):
+def write(report, folder):
+    """Write a report beside the losses of two steps."""
     steps = [
         {"step": step, "train/loss": 3.0 / step, "train/hidden": 1.0, "train/learning_rate": 0.1} for step in (1, 2)
     ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
-    write_report(report, tmp_path)
-    assert json.loads((tmp_path / "report.json").read_text()) == report
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    write_report(report, folder)
+
+
+def test_report_files_are_written_with_their_figures(tmp_path, report):
+    write(report, tmp_path)
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert {name: written[name] for name in report} == report
     text = (tmp_path / "report.md").read_text()
     for picture in ("loss.png", "fidelity.png", "size_latency.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
@@ -55,6 +61,86 @@ def test_report_files_are_written_with_their_figures(tmp_path, report):
     assert "100 held-out texts of `tickets.jsonl`" in text
     assert "0.4321" in text
     assert "3.00x" in text
+
+
+@pytest.mark.parametrize(
+    ("control", "helps", "said"),
+    [
+        (
+            0.45,
+            True,
+            "Reading helps: the mean cosine to the teacher is 0.5000 with references, 0.4321 without, 0.4500 with",
+        ),
+        (
+            0.4999,
+            False,
+            "Reading does not help: the mean cosine to the teacher is 0.5000 with references, 0.4321 without",
+        ),
+    ],
+)
+def test_the_report_says_whether_reading_helps(tmp_path, report, capsys, control, helps, said):
+    report["fidelity"]["random"] = {**report["fidelity"]["random"], "sentence_cosine": control}
+    write(report, tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text())["reading"] == {
+        "helps": helps, "with": 0.5, "without": 0.4321, "control": control,
+    }  # fmt: skip
+    assert said in (tmp_path / "report.md").read_text()
+    print_tables(report)
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_adapted_students_report_compares_its_corrected_answers(report):
+    answers = {
+        name: {"sentence_cosine": value} for name, value in (("references", 0.9), ("global", 0.8), ("random", 0.7))
+    }
+    report["adapted"] = {"answers": answers, "references_per_text": 16}
+    assert reading(report) == {"helps": True, "with": 0.9, "without": 0.8, "control": 0.7}
+    report["adapted"]["references_per_text"] = 0
+    assert reading(report) is None
+
+
+def test_nothing_is_said_of_reading_where_a_student_reads_nothing(report):
+    del report["fidelity"]["nearest"], report["fidelity"]["random"]
+    assert "Reading" not in markdown(report, "x")
+
+
+def test_the_report_warns_of_figures_that_a_busy_machine_spoilt(tmp_path, report, capsys):
+    report["run"]["timing"] = {"others_cores": 0.4, "cores": 2}
+    write(report, tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text())["warnings"] == []
+    assert "Warning" not in (tmp_path / "report.md").read_text()
+    report["run"]["timing"] = {"others_cores": 1.26, "cores": 2}
+    write(report, tmp_path)
+    said = "the machine was busy while encoders were timed: other processes used 1.3 of 2 cores; evaluate again"
+    (warning,) = json.loads((tmp_path / "report.json").read_text())["warnings"]
+    assert warning.startswith(said)
+    assert f"\n> **Warning**: {said}" in (tmp_path / "report.md").read_text()
+    print_tables(report)
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_report_warns_of_a_student_that_is_hardly_smaller_than_its_teacher(report):
+    report["student"]["bytes_compression"] = 1.9
+    (warning,) = warnings(report)
+    assert warning.startswith(
+        "the student is only 1.90x smaller than its teacher, wanted 2x; lower student.hidden_size"
+    )
+    report["student"]["bytes_compression"] = 8.0
+    report["adapted"] = {"size": {"weights_bytes": 40e6, "words_bytes": 2e6, "correction_bytes": 6e6}}
+    (warning,) = warnings(report)  # of 88 MB: what corrects it counts
+    assert "only 1.83x smaller" in warning
+
+
+def test_the_report_says_how_to_load_the_student_and_a_card_does_not_name_this_machine(tmp_path, report):
+    write(report, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert f'SentenceTransformer("{tmp_path}/student", trust_remote_code=True)' in text
+    assert f'with refbert.load("{tmp_path}/student", memory) as student:' in text
+    assert "memory = " in text
+    del report["fidelity"]["nearest"], report["fidelity"]["random"]
+    write(report, tmp_path)
+    assert f'with refbert.load("{tmp_path}/student") as student:' in (tmp_path / "report.md").read_text()
+    assert "## Load" not in markdown(report, "card", pictures=False)
 
 
 def test_labelled_table_is_there_only_where_there_are_labels(report, capsys):
