@@ -6,7 +6,7 @@ Each takes texts and gives one vector for each. What this machine lacks is absen
 import importlib.metadata
 import importlib.util
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from measures.forwards import BF16, Forward, MeanOfStates, bf16_forward, missing, torch_forward, write_graph
+from measures.forwards import BF16, Arrays, Forward, MeanOfStates, bf16_forward, missing, torch_forward, write_graph
 from refbert.errors import UnavailableError
 from refbert.export import open_onnx, quantize
 from refbert.memory.reader import Reader
 from refbert.packaged import local_path
+from refbert.parallel import MOST_AT_ONCE, at_once, in_parallel
 from refbert.passages import by_length
 from refbert.teacher import Teacher, tokenize
 
@@ -96,7 +97,7 @@ def bf16_peer(teacher: Teacher, module: MeanOfStates) -> Peer:
 
 def onnx_peer(teacher: Teacher, graph: Path) -> Peer:
     """The teacher's graph in ONNX Runtime."""
-    run = open_onnx(graph)
+    run = opened(teacher, graph)
     return Peer(
         pooled(teacher, lambda arrays: run(**arrays)[-1]), graph.stat().st_size + tokenizer_bytes(teacher), True
     )
@@ -114,14 +115,17 @@ def openvino_peer(teacher: Teacher, module: MeanOfStates, texts: Sequence[str] |
         if texts is None:
             quantised = nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_ASYM)
         else:
-            batches = [arrays for _, arrays in tokenized(teacher, texts[: CALIBRATION_BATCHES * BATCH])]
+            batches = [
+                arrays_of(teacher, texts[start : start + BATCH])
+                for start in range(0, CALIBRATION_BATCHES * BATCH, BATCH)
+            ]
             kind = nncf.ModelType.TRANSFORMER
             quantised = nncf.quantize(graph, nncf.Dataset(batches), model_type=kind, subset_size=len(batches))
     openvino.save_model(quantised, folder / "openvino.xml")
     model = core.compile_model(folder / "openvino.xml", "CPU")
     files = (folder / f"openvino.{ending}" for ending in ("xml", "bin"))
     size = sum(file.stat().st_size for file in files) + tokenizer_bytes(teacher)
-    return Peer(pooled(teacher, lambda arrays: model(dict(arrays))[0]), size, True)
+    return Peer(pooled(teacher, lambda arrays: model(dict(arrays))[0], has_own_threads=True), size, True)
 
 
 def l3_peer(teacher: Teacher, quantised: Path | None) -> Peer:
@@ -130,7 +134,7 @@ def l3_peer(teacher: Teacher, quantised: Path | None) -> Peer:
     if quantised:
         quantize(graph, quantised / "int8.onnx")
         graph = quantised / "int8.onnx"
-    run = open_onnx(graph)
+    run = opened(teacher, graph)
 
     def forward(arrays: Any) -> NDArray[np.float32]:
         inputs = {name: arrays[name] for name in ("input_ids", "attention_mask")}
@@ -187,34 +191,41 @@ def semantic_cache(replica: Reader, teacher: Teacher) -> Encode:
     source, words = replica.source, replica.words
     assert words is not None
 
+    def nearest(arrays: Arrays) -> NDArray[np.float32]:
+        asked = words(torch.from_numpy(arrays["input_ids"]), torch.from_numpy(arrays["attention_mask"]))
+        return source._vectors[source._nearest(asked, 1)[1][:, 0]]
+
+    return pooled(teacher, nearest)
+
+
+def pooled(teacher: Teacher, forward: Forward, has_own_threads: bool = False) -> Encode:
+    """The whole of a call: batches of like length, the teacher's tokens, the forward.
+
+    As a student's, batches run at once, each on cores of its own, but where a forward cannot be called by several threads.
+    """
+
     def encode(texts: Sequence[str]) -> NDArray[np.float32]:
         vectors = np.empty((len(texts), teacher.dim), np.float32)
-        for rows, arrays in tokenized(teacher, texts):
-            asked = words(torch.from_numpy(arrays["input_ids"]), torch.from_numpy(arrays["attention_mask"]))
-            vectors[rows] = source._vectors[source._nearest(asked, 1)[1][:, 0]]
+        batches = list(by_length(texts, BATCH))
+        workers = 1 if has_own_threads else at_once(len(batches), teacher.device)
+        answers = in_parallel(lambda rows: forward(arrays_of(teacher, [texts[row] for row in rows])), batches, workers)
+        for rows, answer in zip(batches, answers, strict=True):
+            vectors[rows] = answer
         return vectors
 
     return encode
 
 
-def pooled(teacher: Teacher, forward: Forward) -> Encode:
-    """The whole of a call: batches of like length, the teacher's tokens, the forward."""
-
-    def encode(texts: Sequence[str]) -> NDArray[np.float32]:
-        vectors = np.empty((len(texts), teacher.dim), np.float32)
-        for rows, arrays in tokenized(teacher, texts):
-            vectors[rows] = forward(arrays)
-        return vectors
-
-    return encode
+def arrays_of(teacher: Teacher, texts: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+    """The inputs of an encoder of BERT's kind."""
+    ids, mask, _ = tokenize(teacher.tokenizer, texts, teacher.config.tokens)
+    named = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    return {name: tensor.numpy() for name, tensor in named.items()}
 
 
-def tokenized(teacher: Teacher, texts: Sequence[str]) -> Iterable[tuple[list[int], dict[str, NDArray[np.int64]]]]:
-    """Yield batches of texts of like length: their rows, and the inputs of an encoder of BERT's kind."""
-    for rows in by_length(texts, BATCH):
-        ids, mask, _ = tokenize(teacher.tokenizer, [texts[row] for row in rows], teacher.config.tokens)
-        arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
-        yield rows, {name: tensor.numpy() for name, tensor in arrays.items()}
+def opened(teacher: Teacher, graph: Path) -> Callable[..., list[NDArray[np.float32]]]:
+    """Open a graph for as many batches at once as `pooled` gives it."""
+    return open_onnx(graph, max(1, torch.get_num_threads() // at_once(MOST_AT_ONCE, teacher.device)))
 
 
 def tokenizer_bytes(teacher: Teacher) -> int:
