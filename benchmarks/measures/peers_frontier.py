@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from measures.goals import Goal
 from measures.peers_quality import STS_B, Found
@@ -81,6 +82,7 @@ def goals(found: Found, costs: Mapping[str, Cost]) -> Iterator[Goal]:
 def draw(found: Found, costs: Mapping[str, Cost], picture: Path) -> None:
     """Draw each quality over speed, with the frontier."""
     drawn = [(*one, points) for one in FIGURES if (points := placed(found, costs, *one))]
+    names = list(dict.fromkeys(point.name for _, _, points in drawn for point in points))
     columns = min(3, len(drawn))
     lines = -(-len(drawn) // columns)
     figure = Figure(figsize=(5.2 * columns, 4 * lines), layout="constrained")
@@ -94,13 +96,21 @@ def draw(found: Found, costs: Mapping[str, Cost], picture: Path) -> None:
             is_ours = point.name in OURS
             axis.scatter(point.speed, point.quality, color=COLOURS[is_ours], marker="o" if is_ours else "x", zorder=2)
             axis.annotate(
-                f"student, {point.name.removeprefix('student ')}" if is_ours else point.name,
-                (point.speed, point.quality), xytext=(3, 3), textcoords="offset points", fontsize=6, color=COLOURS[is_ours],
+                str(1 + names.index(point.name)), (point.speed, point.quality), xytext=(3, 3), textcoords="offset points",
+                fontsize=7, color=COLOURS[is_ours],
             )  # fmt: skip
         axis.set(xscale="log", xlabel="times faster than the teacher", title=f"{domain}: {quality}")
-        axis.margins(x=0.25, y=0.1)
+        axis.margins(x=0.15, y=0.1)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[len(drawn) :]:
         axis.set_visible(False)
+    named = [
+        Line2D(
+            [], [], linestyle="", marker="o" if name in OURS else "x", color=COLOURS[name in OURS],
+            label=f"{number} {'student, ' * (name in OURS)}{name.removeprefix('student ')}",
+        )
+        for number, name in enumerate(names, 1)
+    ]  # fmt: skip
+    figure.legend(handles=named, loc="outside lower center", ncols=min(4, 1 + columns), fontsize=8, frameon=False)
     figure.savefig(picture, dpi=120)
     print(f"drawn: {picture}")

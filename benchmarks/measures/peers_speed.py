@@ -28,11 +28,11 @@ from refbert.folder import CORRECTION
 from refbert.teacher import Teacher
 
 NOTE = (
-    "Texts are snippets of 32 tokens at most, none of them stored. All run in one process on the same cores, in turns, several "
-    "batches at once where an encoder can; the embedded store's server runs beside it, on the same cores too. ms: of a batch of "
-    "32, tokenizing and look-up counted, median over rounds. Over the teacher: median over rounds of the teacher's time over "
-    "this one's in the same round. MB: weights, tokenizer, word table, correction. Memory MB: what a store or a cache holds "
-    "beside them. The student was adapted to {references} references."
+    "Texts are snippets of 32 tokens at most, none of them stored. All run in one process on the same cores, in turns, "
+    "several batches at once where an encoder can; the embedded store's server runs beside it, on the same cores too. ms: "
+    "of a batch of 32, tokenizing and look-up counted, median over rounds. Over the teacher: median over rounds of the "
+    "teacher's time over this one's in the same round. MB: weights, tokenizer, word table, correction. Memory MB: what a "
+    "store or a cache holds beside them. The student was adapted to {references} references."
 )
 
 
