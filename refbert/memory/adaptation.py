@@ -93,7 +93,8 @@ def adapt(store: Store, student: Reader, name: str, scratch: Path, options: Adap
         return (page.rows() for page in pages)
 
     fitted = fit_global_part(chunks, GlobalPartOptions(landmarks=options.landmarks, seed=seed))
-    with progress("residual", total, "reference") as update:
+    # A point whose residual is written leaves the index, which is built anew afterwards.
+    with store.bulk_load(), progress("residual", total, "reference") as update:
         for page, residuals in zip(pages, write_residuals(store, fitted, pages, reader_of(name, version)), strict=True):
             update(len(page.ids))
             np.save(_residuals_file(page), residuals.numpy().astype(np.float16))

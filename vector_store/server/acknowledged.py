@@ -120,5 +120,18 @@ def most_changed(request: Message) -> tuple[int | None, int]:
     return 0, 0
 
 
+def most_rewritten(request: Message) -> int | None:
+    """Most points whose payload a write changes (None: any number). The engine writes such a point anew: out of the segment
+    that has the index, which keeps the old one."""
+    match request:
+        case api.SetPayloadPoints() | api.DeletePayloadPoints():
+            return _selected(request.points_selector)
+        case api.PointsUpdateOperation():
+            kind = request.WhichOneof("operation")
+            if kind in ("set_payload", "delete_payload"):
+                return _selected(getattr(request, kind).points_selector)
+    return 0
+
+
 def _selected(selector: api.PointsSelector) -> int | None:
     return len(selector.points.ids) if selector.HasField("points") else None

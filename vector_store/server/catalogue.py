@@ -32,7 +32,7 @@ from qdrant_edge import EdgeShard, UpdateOperation
 from vector_store.atomic import write_whole
 from vector_store.errors import MISSING_POINTS
 from vector_store.protocol import api
-from vector_store.server.acknowledged import Acknowledged, Expected, log_damage, log_files, most_changed
+from vector_store.server.acknowledged import Acknowledged, Expected, log_damage, log_files, most_changed, most_rewritten
 from vector_store.server.aliases import Aliases
 from vector_store.server.files import (
     DELETING_BYTES,
@@ -347,17 +347,25 @@ class Collection:
         """Apply one operation, and note before and after how many points there must be."""
         before = self._shard.info().points_count
         removes, adds = most_changed(request)
+        rewrites = most_rewritten(request)
+        rewritten = min(self.indexed_points, before if rewrites is None else rewrites)
         fewest = 0 if removes is None else max(0, before - removes)
         # Until the next settling the log's files are unknown: a full one is renamed.
         self._acknowledged.write(
-            Expected(self.num_missing + fewest, self.num_missing + before + adds, self.removed + (removes or 0) + adds)
+            Expected(
+                self.num_missing + fewest,
+                self.num_missing + before + adds,
+                self.removed + (removes or 0) + adds + rewritten,
+            )
         )
         try:
             _in_engine(lambda: self._shard.update(operation))
         finally:
             added = self._shard.info().points_count - before
             self.num_missing = max(0, self.num_missing - max(0, added))
-            self.removed += max(0, adds - added) if adds else max(0, -added)
+            replaced = max(0, adds - added) if adds else rewritten
+            self.indexed_points -= min(self.indexed_points, replaced)
+            self.removed += replaced + (0 if adds else max(0, -added))
             self._settle()
 
     def _flush_shard(self) -> None:

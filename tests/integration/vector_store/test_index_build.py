@@ -100,6 +100,35 @@ def test_the_indexed_copy_replaces_the_shard_and_is_used_after_a_restart(catalog
     again.close()
 
 
+@pytest.mark.parametrize("by", ["ids", "filter"])
+def test_points_whose_payload_changes_leave_the_index_and_get_another(catalogue, vectors, by):
+    collection = catalogue.find("c")
+    assert build_index(collection, threading.Event())
+    assert not collection.wants_index()
+    if by == "ids":
+        ids = list(range(NUM_POINTS))
+        request = api.SetPayloadPoints()
+        request.points_selector.points.ids.extend(api.PointId(num=i) for i in ids)
+        operation = engine.UpdateOperation.set_payload(ids, {"more": 1})
+    else:
+        request = api.DeletePayloadPoints(keys=["absent"])
+        request.points_selector.filter.SetInParent()
+        operation = engine.UpdateOperation.delete_payload_by_filter(engine.Filter(), ["absent"])
+    collection.write(operation, request)
+    assert collection.wants_index()
+    assert collection.wants_rebuild(), "the old segment keeps what was written anew"
+    assert build_index(collection, threading.Event(), rebuild=True)
+    assert not collection.wants_index()
+    assert not collection.wants_rebuild()
+    info = collection.read(engine.EdgeShard.info)
+    assert (info.points_count, info.indexed_vectors_count) == (NUM_POINTS, NUM_POINTS)
+    assert nearest(collection, vectors[77]) == 77
+    # Points that have no index do not count again.
+    upsert(collection, vectors[:2] + 1, first=NUM_POINTS)
+    collection.write(operation, request)
+    assert collection.removed == NUM_POINTS
+
+
 def test_writes_during_the_build_are_in_the_new_index(catalogue, tmp_path, vectors):
     collection = catalogue.find("c")
     with in_background(collection) as built:
