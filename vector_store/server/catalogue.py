@@ -106,7 +106,7 @@ class Collection:
         self.copying = threading.Lock()  # held while the directory has anything but the shard
         self.num_missing = 0
         self.removed = 0
-        self._removed_before_copy = 0
+        self._removed_before_copy = self._rewritten_since_copy = 0
         self._removed_since: float | None = None
         self._rebuilt_at, self.rebuild_s = -math.inf, 0.0  # when the last copy was made, and how long that took
         self._kept_shards: set[Path] = set()
@@ -220,7 +220,7 @@ class Collection:
             shutil.copytree(self.shard_directory, copy, copy_function=copy_file)
             if keep_writes:
                 self._kept, self._kept_bytes = [], 0
-                self._removed_before_copy = self.removed
+                self._removed_before_copy, self._rewritten_since_copy = self.removed, 0
             return self.num_writes
 
     @property
@@ -256,7 +256,9 @@ class Collection:
                             grpc.StatusCode.INTERNAL,
                             f"Service internal error: the copy {copy} has {num_points} points, the shard {wanted}",
                         )
-                    indexed_points = num_points if info.indexed_vectors_count else 0
+                    # What was written anew meanwhile has left the copy's index, too.
+                    rewritten = min(num_points, self._rewritten_since_copy)
+                    indexed_points = num_points - rewritten if info.indexed_vectors_count else 0
                     write_settings(self.directory, self.settings, copy.name, indexed_points)
                     fresh, self._shard = self._shard, fresh
                     self.shard_directory, self.indexed_points = copy, indexed_points
@@ -264,6 +266,7 @@ class Collection:
                     if is_rebuilt:
                         self.log_damage = None
                         self.removed -= self._removed_before_copy
+                        self.removed = max(self.removed, rewritten)
                         self._removed_since, self._rebuilt_at = None, time.monotonic()
                     self._settle()
         finally:
@@ -348,7 +351,8 @@ class Collection:
         before = self._shard.info().points_count
         removes, adds = most_changed(request)
         rewrites = most_rewritten(request)
-        rewritten = min(self.indexed_points, before if rewrites is None else rewrites)
+        rewrites = before if rewrites is None else min(before, rewrites)
+        rewritten = min(self.indexed_points, rewrites)
         fewest = 0 if removes is None else max(0, before - removes)
         # Until the next settling the log's files are unknown: a full one is renamed.
         self._acknowledged.write(
@@ -365,6 +369,7 @@ class Collection:
             self.num_missing = max(0, self.num_missing - max(0, added))
             replaced = max(0, adds - added) if adds else rewritten
             self.indexed_points -= min(self.indexed_points, replaced)
+            self._rewritten_since_copy += max(replaced, rewrites)
             self.removed += replaced + (0 if adds else max(0, -added))
             self._settle()
 

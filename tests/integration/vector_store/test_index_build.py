@@ -129,6 +129,19 @@ def test_points_whose_payload_changes_leave_the_index_and_get_another(catalogue,
     assert collection.removed == NUM_POINTS
 
 
+def test_points_whose_payload_changes_during_the_build_are_not_in_the_new_index(catalogue):
+    collection = catalogue.find("c")
+    with in_background(collection) as built:
+        ids = list(range(4000))
+        request = api.SetPayloadPoints()
+        request.points_selector.points.ids.extend(api.PointId(num=i) for i in ids)
+        collection.write(engine.UpdateOperation.set_payload(ids, {"more": 1}), request)
+    assert built == [True]
+    assert collection.indexed_points == NUM_POINTS - 4000
+    set_threshold(collection, 4000)
+    assert collection.wants_index()
+
+
 def test_writes_during_the_build_are_in_the_new_index(catalogue, tmp_path, vectors):
     collection = catalogue.find("c")
     with in_background(collection) as built:
