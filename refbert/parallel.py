@@ -30,8 +30,8 @@ def at_once(num_batches: int, device: torch.device) -> int:
 def in_parallel(call: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
     """Yield `call(item)` of each item, in their order, from `workers` threads that share torch's threads between them.
 
-    Items are begun `workers` ahead of the one that is yielded, at most. The first error is raised after the calls that have
-    begun have ended.
+    Up to twice as many items as `workers` are taken ahead of the one that is yielded. The first error is raised after the calls
+    that have begun have ended.
     """
     with _threads(workers) as executor:
         ahead: deque[Future[Result]] = deque()
