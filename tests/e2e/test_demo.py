@@ -14,7 +14,8 @@ from tests.chaos.faults import is_alive
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = [
-    "corpus.max_texts=800", "train.steps=8", "train.num_workers=1", "train.log_every=4", "evaluate.texts=60", "evaluate.labelled_train=60",
+    "corpus.max_texts=800", "train.steps=8", "train.num_workers=1", "train.log_every=4",
+    "evaluate.texts=60", "evaluate.labelled_train=60",
     "evaluate.speed_repeats=3", "serve.port=0", "demo.corpus.max_texts=400", "demo.shares=[0.5,1]", "demo.trained_steps=0",
 ]  # fmt: skip
 
