@@ -53,6 +53,11 @@ def run(config: RunConfig) -> None:
     tasks = config.ablate.tasks or ((config.task,) if config.task else ())
     if not tasks:
         raise InputError("no task to compare students on; set ablate.tasks, or task")
+    if config.ablate.mixing and not config.references.dense_index:
+        raise InputError(
+            "ablate.mixing finds near texts by their words, and the memory has no index of those; set "
+            "references.dense_index=true"
+        )
     with running_store(config) as url:
         starts = general_stages(config) if config.ablate.general_stage else {}
         found = {}

@@ -52,6 +52,12 @@ def stored_answers(logits: NDArray[np.float32], dim: int) -> NDArray[np.float32]
     return wide
 
 
+def near_weights(cosines: Tensor, there: Tensor, mixing: Mixing) -> Tensor:
+    """Weigh near texts, (batch, count), by their cosines; those that are not `there` (batch, count) have no weight."""
+    weights = (cosines / mixing.temperature).masked_fill(~there, float("-inf")).softmax(-1)
+    return torch.where(there.any(1, keepdim=True), weights, 0.0)  # softmax of nothing is NaN
+
+
 def mixed(logits: Tensor, stored: Tensor, cosines: Tensor, mixing: Mixing) -> Tensor:
     """Mix logits (batch, labels) with stored answers (batch, count, dim) of texts with these cosines (batch, count).
 
@@ -61,8 +67,7 @@ def mixed(logits: Tensor, stored: Tensor, cosines: Tensor, mixing: Mixing) -> Te
     labels = logits.shape[1]
     there = stored[:, :, 0].isfinite()
     answers = torch.where(there[:, :, None], stored[:, :, :labels], 0.0)
-    weights = (cosines / mixing.temperature).masked_fill(~there, float("-inf")).softmax(-1)
-    weights = torch.where(there.any(1, keepdim=True), weights, 0.0)  # softmax of nothing is NaN
+    weights = near_weights(cosines, there, mixing)
     share = mixing.share * there.any(1, keepdim=True)
     if labels == 1:
         return (1 - share) * logits + share * (weights[:, None] @ answers).squeeze(1)

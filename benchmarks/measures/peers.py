@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from measures.forwards import BF16, Arrays, Forward, MeanOfStates, bf16_forward, missing, torch_forward, write_graph
 from refbert.errors import UnavailableError
 from refbert.export import open_onnx, quantize
+from refbert.memory.parallel import MOST_AT_ONCE, at_once, in_parallel
 from refbert.memory.reader import Reader
 from refbert.packaged import local_path
-from refbert.parallel import MOST_AT_ONCE, at_once, in_parallel
 from refbert.passages import by_length
 from refbert.teacher import Teacher, tokenize
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import refbert
 from measures.goals import Rows
 from measures.peers import CACHE, Peer
 from measures.reading_quality import (
@@ -26,8 +25,8 @@ from measures.reading_quality import (
     read,
     shared,
     shown,
-    student_vectors,
     teacher_and_words,
+    vectors_alone,
     words_of,
 )
 from measures.reading_speed import ALONE, GLOBAL, READS, REPLICA
@@ -137,12 +136,10 @@ def measured(
     nearest = torch.cat([(some @ stored_words.T).topk(NEIGHBOURS).indices for some in asked_words.split(CHUNK)])
     yield CACHE, quality(taught, taught[nearest[:, 0]])
     for seed, student in enumerate(students):
-        with refbert.load(student, tokens=teacher.config.tokens) as reader:
-            reader.correction = None  # of a memory that it was adapted to
-            stored, asked = (
-                StoredRows(student_vectors(reader, texts), words, vectors)
-                for texts, (vectors, words) in zip(parts, said, strict=True)
-            )
+        stored, asked = (
+            StoredRows(vectors, words, taught_here)
+            for vectors, (taught_here, words) in zip(vectors_alone(student, teacher, parts), said, strict=True)
+        )
         correction, residuals = fitted_correction(stored, GlobalPartOptions(seed=seed), NEIGHBOURS)
         references = References(as_stored(taught), as_stored(residuals), stored_words)
         yield ALONE, quality(stored.student, asked.student)

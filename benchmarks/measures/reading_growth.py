@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import refbert
 from measures.goals import Goal, Part, Rows
 from measures.reading_quality import (
     ASKED,
@@ -21,8 +20,8 @@ from measures.reading_quality import (
     NEIGHBOURS,
     fitted_correction,
     read,
-    student_vectors,
     teacher_and_words,
+    vectors_alone,
     wikipedia_sentences,
     words_of,
 )
@@ -66,9 +65,7 @@ def measure(
     near = {size: nearest(asked_words, words[:size], min(NEIGHBOURS, size)) for size in sizes}
     found: dict[int, list[Grown]] = {size: [] for size in sizes}
     for seed, student in enumerate(students):
-        with refbert.load(student, tokens=teacher.config.tokens) as reader:
-            reader.correction = None  # of a memory that it was adapted to
-            said, asked_said = (student_vectors(reader, some) for some in (stored, asked))
+        said, asked_said = vectors_alone(student, teacher, (stored, asked))
         ask = StoredRows(asked_said, asked_words, asked_teacher)
         for size in sizes:
             rows = StoredRows(*(column[:size] for column in (said, words, taught)))

@@ -113,12 +113,10 @@ def measure(quick: bool, _folder: Path, students: Sequence[Path], intents: Path 
         parts = domain.stored, domain.asked
         said = [teacher_and_words(teacher, texts, words_of(teacher, students)) for texts in parts]
         for seed, student in enumerate(students):
-            with refbert.load(student, tokens=teacher.config.tokens) as reader:
-                reader.correction = None  # of a memory that it was adapted to
-                stored, asked = (
-                    StoredRows(student_vectors(reader, texts), words, vectors)
-                    for texts, (vectors, words) in zip(parts, said, strict=True)
-                )
+            stored, asked = (
+                StoredRows(vectors, words, taught)
+                for vectors, (taught, words) in zip(vectors_alone(student, teacher, parts), said, strict=True)
+            )
             for arm, answers, some in arms(stored, asked, seed):
                 score = scores(answers, stored.teacher, asked.teacher, domain.labels, some)
                 found.setdefault((domain.name, arm), []).append(score)
@@ -285,6 +283,13 @@ def teacher_and_words(teacher: Teacher, texts: Sequence[str], table: WordTable) 
         vectors[row] = states.astype(np.float32).mean(0)
         words[row] = sentence_vector(token_ids, special, table)
     return torch.from_numpy(vectors), torch.from_numpy(words)
+
+
+def vectors_alone(student: Path, teacher: Teacher, parts: Sequence[Sequence[str]]) -> list[Tensor]:
+    """The student's own vectors of each part's texts, as long as it makes them, whatever it was adapted to."""
+    with refbert.load(student, tokens=teacher.config.tokens) as reader:
+        reader.correction = None
+        return [student_vectors(reader, texts) for texts in parts]
 
 
 def student_vectors(reader: Reader, texts: Sequence[str]) -> Tensor:

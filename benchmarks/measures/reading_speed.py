@@ -15,8 +15,8 @@ from measures.goals import Goal, Part, Rows, in_turns, median_ratio
 from measures.points import load_snippets
 from refbert.config import TeacherConfig
 from refbert.folder import CORRECTION, WEIGHTS, WORD_TABLE
+from refbert.memory.parallel import in_parallel
 from refbert.memory.reader import Reader
-from refbert.parallel import in_parallel
 from refbert.passages import by_length
 from refbert.teacher import Teacher, load_teacher
 from vector_store.codec import payload_of

@@ -24,7 +24,6 @@ from jobs.tasks.student import RESULT, Asked, TaskStudentJob, train_and_score
 from jobs.tasks.teacher import TaskTeacher, task_teacher, with_answers_to_copies
 from refbert.answers import ANSWERS, Mixing, stored_answers
 from refbert.config import LossConfig, ReferenceConfig, TaskConfig
-from refbert.errors import InputError
 from refbert.memory.progress import progress
 from refbert.memory.texts import ReferenceTexts, reference_texts
 from refbert.passages import Text
@@ -64,11 +63,6 @@ def ablate_task(config: RunConfig, url: str, starts: dict[str, Path]) -> dict[st
             "store": config.store.model_copy(update={"collection": f"{memory}-{loaded.fingerprint[:12]}"}),
         }
     )
-    if config.ablate.mixing and not config.references.dense_index:
-        raise InputError(
-            "ablate.mixing finds near texts by their words, and the memory has no index of those; set "
-            "references.dense_index=true"
-        )
     address = filled_memory(config, url, stored, loaded)
     texts = reference_texts(loaded, address.manifest, config.references)
     if config.ablate.mixing:

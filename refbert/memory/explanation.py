@@ -4,16 +4,18 @@ What `jobs/explain.py` prints, the evaluation's report shows and the service's p
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from refbert.answers import Mixing
+from refbert.answers import Mixing, near_weights
 from refbert.correction import Correction
 from refbert.explanation import AttentionMass, OutputChange, answer, attention_mass, leaving_out, output_change
 from refbert.memory.reader import Reader, references_read
 from refbert.passages import Text
+from refbert.teacher import Tokens
 from vector_store.schema import Neighbours
 
 READ_OUT = "read-out"
@@ -80,33 +82,12 @@ def _explained_correction(reader: Reader, correction: Correction, text: Text) ->
     assert corrected is not None
     vector = corrected.vector[0]
 
-    def change(leave_out: int | None) -> dict[str, Any]:
-        """How the answer differs without one reference, or without any."""
-        moved = output_change(vector, reader.forward(tokens, _without(found, leave_out)).sentence_embedding[0])
+    def change(other: Neighbours | None) -> dict[str, Any]:
+        moved = output_change(vector, reader.forward(tokens, other).sentence_embedding[0])
         return {"cosine_distance": moved.cosine_distance, "relative": moved.relative, "labels": None}
 
-    weights = corrected.weights[0].tolist()
-    references = []
-    for rank, read in enumerate(references_read(found, 0)):
-        is_there = read.id is not None
-        references.append(
-            {
-                **read.model_dump(),
-                "tokens": [],
-                "mass": {},
-                "token_mass": {},
-                "weight": weights[rank] if is_there and rank < len(weights) else None,
-                "without": change(rank) if is_there else None,
-            }
-        )
     return {
-        "text": text,
-        "tokens": _token_names(reader, tokens.input_ids[0]),
-        "references": references,
-        "layers": [],
-        "strongest_layer": None,
-        "heat": None,
-        "without_references": change(None),
+        **_explained_weights(reader, text, tokens, found, corrected.weights[0].tolist(), change),
         "labels": None,
         "correction": {
             "version": correction.version,
@@ -127,8 +108,25 @@ def _explained_mixture(reader: Reader, mixing: Mixing, text: Text) -> dict[str, 
         names = ("sentence_embedding", "logits")
         return output.__class__(**{name: torch.cat([mixture[name], output[name]]) for name in names})
 
-    cosines = torch.zeros(1) if found is None else torch.from_numpy(found.scores[0, : len(found.ids[0])])
-    weights = (mixing.share * (cosines / mixing.temperature).softmax(-1)).tolist()
+    weights: list[float] = []
+    if found is not None and found.residuals is not None:
+        there = torch.from_numpy(found.residuals)[:, :, 0].isfinite()
+        weights = (mixing.share * near_weights(torch.from_numpy(found.scores), there, mixing))[0].tolist()
+    return {
+        **_explained_weights(reader, text, tokens, found, weights, lambda other: _change(reader, beside(other), 1)),
+        "labels": _labels(reader, beside(None)),
+    }
+
+
+def _explained_weights(
+    reader: Reader,
+    text: Text,
+    tokens: Tokens,
+    found: Neighbours | None,
+    weights: Sequence[float],
+    change: Callable[[Neighbours | None], dict[str, Any]],
+) -> dict[str, Any]:
+    """Say what was read by weights, without attention. `change` says how the answer to other references differs."""
     references = []
     for rank, read in enumerate(references_read(found, 0)):
         is_there = read.id is not None
@@ -138,11 +136,10 @@ def _explained_mixture(reader: Reader, mixing: Mixing, text: Text) -> dict[str, 
                 "tokens": [],
                 "mass": {},
                 "token_mass": {},
-                "weight": weights[rank] if is_there else None,
-                "without": _change(reader, beside(_without(found, rank)), 1) if is_there else None,
+                "weight": weights[rank] if is_there and rank < len(weights) else None,
+                "without": change(_without(found, rank)) if is_there else None,
             }
         )
-    alone = beside(None)
     return {
         "text": text,
         "tokens": _token_names(reader, tokens.input_ids[0]),
@@ -150,14 +147,13 @@ def _explained_mixture(reader: Reader, mixing: Mixing, text: Text) -> dict[str, 
         "layers": [],
         "strongest_layer": None,
         "heat": None,
-        "without_references": _change(reader, alone, 1),
-        "labels": _labels(reader, alone),
+        "without_references": change(None),
     }
 
 
-def _without(found: Neighbours | None, rank: int | None) -> Neighbours | None:
-    """What was found for one text, without its reference of this rank; None without any."""
-    if rank is None or found is None or found.residuals is None:
+def _without(found: Neighbours | None, rank: int) -> Neighbours | None:
+    """What was found for one text, without its reference of this rank; None where there is nothing to leave out."""
+    if found is None or found.residuals is None:
         return None
     residuals = found.residuals.copy()
     residuals[0, rank] = np.nan

@@ -32,9 +32,9 @@ from refbert.errors import InputError, UnavailableError
 from refbert.folder import load_model, load_word_table
 from refbert.memory.batch import references_to_read, student_batch
 from refbert.memory.manifest import trained_manifest, trained_references
+from refbert.memory.parallel import at_once, in_parallel
 from refbert.memory.retrieval import NeighbourSource, open_retriever
 from refbert.memory.texts import ReferenceTexts
-from refbert.parallel import at_once, in_parallel
 from refbert.passages import Text, by_length, normalise
 from refbert.student import RefBertForSequenceClassification
 from refbert.student_config import RefBertConfig

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from refbert.parallel import MOST_AT_ONCE, at_once, in_parallel
+from refbert.memory.parallel import MOST_AT_ONCE, at_once, in_parallel
 
 
 @pytest.fixture

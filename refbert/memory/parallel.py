@@ -5,13 +5,14 @@ long as the slowest where the machine has other work. A batch for each core has 
 """
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+
+from vector_store.pipeline import in_order
 
 MOST_AT_ONCE = 8
 """Python itself is on one core at a time, for a tenth of a small model's forward."""
@@ -34,17 +35,7 @@ def in_parallel(call: Callable[[Item], Result], items: Sequence[Item], workers: 
     that have begun have ended.
     """
     with _threads(workers) as executor:
-        ahead: deque[Future[Result]] = deque()
-        try:
-            for item in items:
-                ahead.append(executor.submit(call, item))
-                if len(ahead) > 2 * workers:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
+        yield from in_order(executor, call, items, 2 * workers)
 
 
 @contextmanager
