@@ -189,7 +189,7 @@ class RefBertModel(RefBertPreTrainedModel):
         """
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         hidden = self.embeddings(input_ids, token_type_ids)
-        reference = self._reference(len(input_ids), reference_ids, reference_states, reference_mask)
+        reference = self._reference(input_ids.shape[0], reference_ids, reference_states, reference_mask)
         every = [hidden]
         traces: list[AttentionTrace] = []
         for layer in self.layers:

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 
 import numpy as np
 import onnx
@@ -25,24 +26,32 @@ SHAPE = {
 }  # fmt: skip
 
 
-def test_an_exported_encoder_and_its_int8_form_match_the_student(tmp_path):
+@pytest.fixture(scope="module")
+def reading(tmp_path_factory):
+    """A student that reads token states, and its exported folder: each graph takes many seconds to trace."""
     torch.manual_seed(0)
-    student = RefBertModel(RefBertConfig(**SHAPE))
-    export = export_onnx(student, tmp_path / "onnx", int8=True)
-    assert read_export(tmp_path / "onnx") == export
+    student = RefBertModel(RefBertConfig(**SHAPE)).eval()
+    folder = tmp_path_factory.mktemp("reading-export") / "onnx"
+    return student, folder, export_onnx(student, folder, int8=True)
+
+
+def test_an_exported_encoder_and_its_int8_form_match_the_student(reading):
+    student, folder, export = reading
+    assert read_export(folder) == export
     assert export.inputs == ("input_ids", "attention_mask", "token_type_ids", "reference_states", "reference_mask")
     assert 0 < export.difference < 1e-5
     assert export.difference < export.int8_difference < 0.2
     assert export.int8_cosine > 0.99
     assert export.int8_bytes < export.bytes
-    assert axes(tmp_path / "onnx/model.onnx") == {
+    assert axes(folder / "model.onnx") == {
         **{key: ["batch", "tokens"] for key in ("input_ids", "attention_mask", "token_type_ids")},
         "reference_states": ["batch", "ref_tokens", 16], "reference_mask": ["batch", "ref_tokens"],
         "sentence_embedding": ["batch", 16],
     }  # fmt: skip
+    other = deepcopy(student)
     with torch.no_grad():
-        student.null_reference.add_(1.0)
-    assert differences(Graph(student), open_onnx(tmp_path / "onnx/model.onnx"))[0] > 1e-3  # it can tell
+        other.null_reference.add_(1.0)
+    assert differences(Graph(other), open_onnx(folder / "model.onnx"))[0] > 1e-3  # it can tell
 
 
 def axes(path):
@@ -52,25 +61,23 @@ def axes(path):
     return {each.name: [dim.dim_param or dim.dim_value for dim in each.type.tensor_type.shape.dim] for each in named}
 
 
-def test_a_second_graph_takes_no_references_and_reads_the_null_reference(tmp_path):
-    torch.manual_seed(0)
-    student = RefBertModel(RefBertConfig(**SHAPE)).eval()
-    export = export_onnx(student, tmp_path / "reads")
+def test_a_second_graph_takes_no_references_and_reads_the_null_reference(reading, exported):
+    student, folder, export = reading
     assert 0 < export.alone_difference < 1e-5
-    assert export.alone_bytes == (tmp_path / "reads/model_alone.onnx").stat().st_size < export.bytes
+    assert export.alone_bytes == (folder / "model_alone.onnx").stat().st_size < export.bytes
     texts = {key: ["batch", "tokens"] for key in ("input_ids", "attention_mask", "token_type_ids")}
-    assert axes(tmp_path / "reads/model_alone.onnx") == {**texts, "sentence_embedding": ["batch", 16]}
+    assert axes(folder / "model_alone.onnx") == {**texts, "sentence_embedding": ["batch", 16]}
     ids = torch.randint(1, 50, (3, 11))
     given = {
         "input_ids": ids.numpy(),
         "attention_mask": np.ones((3, 11), int),
         "token_type_ids": np.zeros((3, 11), int),
     }
-    (vectors,) = open_onnx(tmp_path / "reads/model_alone.onnx")(**given)
+    (vectors,) = open_onnx(folder / "model_alone.onnx")(**given)
     np.testing.assert_allclose(vectors, student(ids).sentence_embedding.detach(), atol=1e-5)
-    alone = export_onnx(RefBertModel(RefBertConfig(**SHAPE, reference_mode="none")), tmp_path / "alone")
+    folder, alone = exported  # of a student that reads no states
     assert (alone.alone_difference, alone.alone_bytes) == (None, None)
-    assert {path.name for path in (tmp_path / "alone").iterdir()} == {"model.onnx", "export.json"}
+    assert {path.name for path in folder.iterdir()} == {"model.onnx", "correction.npz", "export.json"}
 
 
 def test_an_adapted_student_that_could_read_states_is_exported_without_them(adapted, tmp_path):
