@@ -17,9 +17,10 @@ from vector_store.server import catalogue as catalogue_module
 from vector_store.server.catalogue import Catalogue
 from vector_store.server.index_build import build_index
 
-DIM = 512
+DIM = 128
 NUM_POINTS = 6000
-"""Enough bytes for the engine to want an index."""
+THRESHOLD_KB = 1000
+"""The points have three times as many, so the engine wants an index."""
 
 
 def upsert(collection, vectors, first=0):
@@ -76,6 +77,7 @@ def catalogue(tmp_path, vectors):
     catalogue = Catalogue(tmp_path)
     settings = api.CreateCollection(collection_name="c")
     settings.vectors_config.params.size, settings.vectors_config.params.distance = DIM, api.Distance.Cosine
+    settings.optimizers_config.indexing_threshold = THRESHOLD_KB
     catalogue.create(settings)
     for start in range(0, NUM_POINTS, 1000):
         upsert(catalogue.find("c"), vectors[start : start + 1000], start)
@@ -100,21 +102,15 @@ def test_the_indexed_copy_replaces_the_shard_and_is_used_after_a_restart(catalog
     again.close()
 
 
-@pytest.mark.parametrize("by", ["ids", "filter"])
-def test_points_whose_payload_changes_leave_the_index_and_get_another(catalogue, vectors, by):
+def test_points_whose_payload_changes_leave_the_index_and_get_another(catalogue, vectors):
+    ids = list(range(NUM_POINTS))
+    by_filter, by_ids = api.DeletePayloadPoints(keys=["absent"]), api.SetPayloadPoints()
+    by_filter.points_selector.filter.SetInParent()
+    by_ids.points_selector.points.ids.extend(api.PointId(num=i) for i in ids)
     collection = catalogue.find("c")
     assert build_index(collection, threading.Event())
     assert not collection.wants_index()
-    if by == "ids":
-        ids = list(range(NUM_POINTS))
-        request = api.SetPayloadPoints()
-        request.points_selector.points.ids.extend(api.PointId(num=i) for i in ids)
-        operation = engine.UpdateOperation.set_payload(ids, {"more": 1})
-    else:
-        request = api.DeletePayloadPoints(keys=["absent"])
-        request.points_selector.filter.SetInParent()
-        operation = engine.UpdateOperation.delete_payload_by_filter(engine.Filter(), ["absent"])
-    collection.write(operation, request)
+    collection.write(engine.UpdateOperation.delete_payload_by_filter(engine.Filter(), ["absent"]), by_filter)
     assert collection.wants_index()
     assert collection.wants_rebuild(), "the old segment keeps what was written anew"
     assert build_index(collection, threading.Event(), rebuild=True)
@@ -123,10 +119,12 @@ def test_points_whose_payload_changes_leave_the_index_and_get_another(catalogue,
     info = collection.read(engine.EdgeShard.info)
     assert (info.points_count, info.indexed_vectors_count) == (NUM_POINTS, NUM_POINTS)
     assert nearest(collection, vectors[77]) == 77
-    # Points that have no index do not count again.
     upsert(collection, vectors[:2] + 1, first=NUM_POINTS)
-    collection.write(operation, request)
+    collection.write(engine.UpdateOperation.set_payload(ids, {"more": 1}), by_ids)
+    assert collection.wants_index()
     assert collection.removed == NUM_POINTS
+    collection.write(engine.UpdateOperation.set_payload(ids, {"more": 2}), by_ids)
+    assert collection.removed == NUM_POINTS, "points that have no index do not count again"
 
 
 def test_points_whose_payload_changes_during_the_build_are_not_in_the_new_index(catalogue):
@@ -138,7 +136,6 @@ def test_points_whose_payload_changes_during_the_build_are_not_in_the_new_index(
         collection.write(engine.UpdateOperation.set_payload(ids, {"more": 1}), request)
     assert built == [True]
     assert collection.indexed_points == NUM_POINTS - 4000
-    set_threshold(collection, 4000)
     assert collection.wants_index()
 
 
@@ -217,7 +214,7 @@ def test_a_threshold_of_zero_never_builds_and_raising_it_builds_at_once(catalogu
     assert not collection.wants_index()
     set_threshold(collection, NUM_POINTS * DIM * 4 // 1024 + 1)
     assert not collection.wants_index()
-    set_threshold(collection, 10_000)
+    set_threshold(collection, THRESHOLD_KB)
     assert collection.wants_index()
     assert collection.index_schedule.is_due(True, wrote_at=time.monotonic()), "no pause of writes is waited for"
 
