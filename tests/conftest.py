@@ -20,11 +20,12 @@ from refbert.teacher import Teacher, load_teacher
 
 REPOSITORY = Path(__file__).parent.parent
 
-HEAVY = ("tests/integration/jobs/", "tests/chaos/")
-"""Tests that start many processes: one testing process has them all, one after another, and so there is one local Ray."""
+HEAVY = ("tests/integration/jobs/", "tests/chaos/", "tests/e2e/")
+"""Tests that start many processes: one testing process has them all, one after another, so that no two Rays start at once.
 
-LAST = "tests/e2e/"
-"""Files with processes and Rays of their own: each is for the testing process that has done its share first."""
+Together they take as long as all others. Were the last of them to be shared, xdist would give one testing process all: it
+hands out the next file to whoever has two tests left, and those files have one each.
+"""
 
 WITHOUT_RAY = (
     *(f"tests/chaos/test_{name}.py" for name in ("clients", "damaged_files", "server_killed", "verbs_killed")),
@@ -51,7 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 class TwoLanes(LoadScopeScheduling):
-    """Of several testing processes one has all that is `HEAVY`, the others share the other files; both share what is `LAST`."""
+    """Of several testing processes one has all that is `HEAVY`, the others share the other files."""
 
     def __init__(self, config: pytest.Config, log: Any) -> None:
         super().__init__(config, log)
@@ -72,10 +73,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> TwoLanes:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Start with what takes longest. Leave tests marked `long` to `--long`: each has a sibling that fails with it."""
 
-    def place(nodeid: str) -> tuple[bool, bool, int]:
+    def place(nodeid: str) -> tuple[bool, int]:
         order = HEAVY if is_heavy(nodeid) else LONGEST
         among = next((at for at, room in enumerate(order) if nodeid.startswith(room)), len(order))
-        return nodeid.startswith(LAST), not is_heavy(nodeid), among
+        return not is_heavy(nodeid), among
 
     items.sort(key=lambda item: place(item.nodeid))
     if config.getoption("--long"):
