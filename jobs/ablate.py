@@ -43,8 +43,17 @@ log = logging.getLogger(__name__)
 
 
 def check(config: RunConfig) -> None:
-    """Raise UnavailableError where a package is missing that the training's metrics go to; before Ray is started."""
+    """Raise InputError where arms read and the student cannot, and UnavailableError where a package is missing that the
+    training's metrics go to; before Ray is started.
+    """
     check_tracking(config)
+    reading = [arm for arm in config.ablate.arms if arm not in VANILLA]
+    if reading and not config.reads_references:
+        raise InputError(
+            f"the arms {', '.join(reading)} read token states, which this run's students do not: "
+            f"student.reference_mode={config.student.reference_mode}, references.criterion={config.references.criterion}; set "
+            "them to concat and keywords, or ablate.arms=[vanilla, vanilla_without_distillation]"
+        )
 
 
 def run(config: RunConfig) -> None:

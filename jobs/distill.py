@@ -47,6 +47,11 @@ def run(config: RunConfig) -> None:
     if is_complete(config):
         log.info("run %r is complete: %s; give another name=... to train anew", config.name, config.run_directory)
         return
+    if config.references.criterion != "none" and config.student.reference_mode == "none":
+        log.warning(
+            "references.criterion=%s finds nothing in this training: student.reference_mode=none reads no token states (concat "
+            "does)", config.references.criterion,
+        )  # fmt: skip
     if config.train.start:
         load_model(config.train.start)  # before the memory is filled for it
     with ExitStack() as stack:

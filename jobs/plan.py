@@ -51,7 +51,9 @@ def plan(config: RunConfig) -> dict[str, str]:
     teacher = teacher_outline(config.teacher)
     manifest = manifest_of(teacher, config.references)
     sample = reference_sample(config, teacher, manifest)
-    student = student_size(config.student, teacher.vocabulary, teacher.dim, manifest.dim, teacher.labels)
+    student = student_size(
+        config.student, teacher.vocabulary, teacher.dim, manifest.dim, teacher.labels, teacher.embedding_dim
+    )
     train = config.train
     return {
         "teacher": f"{config.teacher.model}, {teacher.num_parameters / 1e6:.2f} M parameters",
@@ -81,6 +83,7 @@ def teacher_outline(config: TeacherConfig) -> TeacherOutline:
     return TeacherOutline(
         config,
         dim=teacher.dim,
+        embedding_dim=teacher.embedding_dim,
         num_layers=teacher.num_layers,
         vocabulary=teacher.model.config.vocab_size,
         labels=None if config.head == "none" else teacher.model.config.num_labels,

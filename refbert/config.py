@@ -134,9 +134,9 @@ class AugmentConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstr
 class ReferenceConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """Which stored text a student reads beside its input."""
 
-    criterion: str = "keywords"
+    criterion: str = "none"
     """keywords (BM25 over token ids, the paper's `most common keywords`) | dense | hybrid | random | none, or the dotted path
-    of a function that makes a retriever."""
+    of a function that makes a retriever. In training and of a student that reads token states (`student.reference_mode`)."""
     count: PositiveInt = 1
     """References per text, the best first: the student reads them one after another. RETRO gains up to some, then loses; each
     costs its bytes on the wire and its tokens in every reading layer."""
@@ -210,16 +210,16 @@ STUDENT_NAMES_BEFORE = {
 class StudentConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """The student's shape, by the names of `RefBertConfig`, and how it starts.
 
-    Defaults are TinyBERT-4's (TinyBERT, Table 1): 14.35 M parameters with BERT's vocabulary.
+    Defaults are TinyBERT-4's layers (TinyBERT, Table 1): 14.35 M parameters with learned embeddings of BERT's vocabulary.
     """
 
     hidden_size: PositiveInt = 312
     embedding_size: PositiveInt | None = None
     """Width of the token embeddings, below hidden_size: a narrow table and a projection (ALBERT, sec. 3.1). 128 makes the
     default shape 8.8 M parameters instead of 14.4 M. By default hidden_size."""
-    token_embeddings: Literal["learned", "words"] = "learned"
-    """The student's own, or the teacher's in 8 bits, frozen: the table of words that also finds references, so that a student
-    that is adapted to a memory needs no second one. It may be wider than hidden_size."""
+    token_embeddings: Literal["learned", "words"] = "words"
+    """The teacher's in 8 bits, frozen: the table of words that also finds references, so that a student that is adapted to a
+    memory needs no second one; embedding_size is its width then, by default the teacher's. Or the student's own, `learned`."""
     num_hidden_layers: PositiveInt = 4
     num_attention_heads: PositiveInt = 12
     intermediate_size: PositiveInt = 1200
@@ -228,8 +228,10 @@ class StudentConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstr
     attention_probs_dropout_prob: float = Field(0.0, ge=0, lt=1, description="Likewise.")
     reference_layers: Literal["first", "all"] | tuple[int, ...] = "all"
     """Layers that read the reference. `first` is the paper's; `all` was better in our probe."""
-    reference_mode: Literal["concat", "replace", "none"] = "concat"
-    """Beside the layer's own keys and values, in their place, or not at all (vanilla TinyBERT)."""
+    reference_mode: Literal["concat", "replace", "none"] = "none"
+    """Whether layers read token states of references: beside the layer's own keys and values (`concat`, the paper's), in their
+    place, or not at all. It gave no gain (docs/log.md): by default a student reads what its teacher said of near texts, once
+    it is adapted to a memory (jobs/adapt.py)."""
     reference_keys: Literal["states", "embedding"] = "states"
     """Keys from the teacher's states, or from the student's embedding of the reference's tokens."""
     reference_readout: bool = True
@@ -265,7 +267,8 @@ class StudentConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstr
             raise ValueError(f"hidden_size={width} is not a multiple of num_attention_heads={self.num_attention_heads}")
         if self.token_embeddings == "words" and self.initial != "teacher_embeddings":
             raise ValueError(
-                f"token_embeddings=words are the teacher's, frozen; set initial=teacher_embeddings, found {self.initial}"
+                f"token_embeddings=words are the teacher's, frozen; set initial=teacher_embeddings, found {self.initial}, or "
+                "token_embeddings=learned"
             )
         if self.token_embeddings == "learned" and self.embedding_size is not None and self.embedding_size >= width:
             raise ValueError(

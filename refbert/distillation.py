@@ -153,11 +153,20 @@ def new_student(
     """Build an untrained student with the teacher's vocabulary, width of states and, where the teacher has a head, labels.
 
     `reference_dim` is the width of stored states, where it is not the teacher's. Raises InputError where `initial` wants layers
-    that do not fit.
+    that do not fit, and for words wider than the teacher's.
     """
     labels = {"num_labels": teacher.model.config.num_labels} if teacher.config.head == "classification" else {}
+    embedding_size = config.embedding_size
+    if config.token_embeddings == "words":
+        embedding_size = embedding_size or teacher.embedding_dim
+        if embedding_size > teacher.embedding_dim:
+            raise InputError(
+                f"student.embedding_size={embedding_size} exceeds the teacher's {teacher.embedding_dim} (its token embeddings, "
+                "which student.token_embeddings=words takes); leave it out, or give less"
+            )
     shape = RefBertConfig(
-        **config.model_dump(exclude={"initial"}),
+        **config.model_dump(exclude={"initial", "embedding_size"}),
+        embedding_size=embedding_size,
         vocab_size=teacher.model.config.vocab_size,
         pad_token_id=teacher.tokenizer.pad_token_id or 0,
         dim=teacher.dim,

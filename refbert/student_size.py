@@ -20,15 +20,21 @@ class StudentSize(NamedTuple):
 
 
 def student_size(
-    shape: StudentConfig, vocabulary: int, dim: int, reference_dim: int | None = None, labels: int | None = None
+    shape: StudentConfig,
+    vocabulary: int,
+    dim: int,
+    reference_dim: int | None = None,
+    labels: int | None = None,
+    embedding_dim: int | None = None,
 ) -> StudentSize:
     """Count a student's numbers for a teacher's `vocabulary` and `dim`.
 
-    `reference_dim` is the width of stored states where it is not `dim`; with `labels` there is a head.
+    `reference_dim` is the width of stored states, `embedding_dim` that of the teacher's token embeddings, where they are not
+    `dim`; with `labels` there is a head.
     """
     width, wide, stored = shape.hidden_size, shape.intermediate_size, reference_dim or dim
     reading = [_reads(shape, layer) for layer in range(shape.num_hidden_layers)]
-    narrow = shape.embedding_size or (dim if shape.token_embeddings == "words" else None)
+    narrow = shape.embedding_size or ((embedding_dim or dim) if shape.token_embeddings == "words" else None)
     table = vocabulary * (narrow or width)
     is_frozen = shape.token_embeddings == "words"
     parameters = 0 if is_frozen else table

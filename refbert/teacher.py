@@ -91,6 +91,11 @@ class Teacher:
         return int(self.model.config.hidden_size)
 
     @property
+    def embedding_dim(self) -> int:
+        """Width of a token embedding: of a factorised table (ALBERT, ELECTRA) less than `dim`."""
+        return int(self.model.get_input_embeddings().weight.shape[1])
+
+    @property
     def num_layers(self) -> int:
         """Transformer layers."""
         return int(self.model.config.num_hidden_layers)

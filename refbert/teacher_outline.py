@@ -35,6 +35,7 @@ class TeacherOutline:
 
     config: TeacherConfig
     dim: int
+    embedding_dim: int
     num_layers: int
     vocabulary: int
     labels: int | None
@@ -58,9 +59,11 @@ def outline_in_files(config: TeacherConfig) -> TeacherOutline | None:
         if config.tokens > shape["max_position_embeddings"] - 2 * (shape["model_type"] in OFFSET):
             return None
         labels = len(shape.get("id2label") or (0, 1))
+        dim = int(shape["dim"] if shape["model_type"] == "distilbert" else shape["hidden_size"])
         return TeacherOutline(
             config,
-            dim=int(shape["dim"] if shape["model_type"] == "distilbert" else shape["hidden_size"]),
+            dim=dim,
+            embedding_dim=int(shape.get("embedding_size") or dim),
             num_layers=int(shape["n_layers"] if shape["model_type"] == "distilbert" else shape["num_hidden_layers"]),
             vocabulary=int(shape["vocab_size"]),
             labels=None if config.head == "none" else labels,

@@ -157,7 +157,8 @@ def home(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_run(tiny_teacher_path) -> Callable[..., RunConfig]:
-    """Make a run that trains in seconds: 400 snippets, the tiny teacher, a 1 x 24 student; `section__key` changes it.
+    """Make a run that trains in seconds: 400 snippets, the tiny teacher, a 1 x 24 student that reads token states, the paper's
+    form, which needs the most; `section__key` changes it.
 
     An epoch ends after about 5 of its 8 steps.
     """
@@ -170,7 +171,11 @@ def tiny_run(tiny_teacher_path) -> Callable[..., RunConfig]:
                 "heldout_fraction": 0.2, "long_texts": "truncate",
             },
             "teacher": {"model": tiny_teacher_path, "tokens": 16},
-            "student": {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48},
+            "student": {
+                "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48,
+                "reference_mode": "concat", "token_embeddings": "learned",
+            },
+            "references": {"criterion": "keywords"},
             "loss": {"relation_heads": 4},
             "train": {
                 "steps": 8, "micro_batch": 16, "global_batch": 64, "log_every": 1, "save_every": 3, "targets": "memory",

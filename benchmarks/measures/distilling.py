@@ -42,7 +42,7 @@ def training_config(folder: Path, name: str, steps: int, options: Sequence[str] 
             f"name={name}",
             f"corpus={{path: {corpus}, long_texts: truncate}}",
             f"teacher.tokens={TOKENS}",
-            "student={}",
+            "student={reference_mode: concat, token_embeddings: learned}",
             f"train={{steps: {steps}, micro_batch: {BATCH}, global_batch: {BATCH}, log_every: {WINDOW}, save_every: {steps}}}",
             *options,
         ]

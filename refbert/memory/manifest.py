@@ -27,7 +27,7 @@ def manifest_of(
     for key, wanted, most in (
         ("tokens", references.tokens, teacher.config.tokens),
         ("dim", references.dim, teacher.dim),
-        ("words_dim", references.words_dim, teacher.dim),
+        ("words_dim", references.words_dim, teacher.embedding_dim),
     ):
         if wanted is not None and wanted > most:
             raise InputError(f"references.{key}={wanted} exceeds the teacher's {most}; leave it out, or give less")
@@ -45,7 +45,7 @@ def manifest_of(
         projection=(projection or ANY_PROJECTION) if is_projected else UNPROJECTED,
         vector_datatype=references.vector_datatype,
         token_bytes=2 if len(teacher.tokenizer) <= 2**16 else 4,
-        words_dim=(references.words_dim or teacher.dim) if references.dense_index else 0,
+        words_dim=(references.words_dim or teacher.embedding_dim) if references.dense_index else 0,
         bm25_k1=references.bm25_k1,
         bm25_b=references.bm25_b,
         bm25_average_tokens=references.bm25_average_tokens,

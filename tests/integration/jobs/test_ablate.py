@@ -178,6 +178,18 @@ def test_an_ablation_without_a_task_is_refused(tiny_run, home):
         ablate.run(tiny_run())
 
 
+def test_arms_that_read_want_a_student_that_does(tiny_run):
+    with pytest.raises(
+        InputError, match=r"arms nearest, random, null read .* reference_mode=none, references.criterion=k"
+    ):
+        ablate.check(tiny_run(student__reference_mode="none"))
+    with pytest.raises(
+        InputError, match=r"reference_mode=concat, references.criterion=none; set them to concat and key"
+    ):
+        ablate.check(tiny_run(references__criterion="none"))
+    ablate.check(tiny_run(references__criterion="none", ablate__arms=["vanilla"]))
+
+
 def test_mixing_without_an_index_of_words_is_refused_before_anything_is_stored(done):
     references = done.references.model_copy(update={"dense_index": False})
     with pytest.raises(InputError, match=r"set\s+references.dense_index=true"):

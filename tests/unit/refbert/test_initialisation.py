@@ -40,7 +40,7 @@ def test_teacher_embeddings_keep_their_neighbourhoods(embedding_size):
 def student_of(tiny_teacher_path, **options):
     teacher = load_teacher(TeacherConfig(model=tiny_teacher_path, tokens=16))
     given = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
-    given["initial"] = "teacher_layers"
+    given |= {"initial": "teacher_layers", "token_embeddings": "learned"}
     return teacher, new_student(StudentConfig(**(given | options)), teacher, seed=0).eval()
 
 

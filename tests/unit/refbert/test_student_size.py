@@ -11,10 +11,10 @@ from refbert.student_size import student_size
 
 SHAPE = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40}
 TABLES = [
-    {},
-    {"embedding_size": 16},
+    {"token_embeddings": "learned"},
+    {"token_embeddings": "learned", "embedding_size": 16},
     {"token_embeddings": "words"},
-    {"token_embeddings": "words", "embedding_size": 60},
+    {"token_embeddings": "words", "embedding_size": 20},
 ]
 READING = [
     {"reference_mode": mode, "reference_keys": keys, "reference_layers": layers}
@@ -22,8 +22,8 @@ READING = [
 ]
 SHAPES = [
     *(SHAPE | table | reading for table, reading in product(TABLES, READING)),
-    *(SHAPE | {"reference_gate": True, "reference_readout": readout} for readout in (True, False)),
-    SHAPE | {"reference_readout": False},
+    *(SHAPE | {"reference_mode": "concat", "reference_gate": True, "reference_readout": out} for out in (True, False)),
+    SHAPE | {"reference_mode": "concat", "reference_readout": False},
     {},
 ]
 
@@ -37,7 +37,7 @@ def test_the_size_of_every_shape_is_that_of_its_modules():
         with torch.device("meta"):
             random = StudentConfig(**shape).model_copy(update={"initial": "random"})
             wanted = new_student(random, teacher, 0, reference_dim)
-        found = student_size(StudentConfig(**shape), 300, 32, reference_dim, labels)
+        found = student_size(StudentConfig(**shape), 300, 32, reference_dim, labels, teacher.embedding_dim)
         assert found == (wanted.num_stored, wanted.stored_bytes), (shape, labels, reference_dim)
 
 
@@ -48,4 +48,5 @@ def teacher_with(labels):
         config=SimpleNamespace(head="classification" if labels else "none"),
         tokenizer=SimpleNamespace(pad_token_id=0),
         dim=32,
+        embedding_dim=24,
     )

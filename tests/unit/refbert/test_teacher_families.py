@@ -9,9 +9,11 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from refbert.batch import Batch
-from refbert.config import LossConfig, StudentConfig, TeacherConfig
+from refbert.config import LossConfig, ReferenceConfig, StudentConfig, TeacherConfig
 from refbert.distillation import Distiller, Targets, new_student
 from refbert.errors import InputError
+from refbert.memory.manifest import manifest_of
+from refbert.memory.texts import reference_texts
 from refbert.optimisation import adamw
 from refbert.teacher import load_teacher, load_tokenizer, segment_inputs, tokenize, tokenizer_hash
 from tests.unit.refbert.teacher_families import FAMILIES, TEXTS, make_model, make_teacher, make_tokenizer
@@ -89,6 +91,24 @@ def test_a_teacher_of_each_family_encodes_up_to_its_last_position_and_teaches(fo
     with pytest.raises(InputError, match=rf"teacher.tokens=\d+ exceeds the {positions} positions of") as refused:
         load_teacher(config.model_copy(update={"tokens": int(positions) + 1}))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["ALBERT", "ELECTRA"])
+def test_of_a_factorised_table_words_are_as_wide_as_its_embeddings(folders, name):
+    teacher = load_teacher(TeacherConfig(model=folders[name], tokens=24))
+    assert teacher.embedding_dim < teacher.dim
+    student = new_student(StudentConfig(**SHAPE), teacher, seed=0)
+    assert student.config.embedding_size == teacher.embedding_dim
+    asked = ReferenceConfig(criterion="dense", dense_index=True)
+    manifest = manifest_of(teacher, asked)
+    texts = reference_texts(teacher, manifest, asked)
+    ids, _ = teacher.encode_texts(["a film"])[0]
+    assert len(texts.query("a film", ids, None).sentence) == manifest.words_dim == teacher.embedding_dim
+    with pytest.raises(InputError, match=f"words_dim={teacher.dim} exceeds the teacher's {teacher.embedding_dim}"):
+        manifest_of(teacher, asked.model_copy(update={"words_dim": teacher.dim}))
+    wide = StudentConfig(**SHAPE, embedding_size=teacher.dim)
+    with pytest.raises(InputError, match=f"embedding_size={teacher.dim} exceeds the teacher's {teacher.embedding_dim}"):
+        new_student(wide, teacher, seed=0)
 
 
 def test_a_tokenizer_without_a_pad_token_pads_with_another_special_token_and_keeps_its_hash(folders):

@@ -35,6 +35,7 @@ def test_a_familys_outline_is_that_of_the_loaded_model_whatever_head_the_checkpo
     shape = model.config
     assert (found.dim, found.num_layers) == (shape.hidden_size, shape.num_hidden_layers)
     assert (found.vocabulary, found.labels) == (shape.vocab_size, None)
+    assert found.embedding_dim == model.get_input_embeddings().weight.shape[1]
 
 
 @pytest.mark.parametrize("name", KNOWN)

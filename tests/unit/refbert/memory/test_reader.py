@@ -102,7 +102,7 @@ def reading(folder, tmp_path):
         encoder="t", fingerprint="f", tokenizer="t", layer=2, text_tokens=5, tokens=5, encoder_dim=DIM, dim=DIM,
         bm25_k1=1.2, bm25_b=0.75, bm25_average_tokens=24,
     )  # fmt: skip
-    complete = {"collection": "c", "references": ReferenceConfig().model_dump(mode="json")}
+    complete = {"collection": "c", "references": ReferenceConfig(criterion="keywords").model_dump(mode="json")}
 
     def write(**changes):
         copy = shutil.copytree(folder, tmp_path / "student", dirs_exist_ok=True)
@@ -123,7 +123,7 @@ def test_texts_are_cut_where_the_teachers_were_which_the_folder_says(folder, rea
 
 
 def test_references_that_cannot_be_read_are_refused_in_one_line(folder, reading, tmp_path, monkeypatch):
-    options = ReferenceConfig().model_dump(mode="json")
+    options = ReferenceConfig(criterion="keywords").model_dump(mode="json")
     assert "without a memory" in refusal(folder, tmp_path)
     assert "an earlier release wrote it" in refusal(reading(references=None, collection=None), tmp_path)
     assert "angle: Extra inputs" in refusal(reading(references={**options, "angle": 3}), tmp_path)

@@ -15,7 +15,7 @@ from vector_store.schema import Manifest, point_id
 
 
 def texts_of(teacher, **options):
-    references = ReferenceConfig(**options)
+    references = ReferenceConfig(**{"criterion": "keywords", **options})
     return reference_texts(teacher, manifest_of(teacher, references), references)
 
 
@@ -80,7 +80,7 @@ def test_identity_ignores_white_space_and_unicode_form_but_not_case_or_teacher()
 
 
 def test_a_token_budget_cuts_states_but_not_keywords(teacher):
-    references = ReferenceConfig(tokens=8)
+    references = ReferenceConfig(criterion="keywords", tokens=8)
     texts = reference_texts(teacher, manifest_of(teacher, references), references)
     ids, states = teacher.encode_texts(["one two three four five six seven eight nine ten"])[0]
     point = texts.point({"text": "x", "source": "s", "document": "d", "split": "train"}, "i", ids, states[0], states)
