@@ -75,7 +75,7 @@ def folder(tmp_path_factory, tiny_teacher_path) -> Path:
         if named := re.match(r"# (\w+\.yaml)\n", example.parsed):
             (folder / named[1]).write_text(example.parsed)
     teacher = load_teacher(TeacherConfig(model=tiny_teacher_path, tokens=16))
-    references = ReferenceConfig()
+    references = ReferenceConfig(criterion="keywords")
     manifest = manifest_of(teacher, references)
     texts = reference_texts(teacher, manifest, references)
     stored = ["a text of its own", "another text"]

@@ -9,7 +9,14 @@ from jobs.training.checkpoint import FILE
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster")]
 
-ODD = {"hidden_size": 20, "num_attention_heads": 4, "num_hidden_layers": 1, "intermediate_size": 41}
+ODD = {
+    "reference_mode": "concat",
+    "token_embeddings": "learned",
+    "hidden_size": 20,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 1,
+    "intermediate_size": 41,
+}
 """Sizes that two ranks do not divide: ZeRO pads each of them, and another number of ranks pads otherwise."""
 
 
