@@ -27,6 +27,7 @@ if __name__ == "__main__":
 
 import json
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ import torch
 from jobs.config import RunConfig
 from jobs.corpus.prepared import REJECTED, PreparedCorpus, prepare
 from jobs.memory.corrected import corrected_student
-from jobs.memory.fill import fill_memory
+from jobs.memory.fill import fill_memory, open_collection
 from jobs.memory.gain import measured_gain
 from jobs.memory.store import at_one_version, running_store
 from jobs.run.directory import training_lock
@@ -85,12 +86,16 @@ def adapted_to_texts(config: RunConfig, measured_on: PreparedCorpus | None = Non
         student, name = adapting_student(memory.references, folder, teacher, batch=options.batch)
         assert student.texts is not None
         memory = memory.model_copy(update={"references": student.texts.references})  # as wide as the student's words
-        if corpus:
-            fill_memory(memory, url, corpus, teacher, corrected=folder)
-        with connect(memory.store, url) as client:
-            if found:
-                adopt_collection(memory, url, client, found, student.texts, folder)
+        with connect(memory.store, url) as client, ExitStack() as stack:
             store = Store(client, memory.store)
+            if corpus:
+                open_collection(store, memory.references, corpus, teacher, config.seed)
+                if options.refit:  # an index of what is filled would be undone by the residuals
+                    stack.enter_context(store.bulk_load())
+                loading = memory.store.model_copy(update={"bulk_load": memory.store.bulk_load and not options.refit})
+                fill_memory(memory.model_copy(update={"store": loading}), url, corpus, teacher, corrected=folder)
+            elif found:
+                adopt_collection(memory, url, client, found, student.texts, folder)
             if not options.refit and (version := version_name(store, name)):
                 log.info("new texts are read by version %s of %r", version, options.collection)
                 return {}

@@ -220,8 +220,9 @@ class Store:
         return self._call(self._client.collections.CollectionExists, request).result.exists
 
     @contextmanager
-    def bulk_load(self) -> Iterator[None]:
-        """Pause the HNSW index while the block loads many points; afterwards build it, and wait until it is complete.
+    def bulk_load(self, wait: bool = True) -> Iterator[None]:
+        """Pause the HNSW index while the block loads many points; afterwards build it and, with `wait`, return when it is
+        complete.
 
         The pause is a setting of the collection, so the next load ends one that a killed load has left. Without a dense index
         there is nothing to pause.
@@ -237,7 +238,8 @@ class Store:
         finally:
             before = found.config.optimizer_config.indexing_threshold  # 0 where a load that was killed left it paused
             self._set_indexing_threshold(min(before or wanted, wanted))
-        self.wait_until_indexed()
+        if wait:
+            self.wait_until_indexed()
 
     def wait_until_indexed(self) -> bool:
         """Wait until the status is green and the index holds the vectors; False after store.index_deadline_s, or where a

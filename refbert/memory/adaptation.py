@@ -93,8 +93,8 @@ def adapt(store: Store, student: Reader, name: str, scratch: Path, options: Adap
         return (page.rows() for page in pages)
 
     fitted = fit_global_part(chunks, GlobalPartOptions(landmarks=options.landmarks, seed=seed))
-    # A point whose residual is written leaves the index, which is built anew afterwards.
-    with store.bulk_load(), progress("residual", total, "reference") as update:
+    # A point whose residual is written leaves the index, which is built anew afterwards, beside what is computed here.
+    with store.bulk_load(wait=False), progress("residual", total, "reference") as update:
         for page, residuals in zip(pages, write_residuals(store, fitted, pages, reader_of(name, version)), strict=True):
             update(len(page.ids))
             np.save(_residuals_file(page), residuals.numpy().astype(np.float16))
@@ -114,6 +114,7 @@ def adapt(store: Store, student: Reader, name: str, scratch: Path, options: Adap
         "references": student.texts.references.model_dump(mode="json"),
     }
     components = principal_components(rows.teacher for rows in chunks())
+    store.wait_until_indexed()
     correction = Correction(
         name, version, fitted.part, kriging.tau, kriging.noise, kriging.references, reading, components
     )
