@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -43,6 +44,9 @@ QUICKSTART = Path(__file__).parent / "configs" / "quickstart.yaml"
 
 VERBATIM = ("explain.text", "explain.text_pair")
 """Overrides that are texts, whatever YAML would make of them."""
+
+MODEL_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+"""Of a further student of a service: what a URL's path can hold as it is."""
 
 POSITIONS = 512
 """Position embeddings of a student, BERT's."""
@@ -282,8 +286,12 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """A request's time, its body's arrival included; callers may ask for less by X-Timeout-Ms. Enough for max_texts where the
     student answers 70 texts per second."""
 
+    models: dict[str, str] = {}
+    """Further students of the service, {NAME: student/ folder}; NAME is the `model` that requests ask for. Each reads the
+    memory that its folder names. The run's own answers requests without `model`, or with one that is none of these."""
     refuse_other_models: bool = False
-    """Answer 404 to a request whose `model` is not the run's name. Without, it is answered, and the response has the name."""
+    """Answer 404 to a request whose `model` names no student of the service. Without, the run's own answers, and the response
+    has its name."""
     cors_origins: tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")], ...] = ()
     """Web pages that may ask from a browser, such as https://search.example.com; "*" is every page."""
 
@@ -306,6 +314,11 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
                 f"max_texts={self.max_texts} exceeds max_queued_texts={self.max_queued_texts}: such a request would always "
                 "be refused"
             )
+        for name in self.models:
+            if not re.fullmatch(MODEL_NAME, name):
+                raise ValueError(
+                    f"models: {name!r} is no name of a model; give letters, digits, '.', '_' and '-', a letter or digit first"
+                )
         return self
 
 
@@ -408,6 +421,10 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
             )
         if self.loss.prediction and self.teacher.head == "none":
             raise ValueError("loss.prediction needs logits: set teacher.head=classification")
+        if self.name in self.serve.models:
+            raise ValueError(
+                f"serve.models: {self.name} is the name of the run's own student; choose another, or another name of the run"
+            )
         return self
 
     @property
@@ -483,6 +500,9 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     if config.train.start:
         start = str(Path(config.train.start).expanduser().absolute())
         sections["train"] = config.train.model_copy(update={"start": start})
+    if config.serve.models:
+        models = {name: str(Path(given).expanduser().absolute()) for name, given in config.serve.models.items()}
+        sections["serve"] = config.serve.model_copy(update={"models": models})
     return config.model_copy(update=sections) if sections else config
 
 

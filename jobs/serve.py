@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from http import HTTPStatus
 from http.client import HTTPConnection
 from textwrap import shorten
@@ -34,10 +34,11 @@ from ray.serve.config import HTTPOptions, gRPCOptions
 from ray.serve.exceptions import RayServeException
 
 from jobs.config import RunConfig, load_config
-from jobs.memory.student_memory import memory_of, student_run
+from jobs.memory.student_memory import memory_of, served_run, student_run
 from jobs.run.ports import free_ports
 from jobs.run.session import wait_while_ray_answers
 from jobs.service.grpc_calls import ADD_SERVICER
+from jobs.service.inference import folders_of, input_errors
 from jobs.service.keys import is_public
 from jobs.service.replica import QUIET, application
 from refbert.errors import InputError, UnavailableError
@@ -91,10 +92,20 @@ def app(args: dict[str, Any]) -> serve.Application:
 
 def run(config: RunConfig) -> None:
     """Serve until interrupted. Refuses another memory than the student's; one that appears later degrades the answers."""
-    config, folder = student_run(config, None)
-    with memory_of(config, folder), served(config) as address:
+    with memories_of(config), served(config) as address:
         log.info("serving %s: page at %s, API at %s/docs; Ctrl-C stops it", config.name, address, address)
         threading.Event().wait()
+
+
+@contextmanager
+def memories_of(config: RunConfig) -> Iterator[None]:
+    """Keep what the service's students read running. Refuses another memory than a student's, and a wrong folder, by name."""
+    with ExitStack() as memories:
+        for name, student in folders_of(config).items():
+            with input_errors(config, name, student):
+                own, folder = served_run(config, name, student)
+            memories.enter_context(memory_of(own, folder))
+        yield
 
 
 @contextmanager

@@ -159,6 +159,11 @@ def student_run(config: RunConfig, student: str | None) -> tuple[RunConfig, Path
     return config.model_copy(update={"teacher": own.teacher, "references": own.references, "store": store}), folder
 
 
+def served_run(config: RunConfig, name: str, student: str | None) -> tuple[RunConfig, Path]:
+    """Return one of a service's students as `student_run` does, as a run that has the student's name."""
+    return student_run(config.model_copy(update={"name": name}), student)
+
+
 def reads_memory(config: RunConfig, folder: Path) -> bool:
     """Whether a student reads references where there are any."""
     if (folder / CORRECTION).exists():

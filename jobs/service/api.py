@@ -20,7 +20,7 @@ from jobs.service import errors, schema
 from jobs.service.inference import InferenceResult, InferenceService
 from jobs.service.metrics import CONTENT_TYPE
 from jobs.service.middleware import PUBLIC_ROUTES
-from jobs.service.student import TextResult
+from jobs.service.student import ServedStudent, TextResult
 
 PLAYGROUND = Path(__file__).parent / "playground"
 """Folder of the page to try the student."""
@@ -43,7 +43,7 @@ def http_api(service: InferenceService, metrics_text: MetricsText | None = None)
     api = FastAPIOffline(
         title="RefBERT",
         version="1",
-        description="Embeddings and labels by a small student that reads references. Times in milliseconds.",
+        description="Embeddings and labels by small students that read references. Times in milliseconds.",
         redoc_url=None,
     )
     _add_error_handlers(api)
@@ -53,9 +53,10 @@ def http_api(service: InferenceService, metrics_text: MetricsText | None = None)
     @api.post("/v1/embeddings", response_model=schema.EmbeddingResponse, responses=refused_model)
     async def embeddings(request: Request, body: schema.EmbeddingRequest) -> Response:
         """Embed one text or several, as OpenAI's API does; a text may be a pair."""
-        service.check_model(body.model)
-        service.check_truncation(body.truncate_prompt_tokens)
-        result = await service.infer(body.input, request.state.deadline, bool(body.explain), body.dimensions)
+        service.check_truncation(body.truncate_prompt_tokens, body.model)
+        result = await service.infer(
+            body.input, request.state.deadline, bool(body.explain), body.dimensions, body.model
+        )
 
         def embedding(text: TextResult) -> dict[str, Any]:
             vector: Any = text.vector
@@ -68,29 +69,27 @@ def http_api(service: InferenceService, metrics_text: MetricsText | None = None)
     @api.post("/v1/classify", response_model=schema.ClassifyResponse, responses=refused_model)
     async def classify(request: Request, body: schema.ClassifyRequest) -> Response:
         """Label one text or several; 422 where the student has no head."""
-        service.check_model(body.model)
-        result = await service.classify(body.input, request.state.deadline, bool(body.explain))
+        result = await service.classify(body.input, request.state.deadline, bool(body.explain), body.model)
         return _response(request, result, result.texts, lambda text: best_label(text, result.labels or []))
 
     @api.post("/v1/similarity", response_model=schema.SimilarityResponse, responses=refused_model)
     async def similarity(request: Request, body: schema.SimilarityRequest) -> Response:
         """Compare one text with others: cosines of their vectors."""
-        service.check_model(body.model)
         if not body.input:
             raise errors.InvalidInput("input: got 0 texts to compare the source with, wanted at least 1")
-        result = await service.infer([body.source, *body.input], request.state.deadline, bool(body.explain))
+        texts = [body.source, *body.input]
+        result = await service.infer(texts, request.state.deadline, bool(body.explain), model=body.model)
         source, *others = result.texts
         return _response(request, result, others, lambda text: {"similarity": float(source.vector @ text.vector)})
 
     @api.post("/v1/rerank", response_model=schema.RerankResponse, responses=refused_model)
     async def rerank(request: Request, body: schema.RerankRequest) -> Response:
         """Rank documents by the cosine of their vectors with the query's, in Cohere's and Jina's form."""
-        service.check_model(body.model)
-        service.check_truncation(body.truncate_prompt_tokens)
+        service.check_truncation(body.truncate_prompt_tokens, body.model)
         if not body.documents:
             raise errors.InvalidInput("documents: got 0 documents to rank, wanted at least 1")
         texts = [body.query, *(document["text"] for document in body.documents)]
-        result = await service.infer(texts, request.state.deadline)
+        result = await service.infer(texts, request.state.deadline, model=body.model)
         query, *documents = (text.vector for text in result.texts)
         scores = [float(query @ document) for document in documents]
         best = sorted(range(len(scores)), key=lambda index: -scores[index])[: body.top_n]
@@ -103,32 +102,32 @@ def http_api(service: InferenceService, metrics_text: MetricsText | None = None)
 
     @api.post("/embed", response_model=list[list[float]], responses=refused)
     async def embed(request: Request, body: schema.EmbedRequest) -> Response:
-        """Embed one text or several, in the form of Hugging Face's text-embeddings-inference."""
+        """Embed one text or several by the run's own student, in the form of Hugging Face's text-embeddings-inference."""
         result = await service.infer(body.inputs, request.state.deadline, dimensions=body.dimensions)
         _result_fields(request, result)
         return _json([text.vector for text in result.texts])
 
-    @api.post("/v1/explain", response_model=schema.Explanation, responses=refused)
+    @api.post("/v1/explain", response_model=schema.Explanation, responses=refused_model)
     async def explain(request: Request, body: schema.ExplainRequest) -> Response:
         """Explain one text: what it read, attention by layer and token, and the answer without references."""
-        explanation = await service.explain(body.input, request.state.deadline)
+        explanation = await service.explain(body.input, request.state.deadline, body.model)
         for read in (*explanation["references"], *explanation["nearest"]):
             read["step"] = read["rung"]  # the old name, kept for one release
         return _json(explanation)
 
     @api.get("/v1/models", responses=_refusals(401, 503))
     async def models() -> schema.ModelList:
-        """Describe the student of this service."""
-        return schema.ModelList(data=[service.model()])
+        """Describe the students of this service, the run's own first."""
+        return schema.ModelList(data=service.models())
 
     @api.get("/v1/models/{model}", responses=_refusals(401, 404, 422, 503))
     async def model(model: str) -> schema.Model:
-        """Describe the student by its name; 404 for any other."""
+        """Describe a student by its name; 404 for a name that is none."""
         return service.model(model)
 
     @api.get("/info", responses=_refusals(401, 503))
     async def info() -> schema.ServiceInfo:
-        """Describe the student and the limits, in the form of text-embeddings-inference."""
+        """Describe the run's own student and the limits, in the form of text-embeddings-inference."""
         return service.info()
 
     @api.get("/health", responses=_refusals(503))
@@ -143,7 +142,7 @@ def http_api(service: InferenceService, metrics_text: MetricsText | None = None)
 
     @api.get("/readyz", responses=_refusals(503))
     async def readyz() -> schema.Readiness:
-        """Tell whether requests are taken, and whether they read the memory: `degraded` is still ready."""
+        """Tell whether requests are taken, and whether they read their memories: `degraded` is still ready."""
         return service.readiness()
 
     @api.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
@@ -185,7 +184,9 @@ def _response(
 def _result_fields(request: Request, result: InferenceResult) -> dict[str, Any]:
     """Return the fields of every response that was computed, and tell the request log about it."""
     tokens, timing_ms = result.tokens, result.timing_ms
-    request.state.log = {"texts": len(result.texts), "tokens": tokens, "stages_ms": timing_ms}
+    request.state.log = {
+        "model": result.model, "texts": len(result.texts), "tokens": tokens, "stages_ms": timing_ms,
+    }  # fmt: skip
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return {"model": result.model, "usage": usage, "timing_ms": timing_ms}
 
@@ -265,10 +266,19 @@ def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": schema.ErrorResponse, "description": described[status]} for status in statuses}
 
 
+def _fewest_dimensions(student: ServedStudent) -> int:
+    """Return the fewest numbers that a student's vectors can be cut to."""
+    correction = student.memory.reader.correction
+    return 1 if correction is not None and correction.components is not None else student.dim
+
+
 def _with_limits(page: dict[str, Any], service: InferenceService) -> dict[str, Any]:
-    """Add to the page the service's limits, what its student can do, and how a key is sent."""
-    page = copy.deepcopy(page)  # FastAPI keeps its own, and the student may change
-    models, limits, student = page["components"]["schemas"], service.limits, service.student
+    """Add to the page the service's limits, what its students can do, and how a key is sent.
+
+    The page has one schema for all students: of several it says what at least one of them takes.
+    """
+    page = copy.deepcopy(page)  # FastAPI keeps its own, and the students may change
+    models, limits, students = page["components"]["schemas"], service.limits, list(service.students.values())
     for name, field in (
         ("EmbeddingRequest", "input"), ("ClassifyRequest", "input"), ("SimilarityRequest", "input"), ("EmbedRequest", "inputs"),
     ):  # fmt: skip
@@ -279,27 +289,27 @@ def _with_limits(page: dict[str, Any], service: InferenceService) -> dict[str, A
             text["maxLength"] = limits.max_characters
         for several in (ids["properties"]["token_ids"], one_of_ids["properties"]["token_ids"]):
             several["maxItems"] = limits.max_characters
-            if student:
-                several["items"]["maximum"] = student.vocabulary - 1
+            if students:
+                several["items"]["maximum"] = max(student.vocabulary for student in students) - 1
     ranked = models["RerankRequest"]["properties"]
     ranked["documents"]["maxItems"] = limits.max_texts - 1
     a_text, a_document = ranked["documents"]["items"]["anyOf"]
     for text in (ranked["query"], a_text, a_document["properties"]["text"]):
         text["maxLength"] = limits.max_characters
-    if student:
-        for name in ("EmbeddingRequest", "EmbedRequest"):
+    if students:
+        for name, asked in (("EmbeddingRequest", students), ("EmbedRequest", students[:1])):
             (number, *_) = models[name]["properties"]["dimensions"]["anyOf"]
-            correction = student.memory.reader.correction
-            is_shortened = correction is not None and correction.components is not None
-            number.update(minimum=1 if is_shortened else student.dim, maximum=student.dim)
+            number.update(minimum=min(map(_fewest_dimensions, asked)), maximum=max(student.dim for student in asked))
         for name in ("EmbeddingRequest", "RerankRequest"):
             (number, *_) = models[name]["properties"]["truncate_prompt_tokens"]["anyOf"]
-            number.update(minimum=student.reader.max_tokens)
+            number.update(minimum=min(student.reader.max_tokens for student in students))
         if limits.refuse_other_models:
-            for name in ("EmbeddingRequest", "ClassifyRequest", "SimilarityRequest", "RerankRequest"):
+            for name in (
+                "EmbeddingRequest", "ClassifyRequest", "SimilarityRequest", "RerankRequest", "ExplainRequest",
+            ):  # fmt: skip
                 (string, *_) = models[name]["properties"]["model"]["anyOf"]
-                string["const"] = student.name
-        if student.labels is None:
+                string["enum"] = [student.name for student in students]
+        if all(student.labels is None for student in students):
             del page["paths"]["/v1/classify"]
     page["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, operations in page["paths"].items():

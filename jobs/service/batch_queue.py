@@ -1,9 +1,10 @@
-"""The queue of texts that wait for the student, and how they are batched.
+"""The queue of texts that wait for a student, and how they are batched.
 
 Whatever arrived while the student was busy is its next batch; an idle student waits for more only where serve.batch_wait_ms
-says so. Requests take turns: a single text need not wait for the two thousand of a request before it. Two threads work at once:
-while the student computes one batch, references of the next are looked up. The queue is bounded: what would not fit raises
-Overloaded. A text whose request was cancelled or timed out is not computed. Knows nothing of HTTP and gRPC.
+says so. Requests take turns: a single text need not wait for the two thousand of a request before it. A batch is of one
+student; several students take turns as their requests do. Two threads work at once: while one batch is computed, references of
+the next are looked up. The queue is bounded: what would not fit raises Overloaded. A text whose request was cancelled or timed
+out is not computed. Knows nothing of HTTP and gRPC.
 """
 
 import asyncio
@@ -36,6 +37,8 @@ SMOOTHING = 0.1
 class PendingRequest:
     """One request's texts, and their results as batches bring them."""
 
+    model: str
+    """The name of the student that is asked."""
     inputs: Sequence[TextInput]
     explain: bool
     done: asyncio.Future[list[TextResult]]
@@ -66,10 +69,10 @@ class QueuedText(NamedTuple):
 class BatchQueue:
     """The queue of one replica. Lives on one event loop.
 
-    `student` may return another one for each batch, and raises NotReady where there is none yet.
+    `student` gives the student of a name, and may give another one for each batch.
     """
 
-    def __init__(self, student: Callable[[], ServedStudent], config: ServeConfig, metrics: Metrics) -> None:
+    def __init__(self, student: Callable[[str], ServedStudent], config: ServeConfig, metrics: Metrics) -> None:
         self._student = student
         self._config = config
         self._metrics = metrics
@@ -97,8 +100,8 @@ class BatchQueue:
         for thread in (self._lookup_thread, self._student_thread):
             thread.shutdown(wait=False)
 
-    async def submit(self, inputs: Sequence[TextInput], explain: bool, deadline: float) -> list[TextResult]:
-        """Return the texts' results in their order. `deadline` is in the event loop's time.
+    async def submit(self, model: str, inputs: Sequence[TextInput], explain: bool, deadline: float) -> list[TextResult]:
+        """Return what the student `model` says of the texts, in their order. `deadline` is in the event loop's time.
 
         Raises Overloaded where the texts would not fit, DeadlineExceeded where the deadline passes first.
         """
@@ -108,19 +111,20 @@ class BatchQueue:
                 f"{waiting} texts wait, {len(inputs)} more would exceed {self._config.max_queued_texts}; try again later",
                 retry_after_s=waiting / self._texts_per_s,
             )
-        request = PendingRequest(inputs, explain, asyncio.get_running_loop().create_future(), time.perf_counter())
+        done = asyncio.get_running_loop().create_future()
+        request = PendingRequest(model, inputs, explain, done, time.perf_counter())
         self._queued.append(request)
         self._num_waiting += len(inputs)
         self._metrics.queued_texts.set(self._num_waiting)
         self._arrived.set()
         return await _before(deadline, request.done)  # a cancelled request's future is done: its texts are left out
 
-    async def call_student(self, call: Callable[[ServedStudent], object], deadline: float) -> object:
-        """Call a function that needs the student to itself, between two batches. A call that timed out is not made.
+    async def call_student(self, model: str, call: Callable[[ServedStudent], object], deadline: float) -> object:
+        """Call a function that needs the student `model` to itself, between two batches. A call that timed out is not made.
 
         Raises Overloaded where serve.max_explanations wait or are made, DeadlineExceeded where the deadline passes first.
         """
-        student, most = self._student(), self._config.max_explanations
+        student, most = self._student(model), self._config.max_explanations
         if self._calls >= most:
             raise Overloaded(f"{most} explanations wait; try again later", retry_after_s=self._calls * self._call_s)
         self._calls += 1
@@ -150,8 +154,12 @@ class BatchQueue:
             task.add_done_callback(self._batches.pop)
 
     async def _take(self) -> list[QueuedText]:
-        """Wait for texts, and take as many as fit into a batch: one of each request that still waits, in turns."""
+        """Wait for texts, and take as many as fit into a batch: one of each request that still waits, in turns.
+
+        The first request says which student's batch it is; those of other students stay before the ones that had their turn.
+        """
         batch: list[QueuedText] = []
+        others: list[PendingRequest] = []
         while not batch:
             while not self._queued:
                 self._arrived.clear()
@@ -163,11 +171,15 @@ class BatchQueue:
                 if request.done.done():
                     self._num_waiting -= len(request.inputs) - request.taken
                     continue
+                if batch and request.model != batch[0].request.model:
+                    others.append(request)
+                    continue
                 batch.append(QueuedText(request, request.taken))
                 request.taken += 1
                 self._num_waiting -= 1
                 if request.taken < len(request.inputs):
                     self._queued.append(request)
+            self._queued.extendleft(reversed(others))
             self._metrics.queued_texts.set(self._num_waiting)
         return batch
 
@@ -189,7 +201,7 @@ class BatchQueue:
             free.release()
 
     async def _compute(self, batch: list[QueuedText]) -> None:
-        loop, student = asyncio.get_running_loop(), self._student()
+        loop, student = asyncio.get_running_loop(), self._student(batch[0].request.model)
         started_s = time.perf_counter()
         self._metrics.queue_s.observe(started_s - min(request.arrived_s for request, _ in batch))
         inputs = [request.inputs[position] for request, position in batch]

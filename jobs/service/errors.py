@@ -18,7 +18,7 @@ class InvalidInput(InputError):
 
 
 class UnknownModel(Exception):
-    """There is no such model: a service has one student."""
+    """The service has no student of this name."""
 
 
 class TooLarge(Exception):

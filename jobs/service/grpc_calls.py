@@ -82,7 +82,8 @@ class GrpcCalls:
     @_call(messages.EmbedResponse)
     async def embed(self, request: messages.EmbedRequest, deadline: float) -> messages.EmbedResponse:
         """Return vectors."""
-        result = await self.service.infer(_inputs(request.texts), deadline, request.explain)
+        model = request.model or None
+        result = await self.service.infer(_inputs(request.texts), deadline, request.explain, model=model)
         return messages.EmbedResponse(
             model=result.model,
             dimensions=len(result.texts[0].vector),
@@ -100,7 +101,8 @@ class GrpcCalls:
     @_call(messages.ClassifyResponse)
     async def classify(self, request: messages.ClassifyRequest, deadline: float) -> messages.ClassifyResponse:
         """Return labels."""
-        result = await self.service.classify(_inputs(request.texts), deadline, request.explain)
+        model = request.model or None
+        result = await self.service.classify(_inputs(request.texts), deadline, request.explain, model)
         return messages.ClassifyResponse(
             model=result.model,
             classifications=[
@@ -117,7 +119,8 @@ class GrpcCalls:
     @_call(messages.SimilarityResponse)
     async def similarity(self, request: messages.SimilarityRequest, deadline: float) -> messages.SimilarityResponse:
         """Return cosines."""
-        result = await self.service.infer(_inputs([request.source, *request.texts]), deadline)
+        texts = _inputs([request.source, *request.texts])
+        result = await self.service.infer(texts, deadline, model=request.model or None)
         source, *others = (text.vector for text in result.texts)
         return messages.SimilarityResponse(
             model=result.model,
@@ -127,16 +130,19 @@ class GrpcCalls:
 
     @_call(messages.StatusResponse)
     async def status(self, request: messages.StatusRequest, deadline: float) -> messages.StatusResponse:
-        """Return which student answers, and whether it reads its memory."""
-        model, readiness = self.service.model(), self.service.readiness()
+        """Return which student answers, and whether it reads its memory; NOT_FOUND for a name that is none."""
+        model, readiness = self.service.model(request.model or None), self.service.readiness()
+        state = readiness.models[model.id]
+        refused = readiness.refused if model.id == readiness.model else None
         return messages.StatusResponse(
             model=model.id,
             dimensions=model.dimensions,
             max_tokens=model.max_tokens,
             labels=model.labels or [],
-            status=readiness.status,
-            memory=readiness.memory,
-            reason="; ".join(filter(None, (readiness.reason, readiness.refused))),
+            status=state.status,
+            memory=state.memory,
+            reason="; ".join(filter(None, (state.reason, refused))),
+            models=readiness.models,
         )
 
 

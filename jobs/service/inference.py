@@ -1,4 +1,4 @@
-"""The inference service of one replica: limits, the queue, the student, and its replacement, for every protocol.
+"""The inference service of one replica: limits, the queue, its students, and their replacement, for every protocol.
 
 Knows neither HTTP nor gRPC nor Ray.
 """
@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from jobs.config import RunConfig
-from jobs.memory.student_memory import open_reader, student_run
+from jobs.memory.student_memory import open_reader, served_run
 from jobs.service import tracing
 from jobs.service.batch_queue import BatchQueue
 from jobs.service.errors import InvalidInput, NotReady, UnknownModel
 from jobs.service.keys import Keys
-from jobs.service.metrics import Metrics
-from jobs.service.schema import Model, Readiness, ServiceInfo, TextInput, checked_inputs
+from jobs.service.metrics import MemoryState, Metrics
+from jobs.service.schema import MemoryReadiness, Model, Readiness, ServiceInfo, TextInput, checked_inputs
 from jobs.service.student import ServedStudent, TextResult
 from refbert.correction import check_dimensions, shorten
 from refbert.errors import InputError
@@ -29,6 +29,9 @@ from refbert.memory.reader import Reader
 from refbert.passages import Text
 
 log = logging.getLogger(__name__)
+
+BADNESS: dict[MemoryState, int] = {"ok": 0, "none": 0, "away": 1, "refused": 2}
+"""Of a memory's states; over 0 they cost quality."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +58,23 @@ class InferenceResult:
 
 
 @contextlib.contextmanager
-def input_errors(student: str) -> Iterator[None]:
-    """Make an InputError of whatever fails with a student's folder: a damaged one breaks in more places than can be listed."""
+def input_errors(config: RunConfig, name: str, student: str | None) -> Iterator[None]:
+    """Make an InputError of whatever fails with a student's folder: a damaged one breaks in more places than can be listed.
+
+    Of one of serve.models the error says which.
+    """
+    where = "" if name == config.name else f"serve.models.{name}: "
     try:
         yield
-    except InputError:
-        raise
+    except InputError as error:
+        if not where:
+            raise
+        raise InputError(f"{where}{error}") from error
     except Exception as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"the student {student} cannot be used ({type(error).__name__}: {reason}); copy the whole student/ folder"
+            f"{where}the student {student or name} cannot be used ({type(error).__name__}: {reason}); copy the whole "
+            "student/ folder"
         ) from error
 
 
@@ -94,15 +104,24 @@ def check_answers(reader: Reader, folder: Path) -> None:
         raise InputError(f"the student in {folder} answers with numbers that are not finite; distil it again")
 
 
-def check_student(config: RunConfig, student: str | None = None) -> None:
-    """Load a student, the run's own by default, as a replica will, but without its memory. Raises InputError as `load` does."""
-    with input_errors(student or config.name):
-        own, folder = student_run(config, student)
-        check_answers(open_reader(own, folder, None, torch.device("cpu")), folder)
+def check_students(config: RunConfig, student: str | None = None) -> None:
+    """Load the students of a service one by one, as a replica will, but without their memories.
+
+    `student` is in the place of the run's own. Raises InputError as `load` does.
+    """
+    for name, given in folders_of(config, student).items():
+        with input_errors(config, name, given):
+            run, folder = served_run(config, name, given)
+            check_answers(open_reader(run, folder, None, torch.device("cpu")), folder)
+
+
+def folders_of(config: RunConfig, student: str | None = None) -> dict[str, str | None]:
+    """Return the student/ folders of a service by name, the run's own first; None is the folder in the run's directory."""
+    return {config.name: student, **config.serve.models}
 
 
 class InferenceService:
-    """One replica's service. `load` a student, then `start` on the event loop that serves requests.
+    """One replica's service. `load` its students, then `start` on the event loop that serves requests.
 
     Raises InputError where the deployer `wants_keys` and there are none here.
     """
@@ -112,25 +131,38 @@ class InferenceService:
         self.limits = config.serve
         self.metrics = Metrics(replica)
         self.keys = Keys(config.serve.api_keys_env, config.serve.api_keys_file, are_wanted=wants_keys)
-        self.student: ServedStudent | None = None
+        self.students: dict[str, ServedStudent] = {}
+        """By the name that requests ask for, the run's own first."""
         self.refused: str | None = None
-        self.queue = BatchQueue(self._loaded, config.serve, self.metrics)
+        self.queue = BatchQueue(lambda name: self.students[name], config.serve, self.metrics)
         self._device = device
         if config.serve.tracing:
             tracing.enable()
 
-    def load(self, student: str | Path | None = None) -> None:
-        """Load a student, the run's own by default, and use it from the next batch on. Blocks; any thread may call it.
+    @property
+    def student(self) -> ServedStudent | None:
+        """The run's own student; None until it is loaded."""
+        return self.students.get(self.config.name)
 
-        Batches in flight end with the student that began them. Raises InputError for a folder without a student that answers;
-        the present one then stays.
+    def load(self, student: str | Path | None = None) -> None:
+        """Load a student in the place of the run's own, which is the default, and use it from the next batch on.
+
+        The first time those of serve.models are loaded too. Blocks; any thread may call it. Batches in flight end with the
+        student that began them. Raises InputError for a folder without a student that answers; the present ones then stay.
         """
-        loaded = self._load(None if student is None else str(student))
-        before, self.student = self.student, loaded
+        own = self.config.name
+        loaded: dict[str, ServedStudent] = {}
+        with contextlib.ExitStack() as undo:
+            for name, folder in folders_of(self.config, None if student is None else str(student)).items():
+                if name == own or name not in self.students:
+                    loaded[name] = self._load(name, folder)
+                    undo.callback(loaded[name].memory.close)
+            undo.pop_all()
+        before, self.students = self.student, {**self.students, **loaded}
         self.settle()
         if before:
             self.metrics.switches.inc()
-            log.info("student %s replaces %s", loaded.fingerprint, before.fingerprint)
+            log.info("student %s replaces %s", loaded[own].fingerprint, before.fingerprint)
             before.memory.retire()
 
     def settle(self) -> None:
@@ -138,9 +170,9 @@ class InferenceService:
         self.refused = None
         self.metrics.refused.set(0)
 
-    def _load(self, student: str | None) -> ServedStudent:
-        with input_errors(student or self.config.name):
-            config, folder = student_run(self.config, student)
+    def _load(self, name: str, student: str | None) -> ServedStudent:
+        with input_errors(self.config, name, student):
+            config, folder = served_run(self.config, name, student)
             loaded = ServedStudent(config, folder, self._device, self.metrics)
             try:
                 check_answers(loaded.reader, folder)
@@ -153,10 +185,10 @@ class InferenceService:
         """Note why the student that is wanted is not loaded: `readiness` and a metric say so, and the present one answers."""
         self.refused = reason
         self.metrics.refused.set(1)
-        if self.student:
-            log.error("student %s stays: %s", self.student.fingerprint, reason)
-            self.metrics.set_student(self.student.name, self.student.fingerprint)
-            self.metrics.set_memory_state(self.student.memory.status.state)
+        if student := self.student:
+            log.error("student %s stays: %s", student.fingerprint, reason)
+            student.metrics.set_student(student.fingerprint)
+            student.metrics.set_memory_state(student.memory.status.state)
 
     def start(self) -> None:
         """Start answering, on the running event loop."""
@@ -165,46 +197,59 @@ class InferenceService:
     async def stop(self) -> None:
         """Stop answering; requests that still wait are refused."""
         await self.queue.stop()
-        if self.student:
-            self.student.memory.close()
+        for student in self.students.values():
+            student.memory.close()
 
     # ------------------------------------------------------------ requests
 
     async def infer(
-        self, inputs: Sequence[TextInput], deadline: float, explain: bool = False, dimensions: int | None = None
+        self,
+        inputs: Sequence[TextInput],
+        deadline: float,
+        explain: bool = False,
+        dimensions: int | None = None,
+        model: str | None = None,
     ) -> InferenceResult:
-        """Run texts through the student. Raises InvalidInput for what exceeds a limit, and what the queue raises."""
-        student = self._loaded()
+        """Run texts through the student that `model` asks for.
+
+        Raises UnknownModel where other models are refused, InvalidInput for what exceeds a limit, and what the queue raises.
+        """
+        student = self._asked(model)
         checked = checked_inputs(inputs, self.limits, student.vocabulary)
         shorter = None if dimensions == student.dim else dimensions
         if shorter is not None:  # before anything is computed
             with _invalid_input():
                 check_dimensions(shorter, student.dim, student.memory.reader.correction)
-        texts = await self.queue.submit(checked, explain, deadline)
+        texts = await self.queue.submit(student.name, checked, explain, deadline)
         if shorter is not None:
             with _invalid_input():
                 texts = shortened(texts, shorter)
         result = InferenceResult(texts, student.name, student.labels)
-        self.metrics.texts.inc(len(result.texts))
-        self.metrics.tokens.inc(result.tokens)
+        student.metrics.texts.inc(len(result.texts))
+        student.metrics.tokens.inc(result.tokens)
         tracing.record_stages(len(result.texts), **result.timing_ms)
         return result
 
-    async def classify(self, inputs: Sequence[TextInput], deadline: float, explain: bool = False) -> InferenceResult:
-        """Label texts. Raises InvalidInput for a student without a head."""
-        if self._loaded().labels is None:
-            raise InvalidInput(
-                "this student has no head and cannot label texts: use /v1/embeddings, or serve a student of a labelled task"
+    async def classify(
+        self, inputs: Sequence[TextInput], deadline: float, explain: bool = False, model: str | None = None
+    ) -> InferenceResult:
+        """Label texts. Raises InvalidInput for a student without a head, and what `infer` raises."""
+        if self._asked(model).labels is None:
+            labelling = [name for name, student in self.students.items() if student.labels is not None]
+            remedy = (
+                f"ask for the model {' or '.join(labelling)}" if labelling else "serve a student of a labelled task"
             )
-        return await self.infer(inputs, deadline, explain)
+            raise InvalidInput(f"this student has no head and cannot label texts: use /v1/embeddings, or {remedy}")
+        return await self.infer(inputs, deadline, explain, model=model)
 
-    async def explain(self, text: Text, deadline: float) -> dict[str, Any]:
+    async def explain(self, text: Text, deadline: float, model: str | None = None) -> dict[str, Any]:
         """Explain one text, and compare it with the stored texts that its memory finds first, by cosine."""
-        checked_inputs([text], self.limits, self._loaded().vocabulary)
-        explanation: Any = await self.queue.call_student(lambda student: student.explain(text), deadline)
+        asked = self._asked(model)
+        checked_inputs([text], self.limits, asked.vocabulary)
+        explanation: Any = await self.queue.call_student(asked.name, lambda student: student.explain(text), deadline)
         nearest, without = explanation["nearest"], explanation.pop("vector_without")
         stored = [read["text"] if isinstance(read["text"], str) else tuple(read["text"]) for read in nearest]
-        result = await self.infer([text, *stored], deadline)
+        result = await self.infer([text, *stored], deadline, model=asked.name)
         own, *others = (computed.vector for computed in result.texts)
         for read, other in zip(nearest, others, strict=True):
             read["cosine"], read["cosine_without"] = float(own @ other), float(without @ other)
@@ -213,14 +258,9 @@ class InferenceService:
 
     # ------------------------------------------------------------ state
 
-    def check_model(self, asked: str | None) -> None:
-        """Raise UnknownModel for a request that asks for another model, where serve.refuse_other_models is set."""
-        if self.limits.refuse_other_models and asked is not None:
-            self.model(asked)
-
-    def check_truncation(self, tokens: int | None) -> None:
-        """Raise InvalidInput where a text is to be cut at fewer tokens than this student reads; -1 is as many as it reads."""
-        most = self._loaded().reader.max_tokens
+    def check_truncation(self, tokens: int | None, model: str | None) -> None:
+        """Raise InvalidInput where a text is to be cut at fewer tokens than its student reads; -1 is as many as it reads."""
+        most = self._asked(model).reader.max_tokens
         if tokens is not None and tokens != -1 and tokens < most:
             raise InvalidInput(
                 f"truncate_prompt_tokens={tokens}: this student's texts are cut at {most} tokens, never before; leave it out, "
@@ -228,8 +268,8 @@ class InferenceService:
             )
 
     def info(self) -> ServiceInfo:
-        """Describe the student and the limits as TEI does. Raises NotReady before a student is loaded."""
-        student, limits = self._loaded(), self.limits
+        """Describe the run's own student and the limits as TEI does. Raises NotReady before it is loaded."""
+        student, limits = self._own(), self.limits
         return ServiceInfo(
             model_id=student.name,
             model_sha=student.fingerprint,
@@ -241,11 +281,14 @@ class InferenceService:
             max_client_batch_size=limits.max_texts,
         )
 
+    def models(self) -> list[Model]:
+        """Describe the students, the run's own first. Raises NotReady before they are loaded."""
+        self._own()
+        return [self.model(name) for name in self.students]
+
     def model(self, asked: str | None = None) -> Model:
-        """Describe the student. Raises NotReady before one is loaded, UnknownModel where another one is asked for."""
-        student = self._loaded()
-        if asked not in (None, student.name):
-            raise UnknownModel(f"there is no model of this name; this service has the model {student.name}")
+        """Describe the student of a name, the run's own by default. Raises NotReady before it is loaded, UnknownModel."""
+        student = self._own() if asked is None else self._named(asked)
         return Model(
             id=student.name,
             created=student.created,
@@ -256,11 +299,17 @@ class InferenceService:
         )
 
     def readiness(self) -> Readiness:
-        """Return whether requests are taken, and whether they read the memory. Raises NotReady before a student is loaded."""
-        student = self._loaded()
-        state, reason = student.memory.status
-        status = "degraded" if state in ("away", "refused") else "ready"
-        return Readiness(status=status, model=student.name, memory=state, reason=reason, refused=self.refused)
+        """Return whether requests are taken, and whether they read their memories. Raises NotReady before students are loaded.
+
+        The service's state is that of the student whose memory is worst off, of equal ones that of the first.
+        """
+        own = self._own()
+        states = {name: _memory_readiness(student) for name, student in self.students.items()}
+        worst = max(states, key=lambda name: BADNESS[states[name].memory])
+        found = states[worst].model_dump()
+        if worst != own.name:
+            found["reason"] = f"{worst}: {found['reason']}"
+        return Readiness(**found, model=own.name, refused=self.refused, models=states)
 
     def deadline(self, timeout_ms: str | None) -> float:
         """Return the deadline, in the event loop's time, of a request that arrives now. Raises InvalidInput."""
@@ -271,7 +320,27 @@ class InferenceService:
             most_s = min(most_s, int(timeout_ms[:9]) / 1000)
         return asyncio.get_running_loop().time() + most_s
 
-    def _loaded(self) -> ServedStudent:
+    def _own(self) -> ServedStudent:
         if self.student is None:
             raise NotReady("the student is still being loaded; try again in a moment")
         return self.student
+
+    def _named(self, model: str) -> ServedStudent:
+        self._own()
+        if model not in self.students:
+            names = list(self.students)
+            raise UnknownModel(
+                f"there is no model of this name; this service has the model{'s' * (len(names) > 1)} {', '.join(names)}"
+            )
+        return self.students[model]
+
+    def _asked(self, model: str | None) -> ServedStudent:
+        """Return the student that a request's `model` asks for; where it names none, the run's own or UnknownModel."""
+        if model is None or not (model in self.students or self.limits.refuse_other_models):
+            return self._own()
+        return self._named(model)
+
+
+def _memory_readiness(student: ServedStudent) -> MemoryReadiness:
+    state, reason = student.memory.status
+    return MemoryReadiness(status="degraded" if BADNESS[state] else "ready", memory=state, reason=reason)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from jobs.config import RunConfig
 from jobs.memory.student_memory import beside_version, reads_memory
-from jobs.service.metrics import MemoryState, Metrics
+from jobs.service.metrics import MemoryState, StudentMetrics
 from refbert.config import ReferenceConfig
 from refbert.errors import InputError
 from refbert.memory.manifest import trained_manifest
@@ -85,7 +85,7 @@ class MemoryWatch:
     Any thread may read; its own thread checks. `close` it when no batch uses it any more.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, student: Reader, metrics: Metrics) -> None:
+    def __init__(self, config: RunConfig, folder: Path, student: Reader, metrics: StudentMetrics) -> None:
         self._config, self._folder, self._student, self._metrics = config, folder, student, metrics
         reads = reads_memory(config, folder)
         self._correction = student.correction if reads else None
@@ -189,7 +189,9 @@ class MemoryWatch:
 
     def _set(self, state: MemoryState, reason: str | None = None) -> None:
         if state != self.status.state:
-            log.warning("memory: %s -> %s%s", self.status.state, state, f": {reason}" if reason else "")
+            log.warning(
+                "memory of %s: %s -> %s%s", self._config.name, self.status.state, state, f": {reason}" if reason else ""
+            )
         self.status = MemoryStatus(state, reason)
         self._metrics.set_memory_state(state)
 
@@ -223,7 +225,8 @@ class MemoryWatch:
             version = current_version(client, store, student)
             connection = self._connection = self._beside_version(url, client, version, copied)
             log.info(
-                "answers are corrected by version %s of %r%s",
+                "answers of %s are corrected by version %s of %r%s",
+                self._config.name,
                 version.correction.version,
                 version.store.collection,
                 "" if copied is None else f", a copy of its {copied:,} references in this process",

@@ -1,4 +1,4 @@
-"""One replica on Ray Serve: API, queue, student and memory in one process (docs/decisions/0009-one-process-per-replica.md).
+"""One replica on Ray Serve: API, queue, students and memories in one process (docs/decisions/0009-one-process-per-replica.md).
 
 Ray Serve hands HTTP requests to its ASGI app and gRPC calls to the method of the same name. A new `user_config` replaces the
 student without a restart.
@@ -21,7 +21,7 @@ from jobs.memory.store import CLUSTER_STORE
 from jobs.run.worker import per_node, set_up_worker
 from jobs.service.api import http_api
 from jobs.service.grpc_calls import GrpcCalls
-from jobs.service.inference import InferenceService, check_student
+from jobs.service.inference import InferenceService, check_students
 from jobs.service.keys import wants_keys
 from jobs.service.metrics import merged
 from jobs.service.middleware import RequestMiddleware
@@ -82,7 +82,9 @@ class Deployer:
 
 
 class Replica:
-    """A run's student, served. `user_config={"student": FOLDER}` loads another one while the present one answers.
+    """A run's student and those of serve.models, served.
+
+    `user_config={"student": FOLDER}` loads another one in the place of the run's own, while that answers.
 
     Raises InputError where the deployer wants keys and there are none here.
     """
@@ -167,7 +169,7 @@ def application(
 
     Deployed again, new replicas start before old ones stop, as far as serve.surge_percent allows. What the environment
     decides is decided here, once for all replicas. Raises InputError for a service without keys that `is_public`
-    (`keys.wants_keys`), and for a student that cannot be loaded.
+    (`keys.wants_keys`), and for a student of it that cannot be loaded.
     """
     limits = config.serve
     deployer = Deployer(
@@ -175,7 +177,7 @@ def application(
         wants_keys=wants_keys(limits, is_public=is_public, is_deployed=is_deployed),
         secrets=tuple(name for name in (limits.api_keys_env, config.store.api_key_env) if os.environ.get(name)),
     )
-    check_student(config, student)
+    check_students(config, student)
     if config.store.url == EMBEDDED and (url := os.environ.get(CLUSTER_STORE)):
         config = config.model_copy(update={"store": config.store.model_copy(update={"url": url})})
     most = limits.max_replicas

@@ -186,8 +186,8 @@ class ModelRequest(BaseModel, extra="forbid"):
 
     model: str | None = Field(
         None,
-        description="A service has one student, named in the response. Another name is answered by it, or 404 where the "
-        "service refuses other models.",
+        description="Which student answers, as /v1/models names it; the response has its name. Without one, and for a name "
+        "that is none, the run's own student does; such a name is 404 where the service refuses other models.",
     )
     user: str | None = Field(None, description="Accepted and ignored.")
 
@@ -253,7 +253,7 @@ class EmbedRequest(BaseModel, extra="forbid"):
     dimensions: Annotated[int | None, BeforeValidator(_integer)] = Field(None, ge=1, description=DIMENSIONS)
 
 
-class ExplainRequest(BaseModel, extra="forbid"):
+class ExplainRequest(ModelRequest, extra="forbid"):
     """One text to explain."""
 
     input: OneText
@@ -403,7 +403,7 @@ class Explanation(BaseModel):
 
 
 class Model(BaseModel):
-    """The student of the service."""
+    """A student of the service."""
 
     id: str
     object: Literal["model"] = "model"
@@ -416,7 +416,7 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    """OpenAI's list, with the one student."""
+    """OpenAI's list: the run's own student, which answers by default, and further ones."""
 
     object: Literal["list"] = "list"
     data: list[Model]
@@ -435,7 +435,7 @@ class ModelType(BaseModel):
 
 
 class ServiceInfo(BaseModel):
-    """TEI's description of the service: the student, and what it takes at once."""
+    """TEI's description of the service: the run's own student, and what it takes at once."""
 
     model_id: str
     model_sha: str = Field(description="Fingerprint of the student's folder.")
@@ -456,16 +456,22 @@ class Health(BaseModel):
     model: str
 
 
-class Readiness(BaseModel):
-    """Whether the replica takes requests, and whether it reads its memory. `degraded` costs quality, not answers."""
+class MemoryReadiness(BaseModel):
+    """Whether a student reads its memory. `degraded` costs quality, not answers."""
 
     status: Literal["ready", "degraded"]
-    model: str
     memory: MemoryState
     reason: str | None = None
+
+
+class Readiness(MemoryReadiness):
+    """Whether the replica takes requests, and whether it reads its memories: the state of the one that is worst off."""
+
+    model: str = Field(description="The run's own student.")
     refused: str | None = Field(
         None, description="Why the student that was asked for last is not served: the one before it answers."
     )
+    models: dict[str, MemoryReadiness] = Field(description="The state of each student's memory.")
 
 
 class ErrorDetail(BaseModel):

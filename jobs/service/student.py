@@ -1,4 +1,4 @@
-"""The student that a replica serves: tokens, look-up, forward, and one result for each text.
+"""A student that a replica serves: tokens, look-up, forward, and one result for each text.
 
 Two threads use it: one prepares batches (tokens and references), the other runs the model. Its `MemoryWatch` keeps the
 connection to the memory.
@@ -69,10 +69,10 @@ class PreparedBatch:
 
 
 class ServedStudent:
-    """The student of one replica and its memory. Close its `memory` when no batch uses it any more."""
+    """A student of one replica, named as its run is, and its memory. Close its `memory` when no batch uses it any more."""
 
     def __init__(self, config: RunConfig, folder: Path, device: torch.device, metrics: Metrics) -> None:
-        self.config, self.name, self.metrics = config.serve, config.name, metrics
+        self.config, self.name, self.metrics = config.serve, config.name, metrics.of(config.name)
         self.reader = open_reader(config, folder, None, device)
         model = self.reader.model
         self.dim: int = model.config.dim
@@ -82,8 +82,8 @@ class ServedStudent:
         self.created = int((folder / "config.json").stat().st_mtime)
         empty = self.reader.tokenizer("")["input_ids"]
         self._before, self._after = empty[:1], empty[1:]  # the special tokens around a text
-        metrics.set_student(self.name, self.fingerprint)
-        self.memory = MemoryWatch(config, folder, self.reader, metrics)
+        self.metrics.set_student(self.fingerprint)
+        self.memory = MemoryWatch(config, folder, self.reader, self.metrics)
 
     # ------------------------------------------------------------ before the forward
 

@@ -169,11 +169,11 @@ function fillChoices(explanation) {
 
 async function readiness() {
   try {
-    const state = await call("readyz");
+    const service = await call("readyz"), state = service.models[service.model];  // of the student that the page asks
     $("memory").className = `pill ${state.memory}`;
     $("memory").textContent = { ok: "memory answers", away: "memory is away", refused: "memory is another teacher's", none: "no memory" }[state.memory];
     $("memory").title = state.reason || "";
-    $("model").textContent = `${state.model}, a student that reads references`;
+    $("model").textContent = `${service.model}, a student that reads references`;
   } catch (error) {
     $("memory").textContent = error.message;
   }

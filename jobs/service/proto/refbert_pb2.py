@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n jobs/service/proto/refbert.proto\x12\nrefbert.v1\"G\n\x04Text\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x13\n\x06second\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x11\n\ttoken_ids\x18\x03 \x03(\rB\t\n\x07_second\"@\n\x0c\x45mbedRequest\x12\x1f\n\x05texts\x18\x01 \x03(\x0b\x32\x10.refbert.v1.Text\x12\x0f\n\x07\x65xplain\x18\x02 \x01(\x08\"C\n\x0f\x43lassifyRequest\x12\x1f\n\x05texts\x18\x01 \x03(\x0b\x32\x10.refbert.v1.Text\x12\x0f\n\x07\x65xplain\x18\x02 \x01(\x08\"V\n\x11SimilarityRequest\x12 \n\x06source\x18\x01 \x01(\x0b\x32\x10.refbert.v1.Text\x12\x1f\n\x05texts\x18\x02 \x03(\x0b\x32\x10.refbert.v1.Text\"\x0f\n\rStatusRequest\"\xcc\x01\n\tReference\x12\x10\n\x04step\x18\x01 \x01(\tB\x02\x18\x01\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x03(\t\x12\r\n\x05score\x18\x04 \x01(\x02\x12@\n\x0e\x61ttention_mass\x18\x05 \x03(\x0b\x32(.refbert.v1.Reference.AttentionMassEntry\x12\x0c\n\x04rung\x18\x06 \x01(\t\x1a\x34\n\x12\x41ttentionMassEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"V\n\tEmbedding\x12\x0e\n\x06vector\x18\x01 \x01(\x0c\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12)\n\nreferences\x18\x03 \x03(\x0b\x32\x15.refbert.v1.Reference\"A\n\x06Timing\x12\x10\n\x08queue_ms\x18\x01 \x01(\x02\x12\x11\n\tlookup_ms\x18\x02 \x01(\x02\x12\x12\n\nstudent_ms\x18\x03 \x01(\x02\"\x81\x01\n\rEmbedResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\ndimensions\x18\x02 \x01(\r\x12)\n\nembeddings\x18\x03 \x03(\x0b\x32\x15.refbert.v1.Embedding\x12\"\n\x06timing\x18\x04 \x01(\x0b\x32\x12.refbert.v1.Timing\"\xd0\x01\n\x0e\x43lassification\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x36\n\x06scores\x18\x03 \x03(\x0b\x32&.refbert.v1.Classification.ScoresEntry\x12\x0e\n\x06tokens\x18\x04 \x01(\r\x12)\n\nreferences\x18\x05 \x03(\x0b\x32\x15.refbert.v1.Reference\x1a-\n\x0bScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"z\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x33\n\x0f\x63lassifications\x18\x02 \x03(\x0b\x32\x1a.refbert.v1.Classification\x12\"\n\x06timing\x18\x03 \x01(\x0b\x32\x12.refbert.v1.Timing\"]\n\x12SimilarityResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0csimilarities\x18\x02 \x03(\x02\x12\"\n\x06timing\x18\x03 \x01(\x0b\x32\x12.refbert.v1.Timing\"\x87\x01\n\x0eStatusResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\ndimensions\x18\x02 \x01(\r\x12\x12\n\nmax_tokens\x18\x03 \x01(\r\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x0e\n\x06status\x18\x05 \x01(\t\x12\x0e\n\x06memory\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t2\x9c\x02\n\x07RefBert\x12<\n\x05\x45mbed\x12\x18.refbert.v1.EmbedRequest\x1a\x19.refbert.v1.EmbedResponse\x12\x45\n\x08\x43lassify\x12\x1b.refbert.v1.ClassifyRequest\x1a\x1c.refbert.v1.ClassifyResponse\x12K\n\nSimilarity\x12\x1d.refbert.v1.SimilarityRequest\x1a\x1e.refbert.v1.SimilarityResponse\x12?\n\x06Status\x12\x19.refbert.v1.StatusRequest\x1a\x1a.refbert.v1.StatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n jobs/service/proto/refbert.proto\x12\nrefbert.v1\"G\n\x04Text\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x13\n\x06second\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x11\n\ttoken_ids\x18\x03 \x03(\rB\t\n\x07_second\"O\n\x0c\x45mbedRequest\x12\x1f\n\x05texts\x18\x01 \x03(\x0b\x32\x10.refbert.v1.Text\x12\x0f\n\x07\x65xplain\x18\x02 \x01(\x08\x12\r\n\x05model\x18\x03 \x01(\t\"R\n\x0f\x43lassifyRequest\x12\x1f\n\x05texts\x18\x01 \x03(\x0b\x32\x10.refbert.v1.Text\x12\x0f\n\x07\x65xplain\x18\x02 \x01(\x08\x12\r\n\x05model\x18\x03 \x01(\t\"e\n\x11SimilarityRequest\x12 \n\x06source\x18\x01 \x01(\x0b\x32\x10.refbert.v1.Text\x12\x1f\n\x05texts\x18\x02 \x03(\x0b\x32\x10.refbert.v1.Text\x12\r\n\x05model\x18\x03 \x01(\t\"\x1e\n\rStatusRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xcc\x01\n\tReference\x12\x10\n\x04step\x18\x01 \x01(\tB\x02\x18\x01\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x03(\t\x12\r\n\x05score\x18\x04 \x01(\x02\x12@\n\x0e\x61ttention_mass\x18\x05 \x03(\x0b\x32(.refbert.v1.Reference.AttentionMassEntry\x12\x0c\n\x04rung\x18\x06 \x01(\t\x1a\x34\n\x12\x41ttentionMassEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"V\n\tEmbedding\x12\x0e\n\x06vector\x18\x01 \x01(\x0c\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12)\n\nreferences\x18\x03 \x03(\x0b\x32\x15.refbert.v1.Reference\"A\n\x06Timing\x12\x10\n\x08queue_ms\x18\x01 \x01(\x02\x12\x11\n\tlookup_ms\x18\x02 \x01(\x02\x12\x12\n\nstudent_ms\x18\x03 \x01(\x02\"\x81\x01\n\rEmbedResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\ndimensions\x18\x02 \x01(\r\x12)\n\nembeddings\x18\x03 \x03(\x0b\x32\x15.refbert.v1.Embedding\x12\"\n\x06timing\x18\x04 \x01(\x0b\x32\x12.refbert.v1.Timing\"\xd0\x01\n\x0e\x43lassification\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x36\n\x06scores\x18\x03 \x03(\x0b\x32&.refbert.v1.Classification.ScoresEntry\x12\x0e\n\x06tokens\x18\x04 \x01(\r\x12)\n\nreferences\x18\x05 \x03(\x0b\x32\x15.refbert.v1.Reference\x1a-\n\x0bScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"z\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x33\n\x0f\x63lassifications\x18\x02 \x03(\x0b\x32\x1a.refbert.v1.Classification\x12\"\n\x06timing\x18\x03 \x01(\x0b\x32\x12.refbert.v1.Timing\"]\n\x12SimilarityResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0csimilarities\x18\x02 \x03(\x02\x12\"\n\x06timing\x18\x03 \x01(\x0b\x32\x12.refbert.v1.Timing\"\x97\x01\n\x0eStatusResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\ndimensions\x18\x02 \x01(\r\x12\x12\n\nmax_tokens\x18\x03 \x01(\r\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x0e\n\x06status\x18\x05 \x01(\t\x12\x0e\n\x06memory\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x0e\n\x06models\x18\x08 \x03(\t2\x9c\x02\n\x07RefBert\x12<\n\x05\x45mbed\x12\x18.refbert.v1.EmbedRequest\x1a\x19.refbert.v1.EmbedResponse\x12\x45\n\x08\x43lassify\x12\x1b.refbert.v1.ClassifyRequest\x1a\x1c.refbert.v1.ClassifyResponse\x12K\n\nSimilarity\x12\x1d.refbert.v1.SimilarityRequest\x1a\x1e.refbert.v1.SimilarityResponse\x12?\n\x06Status\x12\x19.refbert.v1.StatusRequest\x1a\x1a.refbert.v1.StatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,33 +40,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TEXT']._serialized_start=48
   _globals['_TEXT']._serialized_end=119
   _globals['_EMBEDREQUEST']._serialized_start=121
-  _globals['_EMBEDREQUEST']._serialized_end=185
-  _globals['_CLASSIFYREQUEST']._serialized_start=187
-  _globals['_CLASSIFYREQUEST']._serialized_end=254
-  _globals['_SIMILARITYREQUEST']._serialized_start=256
-  _globals['_SIMILARITYREQUEST']._serialized_end=342
-  _globals['_STATUSREQUEST']._serialized_start=344
-  _globals['_STATUSREQUEST']._serialized_end=359
-  _globals['_REFERENCE']._serialized_start=362
-  _globals['_REFERENCE']._serialized_end=566
-  _globals['_REFERENCE_ATTENTIONMASSENTRY']._serialized_start=514
-  _globals['_REFERENCE_ATTENTIONMASSENTRY']._serialized_end=566
-  _globals['_EMBEDDING']._serialized_start=568
-  _globals['_EMBEDDING']._serialized_end=654
-  _globals['_TIMING']._serialized_start=656
-  _globals['_TIMING']._serialized_end=721
-  _globals['_EMBEDRESPONSE']._serialized_start=724
-  _globals['_EMBEDRESPONSE']._serialized_end=853
-  _globals['_CLASSIFICATION']._serialized_start=856
-  _globals['_CLASSIFICATION']._serialized_end=1064
-  _globals['_CLASSIFICATION_SCORESENTRY']._serialized_start=1019
-  _globals['_CLASSIFICATION_SCORESENTRY']._serialized_end=1064
-  _globals['_CLASSIFYRESPONSE']._serialized_start=1066
-  _globals['_CLASSIFYRESPONSE']._serialized_end=1188
-  _globals['_SIMILARITYRESPONSE']._serialized_start=1190
-  _globals['_SIMILARITYRESPONSE']._serialized_end=1283
-  _globals['_STATUSRESPONSE']._serialized_start=1286
-  _globals['_STATUSRESPONSE']._serialized_end=1421
-  _globals['_REFBERT']._serialized_start=1424
-  _globals['_REFBERT']._serialized_end=1708
+  _globals['_EMBEDREQUEST']._serialized_end=200
+  _globals['_CLASSIFYREQUEST']._serialized_start=202
+  _globals['_CLASSIFYREQUEST']._serialized_end=284
+  _globals['_SIMILARITYREQUEST']._serialized_start=286
+  _globals['_SIMILARITYREQUEST']._serialized_end=387
+  _globals['_STATUSREQUEST']._serialized_start=389
+  _globals['_STATUSREQUEST']._serialized_end=419
+  _globals['_REFERENCE']._serialized_start=422
+  _globals['_REFERENCE']._serialized_end=626
+  _globals['_REFERENCE_ATTENTIONMASSENTRY']._serialized_start=574
+  _globals['_REFERENCE_ATTENTIONMASSENTRY']._serialized_end=626
+  _globals['_EMBEDDING']._serialized_start=628
+  _globals['_EMBEDDING']._serialized_end=714
+  _globals['_TIMING']._serialized_start=716
+  _globals['_TIMING']._serialized_end=781
+  _globals['_EMBEDRESPONSE']._serialized_start=784
+  _globals['_EMBEDRESPONSE']._serialized_end=913
+  _globals['_CLASSIFICATION']._serialized_start=916
+  _globals['_CLASSIFICATION']._serialized_end=1124
+  _globals['_CLASSIFICATION_SCORESENTRY']._serialized_start=1079
+  _globals['_CLASSIFICATION_SCORESENTRY']._serialized_end=1124
+  _globals['_CLASSIFYRESPONSE']._serialized_start=1126
+  _globals['_CLASSIFYRESPONSE']._serialized_end=1248
+  _globals['_SIMILARITYRESPONSE']._serialized_start=1250
+  _globals['_SIMILARITYRESPONSE']._serialized_end=1343
+  _globals['_STATUSRESPONSE']._serialized_start=1346
+  _globals['_STATUSRESPONSE']._serialized_end=1497
+  _globals['_REFBERT']._serialized_start=1500
+  _globals['_REFBERT']._serialized_end=1784
 # @@protoc_insertion_point(module_scope)

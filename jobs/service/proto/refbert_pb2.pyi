@@ -17,32 +17,40 @@ class Text(_message.Message):
     def __init__(self, text: _Optional[str] = ..., second: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class EmbedRequest(_message.Message):
-    __slots__ = ("texts", "explain")
+    __slots__ = ("texts", "explain", "model")
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     texts: _containers.RepeatedCompositeFieldContainer[Text]
     explain: bool
-    def __init__(self, texts: _Optional[_Iterable[_Union[Text, _Mapping]]] = ..., explain: _Optional[bool] = ...) -> None: ...
+    model: str
+    def __init__(self, texts: _Optional[_Iterable[_Union[Text, _Mapping]]] = ..., explain: _Optional[bool] = ..., model: _Optional[str] = ...) -> None: ...
 
 class ClassifyRequest(_message.Message):
-    __slots__ = ("texts", "explain")
+    __slots__ = ("texts", "explain", "model")
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     texts: _containers.RepeatedCompositeFieldContainer[Text]
     explain: bool
-    def __init__(self, texts: _Optional[_Iterable[_Union[Text, _Mapping]]] = ..., explain: _Optional[bool] = ...) -> None: ...
+    model: str
+    def __init__(self, texts: _Optional[_Iterable[_Union[Text, _Mapping]]] = ..., explain: _Optional[bool] = ..., model: _Optional[str] = ...) -> None: ...
 
 class SimilarityRequest(_message.Message):
-    __slots__ = ("source", "texts")
+    __slots__ = ("source", "texts", "model")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     TEXTS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     source: Text
     texts: _containers.RepeatedCompositeFieldContainer[Text]
-    def __init__(self, source: _Optional[_Union[Text, _Mapping]] = ..., texts: _Optional[_Iterable[_Union[Text, _Mapping]]] = ...) -> None: ...
+    model: str
+    def __init__(self, source: _Optional[_Union[Text, _Mapping]] = ..., texts: _Optional[_Iterable[_Union[Text, _Mapping]]] = ..., model: _Optional[str] = ...) -> None: ...
 
 class StatusRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class Reference(_message.Message):
     __slots__ = ("step", "id", "text", "score", "attention_mass", "rung")
@@ -141,7 +149,7 @@ class SimilarityResponse(_message.Message):
     def __init__(self, model: _Optional[str] = ..., similarities: _Optional[_Iterable[float]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("model", "dimensions", "max_tokens", "labels", "status", "memory", "reason")
+    __slots__ = ("model", "dimensions", "max_tokens", "labels", "status", "memory", "reason", "models")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -149,6 +157,7 @@ class StatusResponse(_message.Message):
     STATUS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     model: str
     dimensions: int
     max_tokens: int
@@ -156,4 +165,5 @@ class StatusResponse(_message.Message):
     status: str
     memory: str
     reason: str
-    def __init__(self, model: _Optional[str] = ..., dimensions: _Optional[int] = ..., max_tokens: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., status: _Optional[str] = ..., memory: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    models: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., dimensions: _Optional[int] = ..., max_tokens: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., status: _Optional[str] = ..., memory: _Optional[str] = ..., reason: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -27,13 +27,18 @@ from vector_store.retriever import Retriever
 
 
 @pytest.fixture
-def served(memory):
+def metrics():
+    return Metrics()
+
+
+@pytest.fixture
+def served(memory, metrics):
     """Serve the memory's student as a replica does, without Ray; each call answers texts."""
     memory.add(TEXTS[:70])
     memory.adapt()
     config = memory.config.model_copy(update={"serve": ServeConfig(memory_check_s=0.5)})
     config, folder = student_run(config, str(memory.folder))
-    student = ServedStudent(config, folder, torch.device("cpu"), Metrics())
+    student = ServedStudent(config, folder, torch.device("cpu"), metrics)
     yield student
     student.memory.close()
 
@@ -108,7 +113,7 @@ def test_a_services_own_copy_of_its_memory_is_taken_anew_when_the_memory_changes
         student.memory.close()
 
 
-def test_a_stored_text_is_answered_with_its_teachers_own_vector(served, memory, teacher):
+def test_a_stored_text_is_answered_with_its_teachers_own_vector(served, metrics, teacher):
     (result,) = answers(served, [TEXTS[0]], explain=True)
     own = teacher.encode_texts([TEXTS[0]])[0][1].mean(0, dtype=np.float32)
     assert float(result.vector @ own) / np.linalg.norm(own) > 0.9999
@@ -117,8 +122,8 @@ def test_a_stored_text_is_answered_with_its_teachers_own_vector(served, memory, 
     (other,) = answers(served, ["nothing like it was ever stored"], explain=True)
     assert other.nearness < 1
     assert {read.rung for read in other.references} == {"live"}
-    assert 'refbert_references_total{rung="own",step="own"} 1.0' in served.metrics.text()
-    assert "refbert_nearness_count 2.0" in served.metrics.text()
+    assert 'refbert_references_total{model="tiny",rung="own",step="own"} 1.0' in metrics.text()
+    assert 'refbert_nearness_count{model="tiny"} 2.0' in metrics.text()
 
 
 def test_a_service_explains_what_each_reference_changed(served):

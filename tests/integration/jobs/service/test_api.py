@@ -163,9 +163,9 @@ def test_metrics_count_requests_texts_and_rungs(client):
     embed(client, TEXTS)
     text = client.get("/metrics").text
     assert re.search(r'refbert_requests_total\{route="/v1/embeddings",status="200"\} [1-9]', text)
-    assert re.search(r'refbert_references_total\{rung="live",step="live"\} [1-9]', text)
-    assert 'refbert_memory_state{state="ok"} 1.0' in text
-    assert re.search(r'refbert_student_seconds_bucket\{le="0.005"\} ', text)
+    assert re.search(r'refbert_references_total\{model="served",rung="live",step="live"\} [1-9]', text)
+    assert 'refbert_memory_state{model="served",state="ok"} 1.0' in text
+    assert re.search(r'refbert_student_seconds_bucket\{le="0.005",model="served"\} ', text)
     assert re.search(r'refbert_student_info\{fingerprint="[0-9a-f]{12}",model="served"\} 1.0', text)
 
 
@@ -177,7 +177,7 @@ def test_the_request_log_has_one_json_line_per_request_without_its_text(connect,
     assert "secret" not in logged
     line = json.loads(next(line for line in logged.splitlines() if '"log-1"' in line))
     assert line["status"] == 200
-    assert line["texts"] == 1
+    assert (line["model"], line["texts"]) == ("served", 1)
     assert set(line["stages_ms"]) == {"queue", "lookup", "student"}
 
 

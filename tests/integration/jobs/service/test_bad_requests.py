@@ -230,7 +230,7 @@ def test_a_request_after_its_deadline_is_a_504_and_is_not_computed(connect, serv
 def test_requests_before_a_student_is_loaded_are_503(connect, serving, monkeypatch):
     with connect(serving()) as client:
         service = client.app.service
-        loaded, service.student = service.student, None
+        loaded, service.students = service.students, {}
         for answer in (
             client.get("/readyz"),
             client.post("/v1/embeddings", json={"input": "x"}),
@@ -239,5 +239,5 @@ def test_requests_before_a_student_is_loaded_are_503(connect, serving, monkeypat
             assert answer.status_code == 503
             assert answer.headers["retry-after"]
         assert client.get("/healthz").status_code == 200
-        service.student = loaded
+        service.students = loaded
         assert client.get("/readyz").status_code == 200

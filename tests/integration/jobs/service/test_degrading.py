@@ -75,8 +75,8 @@ def test_a_killed_store_degrades_answers_but_fails_none(connect, serving, traine
         state = client.get("/readyz")
         assert (state.status_code, state.json()["status"], state.json()["memory"]) == (200, "degraded", "away")
         text = client.get("/metrics").text
-        assert 'refbert_memory_state{state="away"} 1.0' in text
-        assert 'refbert_references_total{rung="null",step="null"} 1.0' in text
+        assert 'refbert_memory_state{model="served",state="away"} 1.0' in text
+        assert 'refbert_references_total{model="served",rung="null",step="null"} 1.0' in text
     with running_store(trained):  # for the tests that follow
         pass
 
@@ -170,6 +170,7 @@ def test_a_student_without_a_memory_is_ready_and_reads_the_null_reference(connec
     with connect(serving(), folder) as client:
         assert client.get("/readyz").json() == {
             "status": "ready", "model": "served", "memory": "none", "reason": None, "refused": None,
+            "models": {"served": {"status": "ready", "memory": "none", "reason": None}},
         }  # fmt: skip
         assert asked(client, TEXT)[1] == {
             "rung": "null", "step": "null", "id": None, "text": None, "score": 0.0, "attention_mass": {},

@@ -38,7 +38,7 @@ def test_every_request_is_answered_while_the_store_and_a_replica_are_killed(serv
     assert {tries[-1] for tries in statuses} == {200}
     assert set(failed_once) <= {(503, 200)}
     assert len(failed_once) <= 6
-    assert len(set(re.findall(r'refbert_texts_total\{replica="(\w+)"\}', text))) == 2
+    assert len(set(re.findall(r'refbert_texts_total\{replica="(\w+)",model="served"\}', text))) == 2
 
 
 def states(client):

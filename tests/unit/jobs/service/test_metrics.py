@@ -21,24 +21,26 @@ def test_merged_metrics_keep_each_replicas_samples_under_one_head():
     both = []
     for replica, count in (("a", 1), ("b", 2)):
         metrics = Metrics(replica)
-        metrics.texts.inc(count)
+        metrics.of("served").texts.inc(count)
         metrics.requests.labels("/v1/embeddings", "200").inc(count)
-        metrics.set_memory_state("ok")
+        metrics.of("served").set_memory_state("ok")
         both.append(metrics.text())
     text = merged(both)
     assert text.count("# HELP refbert_texts_total") == text.count("# TYPE refbert_texts_total") == 1
     found = samples(text)
     for replica, count in (("a", 1), ("b", 2)):
         label = ("replica", replica)
-        assert found["refbert_texts_total", label] == count
+        assert found["refbert_texts_total", ("model", "served"), label] == count
         assert found["refbert_requests_total", label, ("route", "/v1/embeddings"), ("status", "200")] == count
-        assert found["refbert_memory_state", label, ("state", "ok")] == 1
+        assert found["refbert_memory_state", ("model", "served"), label, ("state", "ok")] == 1
 
 
 def test_every_rung_and_error_kind_has_a_series_from_the_start():
-    found = samples(Metrics().text())
-    rungs = ("live", "cached", "null")
-    assert [found["refbert_references_total", ("rung", rung), ("step", rung)] for rung in rungs] == [0, 0, 0]
+    metrics = Metrics()
+    metrics.of("served")
+    found = samples(metrics.text())
+    for rung in ("own", "live", "cached", "null"):
+        assert found["refbert_references_total", ("model", "served"), ("rung", rung), ("step", rung)] == 0
     # An alert on the first bug would not see a series that starts at one.
     assert [found["refbert_errors_total", ("kind", kind)] for kind in ("bug", "Overloaded")] == [0, 0]
     assert found["refbert_queued_texts",] == 0
@@ -49,7 +51,7 @@ def test_the_dashboard_queries_only_exported_metrics():
     metrics.requests.labels("/", "200")
     metrics.request_s.labels("/")
     metrics.errors.labels("bug")
-    metrics.set_student("name", "fingerprint")
+    metrics.of("served").set_student("fingerprint")
     there = {name for name, *_ in samples(metrics.text())}
     dashboard = (Path(__file__).parents[4] / "cluster" / "grafana-serving.json").read_text()
     asked = set(re.findall(r"refbert_[a-z_]+", dashboard)) - {"refbert_"}

@@ -204,7 +204,7 @@ def test_clients_of_text_embeddings_inference_find_its_routes(serve_in_process, 
         assert info["model_sha"] == client.app.service.student.fingerprint
         assert info["model_type"] == {"embedding": {"pooling": "mean"}}
         assert client.get("/health").json()["status"] == "ready"
-        monkeypatch.setattr(client.app.service, "student", None)
+        monkeypatch.setattr(client.app.service, "students", {})
         assert client.get("/health").status_code == client.get("/info").status_code == 503
 
 
