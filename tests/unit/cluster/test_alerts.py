@@ -47,7 +47,16 @@ def test_alerts_fire_exactly_under_their_conditions(tmp_path):
     def led(number):  # Ray's label of the process that leads the training
         return f'ray_refbert_train_step{{run="a",WorkerId="{number}"}}'
 
+    def references(model, rung, values):
+        return series(f'refbert_references_total{{model="{model}",rung="{rung}",step="{rung}"}}', values)
+
+    busy = [references("a", "live", "0+100x30"), references("b", "live", "0x30"), references("b", "null", "0+1x30")]
+    reads_none = [series('refbert_memory_state{model="b",state="none"}', "1x30")]
     cases = [
+        case("NullReferences", 20, busy, {"model": "b"}),  # few texts, but all that student b was asked
+        case("NullReferences", 20, busy + reads_none, None),
+        case("KeptReferences", 20, [references("a", "cached", "0+1x30"), *busy], None),
+        case("KeptReferences", 20, [references("b", "cached", "0+1x30"), *busy], {"model": "b"}),
         case("MemoryNotRead", 4, [series(away, "1x10")], {}),
         case("MemoryNotRead", 1, [series(away, "1x10")], None),
         case("MemoryNotRead", 4, [series(away, "0x10")], None),

@@ -22,16 +22,16 @@ Serve = Callable[..., AbstractContextManager[TestClient]]
 
 
 @pytest.fixture(scope="session")
-def make_student(teacher: Teacher) -> Callable[[Path, int], Path]:
+def make_student(teacher: Teacher) -> Callable[..., Path]:
     """Write an untrained student of 1 x 24 with its teacher's tokenizer; each seed has vectors of its own."""
 
-    def make(folder: Path, seed: int = 0) -> Path:
+    def make(folder: Path, seed: int = 0, dim: int = 24, text_tokens: int = 16) -> Path:
         torch.manual_seed(seed)
         shape = RefBertConfig(
             vocab_size=len(teacher.tokenizer), hidden_size=24, num_hidden_layers=1, num_attention_heads=4,
-            intermediate_size=48, dim=24, reference_mode="none",
+            intermediate_size=48, dim=dim, reference_mode="none",
         )  # fmt: skip
-        save_student(folder, RefBertModel(shape), teacher.tokenizer, text_tokens=16)
+        save_student(folder, RefBertModel(shape), teacher.tokenizer, text_tokens=text_tokens)
         return folder
 
     return make

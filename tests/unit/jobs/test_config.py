@@ -30,6 +30,13 @@ def test_a_teacher_in_a_folder_is_found_from_any_directory(tmp_path, monkeypatch
     assert load_config(overrides=["teacher.model=thenlper/gte-small"]).teacher.model == "thenlper/gte-small"
 
 
+def test_further_students_of_a_service_are_found_from_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = str(tmp_path / "reviews")
+    config = load_config(overrides=["serve.models={reviews-1.5: reviews}", f"serve.models.again={folder}"])
+    assert config.serve.models == {"reviews-1.5": folder, "again": folder}
+
+
 def test_a_text_to_explain_is_taken_as_it_stands():
     config = load_config(overrides=["explain.text=No: it is 'late'", "explain.text_pair=null"])
     assert (config.explain.text, config.explain.text_pair) == ("No: it is 'late'", "null")
@@ -48,6 +55,13 @@ def test_an_unquoted_null_among_the_arms_is_the_arm_of_that_name():
         ("ablate.tasks=[{nme: SST-2}]", "unknown key ablate.tasks.0.nme; known are name, "),
         ("task_stage.phases=[{loss: {hiden: 1}}]", "unknown key task_stage.phases.0.loss.hiden; known are hidden, "),
         ("train.steps=many", "train.steps='many'"),
+        ("serve.models={my reviews: /x}", "serve: models: 'my reviews' is no name of a model; give letters, digits"),
+        ("serve.models={../x: /x}", "serve: models: '../x' is no name of a model"),
+        (
+            "serve.models={quickstart: /x}",
+            "serve.models: quickstart is the name of the run's own student; choose another",
+        ),
+        ("serve.models.reviews=5", "serve.models.reviews=5: Input should be a valid string"),
         ("train.steps=0", "train.steps=0"),
         ("train.min_workers=3", "min_workers=3 exceeds num_workers=2"),
         ("train.max_failures=-2", "train.max_failures=-2: Input should be greater than or equal to -1"),

@@ -67,12 +67,24 @@ def test_a_mistake_in_a_config_file_is_the_applications_status_at_once_and_in_on
             {**arguments("serve.allow_public_without_key=true"), "student": "/no/such/folder"},
             "/no/such/folder holds no",
         ),
+        (
+            arguments("serve.allow_public_without_key=true", "serve.models.reviews=/no/such/folder"),
+            "serve.models.reviews: /no/such/folder holds no student",
+        ),
     ):
         # Serve shows an error of this class at once, and any other after four tries.
         with pytest.raises(RayServeException) as refused:
             job.app(given)
         assert message in str(refused.value)
         assert "\n" not in str(refused.value)
+
+
+def test_a_wrong_folder_of_a_further_student_is_refused_by_its_name_before_ray_serve_starts(served_run):
+    with (
+        pytest.raises(InputError, match=r"^serve\.models\.reviews: /no/such/folder holds no student"),
+        job.memories_of(served_run(models={"reviews": "/no/such/folder"})),
+    ):
+        pass
 
 
 def test_a_killed_replica_is_missed_within_seconds(arguments, monkeypatch):

@@ -1,5 +1,6 @@
 """A service answers as its student was adapted, follows new versions, and explains what references changed."""
 
+import asyncio
 import contextlib
 import threading
 import time
@@ -22,7 +23,8 @@ from jobs.service.middleware import RequestMiddleware
 from jobs.service.schema import Explanation
 from jobs.service.student import ServedStudent
 from refbert.memory.explanation import explained
-from tests.integration.jobs.adapting.memory import ASKED, TEXTS
+from tests.integration.jobs.adapting.memory import ASKED, TEXTS, Memory
+from tests.integration.jobs.untaught import save_untaught_student
 from vector_store.retriever import Retriever
 
 
@@ -160,6 +162,43 @@ def test_without_its_memory_a_service_answers_by_the_folders_copy(served, memory
     assert "corrects no answers of student" in served.memory.status.reason or "exist" in served.memory.status.reason
     with refbert.load(memory.folder) as alone:
         np.testing.assert_allclose(vectors(served, ASKED), alone.encode(ASKED), atol=1e-4)
+
+
+def test_each_student_of_a_service_reads_its_own_memory_and_is_shortened_by_it(memory, store_url, teacher, tmp_path):
+    memory.add(TEXTS)
+    memory.adapt()
+    save_untaught_student(tmp_path / "other" / "student", teacher)
+    name = f"{memory.config.store.collection}-other"
+    store, options = (part.model_copy(update={"collection": name}) for part in (memory.config.store, memory.options))
+    config = memory.config.model_copy(update={"store": store, "adapt": options})
+    other = Memory(config, memory.client, tmp_path / "other" / "student", teacher)
+    other.add(TEXTS[:50])
+    other.adapt()
+    serving = ServeConfig(models={"other": str(other.folder)}, memory_check_s=0.5)
+    service = InferenceService(memory.config.model_copy(update={"serve": serving}), torch.device("cpu"))
+    service.load(str(memory.folder))
+
+    async def ask(texts, **options):
+        deadline = asyncio.get_running_loop().time() + 30
+        return [
+            np.stack([text.vector for text in (await service.infer(texts, deadline, model=name, **options)).texts])
+            for name in (None, "other")
+        ]
+
+    async def answer():
+        service.start()
+        try:
+            return await ask(ASKED), await ask(ASKED, dimensions=12)
+        finally:
+            await service.stop()
+
+    (own, others), (own_short, others_short) = asyncio.run(answer())
+    for folder, whole, short in ((memory.folder, own, own_short), (other.folder, others, others_short)):
+        with refbert.load(folder, store_url) as reader:
+            np.testing.assert_allclose(whole, reader.encode(ASKED), atol=1e-4)
+            np.testing.assert_allclose(short, reader.encode(ASKED, 12), atol=1e-4)
+    assert float((own * others).sum(1).mean()) < 0.9999
+    assert {name: state.memory for name, state in service.readiness().models.items()} == {"tiny": "ok", "other": "ok"}
 
 
 def test_an_answer_that_is_not_finite_is_an_error_by_name_and_no_vector(served, monkeypatch):

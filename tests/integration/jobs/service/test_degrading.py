@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -176,3 +177,38 @@ def test_a_student_without_a_memory_is_ready_and_reads_the_null_reference(connec
             "rung": "null", "step": "null", "id": None, "text": None, "score": 0.0, "attention_mass": {},
         }  # fmt: skip
         assert client.post("/v1/explain", json={"input": TEXT}).json()["layers"] == []
+
+
+def test_each_student_of_a_service_degrades_by_its_own_memory(connect, serving, trained, classifier, tmp_path):
+    lost = tmp_path / "lost"
+    shutil.copytree(trained.run_directory / "student", lost)
+    shape = json.loads((lost / "config.json").read_text())
+    (lost / "config.json").write_text(json.dumps({**shape, "collection": "never-written"}))
+    config = serving(serve__models={"labels": str(classifier), "lost": str(lost)}, **PATIENT)
+    with connect(config) as client:
+        known, read = asked(client, TEXT)
+        assert read["rung"] == "live"
+        state = client.get("/readyz").json()
+        assert (state["status"], state["memory"], state["model"]) == ("degraded", "refused", "served")
+        assert state["reason"].startswith("lost: ")
+        assert "never-written" in state["reason"]
+        assert {name: one["memory"] for name, one in state["models"].items()} == {
+            "served": "ok", "labels": "ok", "lost": "refused",
+        }  # fmt: skip
+        answer = client.post("/v1/embeddings", json={"input": TEXT, "explain": True, "model": "lost"}).json()
+        assert (answer["model"], answer["data"][0]["reference"]["rung"]) == ("lost", "null")
+        np.testing.assert_allclose(answer["data"][0]["embedding"], without_reference(trained, TEXT), atol=1e-5)
+        labelled = client.post("/v1/classify", json={"input": TEXT, "explain": True, "model": "labels"}).json()
+        assert labelled["data"][0]["reference"]["id"] == read["id"]
+        text = client.get("/metrics").text
+        for line in (
+            'refbert_references_total{model="lost",rung="null",step="null"} 1.0',
+            'refbert_references_total{model="served",rung="live",step="live"} 1.0',
+            'refbert_references_total{model="served",rung="null",step="null"} 0.0',
+            'refbert_memory_state{model="lost",state="refused"} 1.0',
+            'refbert_memory_state{model="served",state="refused"} 0.0',
+        ):
+            assert line in text
+        explained = client.post("/v1/explain", json={"input": TEXT, "model": "lost"}).json()
+        assert (explained["model"], explained["nearest"]) == ("lost", [])
+        np.testing.assert_allclose(asked(client, TEXT)[0], known, atol=1e-5)

@@ -23,14 +23,19 @@ KEY = {"authorization": "Bearer sk-one"}
 
 
 @pytest.fixture(scope="module")
-def service(serving, tmp_path_factory):
+def service(serving, classifier, tmp_path_factory):
     """The run served with keys; yields its config, its HTTP address and the file of its keys."""
     file = tmp_path_factory.mktemp("keys") / "keys"
     file.write_text("sk-one\n")
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
-    config = serving(serve__api_keys_file=str(file), serve__grpc_port=port, serve__memory_check_s=0.5)
+    config = serving(
+        serve__api_keys_file=str(file),
+        serve__grpc_port=port,
+        serve__memory_check_s=0.5,
+        serve__models={"labels": str(classifier)},
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job, "application", of_one_version)
         with served(config) as address, httpx.Client(base_url=address, headers=KEY, timeout=30) as client:
@@ -76,6 +81,8 @@ def test_the_proxy_returns_equal_vectors_for_batch_and_single_and_one_request_id
     assert refused.json()["error"]["request_id"] == "mine"
     assert client.post("/v1/embeddings", content=b" " * (17 * 2**20)).status_code == 413
     assert "RefBERT" in client.get("/").text
+    labelled = client.post("/v1/classify", json={"input": TEXTS, "model": "labels"}).json()
+    assert (labelled["model"], len(labelled["data"])) == ("labels", 2)
 
 
 def test_a_key_is_required_and_rotates_without_a_restart(service):
