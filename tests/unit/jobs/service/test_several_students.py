@@ -13,10 +13,11 @@ import torch
 
 import refbert
 from jobs.service.grpc_calls import GrpcCalls
-from jobs.service.inference import InferenceService
+from jobs.service.inference import InferenceService, check_students
 from jobs.service.memory_watch import MemoryStatus
 from jobs.service.proto import refbert_pb2 as messages
 from jobs.service.proto import refbert_pb2_grpc as stubs
+from refbert.errors import InputError
 
 TEXTS = ["The film is slow and far too long.", "A lovely phone.", "hello world"]
 
@@ -183,6 +184,21 @@ def test_the_runs_own_student_is_replaced_and_the_others_stay(serve_in_process, 
         assert f'refbert_student_info{{fingerprint="{service.student.fingerprint}",model="served"}} 1.0' in text
         assert before.fingerprint not in text
         assert f'fingerprint="{others[0].fingerprint}",model="narrow"' in text
+
+
+def test_a_damaged_one_is_refused_by_its_name_and_nothing_is_loaded(served_run, folders, make_student, tmp_path):
+    damaged = make_student(tmp_path / "student", seed=4)
+    (damaged / "model.safetensors").write_bytes((damaged / "model.safetensors").read_bytes()[:1000])
+    config = served_run(models={"narrow": folders["narrow"], "reviews": str(damaged)})
+    service = InferenceService(config, torch.device("cpu"))
+    for load in (service.load, lambda: check_students(config)):
+        with pytest.raises(
+            InputError, match=rf"^serve\.models\.reviews: the student in {damaged} cannot be loaded"
+        ) as refused:
+            load()
+        assert "\n" not in str(refused.value)
+    assert service.students == {}
+    check_students(served_run(models=folders))
 
 
 def test_one_folder_may_have_two_names(serve_in_process, folders):
