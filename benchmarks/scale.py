@@ -16,6 +16,7 @@ import tempfile
 import time
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from measures.distilling import BATCH, give_equal_priority, run_job, training_config
@@ -87,7 +88,7 @@ def main() -> None:
 
 def assumed(changes: str | None) -> Assumptions:
     """The assumptions with these changes; exits with the known names for one that is not there."""
-    found: dict[str, float] = {}
+    found: dict[str, Any] = {}
     for change in (changes or "").split(","):
         name, _, value = change.partition("=")
         if not name:

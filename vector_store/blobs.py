@@ -11,13 +11,10 @@ import uuid
 from collections.abc import Callable, Iterator
 
 from vector_store.client import Client
-from vector_store.codec import as_bytes, as_text
+from vector_store.codec import FIRST_POINT, as_bytes, as_text
 from vector_store.config import StoreConfig
 from vector_store.errors import InvalidPoint
 from vector_store.protocol import api
-
-FIRST_POINT = str(uuid.UUID(int=1 << 64))
-"""Every point that is no blob has this id or a later one."""
 
 PART_BYTES = 2**20
 PAGE, POINT_BYTES = 64, 256

@@ -46,6 +46,9 @@ SOURCE = "source"
 DOCUMENT = "document"
 SPLIT = "split"
 
+FIRST_POINT = str(uuid.UUID(int=1 << 64))
+"""The least id of a point. Those below are the blobs' that travel with a collection: they are neither counted nor read."""
+
 MOST = float(np.finfo(np.float16).max)
 """Largest absolute value of a vector's number: what float16, and int8 with a float16 divisor, can hold."""
 
@@ -78,6 +81,7 @@ def check(point: Point, manifest: Manifest) -> None:
     except ValueError:
         canonical = False
     require(canonical, "its id is not a UUID in lower-case canonical form")
+    require(point.id >= FIRST_POINT, f"its id is below {FIRST_POINT}, where what travels with a collection is kept")
     indices, values = point.keywords
     for name, array, wanted in (
         ("token ids", point.token_ids, np.int32),

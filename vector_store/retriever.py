@@ -21,11 +21,21 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from vector_store import term_statistics
-from vector_store.blobs import FIRST_POINT, read_parts
+from vector_store.blobs import read_parts
 from vector_store.breaker import CircuitBreaker
 from vector_store.cache import NeighbourCache
 from vector_store.client import Client
-from vector_store.codec import DOCUMENT, SPLIT, decode_parts, empty_neighbours, fill, payload_of, sparse_message, unit
+from vector_store.codec import (
+    DOCUMENT,
+    FIRST_POINT,
+    SPLIT,
+    decode_parts,
+    empty_neighbours,
+    fill,
+    payload_of,
+    sparse_message,
+    unit,
+)
 from vector_store.config import StoreConfig
 from vector_store.errors import CollectionMissing, InvalidPoint, StoreError, StoreUnavailable
 from vector_store.protocol import api

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from vector_store.blobs import (
-    FIRST_POINT,
     blob_names,
     blobs,
     delete_blob,
@@ -29,6 +28,7 @@ from vector_store.blobs import (
 from vector_store.client import Client
 from vector_store.codec import (
     DOCUMENT,
+    FIRST_POINT,
     MOST,
     RESIDUAL,
     SOURCE,

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vector_store.blobs import FIRST_POINT
 from vector_store.client import Client
+from vector_store.codec import FIRST_POINT
 from vector_store.config import StoreConfig
 from vector_store.protocol import api
 from vector_store.schema import KEYWORDS, SparseVector

@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from jobs.config import RunConfig
 from measures.goals import Goal, Part, Rows
@@ -42,7 +43,7 @@ def measure(config: RunConfig, quick: bool, environment: Path, teacher: str | No
     """The service, infinity with the teacher, and sentence-transformers in a loop, in turns."""
     model = teacher or local_path(config.teacher.model)
     seconds, turns = (3.0, 1) if quick else (15.0, 3)
-    texts = [text for text in some_texts(config) if isinstance(text, str)]
+    texts: list[Any] = [text for text in some_texts(config) if isinstance(text, str)]
     make_environment(environment)
     sides: dict[str, Callable[[], float]] = {}
     loads: dict[tuple[str, int], list] = {}
@@ -55,7 +56,9 @@ def measure(config: RunConfig, quick: bool, environment: Path, teacher: str | No
             for size in (1, BATCH):
                 loads[name, size] = []
 
-                def ask(name=name, at=at, path=path, size=size, served_as=served_as) -> float:
+                def ask(
+                    name: str = name, at: str = at, path: str = path, size: int = size, served_as: str = served_as
+                ) -> float:
                     load = http_load(at, texts, 64 if size == 1 else 8, size, seconds, path, served_as)
                     loads[name, size].append(load)
                     return rate(load) * size

@@ -248,11 +248,11 @@ def local_mode(folder: Path, manifest: Manifest, points: Any) -> QdrantClient:
         vectors_config={SENTENCE: models.VectorParams(size=manifest.dim, distance=models.Distance.COSINE)},
         sparse_vectors_config={KEYWORDS: models.SparseVectorParams(modifier=models.Modifier.IDF)},
     )
-    client.upload_points("spans", (local_point(point, manifest.datatype) for point in points), batch_size=LOCAL_UPLOAD)
+    client.upload_points("spans", (local_point(point, manifest) for point in points), batch_size=LOCAL_UPLOAD)
     return client
 
 
-def local_point(point: Point, datatype: Datatype) -> models.PointStruct:
+def local_point(point: Point, manifest: Manifest) -> models.PointStruct:
     """A point with the payload that the server stores."""
     assert point.sentence is not None
     return models.PointStruct(
@@ -263,7 +263,7 @@ def local_point(point: Point, datatype: Datatype) -> models.PointStruct:
                 indices=point.keywords.indices.tolist(), values=point.keywords.values.tolist()
             ),
         },
-        payload={key: value.string_value for key, value in encode(point, datatype).payload.items()},
+        payload={key: value.string_value for key, value in encode(point, manifest).payload.items()},
     )
 
 

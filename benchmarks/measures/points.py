@@ -78,6 +78,7 @@ class Snippets:
                 words = words[first : first + length]
             point = self._point(number, row, words, states[number % NOISE_POOL :][:tokens])
             kept = words[:tokens]
+            assert point.states is not None
             yield replace(point, token_ids=kept, states=point.states[: len(kept)])
 
     def queries(self) -> list[Query]:
@@ -92,8 +93,8 @@ class Snippets:
         fields = {"text": row.text, "source": row.source, "document": row.document, "split": "train"}
         # The first time round a text is stored under its own id, so that as a query it excludes itself.
         whole = number < len(self.stored)
-        identifier = self.texts.identifier(row.text) if whole else str(uuid.UUID(int=number))
-        return self.texts.point(fields, identifier, token_ids, states)
+        identifier = self.texts.identifier(row.text) if whole else str(uuid.uuid5(uuid.NAMESPACE_OID, str(number)))
+        return self.texts.point(fields, identifier, token_ids, states.mean(0, dtype=np.float32), states)
 
 
 def snippet_rows() -> list[Row]:
@@ -142,7 +143,7 @@ class Synthetic:
             tokens=self.tokens,
             encoder_dim=self.dim,
             dim=self.dim,
-            dense_index=self.has_sentences,
+            words_dim=self.dim if self.has_sentences else 0,
             bm25_k1=REFERENCES.bm25_k1,
             bm25_b=REFERENCES.bm25_b,
             bm25_average_tokens=REFERENCES.bm25_average_tokens,
@@ -155,9 +156,11 @@ class Synthetic:
             sentences, token_ids, identifiers = self._drawn(first, min(CHUNK, self.num - first))
             for row, sentence in enumerate(sentences):
                 keywords = document_keywords(token_ids[row], (), REFERENCES)
+                own = states[(first + row) % NOISE_POOL :][: self.tokens]
                 yield Point(
                     id=str(uuid.UUID(bytes=identifiers[row].tobytes())),
-                    states=states[(first + row) % NOISE_POOL :][: self.tokens],
+                    vector=own.mean(0, dtype=np.float32),
+                    states=own,
                     token_ids=token_ids[row][: self.tokens],
                     keywords=SparseVector(keywords.token_ids, keywords.weights),
                     sentence=sentence if self.has_sentences else None,

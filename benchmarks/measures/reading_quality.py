@@ -84,10 +84,10 @@ def domains(intents: Path | None, wikipedia: Path | None, quick: bool) -> Iterat
     if intents:
         rows = {part: list(csv.DictReader((intents / f"banking77_{part}.csv").open())) for part in ("train", "test")}
         texts, labels = ([[row[column] for row in rows[part]] for part in rows] for column in ("text", "category"))
-        yield Domain("banking77", *texts, labels=(labels[0], labels[1]))
+        yield Domain("banking77", texts[0], texts[1], (labels[0], labels[1]))
         parts = json.loads((intents / "clinc150_full.json").read_text())
         texts, labels = ([[row[column] for row in parts[part]] for part in ("train", "test")] for column in (0, 1))
-        yield Domain("clinc150", *texts, labels=(labels[0], labels[1]))
+        yield Domain("clinc150", texts[0], texts[1], (labels[0], labels[1]))
     if wikipedia:
         sentences = wikipedia_sentences(wikipedia)
         yield Domain("wikipedia", sentences[ASKED : ASKED + WIKIPEDIA_STORED], sentences[:ASKED])

@@ -4,9 +4,10 @@ Throughput of whole calls: tokenizing, look-ups beside the forward, correction. 
 """
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -58,18 +59,21 @@ def measure(quick: bool, _folder: Path, adapted: Path, store: str) -> Part:
     texts = [one.row.text for one in (*snippets.heldout, *snippets.stored)]
     rounds, size = QUICK_ROUNDS if quick else ROUNDS, BATCH * BATCHES
     with opened(adapted, store) as readers:
-        contenders = {
-            TEACHER: lambda turn: encode(teacher, texts[turn * size : (turn + 1) * size], 1),
-            SPREAD: lambda turn: encode(teacher, texts[turn * size : (turn + 1) * size], torch.get_num_threads()),
-            **{
-                name: (lambda turn, reader=reader: reader.encode(texts[turn * size : (turn + 1) * size]))
-                for name, reader in readers.items()
-            },
+        encoders: dict[str, Callable[[list[str]], Any]] = {
+            TEACHER: lambda some: encode(teacher, some, 1),
+            SPREAD: lambda some: encode(teacher, some, torch.get_num_threads()),
+            **{name: reader.encode for name, reader in readers.items()},
         }
+
+        def timed(name: str) -> Callable[[int], Any]:
+            return lambda turn: encoders[name](texts[turn * size : (turn + 1) * size])
+
+        contenders = {name: timed(name) for name in encoders}
         for call in contenders.values():
             call(rounds)
         taken = in_turns(contenders, rounds)
         reads, replica = readers[READS], readers[REPLICA]
+        assert reads.correction is not None
         rungs = dict(reads.source.counts)
         memory = memory_of(reads)
         wire, disk = wire_bytes(memory, reads.correction.reader), disk_bytes(memory, store)

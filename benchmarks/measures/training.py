@@ -9,6 +9,7 @@ import os
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import ray
 import yaml
@@ -100,13 +101,13 @@ def _plain(config: RunConfig, folder: Path) -> list[float]:
 
 
 def _plain_beside_ray(config: RunConfig, folder: Path) -> list[float]:
+    idle: Any = ray.remote(num_cpus=0)(_Idle)
     with ray_session():
-        actors = [_Idle.remote() for _ in range(IDLE_ACTORS)]
+        actors = [idle.remote() for _ in range(IDLE_ACTORS)]
         ray.get([actor.started.remote() for actor in actors])
         return _plain(config, folder)
 
 
-@ray.remote(num_cpus=0)
 class _Idle:
     """A process of Ray's that waits for work."""
 

@@ -14,8 +14,8 @@ import numpy as np
 from qdrant_client import grpc as api
 
 from tests.chaos.load import make_point, point_id
-from vector_store.blobs import FIRST_POINT
 from vector_store.client import Client
+from vector_store.codec import FIRST_POINT
 from vector_store.config import StoreConfig
 from vector_store.schema import Parts
 from vector_store.store import Store

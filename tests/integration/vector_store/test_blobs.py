@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from qdrant_client import grpc as api
 
-from vector_store.blobs import FIRST_POINT
+from vector_store.codec import FIRST_POINT
 from vector_store.comparison import compare
 from vector_store.errors import InvalidPoint
 from vector_store.retriever import Retriever

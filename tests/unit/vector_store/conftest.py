@@ -22,7 +22,7 @@ def make_point() -> Callable[..., Point]:
     def make(**changes: object) -> Point:
         random = np.random.default_rng(0)
         fields = {
-            "id": str(uuid.UUID(int=7)),
+            "id": str(uuid.UUID(int=7 << 64)),
             "states": random.standard_normal((5, 4)).astype(np.float16),
             "vector": random.standard_normal(4).astype(np.float32),
             "token_ids": np.array([101, 7, 70_000, 9, 102], np.int32),

@@ -1,4 +1,5 @@
 import dataclasses
+import uuid
 
 import numpy as np
 import pytest
@@ -153,6 +154,10 @@ def sparse(indices, values):
     ("changes", "complaint"),
     [
         ({"id": "seven"}, "not a UUID"),
+        (
+            {"id": str(uuid.UUID(int=2**64 - 1))},
+            "its id is below 00000000-0000-0001-0000-000000000000, where what travels",
+        ),
         ({"states": np.zeros((7, 4), np.float16), "token_ids": np.zeros(7, np.int32)}, r"wanted \(1 to 6,\)"),
         ({"states": np.zeros((5, 3), np.float16)}, r"wanted \(5, 4\)"),
         ({"vector": np.zeros(3, np.float32)}, r"vector of shape \(3,\), wanted \(4,\)"),

@@ -31,7 +31,9 @@ def test_the_verb_fills_adapts_and_says_what_held_out_texts_gained(
     adapt_job.run(config)
     paused = [kilobytes == 0 for kilobytes in thresholds]
     begun = paused.index(True)
-    assert paused[begun:] == sorted(paused[begun:], reverse=True), "the index is built once, when the residuals are there"
+    assert paused[begun:] == sorted(paused[begun:], reverse=True), (
+        "the index is built once, when the residuals are there"
+    )
     assert not paused[-1]
     report = json.loads((config.run_directory / "adapted.json").read_text())
     held = report["heldout"]

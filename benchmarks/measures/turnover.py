@@ -1,0 +1,91 @@
+"""Disk of a memory whose texts are replaced all the time: what is deleted must make room for what comes.
+
+Each round deletes one document by name, as a user does, and writes another of as many references. The server rebuilds the
+shard beside its callers once enough is gone, so between two rebuilds the disk grows and then falls.
+"""
+
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from measures.collection import fill, opened
+from measures.goals import Goal, Part, Rows
+from measures.points import load_snippets
+from vector_store.schema import Point
+from vector_store.server.files import folder_bytes
+from vector_store.store import Store
+
+HELD, REPLACED, ROUNDS = 2000, 50, 500
+STATES = 32
+SETTLED_S = 120.0
+"""Longest wait, after the last round, for a rebuild that is under way or due."""
+
+NOTE = (
+    f"{HELD} spans of the demo's snippets (24 kB of token states, keywords, dense index); each round deletes the oldest "
+    f"document of {REPLACED} and writes a new one. Bytes are blocks of the collection's folder, logs included; a fresh store "
+    "holds the same last points. `highest` is over the states after each round, with a copy of the shard that is being built."
+)
+
+
+def measure(quick: bool, folder: Path) -> Part:
+    """Replace round by round, then fill a fresh store with what is left."""
+    rounds = ROUNDS // 10 if quick else ROUNDS
+    snippets = load_snippets(3000 if quick else None)
+    points = snippets.spans(HELD + rounds * REPLACED, STATES)
+    documents = (
+        [replace(point, document=f"document {number}") for point in batch]
+        for number, batch in enumerate(iter(lambda: list(itertools.islice(points, REPLACED)), []))
+    )
+    held = list(itertools.islice(documents, HELD // REPLACED))
+    rows: Rows = []
+    highest = 0
+    collection = folder / "turnover" / "collections" / "cturnover"
+    with opened(folder / "turnover", "turnover") as (client, config):
+        fill(client, config, snippets.manifest, itertools.chain.from_iterable(held))
+        begun = folder_bytes(collection)
+        store = Store(client, config)
+        for number, document in enumerate(documents, 1):
+            store.delete(("document", str(held.pop(0)[0].document)))
+            written(store, document)
+            held.append(document)
+            now = folder_bytes(collection)
+            highest = max(highest, now)
+            if number % (rounds // 10) == 0:
+                rows.append({"round": number, "megabytes": now / 1e6, "over_first": now / begun})
+        ended = folder_bytes(collection)
+        settled = wait_settled(collection)
+        if store.count() != HELD:
+            raise RuntimeError(f"{store.count()} references are held after {rounds} rounds, wanted {HELD}")
+    fresh_collection = folder / "fresh" / "collections" / "cfresh"
+    with opened(folder / "fresh", "fresh") as (client, config):
+        fill(client, config, snippets.manifest, itertools.chain.from_iterable(held))
+        fresh = folder_bytes(fresh_collection)
+    rows += [
+        {"round": name, "megabytes": found / 1e6, "over_first": found / fresh}
+        for name, found in (("a fresh store", fresh), ("highest", highest), ("ended", ended), ("settled", settled))
+    ]
+    goals = [Goal(f"disk_after_{rounds}_rounds_over_fresh", settled / fresh, 2.0, "<=")]
+    return Part(rows, goals, NOTE, {"rounds": rounds, "replaced": REPLACED, "held": HELD})
+
+
+def written(store: Store, points: Sequence[Point]) -> None:
+    """Write points. Raises RuntimeError where one is refused."""
+    with store.writer() as writer:
+        writer.submit(list(points))
+        _, rejected = writer.finish()
+    if rejected:
+        raise RuntimeError(f"{len(rejected)} of {len(points)} points were refused")
+
+
+def wait_settled(collection: Path) -> int:
+    """Wait until the folder has not changed its size for ten seconds, or SETTLED_S; returns its bytes."""
+    deadline = time.monotonic() + SETTLED_S
+    sizes = [folder_bytes(collection)]
+    while time.monotonic() < deadline:
+        time.sleep(1)
+        sizes.append(folder_bytes(collection))
+        if len(set(sizes[-10:])) == 1 and len(sizes) > 10:
+            break
+    return sizes[-1]
