@@ -22,7 +22,7 @@ from vector_store.errors import (
     StoreError,
     StoreUnavailable,
 )
-from vector_store.nodes import Nodes, compresses_unasked, first_node, is_away
+from vector_store.nodes import Nodes, compresses_unasked, first_node, is_away, speaks_no_grpc
 from vector_store.protocol import api
 from vector_store.server.access import split, stored_key
 
@@ -47,7 +47,12 @@ class Client:
     """
 
     def __init__(
-        self, channel: Nodes, url: str, api_key: str | None, read_consistency: api.ReadConsistency | None = None
+        self,
+        channel: Nodes,
+        url: str,
+        api_key: str | None,
+        read_consistency: api.ReadConsistency | None = None,
+        api_key_env: str = StoreConfig.model_fields["api_key_env"].default,
     ) -> None:
         self.url = url
         self.points = api.PointsStub(channel)
@@ -56,7 +61,7 @@ class Client:
         self._channel = channel
         self._read_consistency = read_consistency
         self._process = os.getpid()
-        self._api_key = api_key
+        self._api_key, self._api_key_env = api_key, api_key_env
         self._metadata = (("api-key", api_key),) if api_key else ()
 
     def call(self, stub_method: Any, request: Any, deadline_s: float) -> Any:
@@ -116,7 +121,7 @@ class Client:
 
     def of_each_node(self) -> list["Client"]:
         """Clients that ask one node each and read one copy, its own where it has one; they share this client's channels."""
-        return [Client(node, node.url, self._api_key) for node in self._channel.each()]
+        return [Client(node, node.url, self._api_key, api_key_env=self._api_key_env) for node in self._channel.each()]
 
     def close(self) -> None:
         """Close the channel."""
@@ -154,6 +159,11 @@ class Client:
                 f"{self.url} answers, and could not do {what} within {deadline_s:g} s, because a shard has no living copy or a "
                 f"node is away ({details}){names}; start the node that is gone, then the same command again"
             )
+        if speaks_no_grpc(error):
+            return StoreError(
+                f"{self.url} answers HTTP and no gRPC, as Qdrant's REST port does (6333 by default); give the address of its "
+                "gRPC port (6334 by default)"
+            )
         if _is_transient(error):
             return StoreUnavailable(
                 f"{self.url} did not answer {what} within {deadline_s:g} s ({code.name}: {details}){names}; "
@@ -167,14 +177,13 @@ class Client:
             return _ERRORS[code](f"{self.url} refused {what}: {details}")
         if code == grpc.StatusCode.PERMISSION_DENIED:
             return StoreError(
-                f"{self.url} refused {what}: this key may not write ({details}); set the variable named by store.api_key_env "
-                "to one that may"
+                f"{self.url} refused {what}: this key may not write ({details}); set ${self._api_key_env} to one that may"
             )
         if code == grpc.StatusCode.UNAUTHENTICATED:
             sent = "the API key sent is not accepted" if self._metadata else "no API key was sent"
             return StoreError(
-                f"{self.url} refused {what}: {sent}; set the variable named by store.api_key_env to its key: that of an "
-                "embedded store is in the file `key` of its directory, which may also be named instead of the URL"
+                f"{self.url} refused {what}: {sent}; set ${self._api_key_env} to its key: that of an embedded store is "
+                "in the file `key` of its directory, which may also be named instead of the URL"
             )
         if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
             return InvalidPoint(f"{self.url}: {what} or its answer is too large ({details}); raise store.message_bytes")
@@ -194,7 +203,7 @@ def connect(config: StoreConfig, url: str, api_key: str | None = None, rank: int
     api_key = api_key or _key_of([directory for _, directory in parts if directory])
     channels = [_channel(config, node, config.compression) for node in urls]
     nodes = Nodes(urls, channels, first_node(urls, rank), lambda node: _channel(config, node, accepts_compression=True))
-    return Client(nodes, url, api_key or key_in(config.api_key_env), _read_consistency(config))
+    return Client(nodes, url, api_key or key_in(config.api_key_env), _read_consistency(config), config.api_key_env)
 
 
 def _key_of(directories: Sequence[Path]) -> str | None:
@@ -259,7 +268,7 @@ def _is_transient(error: Any) -> bool:
     # A message over the size limit is RESOURCE_EXHAUSTED, too, and retrying cannot help.
     return (
         compresses_unasked(error)
-        or is_away(error)
+        or (is_away(error) and not speaks_no_grpc(error))
         or (error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" not in (error.details() or ""))
     )
 

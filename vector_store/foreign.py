@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vector_store.client import Client
-from vector_store.errors import CollectionMismatch
+from vector_store.errors import CollectionMismatch, CollectionMissing
 from vector_store.protocol import api
 from vector_store.schema import Manifest
-from vector_store.store import payload_fields, scroll
+from vector_store.store import collection_names, payload_fields, scroll
 
 PAGE_BYTES = 8 * 2**20
 """Bytes of a page's vectors; texts come beside them."""
@@ -45,10 +45,17 @@ def foreign_vectors(client: Client, collection: str, name: str | None, deadline_
     not, and for vectors of vectors.
     """
     request = api.GetCollectionInfoRequest(collection_name=collection)
-    found = client.call(client.collections.Get, request, deadline_s).result.config
+    try:
+        found = client.call(client.collections.Get, request, deadline_s).result.config
+    except CollectionMissing:
+        there = ", ".join(sorted(collection_names(client, deadline_s))) or "none"
+        raise CollectionMissing(
+            f"there is no collection {collection!r} at {client.url} (there are: {there}); name one in adapt.adopt.collection"
+        ) from None
     if {"fingerprint", "format_version"} <= found.metadata.keys() & Manifest.model_fields.keys():
         raise CollectionMismatch(
-            f"collection {collection!r} at {client.url} is a memory already; adapt to it with adapt.collection={collection}"
+            f"collection {collection!r} at {client.url} is a memory already; another student is adapted to it by "
+            f"`python jobs/adapt.py adapt.collection={collection}`"
         )
     config = found.params.vectors_config
     single = config.WhichOneof("config") == "params"

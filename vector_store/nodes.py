@@ -7,6 +7,7 @@ distribution of work, never the response. Knows neither the calls nor who retrie
 import itertools
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -27,6 +28,10 @@ AWAY_IN_WORDS = ("unavailable", "operations failed", "shards failed", "consensus
 """In the text of INTERNAL: a node answers, and another one that it needs does not (Qdrant 1.18.3)."""
 
 FULL_DISK = "No space left"
+
+NO_GRPC = re.compile(r"http1\.x server \(HTTP status (?!429|50[0234])\d+\)|http2 header with status: 4(00|04|05|15)")
+"""In the text of a status that gRPC's client makes itself, where a web server answers. One that is busy, or in front of a store
+that is away (429, 50x), is waited for."""
 
 FAIL_BACK_S = 60.0
 """Time after a failover until the first node is tried again: otherwise, after a rolling restart, the last has all the work."""
@@ -197,6 +202,11 @@ def is_away(error: Any) -> bool:
         and FULL_DISK not in text
         and any(words in text.lower() for words in AWAY_IN_WORDS)
     )
+
+
+def speaks_no_grpc(error: Any) -> bool:
+    """Whether a call failed because a web server listens at the address, such as a store's REST port."""
+    return bool(NO_GRPC.search(error.details() or ""))
 
 
 def compresses_unasked(error: Any) -> bool:

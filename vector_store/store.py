@@ -65,6 +65,9 @@ INDEXING_THRESHOLD_KB = 1_000
 MB, float16) a batch of 32 searches takes 23 ms of CPU by scanning, 10 with the index, whose 8-bit vectors are made with it;
 Qdrant's defaults, 10 and 20 MB, leave such a memory without."""
 
+NUMBER_BYTES = {api.Datatype.Float16: 2, api.Datatype.Uint8: 1}
+"""Bytes of a vector's number as it is stored, which a threshold of indexing counts; all others have 4."""
+
 SCANNED_SHARE = 0.2
 """An index is complete with less than this share of its vectors beside it: the embedded server builds none anew for them."""
 
@@ -196,12 +199,17 @@ class Store:
                 f"collection {self._name!r} at {self._client.url} has format {found}, this release reads "
                 f"{FORMAT_VERSION}; {how}"
             )
+        if not fields:
+            raise CollectionMismatch(
+                f"collection {self._name!r} at {self._client.url} is no memory, something else wrote it; give another one, "
+                f"or make a memory of it: `refbert adopt STUDENT {self._name}`"
+            )
         try:
             self._manifest = Manifest.model_validate(fields)
         except ValidationError as error:
             raise CollectionMismatch(
                 f"collection {self._name!r} at {self._client.url} carries no manifest of this format "
-                f"({error.error_count()} fields missing or unknown), so something else wrote it; {REMEDY}"
+                f"({error.error_count()} fields missing or unknown); {REMEDY}"
             ) from error
         return self._manifest
 
@@ -271,7 +279,8 @@ class Store:
             return None
         found = self._info()
         unindexed = min(found.points_count, max(0, 2 * found.points_count - found.indexed_vectors_count))
-        scanned_bytes = unindexed * manifest.words_dim * 4
+        declared = found.config.params.vectors_config.params_map.map[SENTENCE].datatype
+        scanned_bytes = unindexed * manifest.words_dim * NUMBER_BYTES.get(declared, 4)
         return IndexState(found.points_count, unindexed, scanned_bytes, found.status == api.CollectionStatus.Green)
 
     def writer(self) -> Writer:

@@ -250,8 +250,8 @@ def bad_indexes(server, teacher):
         ({"vector": "mean", "text_field": "title"}, r"are not what .* says of the texts in 'title'"),
         ({"collection": "adapted"}, r"are both 'adapted'; give the memory another name: adapt.collection="),
         ({"collection": "empty"}, r"holds no points, so there is nothing to adopt"),
-        ({"collection": "nowhere"}, r"nowhere.*run `python jobs/ingest.py` first, or set"),
-        ({"collection": "ours"}, r"is a memory already; adapt to it with adapt.collection=ours"),
+        ({"collection": "nowhere"}, r"no collection 'nowhere' at .*\(there are: bad, .*ours\); name one in adapt.adopt.coll"),
+        ({"collection": "ours"}, r"is a memory already; another student is adapted to it by .* adapt.collection=ours`"),
     ],
 )  # fmt: skip
 def test_what_is_no_index_of_the_teacher_is_refused_in_one_line_and_nothing_is_written(

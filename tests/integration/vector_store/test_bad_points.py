@@ -154,7 +154,7 @@ NAN, INFINITE = float("nan"), float("inf")
 REMEDY = "leave this text out or encode it again"
 TWO = np.zeros(2, np.int32)
 UPSIDE_DOWN = np.array([[0, 1, 2, 3], [0, 1, INFINITE, 3]], np.float16)
-KEY_REMEDY = "set the variable named by store.api_key_env to its key"
+KEY_REMEDY = "set $NO_SUCH_VARIABLE to its key"
 
 THROUGH_STORE = [
     bad_point("states of the wrong dimension", "states of shape (2, 5) for 2 token ids, wanted (2, 4)", REMEDY,

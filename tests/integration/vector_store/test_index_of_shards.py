@@ -1,7 +1,9 @@
 """The index of a memory in several shards: an embedded server whose description is that of a cluster's collection."""
 
 import logging
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from qdrant_client import grpc as api
 
@@ -45,7 +47,7 @@ def described(client, monkeypatch):
 
 GREEN, YELLOW = api.CollectionStatus.Green, api.CollectionStatus.Yellow
 POINTS = 800_000
-"""Of 4 numbers: 12.8 MB, more than is scanned."""
+"""Of 4 numbers of 2 bytes: 6.4 MB, more than is scanned."""
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -92,13 +94,13 @@ def test_green_is_believed_only_when_the_indexed_count_agrees(client, config, ma
         assert not store.wait_until_indexed()
     (record,) = caplog.records
     assert "the status is green" in record.message
-    assert f"look-ups by `dense` scan {POINTS} of {POINTS} vectors (13 MB)" in record.message
+    assert f"look-ups by `dense` scan {POINTS} of {POINTS} vectors (6 MB)" in record.message
     store.delete_collection()
 
 
 @pytest.mark.parametrize(
     ("points", "indexed"),
-    [(60_000, 60_000), (POINTS, 2 * POINTS), (10 * POINTS, 19 * POINTS)],
+    [(120_000, 120_000), (POINTS, 2 * POINTS), (10 * POINTS, 19 * POINTS)],
     ids=["too few to be indexed", "all are indexed", "a tenth is new"],
 )
 def test_what_is_meant_to_be_scanned_is_no_reason_to_wait(client, config, manifest, described, points, indexed):
@@ -120,6 +122,21 @@ def test_the_embedded_servers_own_counts_agree_with_its_status(client, config, m
     assert without.index_state() is None
     for one in (store, without):
         one.delete_collection()
+
+
+def test_a_memory_below_its_threshold_in_stored_bytes_is_not_waited_for(
+    client, config, manifest, make_points, monkeypatch, caplog
+):
+    monkeypatch.setattr(vector_store.store, "STATUS_POLL_S", 0.01)
+    store = Store(client, config)
+    store.ensure(manifest.model_copy(update={"words_dim": 4096}))  # 0.7 MB in half precision: the engine scans them
+    wide = np.full(4096, 1 / 64, np.float32)
+    with store.bulk_load():
+        store.upsert([replace(point, sentence=wide) for point in make_points(90)])
+    assert store.wait_until_indexed()
+    assert not caplog.records
+    assert store.index_state().unindexed_bytes == 90 * 4096 * 2
+    store.delete_collection()
 
 
 def test_info_has_a_line_for_look_ups_that_scan(tmp_path, manifest, make_points, monkeypatch, capsys):

@@ -54,6 +54,26 @@ AWAY = [
 """Texts of INTERNAL by which Qdrant 1.18.3 says that a shard or a node is away."""
 
 
+@pytest.mark.parametrize("status", [429, 502, 503])
+def test_a_web_server_that_says_the_store_behind_it_is_away_is_waited_for(client, status):
+    details = f"last error: Failed parsing HTTP/2 (Trying to connect an http1.x server (HTTP status {status}))"
+    assert client.call(stub(Failure(grpc.StatusCode.UNAVAILABLE, details), "answer"), object(), 10) == "answer"
+
+
+@pytest.mark.parametrize(
+    ("code", "details"),
+    [
+        ("UNAVAILABLE", "Failed parsing HTTP/2 (Trying to connect an http1.x server (HTTP status 404))"),
+        ("UNAVAILABLE", "Failed parsing HTTP/2 (Trying to connect an http1.x server (HTTP status 301))"),
+        ("UNIMPLEMENTED", "Received http2 header with status: 404"),
+    ],
+)
+def test_a_web_server_in_the_place_of_a_store_is_refused_at_the_first_attempt(client, code, details):
+    with pytest.raises(StoreError, match=r"answers HTTP and no gRPC.* give the address of its gRPC port") as caught:
+        client.call(stub(Failure(grpc.StatusCode[code], details)), object(), deadline_s=10)
+    assert not isinstance(caught.value, StoreUnavailable)
+
+
 @pytest.mark.parametrize("details", AWAY)
 def test_an_internal_error_that_says_that_a_node_is_away_is_retried(client, details):
     method = stub(Failure(grpc.StatusCode.INTERNAL, details), "answer")
