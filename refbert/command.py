@@ -10,6 +10,7 @@ something cannot be reached. What needs torch is imported by the verb that needs
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,14 +21,17 @@ import typer
 
 from refbert.errors import InputError, UnavailableError
 
-BAD, UNAVAILABLE = 2, 3
-"""Exit codes, as of the verbs of a checkout."""
+BAD, UNAVAILABLE, UNREAD = 2, 3, 141
+"""Exit codes, as of the verbs of a checkout; the last where nobody reads the output to its end, as in a pipe to `head`."""
+
+MEMORY_PACKAGES = {"grpc", "pyarrow", "pybase64", "qdrant_client", "qdrant_edge", "tqdm"}
+"""What the extra `memory` brings, by the names of modules."""
 
 STORE = "refbert store"
 
 ADOPTING = {
     "adapt.adopt.text_field": "--text-field", "adapt.adopt.vector": "--vector", "teacher.model": "--teacher",
-    "store.collection": "--memory",
+    "store.collection": "--memory", "adapt.adopt.collection": "COLLECTION",
 }  # fmt: skip
 """Options of `adopt`, by the names that the library's errors have for them: those of a run's YAML."""
 
@@ -49,6 +53,23 @@ def main() -> None:
     app()
 
 
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import version
+
+        print(f"refbert {version('refbert')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """A student and its memory."""
+
+
 @app.command()
 def encode(
     folder: Folder,
@@ -57,6 +78,10 @@ def encode(
     output: Annotated[Path | None, typer.Option(help="Write an .npy of (texts, dim) instead of JSON lines.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Texts of one forward.")] = 32,
     tokens: Tokens = None,
+    dimensions: Annotated[
+        int | None,
+        typer.Option(min=1, help="Shorter vectors of an adapted student: so many principal components of its memory."),
+    ] = None,
     device: Device = "cpu",
 ) -> None:
     """Print texts' vectors as JSON lines.
@@ -70,7 +95,7 @@ def encode(
         if not asked:
             raise InputError("there is no text to encode; give texts, or one a line on standard input")
         with _opened(folder, references, device, tokens, batch) as student:
-            vectors = student.encode(asked)
+            vectors = student.encode(asked, dimensions)
         if output:
             import numpy as np
 
@@ -102,7 +127,7 @@ def explain(
         asked = normalise(text if text_pair is None else (text, text_pair))
         if not all(asked if isinstance(asked, tuple) else (asked,)):
             raise InputError('there is no text to explain; give "a text" (and --text-pair "its second")')
-        with _opened(folder, references, device, tokens) as student:
+        with _opened(folder, references, device, tokens, text=True) as student:
             from refbert.memory.explanation import explained
 
             print(json.dumps(explained(student, asked), indent=2, ensure_ascii=False))
@@ -117,7 +142,8 @@ def adopt(
     url: Annotated[
         str,
         typer.Option(
-            help="Its server, by gRPC: http(s)://host:6334; its key is in $QDRANT_API_KEY.", show_default=False
+            help="Its server, by gRPC: http(s)://host:6334, its key in $QDRANT_API_KEY; or an embedded store's directory.",
+            show_default=False,
         ),
     ],
     references: Annotated[
@@ -133,8 +159,12 @@ def adopt(
 
     Such as LangChain's (--text-field page_content). Its points are copied; the teacher encodes a sample of their texts, to see
     that the vectors are its own. The student's folder gets the maps.
+
+    `left_out` is the mean cosine to the teacher's vectors, where each stored text is answered as if it were not stored: by the
+    student alone, by the maps, which need no look-up, and with references.
     """
     with _one_line_errors(ADOPTING):
+        _require_memory()
         from pydantic import ValidationError
         from transformers.utils.logging import disable_progress_bar
 
@@ -148,7 +178,7 @@ def adopt(
         disable_progress_bar()
         most = text_tokens(load_model(folder).config)
         try:
-            taking = AdoptConfig(collection=collection, url=url, vector=vector, text_field=text_field)
+            taking = AdoptConfig(collection=collection, vector=vector, text_field=text_field)
             options = AdaptConfig(collection=memory, adopt=taking)
         except ValidationError as error:
             (first, *_) = error.errors()
@@ -182,14 +212,21 @@ def store(
     raise typer.Exit(run_verb([*([verb] if verb else ["--help"]), *context.args], program=STORE))
 
 
+def _require_memory() -> None:
+    """Miss the extra `memory`, if it is missing, before torch is waited for."""
+    import vector_store.client  # noqa: F401
+
+
 @contextmanager
-def _opened(folder: Path, references: str | None, device: str, tokens: int | None, batch: int = 32) -> Iterator[Any]:
+def _opened(
+    folder: Path, references: str | None, device: str, tokens: int | None, batch: int = 32, text: bool = False
+) -> Iterator[Any]:
     from transformers.utils.logging import disable_progress_bar
 
     from refbert.memory.reader import load
 
     disable_progress_bar()
-    with load(folder, references, device, tokens, batch) as student:
+    with load(folder, references, device, tokens, batch, text=text) as student:
         yield student
 
 
@@ -209,9 +246,20 @@ def _one_line_errors(names: Mapping[str, str] | None = None) -> Iterator[None]:
 
     try:
         yield
+        sys.stdout.flush()  # where nobody reads it, that is said here
     except (UnavailableError, StoreUnavailable) as error:
         say(error)
         raise typer.Exit(UNAVAILABLE) from None
+    except ModuleNotFoundError as error:
+        if error.name not in MEMORY_PACKAGES:
+            raise
+        typer.echo(f"a memory needs {error.name}, which is not installed: pip install 'refbert[memory]'", err=True)
+        raise typer.Exit(UNAVAILABLE) from None
+    except BrokenPipeError:
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # else the interpreter says so once more as it ends
+        raise typer.Exit(UNREAD) from None
     except (InputError, StoreError, OSError) as error:  # OSError: such as a folder that cannot be written
         say(error)
         raise typer.Exit(BAD) from None

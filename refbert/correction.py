@@ -178,8 +178,8 @@ def check_dimensions(dimensions: int, dim: int, correction: Correction | None) -
         reason = f"give 1 to {dim}"
     elif correction is None:
         reason = (
-            "that takes the principal components of a memory, and it was adapted to none (`python jobs/adapt.py`); leave "
-            "dimensions out"
+            "that takes the principal components of a memory, and it was adapted to none (`python jobs/adapt.py`, or "
+            "`refbert adopt`); leave dimensions out"
         )
     else:
         reason = "its memory was adapted by an earlier release, without principal components; adapt it again"

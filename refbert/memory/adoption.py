@@ -123,7 +123,8 @@ def adopted(
     store = StoreConfig(collection=options.collection)
     if options.adopt.collection == options.collection and theirs.url == client.url:
         raise InputError(
-            f"the memory would have the name of the collection that is adopted, {options.collection!r}; give it another one"
+            f"the memory would have the name of the collection that is adopted, {options.collection!r}; give it another one "
+            "in store.collection"
         )
     loaded = load_teacher(teacher)
     found = checked(theirs, options.adopt, loaded, store)

@@ -41,7 +41,7 @@ from refbert.student_config import RefBertConfig
 from refbert.teacher import Tokens, load_tokenizer, tokenize
 from refbert.words import WordVectors
 from vector_store.config import StoreConfig
-from vector_store.errors import StoreError
+from vector_store.errors import CollectionMissing, StoreError
 from vector_store.pipeline import pipelined
 from vector_store.schema import STATES_ALONE, Manifest, Neighbours, Parts, Rung
 
@@ -272,12 +272,15 @@ def load(
     tokens: int | None = None,
     batch: int = 32,
     replica: bool = False,
+    *,
+    text: bool = False,
 ) -> Reader:
     """Open a `student/` folder, or a copy of it, for inference. `tokens` cuts texts; by default where its teacher's were cut.
 
     `references` says where its memory is: the URL of a Qdrant server (its key, if any, is in $QDRANT_API_KEY), or a store's
     directory; or it is a `LookUp`. A memory that goes away later costs quality, not an error. Close the reader to let it go.
-    With `replica` an adapted student's memory is copied into this process now, and asked no more.
+    With `replica` an adapted student's memory is copied into this process now, and asked no more. With `text` look-ups
+    bring the references' texts, for explanations.
 
     Raises InputError for a folder that is no student, or that cannot read references; UnavailableError without the packages
     of the extra `memory`; StoreError where there is no store, or it holds another memory than the student's.
@@ -310,7 +313,7 @@ def load(
     try:
         from refbert.memory.version import current_version, memory_it_is_of
         from vector_store.location import connect_to
-        from vector_store.store import Store
+        from vector_store.store import Store, collection_names
     except ModuleNotFoundError as error:
         raise UnavailableError(
             f"reading a memory needs {error.name}, which is not installed: pip install 'refbert[memory]', or load the student "
@@ -320,18 +323,27 @@ def load(
     store = StoreConfig(collection=collection, write_deadline_s=FIRST_ANSWER_S)
     with ExitStack() as stack:
         client = stack.enter_context(connect_to(str(references), store))
-        if correction:
-            version = current_version(client, store, correction.student)
-            correction, read = version.correction, version.parts()
-            look_up = open_look_up(
-                path, version.manifest, tokenizer, client, version.store, version.references, read,
-                correction if replica else None,
-            )  # fmt: skip
-        else:
-            assert manifest is not None
-            assert options is not None
-            Store(client, store).require(manifest)
-            look_up = open_look_up(path, manifest, tokenizer, client, store, options, reading_of(model.config))
+        try:
+            if correction:
+                version = current_version(client, store, correction.student)
+                correction, read = version.correction, version.parts(text)
+                look_up = open_look_up(
+                    path, version.manifest, tokenizer, client, version.store, version.references, read,
+                    correction if replica else None,
+                )  # fmt: skip
+            else:
+                assert manifest is not None
+                assert options is not None
+                Store(client, store).require(manifest)
+                look_up = open_look_up(
+                    path, manifest, tokenizer, client, store, options, reading_of(model.config, text)
+                )
+        except CollectionMissing:
+            there = ", ".join(sorted(collection_names(client))) or "none"
+            raise CollectionMissing(
+                f"{path} reads the memory {collection!r}, and {client.url} has no such collection (there are: {there}); "
+                "give the store that has it, or adapt the student to a memory there"
+            ) from None
         mixing = mixing_of(model.config)
         reader = Reader(
             model, tokenizer, most, *look_up, correction=correction, words=words, mixing=mixing, batch=batch

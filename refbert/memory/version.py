@@ -82,7 +82,7 @@ def current_name(client: Client, store: StoreConfig, student: str) -> tuple[str,
 def _not_adapted(store: StoreConfig, student: str) -> CollectionMismatch:
     return CollectionMismatch(
         f"collection {store.collection!r} corrects no answers of student {student}; adapt it to this student: "
-        "`python jobs/adapt.py`"
+        "`python jobs/adapt.py`, or of an index that there is `refbert adopt`"
     )
 
 

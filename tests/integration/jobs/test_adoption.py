@@ -25,6 +25,7 @@ from vector_store.client import connect
 from vector_store.config import StoreConfig
 from vector_store.errors import CollectionMismatch, CollectionMissing, StoreUnavailable
 from vector_store.schema import Parts
+from vector_store.server.access import split
 from vector_store.server.process import embedded_server
 from vector_store.store import Store
 from vector_store.writer import Writer
@@ -322,10 +323,35 @@ def test_the_command_of_the_wheel_adopts_an_index_of_langchains_without_ray(inde
     assert {path.name for path in folder.parent.iterdir()} == {"student", "student.rejected.jsonl"}
     with refbert.load(folder, store) as student:
         assert cosine(student, embedded(teacher, ASKED)) > alone + 0.1
+        short = student.encode(ASKED, 6)
+    cut = command("encode", folder, *ASKED, "--references", store, "--dimensions", "6")
+    np.testing.assert_allclose([json.loads(line)["embedding"] for line in cut.stdout.splitlines()], short, atol=1e-6)
+    explained = json.loads(command("explain", folder, ASKED[0], "--references", store).stdout)
+    assert {reference["text"] for reference in explained["references"]} <= set(TEXTS)
+    there = ", ".join(sorted(one.name for one in client.get_collections().collections))
+    elsewhere = command("encode", folder, "a text", "--references", url)
+    assert (elsewhere.exit_code, elsewhere.stderr) == (
+        2,
+        f"{folder} reads the memory 'adapted', and {split(url)[0]} has no such collection (there are: {there}); give the "
+        "store that has it, or adapt the student to a memory there\n",
+    )
     same = command(*words[:3], "--url", url, "--memory", "docs", "--teacher", teacher.config.model)
-    assert (same.exit_code, "another one" in same.stderr) == (2, True)
+    assert (same.exit_code, "another one in --memory" in same.stderr) == (2, True)
     wrong = command(*words[:3], "--url", "qdrant:6334")
-    assert (wrong.exit_code, wrong.stderr.startswith("'qdrant:6334': ")) == (2, True)
+    assert (wrong.exit_code, "there is no store in 'qdrant:6334'; give a store's" in wrong.stderr) == (2, True)
+    misspelt = command("adopt", folder, "dogs", "--url", url, "--teacher", teacher.config.model)
+    assert (misspelt.exit_code, "; name one in COLLECTION\n" in misspelt.stderr) == (2, True)
+
+
+def test_a_store_is_adopted_from_by_its_directory_and_reads_beside_what_it_adopted(run, teacher, tmp_path):
+    with embedded_server(tmp_path / "store") as url, official_client(url) as client:
+        write_index(client, embedded(teacher, TEXTS), TEXTS)
+        folder = run().run_directory / "student"
+        done = command("adopt", folder, "docs", "--url", tmp_path / "store", "--teacher", teacher.config.model)
+        assert done.exit_code == 0, done.stderr
+        assert {one.name for one in client.get_collections().collections} == {"docs", "adapted"}
+        with refbert.load(folder, url) as student:
+            assert student.correction.version == json.loads(done.stdout)["version"]
 
 
 def command(*words):

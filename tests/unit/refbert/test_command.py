@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,14 @@ def test_explain_prints_what_was_read(student):
     ("words", "message"),
     [
         (("encode", "NOWHERE", "a text"), "holds no student"),
+        (
+            ("encode", "STUDENT", "a text", "--dimensions", "4"),
+            "adapted to none (`python jobs/adapt.py`, or `refbert adopt`)",
+        ),
+        (
+            ("encode", "STUDENT", "a text", "--dimensions", "17"),
+            "have 16 numbers and cannot be cut to 17: give 1 to 16",
+        ),
         (("encode", "STUDENT"), "there is no text to encode"),
         (("encode", "STUDENT", "a text", "--output", "vectors.csv"), "is no .npy"),
         (("encode", "STUDENT", "a text", "--output", "/nowhere/vectors.npy"), "No such file"),
@@ -89,6 +98,38 @@ def test_bad_input_is_one_line_and_exit_code_2(student, tmp_path, words, message
     assert (done.exit_code, done.stdout) == (2, "")
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words", [("adopt", "student", "docs", "--url", "http://127.0.0.1:9"), ("store", "info", "here")]
+)
+def test_without_the_memorys_packages_one_line_names_the_extra(words):
+    code = "import sys\nsys.modules['grpc'] = None\nfrom refbert.command import main\nmain()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False, cwd=REPOSITORY
+    )
+    assert done.returncode == 3
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("needs grpc, which is not installed: pip install 'refbert[memory]'")
+
+
+def test_a_reader_that_stops_early_is_no_error(student):
+    code = "from refbert.command import main\nmain()"
+    lines = "".join(f"text {number}\n" for number in range(400))  # their vectors are more than a pipe holds
+    words = ["encode", str(student), "--batch", "400"]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *words], cwd=REPOSITORY, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        process.stdin.write(lines)
+        process.stdin.close()
+        assert json.loads(process.stdout.readline())["text"] == "text 0"
+        process.stdout.close()
+        assert (process.wait(), process.stderr.read()) == (141, "")
+
+
+def test_the_version_is_that_of_the_package():
+    assert run("--version").stdout == f"refbert {metadata.version('refbert')}\n"
 
 
 def test_store_has_the_verbs_of_the_module_under_the_commands_own_name(tmp_path):
