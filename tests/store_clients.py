@@ -1,12 +1,16 @@
 """Other clients than the product's, which find an embedded store's key as that one does: the official one, and raw stubs'."""
 
 import os
+import subprocess
+import sys
 import warnings
 from collections import namedtuple
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import grpc
+import pytest
 from qdrant_client import QdrantClient
 from qdrant_client.http.exceptions import UnexpectedResponse
 
@@ -23,6 +27,19 @@ _STATUS = {
     409: "ALREADY_EXISTS",
     501: "UNIMPLEMENTED",
 }
+
+
+def environment_with(place, *packages):
+    """Make an environment at `place` that has these packages, for clients whose versions clash; return its Python."""
+    subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
+    python = place / "bin" / "python"
+    install = [str(python), "-m", "pip", "install", "--quiet", *packages]
+    if (uv := Path(sys.executable).with_name("uv")).exists():
+        install = [str(uv), "pip", "install", "--quiet", "--python", str(python), *packages]
+    installed = subprocess.run(install, capture_output=True, text=True)
+    if installed.returncode:
+        pytest.skip(f"the clients cannot be installed: {installed.stderr.strip().splitlines()[-1]}")
+    return python
 
 
 def refusal(error):

@@ -18,14 +18,15 @@ from refbert.folder import CORRECTION
 from refbert.memory.adoption import budgets, checked
 from refbert.memory.texts import reference_id
 from refbert.teacher import Teacher, load_teacher, tokenize
+from tests.conftest import REPOSITORY
 from tests.integration.jobs.untaught import save_untaught_student
-from tests.store_clients import official_client
+from tests.store_clients import environment_with, official_client, rest_address
 from vector_store import foreign
 from vector_store.client import connect
 from vector_store.config import StoreConfig
 from vector_store.errors import CollectionMismatch, CollectionMissing, StoreUnavailable
 from vector_store.schema import Parts
-from vector_store.server.access import split
+from vector_store.server.access import split, stored_key
 from vector_store.server.process import embedded_server
 from vector_store.store import Store
 from vector_store.writer import Writer
@@ -352,6 +353,25 @@ def test_a_store_is_adopted_from_by_its_directory_and_reads_beside_what_it_adopt
         assert {one.name for one in client.get_collections().collections} == {"docs", "adapted"}
         with refbert.load(folder, url) as student:
             assert student.correction.version == json.loads(done.stdout)["version"]
+
+
+@pytest.mark.long
+def test_a_collection_that_langchain_wrote_over_rest_is_adopted(run, teacher, tmp_path):
+    python = environment_with(tmp_path / "environment", "langchain-qdrant==1.1.*")
+    script = REPOSITORY / "tests/integration/vector_store/embedded/rest_clients/write_langchain.py"
+    given = json.dumps({"texts": TEXTS, "vectors": embedded(teacher, TEXTS).tolist()})
+    folder = run().run_directory / "student"
+    with embedded_server(tmp_path / "store", rest_port=0) as url:
+        words = [python, script, rest_address(url), stored_key(tmp_path / "store")]
+        subprocess.run(words, input=given, text=True, check=True, env={})
+        options = ["--url", url, "--teacher", teacher.config.model]
+        done = command("adopt", folder, "docs", *options, "--text-field", "page_content")
+        assert done.exit_code == 0, done.stderr
+        assert json.loads(done.stdout)["points"] == {"read": 120, "written": 120, "skipped": 0, "rejected": 0}
+        with refbert.load(folder, url, text=True) as student:
+            assert cosine(student, embedded(teacher, ASKED)) > 0.3
+            read = student.look_up(TEXTS[:1], student.tokenize(TEXTS[:1]))
+            assert read.texts[0][0] == TEXTS[0]
 
 
 def command(*words):

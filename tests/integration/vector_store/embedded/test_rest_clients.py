@@ -2,12 +2,11 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.store_clients import rest_address
+from tests.store_clients import environment_with, rest_address
 from vector_store.server.access import split, stored_key
 
 CLIENTS = ("langchain-qdrant==1.1.*", "llama-index-vector-stores-qdrant==0.10.*")
@@ -19,15 +18,7 @@ pytestmark = pytest.mark.long  # contract tests over REST run always
 @pytest.fixture(scope="module")
 def python(tmp_path_factory):
     """An interpreter that has the clients."""
-    place = tmp_path_factory.mktemp("clients") / "environment"
-    subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
-    install = [str(place / "bin" / "python"), "-m", "pip", "install", "--quiet", *CLIENTS]
-    if (uv := Path(sys.executable).with_name("uv")).exists():
-        install = [str(uv), "pip", "install", "--quiet", "--python", str(place / "bin" / "python"), *CLIENTS]
-    installed = subprocess.run(install, capture_output=True, text=True)
-    if installed.returncode:
-        pytest.skip(f"the clients cannot be installed: {installed.stderr.strip().splitlines()[-1]}")
-    return place / "bin" / "python"
+    return environment_with(tmp_path_factory.mktemp("clients") / "environment", *CLIENTS)
 
 
 @pytest.fixture
