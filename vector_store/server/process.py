@@ -37,7 +37,7 @@ import grpc
 from vector_store.atomic import write_whole
 from vector_store.config import MESSAGE_BYTES
 from vector_store.errors import StoreError, StoreUnavailable
-from vector_store.server.access import identity, make_key, private, private_files, with_directory
+from vector_store.server.access import KEY_FILE, identity, make_key, private, private_files, with_directory
 from vector_store.server.files import import_path
 
 log = logging.getLogger(__name__)
@@ -186,7 +186,8 @@ def _serve_alone(
         rest.start()
         address["rest"] = f"http://{host}:{listener.getsockname()[1]}"
     write_whole(root / "address.json", json.dumps(address), mode=0o600, sync=False)
-    log.info("serving %s on %s:%d (gRPC), REST %s", root, host, bound, address.get("rest", "off"))
+    rest_at = address.get("rest", "off")
+    log.info("serving %s on %s:%d (gRPC), REST %s; clients' key: %s", root, host, bound, rest_at, root / KEY_FILE)
 
     with contextlib.ExitStack() as held:
         lease = held.enter_context(open(root / "lease.lock", "a", opener=private))

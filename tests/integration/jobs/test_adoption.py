@@ -370,8 +370,9 @@ def test_a_collection_that_langchain_wrote_over_rest_is_adopted(run, teacher, tm
         assert json.loads(done.stdout)["points"] == {"read": 120, "written": 120, "skipped": 0, "rejected": 0}
         with refbert.load(folder, url, text=True) as student:
             assert cosine(student, embedded(teacher, ASKED)) > 0.3
-            read = student.look_up(TEXTS[:1], student.tokenize(TEXTS[:1]))
-            assert read.texts[0][0] == TEXTS[0]
+            (read,) = student.look_up(TEXTS[:1], student.tokenize(TEXTS[:1])).texts
+            assert len(read) == 16
+            assert set(read) < set(TEXTS[1:]), "near texts, and not itself"
 
 
 def command(*words):

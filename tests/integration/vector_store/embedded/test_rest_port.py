@@ -23,7 +23,8 @@ def test_log_info_and_address_name_both_ports_and_a_restart_takes_them_again(tmp
     with embedded_server(tmp_path, rest_port=0) as url:
         grpc_port, rest = split(url)[0].rsplit(":", 1)[1], rest_url(tmp_path)
         assert httpx.get(f"{rest}/readyz").status_code == 200
-        assert f"on 127.0.0.1:{grpc_port} (gRPC), REST {rest}" in (tmp_path / "server.log").read_text()
+        said = f"on 127.0.0.1:{grpc_port} (gRPC), REST {rest}; clients' key: {tmp_path}/key\n"
+        assert said in (tmp_path / "server.log").read_text()
         assert main(["info", str(tmp_path)]) == 0
         assert capsys.readouterr().out == f"http://127.0.0.1:{grpc_port}: 0 collection(s)\n  REST: {rest}\n"
         with official_client(url, over_rest=True) as client:
