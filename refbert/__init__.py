@@ -17,6 +17,10 @@ __all__ = ["Reader", "RefBertConfig", "RefBertForSequenceClassification", "RefBe
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("refbert")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = "refbert.memory.reader" if name in ("Reader", "load") else "refbert.student"

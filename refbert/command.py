@@ -55,9 +55,9 @@ def main() -> None:
 
 def _show_version(is_asked: bool) -> None:
     if is_asked:
-        from importlib.metadata import version
+        import refbert
 
-        print(f"refbert {version('refbert')}")
+        print(f"refbert {refbert.__version__}")
         raise typer.Exit
 
 

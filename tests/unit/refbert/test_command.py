@@ -130,6 +130,7 @@ def test_a_reader_that_stops_early_is_no_error(student):
 
 def test_the_version_is_that_of_the_package():
     assert run("--version").stdout == f"refbert {metadata.version('refbert')}\n"
+    assert refbert.__version__ == metadata.version("refbert")
 
 
 def test_store_has_the_verbs_of_the_module_under_the_commands_own_name(tmp_path):
