@@ -34,16 +34,21 @@ def main(words: list[str] | None = None, program: str = PROGRAM) -> int:
     except ModuleNotFoundError as error:
         print(f"the store needs {error.name}, which is not installed: pip install 'refbert[memory]'", file=sys.stderr)
         return UNAVAILABLE
+
+    def say(error: Exception) -> None:
+        """Name options and program as this command line does, where errors name a run's."""
+        print(str(error).replace("store.collection", "--collection").replace(PROGRAM, program), file=sys.stderr)
+
     try:
         return VERBS[arguments.command](arguments)
     except AlreadyServed as error:
-        print(error, file=sys.stderr)
+        say(error)
         return ALREADY_SERVED
     except StoreUnavailable as error:
-        print(error, file=sys.stderr)
+        say(error)
         return UNAVAILABLE
     except (StoreError, OSError) as error:  # OSError: such as a folder that cannot be written, or a full disk
-        print(error, file=sys.stderr)
+        say(error)
         return BAD
 
 

@@ -171,7 +171,8 @@ class Client:
             )
         if code == grpc.StatusCode.NOT_FOUND:
             return CollectionMissing(
-                f"{self.url} refused {what}: {details.rstrip('!')}; run `python jobs/ingest.py` first, or set store.collection"
+                f"{self.url} refused {what}: {details.rstrip('!')}; name one that is there in store.collection "
+                "(`python -m vector_store info` lists them), or make it first: `python jobs/ingest.py`"
             )
         if code in _ERRORS:
             return _ERRORS[code](f"{self.url} refused {what}: {details}")

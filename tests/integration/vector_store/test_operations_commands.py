@@ -110,6 +110,15 @@ def test_an_exported_and_imported_memory_compares_equal(place, collections, comm
     assert shown.startswith("10 points equal, 0 differing, 2 only in A, 0 only in B\n")
 
 
+def test_a_collection_that_is_not_there_is_asked_for_by_the_options_of_the_command_line(place, capsys):
+    assert main(["verify", str(place), "--collection", "dox"], program="refbert store") == 2
+    said = capsys.readouterr().err
+    assert said.endswith(
+        "name one that is there in --collection (`refbert store info` lists them), or make it first: `python jobs/ingest.py`\n"
+    )
+    assert "`dox` doesn't exist" in said
+
+
 def test_import_creates_the_store(place, collections, command, tmp_path):
     command("export", place, tmp_path / "out")
     assert command("import", tmp_path / "out", tmp_path / "new")[0] == 0
