@@ -24,17 +24,15 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 SHAPE = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48, "dim": 16}
 TEXTS = ["a text", "Zwei Wörter"]
 
-MEASURED = """
-import resource
+IMPORTED = """
 import sys
 sys.argv = ["refbert", *sys.argv[1:]]
 from refbert.command import main
 try:
     main()
 except SystemExit:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    heavy = {"torch", "transformers", "qdrant_client", "grpc", "numpy"} & sys.modules.keys()
-    print(used.ru_utime + used.ru_stime, sorted(heavy), file=sys.stderr)
+    heavy = {"torch", "transformers", "qdrant_client", "grpc", "numpy", "tokenizers"} & sys.modules.keys()
+    print(sorted(heavy), file=sys.stderr)
 """
 
 
@@ -151,14 +149,12 @@ def test_a_shell_completes_the_verbs_of_a_store():
 
 
 @pytest.mark.parametrize("words", [["--help"], ["encode", "--help"], ["adopt", "--help"], ["store", "--help"]])
-def test_help_takes_under_half_a_second_of_cpu_and_imports_nothing_heavy(words):
+def test_help_waits_for_no_heavy_import(words):
     done = subprocess.run(
-        [sys.executable, "-c", MEASURED, *words], capture_output=True, text=True, check=True, cwd=REPOSITORY
+        [sys.executable, "-c", IMPORTED, *words], capture_output=True, text=True, check=True, cwd=REPOSITORY
     )
     assert "refbert" in done.stdout.lower()
-    seconds, heavy = done.stderr.split(maxsplit=1)
-    assert heavy.strip() == "[]"
-    assert float(seconds) < 0.5
+    assert done.stderr.strip() == "[]"
 
 
 def test_the_wheel_has_the_command_and_says_that_it_is_typed():
