@@ -180,7 +180,7 @@ def test_an_ablation_without_a_task_is_refused(tiny_run, home):
 
 def test_arms_that_read_want_a_student_that_does(tiny_run):
     with pytest.raises(
-        InputError, match=r"arms nearest, random, null read .* reference_mode=none, references.criterion=k"
+        InputError, match=r"arms nearest, random, null read .*reference_mode=none, references.criterion=k"
     ):
         ablate.check(tiny_run(student__reference_mode="none"))
     with pytest.raises(

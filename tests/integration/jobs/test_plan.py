@@ -27,7 +27,7 @@ def promised(config) -> tuple[float, int, str]:
 
 @pytest.mark.usefixtures("in_process")
 def test_the_planned_size_of_a_memory_matches_the_ingested_one(tiny_run):
-    config = tiny_run(references={"datatype": "int8", "count": 2})
+    config = tiny_run(references__datatype="int8", references__count=2)
     _, references, known_by = promised(config)
     assert known_by.startswith("estimated")
     counted = prepare(config).counts.distinct
