@@ -163,14 +163,15 @@ def fetched(answers: Sequence[Any], retrieve: Callable[[list[Any]], Any], manife
     found = empty_neighbours(len(answers), manifest)
     for row, chosen in enumerate(best):
         if chosen:
-            decode_row(found, row, chosen[1], -chosen[0], payloads[chosen[1]], manifest.datatype)
+            decode_row(found, row, chosen[1], -chosen[0], payloads[chosen[1]], manifest)
     return found
 
 
-def decode_row(found: Neighbours, row: int, identifier: str, score: float, payload: Any, datatype: Datatype) -> None:
+def decode_row(found: Neighbours, row: int, identifier: str, score: float, payload: Any, manifest: Manifest) -> None:
     """Decode one point's base64 payload into a row of padded arrays, as the retriever does from protobuf."""
-    states = unpack_states(as_bytes(payload[STATES]), found.states.shape[2], datatype)
-    token_ids = np.frombuffer(as_bytes(payload[TOKEN_IDS]), "<i4")
+    states = unpack_states(as_bytes(payload[STATES]), found.states.shape[2], manifest.datatype)
+    packed = np.frombuffer(as_bytes(payload[TOKEN_IDS]), f"<u{manifest.token_bytes}")
+    token_ids = packed.astype(np.int32)
     codec.fill(found, {row: [StoredPoint(identifier, states, token_ids, None)]}, {row: [score]})
     found.rungs[row] = "live"
 
