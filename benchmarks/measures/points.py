@@ -26,7 +26,7 @@ from vector_store.schema import Manifest, Point, Query, SparseVector
 
 BATCH = 32
 SNIPPETS = CorpusConfig(path="pypi:vader-snippets", document_field="document")
-REFERENCES = ReferenceConfig(dense_index=True)
+REFERENCES = ReferenceConfig(criterion="hybrid", dense_index=True)
 
 VOCABULARY = 30_000
 ZIPF_EXPONENT, ZIPF_OFFSET = 1.07, 2.7
