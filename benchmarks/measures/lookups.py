@@ -23,7 +23,7 @@ from vector_store import codec
 from vector_store.codec import DOCUMENT, STATES, TOKEN_IDS, as_bytes, empty_neighbours, encode, unpack_states
 from vector_store.config import Datatype
 from vector_store.pipeline import pipelined
-from vector_store.retriever import TIES, Retriever
+from vector_store.retriever import SEARCHED, TIES, Retriever
 from vector_store.schema import KEYWORDS, SENTENCE, Criterion, Manifest, Neighbours, Point, Query, StoredPoint
 
 IN_FLIGHT = (1, 2, 4)
@@ -131,6 +131,7 @@ def compared(over_grpc: Lookup, in_process: Lookup, batches: list[list[Query]], 
 def engine_lookup(shard: engine.EdgeShard, manifest: Manifest, criterion: Criterion) -> Lookup:
     """The same look-up without a server: one batch of searches, one fetch, padded arrays."""
     fields = engine.PayloadSelector.Include([STATES, TOKEN_IDS])
+    as_searched = engine.SearchParams(hnsw_ef=SEARCHED, quantization=engine.QuantizationSearchParams(rescore=True))
 
     def search(query: Query) -> engine.QueryRequest:
         if criterion == "keywords":
@@ -147,6 +148,7 @@ def engine_lookup(shard: engine.EdgeShard, manifest: Manifest, criterion: Criter
             filter=engine.Filter(must_not=forbidden),
             with_payload=False,
             with_vector=False,
+            params=None if criterion == "keywords" else as_searched,
         )
 
     def look_up(queries: Sequence[Query]) -> Neighbours:
