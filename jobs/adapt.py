@@ -90,10 +90,13 @@ def adapted_to_texts(config: RunConfig, measured_on: PreparedCorpus | None = Non
             store = Store(client, memory.store)
             if corpus:
                 open_collection(store, memory.references, corpus, teacher, config.seed)
-                if options.refit:  # an index of what is filled would be undone by the residuals
+                filling = memory
+                if options.refit and memory.store.bulk_load:
+                    # One pause for all: an index of what is filled would be undone by the residuals.
                     stack.enter_context(store.bulk_load())
-                loading = memory.store.model_copy(update={"bulk_load": memory.store.bulk_load and not options.refit})
-                fill_memory(memory.model_copy(update={"store": loading}), url, corpus, teacher, corrected=folder)
+                    unpaused = memory.store.model_copy(update={"bulk_load": False})
+                    filling = memory.model_copy(update={"store": unpaused})
+                fill_memory(filling, url, corpus, teacher, corrected=folder)
             elif found:
                 adopt_collection(memory, url, client, found, student.texts, folder)
             if not options.refit and (version := version_name(store, name)):

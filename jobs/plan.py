@@ -103,9 +103,8 @@ def reference_sample(config: RunConfig, teacher: TeacherOutline, manifest: Manif
     vector = np.ones(manifest.encoder_dim, np.float32)
     sentence = np.ones(manifest.words_dim, np.float32) if manifest.dense_index else None
     stored, fetched = [], []
-    for passage in sample.passages[
-        :: math.ceil(len(sample.passages) / SAMPLE_POINTS)
-    ]:  # from all of them: files are sorted
+    every = math.ceil(len(sample.passages) / SAMPLE_POINTS)  # spread over all of them: files are sorted
+    for passage in sample.passages[::every]:
         text = text_of(passage)
         ids = teacher.tokenizer(*parts(text), truncation="longest_first", max_length=config.teacher.tokens)["input_ids"]
         point = reference_point(

@@ -256,9 +256,8 @@ def _one_line_errors(names: Mapping[str, str] | None = None) -> Iterator[None]:
         typer.echo(f"a memory needs {error.name}, which is not installed: pip install 'refbert[memory]'", err=True)
         raise typer.Exit(UNAVAILABLE) from None
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # else the interpreter says so once more as it ends
+        # Else the interpreter says so once more as it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(UNREAD) from None
     except (InputError, StoreError, OSError) as error:  # OSError: such as a folder that cannot be written
         say(error)

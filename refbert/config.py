@@ -136,7 +136,7 @@ class ReferenceConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docs
 
     criterion: str = "none"
     """keywords (BM25 over token ids, the paper's `most common keywords`) | dense | hybrid | random | none, or the dotted path
-    of a function that makes a retriever. In training and of a student that reads token states (`student.reference_mode`)."""
+    of a function that makes a retriever. For students that read token states (`student.reference_mode`), in training too."""
     count: PositiveInt = 1
     """References per text, the best first: the student reads them one after another. RETRO gains up to some, then loses; each
     costs its bytes on the wire and its tokens in every reading layer."""
@@ -216,7 +216,7 @@ class StudentConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstr
     hidden_size: PositiveInt = 312
     embedding_size: PositiveInt | None = None
     """Width of the token embeddings, below hidden_size: a narrow table and a projection (ALBERT, sec. 3.1). 128 makes the
-    default shape 8.8 M parameters instead of 14.4 M. By default hidden_size."""
+    default shape 8.8 M parameters instead of 14.4 M. By default hidden_size; of `token_embeddings=words` see there."""
     token_embeddings: Literal["learned", "words"] = "words"
     """The teacher's in 8 bits, frozen: the table of words that also finds references, so that a student that is adapted to a
     memory needs no second one; embedding_size is its width then, by default the teacher's. Or the student's own, `learned`."""

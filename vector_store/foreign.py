@@ -13,7 +13,7 @@ from vector_store.client import Client
 from vector_store.errors import CollectionMismatch, CollectionMissing
 from vector_store.protocol import api
 from vector_store.schema import Manifest
-from vector_store.store import collection_names, payload_fields, scroll
+from vector_store.store import collections_there, payload_fields, scroll
 
 PAGE_BYTES = 8 * 2**20
 """Bytes of a page's vectors; texts come beside them."""
@@ -48,7 +48,7 @@ def foreign_vectors(client: Client, collection: str, name: str | None, deadline_
     try:
         found = client.call(client.collections.Get, request, deadline_s).result.config
     except CollectionMissing:
-        there = ", ".join(sorted(collection_names(client, deadline_s))) or "none"
+        there = collections_there(client, deadline_s)
         raise CollectionMissing(
             f"there is no collection {collection!r} at {client.url} (there are: {there}); name one in adapt.adopt.collection"
         ) from None

@@ -645,6 +645,11 @@ def collection_names(client: Client, deadline_s: float = 10.0) -> list[str]:
     return [collection.name for collection in response.collections]
 
 
+def collections_there(client: Client, deadline_s: float = 10.0) -> str:
+    """The same as an error line names them."""
+    return ", ".join(sorted(collection_names(client, deadline_s))) or "none"
+
+
 def scroll(client: Client, request: api.ScrollPoints, deadline_s: float) -> Iterator[list[api.RetrievedPoint]]:
     """Every page of a scroll, from the request's offset on; the request is changed."""
     while True:

@@ -313,7 +313,7 @@ def load(
     try:
         from refbert.memory.version import current_version, memory_it_is_of
         from vector_store.location import connect_to
-        from vector_store.store import Store, collection_names
+        from vector_store.store import Store, collections_there
     except ModuleNotFoundError as error:
         raise UnavailableError(
             f"reading a memory needs {error.name}, which is not installed: pip install 'refbert[memory]', or load the student "
@@ -339,7 +339,7 @@ def load(
                     path, manifest, tokenizer, client, store, options, reading_of(model.config, text)
                 )
         except CollectionMissing:
-            there = ", ".join(sorted(collection_names(client))) or "none"
+            there = collections_there(client)
             raise CollectionMissing(
                 f"{path} reads the memory {collection!r}, and {client.url} has no such collection (there are: {there}); "
                 "give the store that has it, or adapt the student to a memory there"
