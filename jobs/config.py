@@ -286,6 +286,8 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """A request's time, its body's arrival included; callers may ask for less by X-Timeout-Ms. Enough for max_texts where the
     student answers 70 texts per second."""
 
+    student: str | None = None
+    """The student/ folder that is served, copied from anywhere; by default the run's own."""
     models: dict[str, str] = {}
     """Further students of the service, {NAME: student/ folder}; NAME is the `model` that requests ask for. Each reads the
     memory that its folder names. The run's own answers requests without `model`, or with one that is none of these."""
@@ -494,16 +496,19 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         raise InputError(f"{file}: " + "; ".join(mistakes)) from None
     # Workers have another current directory than who writes the path.
     sections: dict[str, Any] = {}
-    folder = Path(config.teacher.model).expanduser()
-    if folder.is_dir():  # else a Hub id, or a package
-        sections["teacher"] = config.teacher.model_copy(update={"model": str(folder.absolute())})
+    if Path(config.teacher.model).expanduser().is_dir():  # else a Hub id, or a package
+        sections["teacher"] = config.teacher.model_copy(update={"model": _absolute(config.teacher.model)})
     if config.train.start:
-        start = str(Path(config.train.start).expanduser().absolute())
-        sections["train"] = config.train.model_copy(update={"start": start})
-    if config.serve.models:
-        models = {name: str(Path(given).expanduser().absolute()) for name, given in config.serve.models.items()}
-        sections["serve"] = config.serve.model_copy(update={"models": models})
+        sections["train"] = config.train.model_copy(update={"start": _absolute(config.train.start)})
+    if config.serve.student or config.serve.models:
+        models = {name: _absolute(given) for name, given in config.serve.models.items()}
+        student = config.serve.student and _absolute(config.serve.student)
+        sections["serve"] = config.serve.model_copy(update={"models": models, "student": student})
     return config.model_copy(update=sections) if sections else config
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def _set(tree: dict[str, Any], keys: list[str], value: Any, override: str) -> None:

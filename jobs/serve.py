@@ -1,6 +1,7 @@
 """Serve a distilled student over HTTP and gRPC with Ray Serve; on request an answer names the references that were read.
 
     python jobs/serve.py [RUN.yaml] [key=value ...]        until interrupted; a page to try it at http://localhost:8000
+    python jobs/serve.py serve.student=FOLDER store.url=http://qdrant:6334      a student's folder from elsewhere
     curl -s localhost:8000/v1/embeddings -H 'content-type: application/json' -d '{"input": "a text", "explain": true}'
     serve run jobs.serve:app run=RUN.yaml                  the same, deployed by Ray Serve's own command or config file
 
@@ -69,7 +70,7 @@ class AppArguments(BaseModel, extra="forbid"):
     run: str | None = Field(None, description="The run's YAML, by default the demo's.")
     overrides: list[str] = Field([], description="Options to change, as on the command line: `serve.num_replicas=2`.")
     student: str | None = Field(
-        None, description="A student/ folder, checked before it is deployed; by default the run's."
+        None, description="A student/ folder, checked before it is deployed; by default serve.student, or the run's."
     )
 
 
@@ -81,7 +82,8 @@ def app(args: dict[str, Any]) -> serve.Application:
     """
     try:
         given = AppArguments.model_validate(args)
-        config, _ = student_run(load_config(given.run, given.overrides), None)
+        config = load_config(given.run, given.overrides)
+        config, _ = student_run(config, config.serve.student)
         return application(config, given.student, is_deployed=True)
     except ValidationError as error:
         mistakes = "; ".join(f"args.{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
@@ -114,7 +116,7 @@ def served(config: RunConfig) -> Iterator[str]:
 
     Raises UnavailableError where it does not start.
     """
-    config, _ = student_run(config, None)
+    config, _ = student_run(config, config.serve.student)
     was_running = _serve_is_running()
     # A Ray Serve that runs already keeps its own address, which may be open to the network.
     service = application(config, is_public=is_public(config.serve) or was_running)

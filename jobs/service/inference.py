@@ -117,7 +117,7 @@ def check_students(config: RunConfig, student: str | None = None) -> None:
 
 def folders_of(config: RunConfig, student: str | None = None) -> dict[str, str | None]:
     """Return the student/ folders of a service by name, the run's own first; None is the folder in the run's directory."""
-    return {config.name: student, **config.serve.models}
+    return {config.name: student or config.serve.student, **config.serve.models}
 
 
 class InferenceService:

@@ -30,11 +30,12 @@ def test_a_teacher_in_a_folder_is_found_from_any_directory(tmp_path, monkeypatch
     assert load_config(overrides=["teacher.model=thenlper/gte-small"]).teacher.model == "thenlper/gte-small"
 
 
-def test_further_students_of_a_service_are_found_from_any_directory(tmp_path, monkeypatch):
+def test_the_students_of_a_service_are_found_from_any_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = str(tmp_path / "reviews")
     config = load_config(overrides=["serve.models={reviews-1.5: reviews}", f"serve.models.again={folder}"])
     assert config.serve.models == {"reviews-1.5": folder, "again": folder}
+    assert load_config(overrides=["serve.student=reviews"]).serve.student == folder
 
 
 def test_a_text_to_explain_is_taken_as_it_stands():

@@ -79,6 +79,18 @@ def test_a_mistake_in_a_config_file_is_the_applications_status_at_once_and_in_on
         assert "\n" not in str(refused.value)
 
 
+def test_a_students_folder_is_served_where_its_run_is_not(
+    serve_in_process, served_home, tmp_path, arguments, monkeypatch
+):
+    folder = served_home / "runs/served/student"
+    monkeypatch.setenv("REFBERT_HOME", str(tmp_path))
+    with pytest.raises(RayServeException, match="holds no student"):
+        job.app(arguments("serve.allow_public_without_key=true"))
+    job.app(arguments("serve.allow_public_without_key=true", f"serve.student={folder}"))
+    with serve_in_process(student=str(folder)) as client:
+        assert client.post("/v1/embeddings", json={"input": "a text"}).json()["model"] == "served"
+
+
 def test_a_wrong_folder_of_a_further_student_is_refused_by_its_name_before_ray_serve_starts(served_run):
     with (
         pytest.raises(InputError, match=r"^serve\.models\.reviews: /no/such/folder holds no student"),
