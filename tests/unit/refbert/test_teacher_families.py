@@ -1,6 +1,7 @@
 """Teachers of every family: they load, encode and teach, or one line says why not. docs/teachers.md has the same table."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,11 @@ from refbert.errors import InputError
 from refbert.memory.manifest import manifest_of
 from refbert.memory.texts import reference_texts
 from refbert.optimisation import adamw
+from refbert.passages import normalise, split_passages
 from refbert.teacher import load_teacher, load_tokenizer, segment_inputs, tokenize, tokenizer_hash
+from refbert.tokenizer import word_spans
 from tests.unit.refbert.teacher_families import FAMILIES, TEXTS, make_model, make_teacher, make_tokenizer
+from tests.unit.refbert.tokenizer_families import sentences
 
 TABLE = Path(__file__).parents[3] / "docs" / "teachers.md"
 STEPS = 20
@@ -91,6 +95,22 @@ def test_a_teacher_of_each_family_encodes_up_to_its_last_position_and_teaches(fo
     with pytest.raises(InputError, match=rf"teacher.tokens=\d+ exceeds the {positions} positions of") as refused:
         load_teacher(config.model_copy(update={"tokens": int(positions) + 1}))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_passages_of_each_family_give_the_text_back_and_fit_its_budget(folders, name):
+    """Tokenized alone, as the teacher will: a passage that exceeds the budget would lose its end."""
+    tokenizer, budget = load_tokenizer(folders[name]), 16
+    room = budget - tokenizer.num_special_tokens_to_add()
+    lossless = fits = True
+    for text in map(normalise, [*sentences(25), " ".join(TEXTS)]):
+        passages = split_passages(text, room, partial(word_spans, tokenizer))
+        words_fit = max(len(word_spans(tokenizer, word)) for word in text.split(" ")) <= room
+        lossless &= "".join(passages).replace(" ", "") == text.replace(" ", "")
+        lossless &= not words_fit or " ".join(passages) == text
+        fits &= max(len(tokenizer(passage)["input_ids"]) for passage in passages) <= budget
+    splits, exact = documented()[name][3:5]
+    assert (splits, exact) == ("yes" if lossless else "no", "yes" if fits else "no")
 
 
 @pytest.mark.parametrize("name", ["ALBERT", "ELECTRA"])
