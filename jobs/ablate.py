@@ -43,10 +43,18 @@ log = logging.getLogger(__name__)
 
 
 def check(config: RunConfig) -> None:
-    """Raise InputError where arms read and the student cannot, and UnavailableError where a package is missing that the
-    training's metrics go to; before Ray is started.
+    """Raise InputError where there is no task, or arms read what this run's students or memory have not.
+
+    Raises UnavailableError where a package is missing that the training's metrics go to. All of it before Ray is started.
     """
     check_tracking(config)
+    if not tasks_of(config):
+        raise InputError("no task to compare students on; set ablate.tasks, or task")
+    if config.ablate.mixing and not config.references.dense_index:
+        raise InputError(
+            "ablate.mixing finds near texts by their words, and the memory has no index of those; set "
+            "references.dense_index=true"
+        )
     reading = [arm for arm in config.ablate.arms if arm not in VANILLA]
     if reading and not config.reads_references:
         raise InputError(
@@ -56,21 +64,18 @@ def check(config: RunConfig) -> None:
         )
 
 
+def tasks_of(config: RunConfig) -> tuple[TaskConfig, ...]:
+    """Return the tasks that students are compared on."""
+    return config.ablate.tasks or ((config.task,) if config.task else ())
+
+
 def run(config: RunConfig) -> None:
     """Train and score whatever is missing, and write the report."""
     started_s = time.monotonic()
-    tasks = config.ablate.tasks or ((config.task,) if config.task else ())
-    if not tasks:
-        raise InputError("no task to compare students on; set ablate.tasks, or task")
-    if config.ablate.mixing and not config.references.dense_index:
-        raise InputError(
-            "ablate.mixing finds near texts by their words, and the memory has no index of those; set "
-            "references.dense_index=true"
-        )
     with running_store(config) as url:
         starts = general_stages(config) if config.ablate.general_stage else {}
         found = {}
-        for task in tasks:
+        for task in tasks_of(config):
             chosen = config.model_copy(update={"task": _in_folder(task, config.ablate.folder)})
             found[task_name(task)] = ablate_task(chosen, url, starts)
     report = {

@@ -173,24 +173,25 @@ def test_an_ablation_refuses_students_that_were_trained_with_other_options(done)
         ablate.run(done.model_copy(update={"task_stage": stage}))
 
 
-def test_an_ablation_without_a_task_is_refused(tiny_run, home):
+def test_an_ablation_without_a_task_is_refused(tiny_run):
     with pytest.raises(InputError, match="no task to compare students on"):
-        ablate.run(tiny_run())
+        ablate.check(tiny_run())
 
 
 def test_arms_that_read_want_a_student_that_does(tiny_run):
+    task = {"name": "SST-2"}
     with pytest.raises(
         InputError, match=r"arms nearest, random, null read .*reference_mode=none, references.criterion=k"
     ):
-        ablate.check(tiny_run(student__reference_mode="none"))
+        ablate.check(tiny_run(task=task, student__reference_mode="none"))
     with pytest.raises(
         InputError, match=r"reference_mode=concat, references.criterion=none; set them to concat and key"
     ):
-        ablate.check(tiny_run(references__criterion="none"))
-    ablate.check(tiny_run(references__criterion="none", ablate__arms=["vanilla"]))
+        ablate.check(tiny_run(task=task, references__criterion="none"))
+    ablate.check(tiny_run(task=task, references__criterion="none", ablate__arms=["vanilla"]))
 
 
-def test_mixing_without_an_index_of_words_is_refused_before_anything_is_stored(done):
-    references = done.references.model_copy(update={"dense_index": False})
+def test_mixing_without_an_index_of_words_is_refused_before_ray_starts(tiny_run):
+    run = tiny_run(task={"name": "SST-2"}, ablate__mixing=True)
     with pytest.raises(InputError, match=r"set\s+references.dense_index=true"):
-        ablate.run(done.model_copy(update={"references": references, "name": "without-an-index"}))
+        ablate.check(run)
