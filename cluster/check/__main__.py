@@ -4,6 +4,7 @@ python -m cluster.check            exit code 0, or 1 with a line for each mistak
 python -m cluster.check FOLDER     for another checkout
 """
 
+import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,9 +26,13 @@ PARTS: tuple[tuple[str, Callable[[Path], list[str]]], ...] = (
 )
 
 
-def main(root: Path) -> int:
+def main(arguments: list[str]) -> int:
     """Check every part, print the mistakes, and return the exit code."""
-    count = 0
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parents[2], help="a checkout")
+    root, count = parser.parse_args(arguments).folder, 0
     for name, part in PARTS:
         found = part(root / name) if (root / name).exists() else [f"{name} is not there"]
         for mistake in found:
@@ -38,4 +43,4 @@ def main(root: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[2]))
+    sys.exit(main(sys.argv[1:]))

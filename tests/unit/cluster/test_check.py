@@ -26,12 +26,19 @@ def broken(tmp_path, file, old, new):
 
 
 def test_this_checkout_passes(capsys):
-    assert main(REPOSITORY) == 0, capsys.readouterr().out
+    assert main([str(REPOSITORY)]) == 0, capsys.readouterr().out
 
 
 def test_a_missing_part_is_a_mistake(tmp_path, capsys):
-    assert main(tmp_path) == 1
+    assert main([str(tmp_path)]) == 1
     assert f"{len(PARTS)} mistakes" in capsys.readouterr().out
+
+
+def test_help_is_no_folder(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    assert "python -m cluster.check FOLDER" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
