@@ -90,15 +90,17 @@ def adapted_to_texts(config: RunConfig, measured_on: PreparedCorpus | None = Non
             store = Store(client, memory.store)
             if corpus:
                 open_collection(store, memory.references, corpus, teacher, config.seed)
-                filling = memory
-                if options.refit and memory.store.bulk_load:
-                    # One pause for all: an index of what is filled would be undone by the residuals.
-                    stack.enter_context(store.bulk_load())
-                    unpaused = memory.store.model_copy(update={"bulk_load": False})
-                    filling = memory.model_copy(update={"store": unpaused})
+            else:
+                store.ensure(student.texts.manifest)
+            filling = memory
+            if options.refit and memory.store.bulk_load:
+                # One pause for all: an index of what is stored now would be undone by the residuals.
+                stack.enter_context(store.bulk_load())
+                filling = memory.model_copy(update={"store": memory.store.model_copy(update={"bulk_load": False})})
+            if corpus:
                 fill_memory(filling, url, corpus, teacher, corrected=folder)
             elif found:
-                adopt_collection(memory, url, client, found, student.texts, folder)
+                adopt_collection(filling, url, client, found, student.texts, folder)
             if not options.refit and (version := version_name(store, name)):
                 log.info("new texts are read by version %s of %r", version, options.collection)
                 return {}

@@ -10,6 +10,7 @@ accounted for: read = written + skipped (stored before, deleted, or another poin
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,8 +132,12 @@ def adopted(
     student, name = adapting_student(options.references, folder, loaded, options.batch)
     assert student.texts is not None
     rejected = folder.with_name(f"{folder.name}.rejected.jsonl")
-    counts = adopt(theirs, found, options.adopt, client, store, student.texts, rejected)
-    made = adapt(Store(client, store), student, name, folder.with_name(f"{folder.name}.adapting"), options, seed)
+    memory = Store(client, store)
+    memory.ensure(student.texts.manifest)
+    with memory.bulk_load():  # one pause for all: an index of what is copied would be undone by the residuals
+        unpaused = store.model_copy(update={"bulk_load": False})
+        counts = adopt(theirs, found, options.adopt, client, unpaused, student.texts, rejected)
+        made = adapt(memory, student, name, folder.with_name(f"{folder.name}.adapting"), options, seed)
     save_correction(folder, made.correction)
     return {
         "collection": options.collection,
@@ -195,7 +200,7 @@ def adopt(
     say_deleted(store)
     with (
         row_account(OUTCOMES, rejected) as account,
-        store.bulk_load(),
+        store.bulk_load() if config.bulk_load else nullcontext(),
         store.writer() as writer,
         progress("adopt", found.vectors.points, "point") as update,
     ):

@@ -12,6 +12,7 @@ from jobs.config import RunConfig
 from jobs.corpus.prepared import prepare
 from jobs.memory.store import running_store
 from tests.integration.jobs.in_process import compute_in_process
+from vector_store.store import Store
 
 
 @pytest.fixture(scope="session")
@@ -70,3 +71,29 @@ def process_group(tmp_path_factory) -> Iterator[None]:
 def in_process(process_group, monkeypatch) -> None:
     """Jobs of this test fill, train and score without Ray's processes."""
     compute_in_process(monkeypatch)
+
+
+class IndexPauses:
+    """Whether the index of collections was paused, as each setting of it left it, in their order."""
+
+    def __init__(self) -> None:
+        self.paused: list[bool] = []
+
+    def assert_one(self) -> None:
+        """The index is built once: when all that would undo it is stored."""
+        begun = self.paused.index(True)
+        assert self.paused[begun:] == sorted(self.paused[begun:], reverse=True)
+        assert not self.paused[-1]
+
+
+@pytest.fixture
+def index_pauses(monkeypatch) -> IndexPauses:
+    """The pauses of the index from here on."""
+    found, usual = IndexPauses(), Store._set_indexing_threshold
+
+    def watched(store: Store, kilobytes: int) -> None:
+        found.paused.append(kilobytes == 0)
+        usual(store, kilobytes)
+
+    monkeypatch.setattr(Store, "_set_indexing_threshold", watched)
+    return found

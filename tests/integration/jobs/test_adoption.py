@@ -101,7 +101,7 @@ def write_index(client, vectors, texts, name="", field="text", distance=models.D
     [("", "text", models.Distance.COSINE), ("all-minilm", "metadata.chunk", models.Distance.DOT)],
 )
 def test_an_index_is_adopted_without_a_forward_and_its_answers_follow(
-    index, run, teacher, monkeypatch, name, field, distance
+    index, run, teacher, monkeypatch, name, field, distance, index_pauses
 ):
     client, url = index
     texts = [*TEXTS, TEXTS[0] + " "]  # and one that is stored already
@@ -120,6 +120,7 @@ def test_an_index_is_adopted_without_a_forward_and_its_answers_follow(
         alone = cosine(student, embedded(teacher, ASKED))
     encoded.clear()
     adapt_job.run(config)
+    index_pauses.assert_one()
     assert sum(encoded) <= 8 * len(budgets(teacher)), "the sample, and no more"
     report = json.loads((config.run_directory / "adapted.json").read_text())
     assert report["references"] == len(TEXTS)
@@ -344,12 +345,15 @@ def test_the_command_of_the_wheel_adopts_an_index_of_langchains_without_ray(inde
     assert (misspelt.exit_code, "; name one in COLLECTION\n" in misspelt.stderr) == (2, True)
 
 
-def test_a_store_is_adopted_from_by_its_directory_and_reads_beside_what_it_adopted(run, teacher, tmp_path):
+def test_a_store_is_adopted_from_by_its_directory_and_reads_beside_what_it_adopted(
+    run, teacher, tmp_path, index_pauses
+):
     with embedded_server(tmp_path / "store") as url, official_client(url) as client:
         write_index(client, embedded(teacher, TEXTS), TEXTS)
         folder = run().run_directory / "student"
         done = command("adopt", folder, "docs", "--url", tmp_path / "store", "--teacher", teacher.config.model)
         assert done.exit_code == 0, done.stderr
+        index_pauses.assert_one()
         assert {one.name for one in client.get_collections().collections} == {"docs", "adapted"}
         with refbert.load(folder, url) as student:
             assert student.correction.version == json.loads(done.stdout)["version"]

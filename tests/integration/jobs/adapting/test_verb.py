@@ -21,20 +21,13 @@ from vector_store.store import Store
 
 
 def test_the_verb_fills_adapts_and_says_what_held_out_texts_gained(
-    prepared_home, tiny_run, student_folder, monkeypatch
+    prepared_home, tiny_run, student_folder, monkeypatch, index_pauses
 ):
     compute_in_process(monkeypatch)
-    thresholds, usual = [], Store._set_indexing_threshold
-    monkeypatch.setattr(Store, "_set_indexing_threshold", lambda store, kb: thresholds.append(kb) or usual(store, kb))
     config = tiny_run(name="adapted", adapt={"landmarks": 50, "references": {"count": 4}})
     shutil.copytree(student_folder, config.run_directory / "student")
     adapt_job.run(config)
-    paused = [kilobytes == 0 for kilobytes in thresholds]
-    begun = paused.index(True)
-    assert paused[begun:] == sorted(paused[begun:], reverse=True), (
-        "the index is built once, when the residuals are there"
-    )
-    assert not paused[-1]
+    index_pauses.assert_one()
     report = json.loads((config.run_directory / "adapted.json").read_text())
     held = report["heldout"]
     assert held["alone"] < held["global"]
