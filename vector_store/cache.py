@@ -76,6 +76,6 @@ class NeighbourCache:
 
 
 def _num_bytes(point: StoredPoint) -> int:
-    arrays = (point.states, point.token_ids, point.vector, point.residual)
+    arrays = (point.states, point.token_ids, point.vector, point.residual, point.key)
     in_arrays = sum(array.nbytes for array in arrays if array is not None)
     return in_arrays + len("".join(point.text or "")) + POINT_OVERHEAD_BYTES

@@ -175,12 +175,17 @@ def sparse_message(vector: SparseVector) -> api.SparseVector:
     return api.SparseVector(indices=vector.indices.tolist(), values=vector.values.tolist())
 
 
-def empty_neighbours(batch: int, manifest: Manifest, count: int = 1, read: Parts = STATES_ALONE) -> Neighbours:
-    """`batch` empty rows with room for `count` neighbours each, on the null rung of the degrade ladder."""
-    tokens = count * (manifest.tokens if read.states else manifest.text_tokens)
+def empty_neighbours(
+    batch: int, manifest: Manifest, count: int = 1, read: Parts = STATES_ALONE, key_dim: int | None = None
+) -> Neighbours:
+    """`batch` empty rows with room for `count` neighbours each, on the null rung of the degrade ladder.
 
-    def absent(wanted: bool) -> NDArray[np.float32] | None:
-        return np.full((batch, count, manifest.encoder_dim), np.nan, np.float32) if wanted else None
+    With `key_dim` there are keys in the place of tokens and vectors.
+    """
+    tokens = 0 if key_dim else count * (manifest.tokens if read.states else manifest.text_tokens)
+
+    def absent(wanted: bool, dim: int = manifest.encoder_dim) -> NDArray[np.float32] | None:
+        return np.full((batch, count, dim), np.nan, np.float32) if wanted else None
 
     return Neighbours(
         ids=[[] for _ in range(batch)],
@@ -190,8 +195,9 @@ def empty_neighbours(batch: int, manifest: Manifest, count: int = 1, read: Parts
         token_ids=np.zeros((batch, tokens), np.int32),
         ranks=np.full((batch, tokens), -1, np.int16),
         rungs=["null"] * batch,
-        vectors=absent(read.vector),
+        vectors=absent(read.vector and not key_dim),
         residuals=absent(read.residual_of is not None),
+        keys=absent(key_dim is not None, key_dim or 0),
     )
 
 
@@ -311,7 +317,7 @@ def fill(
     scores: Mapping[int, Sequence[float]] | None = None,
 ) -> None:
     """Copy points, the best first, without gaps into these rows of an empty batch; `scores` likewise."""
-    flat = [(row, rank, point) for row, points in found.items() for rank, point in enumerate(points)]
+    flat = [point for points in found.values() for point in points]
     for row, points in found.items():
         neighbours.ids[row] = [point.id for point in points]
         neighbours.texts[row] = [point.text for point in points]
@@ -319,20 +325,33 @@ def fill(
             neighbours.scores[row, : len(points)] = scores[row]
     if not flat:
         return
-    rows, ranks = (np.array(column) for column in zip(*((row, rank) for row, rank, _ in flat), strict=True))
-    lengths = np.array([len(point.token_ids) for _, _, point in flat])
+    counts = np.array([len(points) for points in found.values()])
+    rows = np.repeat(np.array(list(found)), counts)
+    ranks = np.arange(len(flat)) - np.repeat(np.cumsum(counts) - counts, counts)
+    if neighbours.token_ids.shape[1]:
+        _fill_tokens(neighbours, rows, ranks, flat)
+    for into, name in ((neighbours.vectors, "vector"), (neighbours.residuals, "residual"), (neighbours.keys, "key")):
+        if into is None:
+            continue
+        column = [getattr(point, name) for point in flat]
+        there = [place for place, numbers in enumerate(column) if numbers is not None]
+        if there:  # not np.stack, which looks at each array in Python: a fifth of a look-up of 512 references
+            numbers = np.concatenate([column[place] for place in there])
+            into[rows[there], ranks[there]] = numbers.reshape(len(there), -1)
+
+
+def _fill_tokens(
+    neighbours: Neighbours, rows: NDArray[Any], ranks: NDArray[Any], points: Sequence[StoredPoint]
+) -> None:
+    lengths = np.array([len(point.token_ids) for point in points])
     places = token_places(ranks, lengths)
     of = np.repeat(rows, lengths)
-    neighbours.token_ids[of, places] = np.concatenate([point.token_ids for _, _, point in flat])
+    neighbours.token_ids[of, places] = np.concatenate([point.token_ids for point in points])
     neighbours.ranks[of, places] = np.repeat(ranks, lengths)
     if neighbours.states.shape[2]:
         starts = places[np.cumsum(lengths) - lengths]
-        for (row, _, point), start, length in zip(flat, starts.tolist(), lengths.tolist(), strict=True):
+        for row, point, start, length in zip(rows.tolist(), points, starts.tolist(), lengths.tolist(), strict=True):
             neighbours.states[row, start : start + length] = point.states
-    for into, name in ((neighbours.vectors, "vector"), (neighbours.residuals, "residual")):
-        there = [place for place, (_, _, point) in enumerate(flat) if getattr(point, name) is not None]
-        if into is not None and there:
-            into[rows[there], ranks[there]] = np.stack([getattr(flat[place][2], name) for place in there])
 
 
 def token_places(ranks: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:

@@ -18,7 +18,9 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
 
 from vector_store import term_statistics
 from vector_store.blobs import read_parts
@@ -48,6 +50,7 @@ from vector_store.schema import (
     Manifest,
     Neighbours,
     Parts,
+    PointKeys,
     Query,
     StoredPoint,
 )
@@ -77,6 +80,15 @@ Send: TypeAlias = Callable[[Any, Sequence[Any]], list[Any]]
 """Sends several requests by one stub method and returns the responses: with retries, or within a look-up's deadline."""
 
 
+class _Read(NamedTuple):
+    """What the store has said: the choices, those of them that it has, likewise of the own ids, and how many were cached."""
+
+    chosen: Sequence[Sequence[Choice]]
+    points: dict[str, StoredPoint]
+    own: dict[str, StoredPoint]
+    hits: int
+
+
 class _Version:
     """The collection that a retriever's name stood for, and what was read of it: a look-up uses one from begin to end."""
 
@@ -93,7 +105,7 @@ class Retriever:
     `exact` searches without approximations (HNSW, leaving out frequent tokens), to measure what they cost in quality.
     `counts` has the number of queries that each rung of the ladder has answered (`live`, `cached`, `null`), of points that were
     read from the cache (`cache_hits`), and of chosen points that the store no longer has (`missing`). `lookup_ms` is the
-    duration of the last look-up.
+    duration of the last look-up. With `keys` neighbours bring these in the place of their tokens and vectors.
     """
 
     def __init__(
@@ -108,6 +120,7 @@ class Retriever:
         exact: bool = False,
         count: int = 1,
         patience_s: float = 0.0,
+        keys: PointKeys | None = None,
     ) -> None:
         if criterion in ("dense", "hybrid") and not manifest.dense_index:
             raise StoreError(
@@ -134,6 +147,7 @@ class Retriever:
         self._seed = seed
         self._exact = exact
         self._count = count
+        self._keys = keys
         self._points_per_message = max(1, config.message_bytes // 4 // manifest.bytes_per_point())
         self._cache_bytes = config.cache_bytes
         self._version = self._version_of(config.collection)
@@ -236,19 +250,21 @@ class Retriever:
         """Read the chosen points and those of `own_ids`; where the store is away, the cached ones of `remember`'s choices."""
         started = time.monotonic()
         found, own = (
-            empty_neighbours(batch, self._manifest, self._count, self._read_parts),
+            empty_neighbours(
+                batch, self._manifest, self._count, self._read_parts, self._keys.dim if self._keys else None
+            ),
             empty_neighbours(len(own_ids), self._manifest, read=self._read_parts),
         )
         missing = hits = 0
         if (batch and self._criterion != "none") or own_ids:
             live = self._fetch(own_ids, choose, started + self._deadline_s)
             if live:
-                chosen, points, hits = live
+                chosen, points, own_points, hits = live
                 if self._criterion != "none":
                     found.rungs[:] = ["live"] * batch
                 own.rungs[:] = ["live"] * len(own_ids)
                 missing = sum(choice.id not in points for choices in chosen for choice in choices)
-                fill(own, {row: [points[own_id]] for row, own_id in enumerate(own_ids) if own_id in points})
+                fill(own, {row: [own_points[one]] for row, one in enumerate(own_ids) if one in own_points})
             else:
                 version = self._version
                 chosen = remember(version)
@@ -275,8 +291,8 @@ class Retriever:
         own_ids: Sequence[str],
         choose: Callable[[_Version, Send], Sequence[Sequence[Choice]]],
         deadline: float,
-    ) -> tuple[Sequence[Sequence[Choice]], dict[str, StoredPoint], int] | None:
-        """The choices, every wanted point that the store has, and how many were cached; None where the store is away."""
+    ) -> _Read | None:
+        """Choose and read; None where the store is away."""
 
         def send(stub_method: Any, requests: Sequence[Any]) -> list[Any]:
             try:
@@ -308,13 +324,15 @@ class Retriever:
         own_ids: Sequence[str],
         choose: Callable[[_Version, Send], Sequence[Sequence[Choice]]],
         send: Send,
-    ) -> tuple[Sequence[Sequence[Choice]], dict[str, StoredPoint], int]:
+    ) -> _Read:
         """Choose and read in one version of the memory."""
         chosen = choose(version, send)
         chosen_ids = _ids(chosen)
-        points = version.cache.points(chosen_ids.union(own_ids))
+        # One that is kept with its key has no vector any more.
+        points = version.cache.points(chosen_ids if self._keys else chosen_ids.union(own_ids))
+        own_points = {} if self._keys else points
         hits = len(points)
-        absent = sorted(chosen_ids.union(own_ids).difference(points))
+        absent = sorted((chosen_ids - points.keys()).union(own_id for own_id in own_ids if own_id not in own_points))
         if absent:
             fields, most = payload_of(self._read_parts), self._points_per_message
             requests = [
@@ -326,9 +344,12 @@ class Retriever:
                 for response in send(self._client.points.Get, requests)
                 for point in decode_parts(response.result, self._manifest, self._read_parts)
             }
-            version.cache.keep_points(point for point in fetched.values() if point.id in chosen_ids)
-            points |= fetched
-        return chosen, points, hits
+            new = [point for point in fetched.values() if point.id in chosen_ids]
+            kept = keyed(new, self._keys) if self._keys and new else new
+            version.cache.keep_points(kept)
+            points = points | {point.id: point for point in kept}
+            own_points = own_points | fetched
+        return _Read(chosen, points, own_points, hits)
 
     def _patience_left_s(self) -> float:
         """Seconds for which to go on waiting for a store that has just failed to answer."""
@@ -494,6 +515,15 @@ class Retriever:
             field.key = SPLIT
             field.match.keywords.strings.extend(self._exclude_splits)
         return allowed if allowed.must_not else None
+
+
+def keyed(points: Sequence[StoredPoint], keys: PointKeys) -> list[StoredPoint]:
+    """Points with their keys, and without what these are made of."""
+    no_states, no_tokens = np.empty((0, 0), np.float16), np.empty(0, np.int32)
+    return [
+        StoredPoint(point.id, no_states, no_tokens, point.text, None, point.residual, key.copy())
+        for point, key in zip(points, keys(points), strict=True)
+    ]
 
 
 def _ids(chosen: Sequence[Sequence[Choice]]) -> set[str]:

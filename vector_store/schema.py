@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,7 +97,8 @@ class StoredPoint(NamedTuple):
     """What a look-up reads of one point: `states` (tokens, dim) float16, `token_ids` (tokens,) int32; and if asked for `text`,
     `vector` and `residual`, both (encoder_dim,) float32.
 
-    Token ids are those of the states; of the whole text where states are not asked for, whose dim is 0 then.
+    Token ids are those of the states; of the whole text where states are not asked for, whose dim is 0 then. `key` (key_dim,)
+    is what a reader has made of it (`PointKeys`), None where it wants none.
     """
 
     id: str
@@ -106,6 +107,16 @@ class StoredPoint(NamedTuple):
     text: Text | None
     vector: NDArray[np.float32] | None = None
     residual: NDArray[np.float32] | None = None
+    key: NDArray[np.float32] | None = None
+
+
+class PointKeys(Protocol):
+    """Makes the keys by which a reader weighs points: each once, to be kept in the place of the point's vector and tokens."""
+
+    dim: int
+
+    def __call__(self, points: Sequence[StoredPoint]) -> NDArray[np.float32]:
+        """Return the keys (points, dim); NaN for a point that cannot be weighed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +130,8 @@ class Neighbours:
     ladder that answered each query: `live` also without neighbours; a `cached` answer may lack some. `vectors` and `residuals`
     (batch, count, encoder_dim) float32 are None where not asked for; NaN after the last neighbour, and of a point that has no
     residual yet. Without states the dim is 0. `own` (batch, encoder_dim) is the vector stored under the query's own id, NaN
-    where there is none (the rung of the others is `own`); None where it was not asked for.
+    where there is none (the rung of the others is `own`); None where it was not asked for. `keys` (batch, count, key_dim) are
+    those that a reader has had made (`PointKeys`), NaN where there is none; None where it wants none.
     """
 
     ids: list[list[str]]
@@ -132,6 +144,7 @@ class Neighbours:
     vectors: NDArray[np.float32] | None = None
     residuals: NDArray[np.float32] | None = None
     own: NDArray[np.float32] | None = None
+    keys: NDArray[np.float32] | None = None
 
     @property
     def count(self) -> int:

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from measures.goals import Rows
-from measures.peers import CACHE, Peer
+from measures.peers import CACHE, TEACHER, Peer
 from measures.reading_quality import (
     CHUNK,
     NEIGHBOURS,
@@ -40,6 +41,9 @@ from refbert.tasks import load_task
 from refbert.teacher import Teacher
 
 STS_B = "sts_b"
+STORED, ASKED = 6_000, 2_000
+"""Texts of a domain, drawn once: every encoder reads all of them, and half of the encoders are as slow as the teacher."""
+
 QUICK_STORED, QUICK_ASKED = 300, 100
 
 NOTE = (
@@ -48,7 +52,8 @@ NOTE = (
     "right intent. spearman: STS-B's dev pairs. Students and the cache have the teacher's vectors of the stored texts, and "
     "look there; all others, and the student alone, have an index of their own vectors. Students were trained on the snippets "
     "and have seen no text of another domain: what is stored corrects them in closed form. A replica answers as its store "
-    "does. Of STS-B its training texts are stored. Cells of students are means over seeds with their standard deviation."
+    "does. At most 6,000 texts of a domain are stored and 2,000 asked, drawn at random; of STS-B its training texts and all of "
+    "dev's pairs. Cells of students are means over seeds with their standard deviation."
 )
 
 
@@ -87,18 +92,26 @@ def measure_quality(
     if sts_b:
         of_files.append(similarity(sts_b, QUICK_ASKED if quick else None))
     for whole, pairs in of_files:
-        domain = shortened(whole, pairs) if quick else whole
+        sizes = (QUICK_STORED, QUICK_ASKED) if quick else (STORED, ASKED)
+        domain = drawn(whole, sizes[0], len(whole.asked) if pairs else sizes[1])
         for name, quality in measured(domain, pairs, teacher, peers, students):
             found.setdefault((domain.name, name), []).append(quality)
             print(domain.name, name, *quality, flush=True)
     return found
 
 
-def shortened(domain: Domain, pairs: Pairs | None) -> Domain:
-    """Fewer texts of a domain; all that are asked where they are of pairs."""
-    asked = len(domain.asked) if pairs else QUICK_ASKED
-    labels = domain.labels and (domain.labels[0][:QUICK_STORED], domain.labels[1][:asked])
-    return Domain(domain.name, domain.stored[:QUICK_STORED], domain.asked[:asked], labels)
+def drawn(domain: Domain, stored: int, asked: int) -> Domain:
+    """At most so many texts of a domain, at random, in their order."""
+    draw = np.random.default_rng(0)
+    kept = [
+        np.sort(draw.permutation(len(texts))[:most]).tolist()
+        for texts, most in ((domain.stored, stored), (domain.asked, asked))
+    ]
+    labels = domain.labels and (
+        [domain.labels[0][row] for row in kept[0]],
+        [domain.labels[1][row] for row in kept[1]],
+    )
+    return Domain(domain.name, [domain.stored[row] for row in kept[0]], [domain.asked[row] for row in kept[1]], labels)
 
 
 def similarity(folder: Path, most: int | None) -> tuple[Domain, Pairs]:
@@ -130,7 +143,10 @@ def measured(
         cosine = float(F.cosine_similarity(answers, wanted, dim=1).mean()) if is_in_teachers_space else None
         return Quality(cosine, shared(teachers_ten, ten), intent_accuracy(ten, domain.labels), spearman)
 
+    yield TEACHER, quality(taught, wanted)
     for name, peer in peers.items():
+        if name == TEACHER:
+            continue
         index, answers = (torch.from_numpy(peer.encode(texts)).float() for texts in parts)
         yield name, quality(index, answers, peer.is_in_teachers_space)
     nearest = torch.cat([(some @ stored_words.T).topk(NEIGHBOURS).indices for some in asked_words.split(CHUNK)])

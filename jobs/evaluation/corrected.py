@@ -75,7 +75,7 @@ def open_corrected(config: RunConfig, folder: Path, model: Any, teacher: Teacher
         model, tokenizer, budget, correction=on(device, version.correction), words=words.to(device),
         batch=config.evaluate.batch, strict=True,
     )  # fmt: skip
-    reading = beside_version(without_store, folder, client, version)
+    reading = beside_version(without_store, folder, client, version, keyed=False)
     assert reading.texts is not None
     random = open_retriever(client, version.store, reading.texts, "random", version.parts())
     return CorrectedStudent(reading, without_store, random, version, Store(client, version.store))

@@ -351,7 +351,7 @@ def label_columns(logits: np.ndarray, names: dict[int, str]) -> dict[str, Any]:
 
 def rung(found: Neighbours | None, row: int) -> Rung:
     """Which rung of the ladder a row's reference came from; null where there was none to read."""
-    return "null" if found is None or not found.mask[row].any() else found.rungs[row]
+    return found.rungs[row] if found is not None and found.ids[row] else "null"
 
 
 def finish(output: OutputFolder, files: list[str], identity: dict[str, Any], thinnest: int = 0) -> dict[str, int]:

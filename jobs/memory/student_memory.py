@@ -25,6 +25,7 @@ from refbert.folder import (
     load_correction,
     load_model,
 )
+from refbert.memory.batch import ReferenceKeys
 from refbert.memory.manifest import trained_manifest, trained_references
 from refbert.memory.reader import Reader, mixing_of, open_look_up, reading_of, text_tokens
 from refbert.memory.version import MemoryVersion, current_name, current_version, memory_it_is_of, version_named
@@ -104,8 +105,12 @@ def beside_version(
     text: bool = False,
     own_answers: bool = False,
     replica: bool = False,
+    keyed: bool = True,
 ) -> Reader:
-    """Return a student beside a version of its memory, which corrects it; the model is shared. A `replica` asks no store."""
+    """Return a student beside a version of its memory, which corrects it; the model is shared. A `replica` asks no store.
+
+    `keyed`, look-ups bring the keys that references are weighed by; else the vectors and tokens that keys are made of.
+    """
     reader = copy.copy(student)
     reader.texts, reader.source = open_look_up(
         folder,
@@ -116,6 +121,7 @@ def beside_version(
         version.references,
         version.parts(text),
         version.correction if replica else None,
+        ReferenceKeys(version.correction, reader.words) if keyed and reader.words is not None else None,
     )
     reader.correction = on(student.model.device, version.correction)
     reader.own_answers = own_answers

@@ -1,6 +1,6 @@
 """Tokens and found neighbours become the batch that a student reads."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from refbert.batch import Batch
-from refbert.correction import KeyedReferences, References
+from refbert.correction import Correction, KeyedReferences, References
 from refbert.words import WordVectors
-from vector_store.schema import Neighbours
+from vector_store.schema import Neighbours, StoredPoint
 
 
 def student_batch(
@@ -42,11 +42,31 @@ def student_batch(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class KeyedNeighbours(Neighbours):
-    """Neighbours that bring the `keys` (batch, count, key_dim) that a correction weighs them by; NaN where there is none."""
+class ReferenceKeys:
+    """The keys by which a correction weighs references: a reference's does not change within the correction's version."""
 
-    keys: NDArray[np.float32] = field(kw_only=True)
+    def __init__(self, correction: Correction, words: WordVectors) -> None:
+        self._correction, self._words = correction, words
+        self.dim = correction.part.landmarks.shape[1]
+
+    def __call__(self, points: Sequence[StoredPoint]) -> NDArray[np.float32]:
+        """Return the keys (points, dim); NaN for a point that has no residual yet."""
+        said, lacks = (self._column(points, name).to(self._words.device) for name in ("vector", "residual"))
+        references = References(said, lacks, words_of_points(points, self._words))
+        return self._correction.keyed(references).keys.cpu().numpy()
+
+    def _column(self, points: Sequence[StoredPoint], name: str) -> Tensor:
+        missing = np.full(len(self._correction.part.bias), np.nan, np.float32)
+        column = [getattr(point, name) for point in points]
+        return torch.from_numpy(np.stack([missing if numbers is None else numbers for numbers in column]))
+
+
+def words_of_points(points: Sequence[StoredPoint], words: WordVectors) -> Tensor:
+    """Return the vectors of stored texts' words, (points, words_dim)."""
+    lengths = torch.tensor([len(point.token_ids) for point in points])
+    flat = torch.from_numpy(np.concatenate([point.token_ids for point in points]).astype(np.int64))
+    of = torch.arange(len(points)).repeat_interleave(lengths)
+    return words.of_flat(flat.to(words.device), of.to(words.device), len(points))
 
 
 def references_of(found: Neighbours, words: WordVectors) -> References:
@@ -67,7 +87,7 @@ def references_to_read(found: Neighbours, words: WordVectors) -> References | Ke
     """Put what was found where a correction reads it: with keys where it brings them. None where it has no residuals."""
     if found.residuals is None:
         return None
-    if not isinstance(found, KeyedNeighbours):
+    if found.keys is None:
         return references_of(found, words)
     return KeyedReferences(*(torch.from_numpy(column).to(words.device) for column in (found.keys, found.residuals)))
 

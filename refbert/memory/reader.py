@@ -30,7 +30,7 @@ from refbert.correction import Corrected, Correction, check_dimensions, shorten
 from refbert.correction_files import correction_in
 from refbert.errors import InputError, UnavailableError
 from refbert.folder import load_model, load_word_table
-from refbert.memory.batch import references_to_read, student_batch
+from refbert.memory.batch import ReferenceKeys, references_to_read, student_batch
 from refbert.memory.manifest import trained_manifest, trained_references
 from refbert.memory.parallel import at_once, in_parallel
 from refbert.memory.retrieval import NeighbourSource, open_retriever
@@ -125,6 +125,9 @@ class Reader:
         self.texts = texts
         self.source: Any = source
         self.correction, self.words = correction, words
+        if correction and words is not None:
+            correction.part.to(model.device)
+            words.to(model.device)
         self.own_answers, self.mixing = own_answers, mixing
         self.batch = batch
         self.strict = strict
@@ -327,9 +330,10 @@ def load(
             if correction:
                 version = current_version(client, store, correction.student)
                 correction, read = version.correction, version.parts(text)
+                keys = None if words is None else ReferenceKeys(correction, words)
                 look_up = open_look_up(
                     path, version.manifest, tokenizer, client, version.store, version.references, read,
-                    correction if replica else None,
+                    correction if replica else None, keys,
                 )  # fmt: skip
             else:
                 assert manifest is not None
@@ -385,10 +389,12 @@ def open_look_up(
     references: ReferenceConfig,
     read: Parts = STATES_ALONE,
     copied_for: Correction | None = None,
+    keys: ReferenceKeys | None = None,
 ) -> tuple[ReferenceTexts, NeighbourSource]:
     """Open the query builder and the neighbour source of a student.
 
-    `copied_for` its correction, the source is a replica, which reads the whole memory now.
+    `copied_for` its correction, the source is a replica, which reads the whole memory now. With `keys` neighbours bring these
+    in the place of their vectors and tokens, for a student that is corrected.
     """
     table = load_word_table(folder) if manifest.dense_index else None
     texts = ReferenceTexts(manifest, references, tokenizer, table)
@@ -397,7 +403,7 @@ def open_look_up(
         from vector_store.store import Store
 
         return texts, Replica(texts, copied_for, Store(client, store).read(read), read)
-    return texts, open_retriever(client, store, texts, references.criterion, read)
+    return texts, open_retriever(client, store, texts, references.criterion, read, keys=keys)
 
 
 def with_own(found: Neighbours, own: Neighbours) -> Neighbours:

@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,9 @@ from torch import Tensor
 
 from refbert.correction import Correction, References
 from refbert.errors import InputError
-from refbert.memory.batch import KeyedNeighbours
+from refbert.memory.batch import words_of_points
 from refbert.memory.texts import ReferenceTexts
-from vector_store.codec import empty_neighbours, token_places
+from vector_store.codec import empty_neighbours
 from vector_store.schema import Choice, Neighbours, Parts, Query, Rung, StoredPoint, Text
 
 log = logging.getLogger(__name__)
@@ -61,17 +60,13 @@ class Replica:
         self.lookup_ms = 0.0
         self._ids: list[str] = []
         self._texts: list[Text | None] = []
-        tokens: list[NDArray[np.int32]] = []
         words, vectors, residuals, keys = [], [], [], []
         for page in pages:
             if not page:
                 continue
             self._ids += [point.id for point in page]
             self._texts += [point.text for point in page]
-            tokens += [point.token_ids for point in page]
-            lengths = torch.tensor([len(point.token_ids) for point in page])
-            flat = torch.from_numpy(np.concatenate(tokens[-len(page) :]).astype(np.int64))
-            words.append(texts.words.of_flat(flat, torch.arange(len(page)).repeat_interleave(lengths), len(page)))
+            words.append(words_of_points(page, texts.words))
             vectors.append(self._column(point.vector for point in page))
             residuals.append(self._column(point.residual for point in page))
             said, lacks = (torch.from_numpy(column[-1]).float() for column in (vectors, residuals))
@@ -82,9 +77,6 @@ class Replica:
             np.concatenate([np.empty((0, width), np.float16), *column])
             for width, column in ((dim, vectors), (dim, residuals), (key_dim, keys))
         )
-        self._lengths = np.array([len(some) for some in tokens], np.int64)
-        self._starts = np.cumsum(self._lengths) - self._lengths
-        self._tokens = np.concatenate([np.empty(0, np.int32), *tokens])
         self._row_of = {identifier: row for row, identifier in enumerate(self._ids)}
         self._nearest = _nearest(torch.cat([torch.empty(0, texts.words.dim), *words]))
 
@@ -113,7 +105,7 @@ class Replica:
         return found
 
     def neighbours_and_points(self, queries: Sequence[Query]) -> tuple[Neighbours, Neighbours]:
-        """Do the same, and return what is stored under the queries' own ids."""
+        """Do the same, and return the vectors that are stored under the queries' own ids."""
         return self.neighbours(queries), self._stored([query.id for query in queries])
 
     def choices(self, queries: Sequence[Query]) -> list[list[Choice]]:
@@ -127,7 +119,7 @@ class Replica:
     def planned(
         self, choices: Sequence[Sequence[Choice]], own_ids: Sequence[str] = ()
     ) -> tuple[Neighbours, Neighbours]:
-        """Return the references that were chosen earlier and are still there, and what is stored under `own_ids`."""
+        """Return the references that were chosen earlier and are still there, and the vectors stored under `own_ids`."""
         found = self._empty(len(choices))
         for row, chosen in enumerate(choices):
             there = [(self._row_of[choice.id], choice.score) for choice in chosen if choice.id in self._row_of]
@@ -137,12 +129,8 @@ class Replica:
         found.rungs[:] = ["live"] * len(choices)
         return found, self._stored(own_ids)
 
-    def _empty(self, batch: int) -> KeyedNeighbours:
-        empty = empty_neighbours(batch, self._manifest, self._count, self._read)
-        return KeyedNeighbours(
-            **{each.name: getattr(empty, each.name) for each in fields(empty)},
-            keys=np.full((batch, self._count, self._keys.shape[1]), np.nan, np.float32),
-        )
+    def _empty(self, batch: int) -> Neighbours:
+        return empty_neighbours(batch, self._manifest, self._count, self._read, self._keys.shape[1])
 
     def _column(self, vectors: Iterable[NDArray[np.float32] | None]) -> NDArray[np.float16]:
         missing = np.full(self._manifest.encoder_dim, np.nan, np.float16)  # of a reference without a residual yet
@@ -150,9 +138,10 @@ class Replica:
 
     def _stored(self, ids: Sequence[str]) -> Neighbours:
         found = empty_neighbours(len(ids), self._manifest, read=self._read)
+        assert found.vectors is not None
         for row, identifier in enumerate(ids):
             if (place := self._row_of.get(identifier)) is not None:
-                self._fill(found, np.array([[place]]), np.zeros((1, 1)), np.array([-1]), first=row)
+                found.ids[row], found.vectors[row, 0] = [identifier], self._vectors[place]
         found.rungs[:] = ["live"] * len(ids)
         return found
 
@@ -163,17 +152,11 @@ class Replica:
         there = (rows != own[:, None]) & (rows >= 0)
         of, ranks = np.nonzero(there)  # a row's references come first: the one that is left out is its last
         chosen = rows[of, ranks]
-        lengths = self._lengths[chosen]
-        into = first + np.repeat(of, lengths), token_places(ranks, lengths)
-        from_ = np.repeat(self._starts[chosen], lengths) + token_places(np.zeros_like(ranks), lengths)
-        found.token_ids[into], found.ranks[into] = self._tokens[from_], np.repeat(ranks, lengths)
+        assert found.keys is not None
+        assert found.residuals is not None
         found.scores[first + of, ranks] = scores[of, ranks]
-        if found.vectors is not None:
-            found.vectors[first + of, ranks] = self._vectors[chosen]
-        if found.residuals is not None:
-            found.residuals[first + of, ranks] = self._residuals[chosen]
-        if isinstance(found, KeyedNeighbours):
-            found.keys[first + of, ranks] = self._keys[chosen]
+        found.residuals[first + of, ranks] = self._residuals[chosen]
+        found.keys[first + of, ranks] = self._keys[chosen]
         for row, places in enumerate(rows.tolist()):
             kept = [place for place, is_there in zip(places, there[row].tolist(), strict=True) if is_there]
             found.ids[first + row] = [self._ids[place] for place in kept]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, get_args
 from refbert.errors import InputError
 from refbert.memory.texts import ReferenceTexts
 from vector_store.config import StoreConfig
-from vector_store.schema import STATES_ALONE, Choice, Criterion, Neighbours, Parts, Query
+from vector_store.schema import STATES_ALONE, Choice, Criterion, Neighbours, Parts, PointKeys, Query
 
 if TYPE_CHECKING:  # its import needs gRPC, which a student without references does not
     from vector_store.client import Client
@@ -44,10 +44,12 @@ def open_retriever(
     criterion: str,
     read: Parts = STATES_ALONE,
     patience_s: float = 0.0,
+    keys: PointKeys | None = None,
 ) -> NeighbourSource:
     """Open one process's retriever under a criterion. Raises InputError for a dotted path that is no criterion.
 
-    A built-in one waits up to `patience_s` for a store that has gone away, before look-ups degrade.
+    A built-in one waits up to `patience_s` for a store that has gone away, before look-ups degrade, and has the `keys` of
+    neighbours made, once for each, where a reader weighs by them alone.
     """
     from vector_store.retriever import Retriever
 
@@ -55,7 +57,7 @@ def open_retriever(
         built_in, references = cast(Criterion, criterion), texts.references
         return Retriever(
             client, store, texts.manifest, built_in, references.exclude_splits, read, count=references.count,
-            patience_s=patience_s,
+            patience_s=patience_s, keys=keys,
         )  # fmt: skip
     return _import_criterion(criterion)(client, store, texts.manifest)
 

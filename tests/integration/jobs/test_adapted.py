@@ -23,7 +23,8 @@ from refbert.errors import InputError
 from refbert.exported import ExportedStudent, References
 from refbert.folder import load_model
 from refbert.memory.batch import references_of
-from refbert.memory.version import publish_version, roll_back
+from refbert.memory.retrieval import open_retriever
+from refbert.memory.version import current_version, publish_version, roll_back
 from refbert.passages import text_of
 from refbert.teacher import load_teacher
 from tests.integration.jobs.in_process import compute_in_process, without_ray
@@ -161,9 +162,12 @@ def test_an_adapted_student_is_exported_as_it_answers(here, evaluated):
         given = tokens.input_ids.numpy(), tokens.mask.numpy()
         wanted = alone.forward(tokens, None).sentence_embedding.numpy()
         np.testing.assert_allclose(exported.answer(*given).vector, wanted, atol=1e-5)
-        found = student.look_up(ASKED, tokens)
+        store = config.store.model_copy(update={"collection": "adapted"})
+        version = current_version(student.source._client, store, student.correction.student)
+        source = open_retriever(student.source._client, store, student.texts, "dense", version.parts())
+        found = source.neighbours(student.texts.queries(ASKED, tokens.input_ids, tokens.mask))
         read = References(*(column.numpy() for column in references_of(found, student.words)))
-        wanted = student.forward(tokens, found).sentence_embedding.numpy()
+        wanted = student.forward(tokens, student.look_up(ASKED, tokens)).sentence_embedding.numpy()
         np.testing.assert_allclose(exported.answer(*given, references=read).vector, wanted, atol=1e-5)
         reader = student.correction.reader
     card = (folder / "README.md").read_text()

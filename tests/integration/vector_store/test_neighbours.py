@@ -207,6 +207,49 @@ def test_own_points_are_read_with_the_neighbours(points, make_retriever, make_po
     assert found.ids == make_retriever().neighbours(queries).ids
 
 
+class Keys:
+    """Keys of two numbers: the vector's first, and how many tokens there are. Counts the points that it was asked for."""
+
+    dim = 2
+
+    def __init__(self):
+        self.made = Counter()
+
+    def __call__(self, points):
+        self.made.update(point.id for point in points)
+        return np.array([(point.vector[0], len(point.token_ids)) for point in points], np.float32)
+
+
+def test_a_points_key_is_made_once_and_comes_in_the_place_of_its_vector_and_tokens(points, make_retriever):
+    keys, read = Keys(), Parts(states=False, text=True, vector=True)
+    by_id = {point.id: point for point in points}
+    asks, queries = make_retriever(count=3, read=read), [ask(point) for point in points[:20]]
+    retriever = make_retriever(count=3, read=read, keys=keys)
+    wanted = asks.neighbours(queries)
+    for _ in range(2):  # the second time from the cache
+        found = retriever.neighbours(queries)
+        assert (found.ids, found.texts, found.rungs) == (wanted.ids, wanted.texts, wanted.rungs)
+        assert np.array_equal(found.scores, wanted.scores)
+        assert found.vectors is None
+        assert not found.token_ids.size
+        assert np.array_equal(found.keys[:, :, 0], wanted.vectors[:, :, 0])
+        lengths = [[len(by_id[one].token_ids) for one in ids] for ids in found.ids]
+        assert found.keys[:, :, 1].tolist() == lengths
+    assert set(keys.made.values()) == {1}
+
+
+def test_own_points_bring_their_vectors_where_neighbours_have_keys(points, make_retriever):
+    read = Parts(states=False, vector=True)
+    queries = [ask(point) for point in points[:20]]
+    wanted = make_retriever(count=3, read=read).neighbours_and_points(queries)[1]
+    retriever = make_retriever(count=3, read=read, keys=Keys())
+    for _ in range(2):
+        found, own = retriever.neighbours_and_points(queries)
+        assert {i for ids in found.ids for i in ids} & {ids[0] for ids in own.ids}  # one is both
+        assert own.ids == wanted.ids
+        assert np.array_equal(own.vectors, wanted.vectors)
+
+
 def test_own_points_are_read_with_criterion_none(points, make_retriever):
     found, own = make_retriever("none").neighbours_and_points([ask(points[0])])
     assert found.rungs == ["null"]
