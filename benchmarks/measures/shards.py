@@ -6,7 +6,7 @@ The cluster is the tests' (tests/qdrant_cluster.py), as a process of its own: no
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def measure(quick: bool, folder: Path) -> Part:
             truth = chosen(retriever(1, exact=True), asked)
             ranked = {shards: chosen(retriever(shards), asked) for shards in SHARDS}
             timed = {shards: retriever(shards) for shards in SHARDS}
-            contenders: dict[int, Callable[[int], Any]] = {
+            contenders = {
                 shards: lambda turn, asking=asking: asking.neighbours(batches[turn]) for shards, asking in timed.items()
             }
             for contender in contenders.values():
