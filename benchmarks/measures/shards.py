@@ -3,7 +3,6 @@
 The cluster is the tests' (tests/qdrant_cluster.py), as a process of its own: nodes with shards of an embedded server's engine.
 """
 
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from measures.collection import fill, store_config
+from measures.collection import fill, store_config, wait_closed
 from measures.goals import Goal, Part, Rows, in_turns, median_ratio
 from measures.lookups import CRITERIA, require_live
 from measures.points import BATCH, Synthetic, in_batches
@@ -124,7 +123,8 @@ def cluster(folder: Path) -> Iterator[str]:
                 raise RuntimeError(f"{' '.join(command)} ended with {process.wait()}")
             yield urls.partition(",")[0]
         finally:
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # SIGINT is ignored by what a shell has started in the background
+    wait_closed(folder)
 
 
 def chosen(retriever: Retriever, batches: Sequence[Any]) -> list[list[Choice]]:
