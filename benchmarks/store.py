@@ -4,12 +4,12 @@
 
 Parts: ingest against the bare teacher; look-ups over gRPC against the engine in process and against local mode, and with
 answers that are gzipped; recall of the dense index; latency from ten thousand to a million references; peak memory of ingest on
-ten times the corpus; disk of a memory whose texts are replaced all the time.
+ten times the corpus; disk of a memory whose texts are replaced all the time; rank and latency over several shards.
 A goal that names a size is left out of a run that does not reach it, such as a quick one. Everything lies in a temporary
 folder; the full run writes about 5 GB there.
 """
 
-from measures import compressed_answers, ingest, lookups, memory, recall, scaling, turnover
+from measures import compressed_answers, ingest, lookups, memory, recall, scaling, shards, turnover
 from measures.goals import arguments, measure_parts
 
 from jobs.run.worker import quiet_libraries
@@ -22,6 +22,7 @@ PARTS = {
     "scaling": scaling.measure,
     "memory": memory.measure,
     "turnover": turnover.measure,
+    "shards": shards.measure,
 }
 
 

@@ -28,7 +28,10 @@ hands out the next file to whoever has two tests left, and those files have one 
 """
 
 WITHOUT_RAY = (
-    *(f"tests/chaos/test_{name}.py" for name in ("clients", "damaged_files", "server_killed", "verbs_killed")),
+    *(
+        f"tests/chaos/test_{name}.py"
+        for name in ("clients", "cluster", "damaged_files", "server_killed", "verbs_killed")
+    ),
     *(f"tests/integration/jobs/adapting/test_{name}.py" for name in ("adaptation", "replica", "service")),
     *(
         f"tests/integration/jobs/test_{name}.py"

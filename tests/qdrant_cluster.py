@@ -6,10 +6,12 @@
 Each copy of a shard is a collection of the embedded server, so shards have statistics of their own and copies can differ.
 Nodes are gRPC servers on loopback; what one says of another that is dead or hangs, how writes end and what is left of them is
 docs/store.md's table. Seconds that a real cluster takes are multiplied by `pace`. What was not seen is not imitated: an
-updated collection is seen at once, a full disk and moving shards do not occur, snapshots are UNIMPLEMENTED.
+updated collection is seen at once, a full disk and moving shards do not occur, snapshots are UNIMPLEMENTED. `hop_s` is the
+time from one node to another, each way.
 """
 
 import argparse
+import contextlib
 import threading
 import time
 import uuid
@@ -47,7 +49,8 @@ class Held:
 
     settings: api.CreateCollection
     shards: list[dict[int, int]]
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    """Held while a shard is written or a copy recovers: no write falls between a copy's recovery and its being `Active`."""
 
     @property
     def copies(self) -> int:
@@ -124,7 +127,7 @@ class Cluster:
         self.nodes[number].hangs.set()
 
     def start(self, number: int) -> None:
-        """The node is back: copies that are `Dead` recover from living ones, others stay as they are."""
+        """The node is back: copies that are `Dead`, its own and others, recover from living ones; the rest stays as it is."""
         node = self.nodes[number]
         node.hangs.clear()
         if not node.is_serving:
@@ -135,13 +138,14 @@ class Cluster:
                 pending, self._pending = self._pending, []
                 for apply in pending:
                     apply()
-        for name, held in self.held.items():
+        for name, held in list(self.held.items()):
             with held.lock:
                 for shard, copies in enumerate(held.shards):
                     source = next((n for n, s in copies.items() if s == ACTIVE and self.is_up(n)), None)
-                    if copies.get(number) == DEAD and source is not None:
-                        self._recover(name, shard, source, number)
-                        copies[number] = ACTIVE
+                    for copy, state in copies.items():
+                        if state == DEAD and self.is_up(copy) and source is not None:
+                            self._recover(name, shard, source, copy)
+                            copies[copy] = ACTIVE
 
     def is_up(self, number: int) -> bool:
         node = self.nodes[number]
@@ -249,10 +253,14 @@ class Cluster:
 
     def read(
         self, node: int, name: str, held: Held, method: Any, request: Any, context: grpc.ServicerContext,
-        shards: Iterable[int] | None = None,
+        by_shard: dict[int, Any] | None = None,
     ) -> list[list[Any]]:  # fmt: skip
-        """Answers of each shard: one of a living copy, or those of as many as the request's read consistency wants."""
+        """Answers of each shard, or of those in `by_shard` to requests of their own: all shards are asked at once.
+
+        They are one of a living copy, or those of as many as the request's read consistency wants.
+        """
         wanted = _copies_read(request, held.copies)
+        asked = dict.fromkeys(range(len(held.shards)), request) if by_shard is None else by_shard
 
         def answers(shard: int) -> list[Any] | None:
             states = held.shards[shard]
@@ -260,11 +268,11 @@ class Cluster:
             if len(nodes) < wanted:
                 return None
             if nodes[0] != node:
-                time.sleep(self.hop_s)
-            return [method(_renamed(request, self._copy(name, shard, n))) for n in nodes[:wanted]]
+                time.sleep(2 * self.hop_s)  # there and back
+            return [method(_renamed(asked[shard], self._copy(name, shard, n))) for n in nodes[:wanted]]
 
         try:
-            found = list(self._pool.map(answers, range(len(held.shards)) if shards is None else shards))
+            found = list(self._pool.map(answers, asked))
         except grpc.RpcError as error:
             context.abort(error.code(), error.details())  # type: ignore[attr-defined]
         if any(each is None for each in found):
@@ -278,26 +286,26 @@ class Cluster:
         """Apply each shard's part to its living copies; what is left where some are away is what was seen."""
         failed = 0
         for shard, request in by_shard.items():
-            states = held.shards[shard]
-            applied = []
-            for copy in [n for n, state in states.items() if state == ACTIVE]:
-                self.before_copy(copy)
-                if not self.is_up(copy):
-                    continue
-                with held.lock:
+            states, applied = held.shards[shard], []
+            with held.lock:
+                active = [n for n, state in states.items() if state == ACTIVE]
+                for copy in active:
+                    self.before_copy(copy)
+                    if not self.is_up(copy):
+                        continue
                     try:
                         method(_renamed(request, self._copy(name, shard, copy)))
                     except grpc.RpcError as error:
                         context.abort(error.code(), error.details())  # type: ignore[attr-defined]
-                applied.append(copy)
-            away = [n for n, state in states.items() if state == ACTIVE and n not in applied]
-            if len(applied) < held.factor:
-                failed += 1
-            elif away:
-                if not self.has_majority:  # nobody can agree that a copy is dead
-                    self.wait_for_deadline(context)
-                with held.lock:
+                    applied.append(copy)
+                away = [n for n in active if n not in applied]
+                is_failed = len(applied) < held.factor
+                is_agreed = self.has_majority
+                if away and is_agreed and not is_failed:
                     states.update(dict.fromkeys(away, DEAD))
+            failed += is_failed
+            if away and not is_agreed and not is_failed:  # nobody can agree that a copy is dead
+                self.wait_for_deadline(context)
         if failed:
             context.abort(grpc.StatusCode.INTERNAL, WRITE_FAILED.format(failed=failed, shards=len(held.shards)))
 
@@ -364,8 +372,13 @@ def main() -> None:
     parser.add_argument("store", help="directory of the embedded store that holds the points")
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--gzip", action="store_true", help="compress every answer, accepted or not")
+    parser.add_argument("--hop-ms", type=float, default=0.0, help="milliseconds from one node to another, each way")
     given = parser.parse_args()
-    with embedded_server(given.store) as url, Cluster(url, given.nodes, gzip=given.gzip) as cluster:
+    with (
+        embedded_server(given.store) as url,
+        Cluster(url, given.nodes, gzip=given.gzip, hop_s=given.hop_ms / 1000) as cluster,
+        contextlib.suppress(KeyboardInterrupt),
+    ):
         print(cluster.url, flush=True)
         threading.Event().wait()
 

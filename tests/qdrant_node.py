@@ -7,6 +7,7 @@ Knows what callers send and get, and which shard a point is in; the cluster know
 import threading
 import time
 import uuid
+import zlib
 from concurrent import futures
 from typing import TYPE_CHECKING, Any
 
@@ -234,13 +235,8 @@ class _Points(api.PointsServicer):
 
     def Get(self, request, context):
         by_shard = _split(request, "ids", len(self._held(request, context)[1].shards))
-        points = [
-            point
-            for shard, part in by_shard.items()
-            for each in self._read("Get", part, context, [shard])
-            for point in _agreed([answer.result for answer in each])
-        ]
-        return api.GetResponse(result=points)
+        shards = self._read("Get", request, context, by_shard)
+        return api.GetResponse(result=[point for each in shards for point in _agreed([a.result for a in each])])
 
     def Count(self, request, context):
         shards = self._read("Count", request, context)
@@ -268,17 +264,17 @@ class _Points(api.PointsServicer):
         for row, query in enumerate(request.query_points):
             found = [p for each in shards for p in _agreed([a.result[row].result for a in each])]
             # Equal scores come in an order of each node's own.
-            found.sort(key=lambda point: (-point.score, uuid.uuid5(uuid.UUID(int=self._node), str(point.id)).int))
+            found.sort(key=lambda point: (-point.score, zlib.crc32(point.id.SerializeToString(), self._node)))
             answer.result.add(result=found[: query.limit if query.HasField("limit") else 10])
         return answer
 
     def _held(self, request, context):
         return self._cluster.find(self._node, request.collection_name, context)
 
-    def _read(self, method, request, context, shards=None):
+    def _read(self, method, request, context, by_shard=None):
         name, held = self._held(request, context)
         stub = getattr(self._cluster.points, method)
-        return self._cluster.read(self._node, name, held, stub, request, context, shards)
+        return self._cluster.read(self._node, name, held, stub, request, context, by_shard)
 
 
 def shard_of(point_id: api.PointId, num_shards: int) -> int:

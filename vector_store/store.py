@@ -368,7 +368,9 @@ class Store:
     def delete(self, where: tuple[str, str]) -> int:
         """Delete the points whose payload field has this value, and return their number.
 
-        Their ids are remembered first (`deleted_ids`), so that a load of the same texts does not store them again.
+        Their ids are remembered first (`deleted_ids`), so that a load of the same texts does not store them again. One copy is
+        asked for them: after a deletion that failed it may have none, and another copy still has them. So the deletion is sent
+        whatever was found.
         """
         found = api.ScrollPoints(
             collection_name=self._name,
@@ -377,9 +379,8 @@ class Store:
             with_payload=payload_fields(()),
         )
         ids = [point.id for page in scroll(self._client, found, self._config.write_deadline_s) for point in page]
-        if not ids:
-            return 0
-        self.remember_deleted(identifier.uuid for identifier in ids if identifier.uuid)  # numbers are no texts'
+        if ids:
+            self.remember_deleted(identifier.uuid for identifier in ids if identifier.uuid)  # numbers are no texts'
         request = api.DeletePoints(
             collection_name=self._name, wait=True, points=api.PointsSelector(filter=field_filter(where))
         )

@@ -24,6 +24,7 @@ from vector_store.config import StoreConfig
 from vector_store.pipeline import pipelined
 from vector_store.retriever import Retriever
 from vector_store.schema import Manifest, Point, Query, SparseVector
+from vector_store.server.access import stored_key
 
 NUM_POINTS, TOKENS, DIM, VOCABULARY = 2000, 32, 384, 3000
 IN_FLIGHT = 2
@@ -54,7 +55,7 @@ def measure(quick: bool, folder: Path) -> Part:
             own = StoreConfig(
                 url=url, collection="noise", cache_bytes=1, lookup_deadline_ms=PATIENT_MS, compression=compression
             )
-            retriever = Retriever(stack.enter_context(connect(own, url)), own, manifest, "keywords")
+            retriever = Retriever(stack.enter_context(connect(own, url, stored_key(folder))), own, manifest, "keywords")
             contenders[name] = _block(retriever, batches)
             contenders[name](0)
         taken = in_turns(contenders, 4 if quick else 20)
@@ -118,7 +119,7 @@ def passing_on(url: str, compresses: bool) -> Iterator[str]:
 
 
 class PassOn(grpc.GenericRpcHandler):
-    """Every method of any service, as bytes."""
+    """Every method of any service, as bytes, with the caller's key."""
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._channel = channel
@@ -126,10 +127,11 @@ class PassOn(grpc.GenericRpcHandler):
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
         """Pass a call's bytes on and its answer's back; an error keeps its status."""
         call = self._channel.unary_unary(details.method)
+        key = [(name, value) for name, value in details.invocation_metadata if name == "api-key"]
 
         def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
             try:
-                return call(request)
+                return call(request, metadata=key)
             except grpc.RpcError as error:
                 return context.abort(error.code(), error.details())
 

@@ -15,6 +15,7 @@ from measures.collection import fill, opened
 from measures.goals import Goal, Part, Rows
 from measures.lookups import require_live
 from measures.points import Synthetic, in_batches, load_snippets
+from vector_store.codec import unit
 from vector_store.retriever import Retriever
 from vector_store.schema import Manifest, Point, Query
 
@@ -89,12 +90,12 @@ def recall(
 def best_scores(
     vectors: NDArray[np.float32], documents: NDArray[np.str_], queries: Sequence[Query]
 ) -> NDArray[np.float32]:
-    """The highest cosine of each query with any vector outside its document."""
-    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    """The highest cosine of each query with any vector outside its document, of vectors rounded as the store rounds them."""
+    vectors = np.stack([unit(vector) for vector in vectors])
     best = np.zeros(len(queries), np.float32)
     for row, query in enumerate(queries):
         assert query.sentence is not None
-        scores = vectors @ (query.sentence / max(float(np.linalg.norm(query.sentence)), 1e-12))
+        scores = vectors @ unit(query.sentence)
         if query.document is not None:
             scores = scores[documents != query.document]
         best[row] = scores.max()

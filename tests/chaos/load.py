@@ -10,18 +10,19 @@ import argparse
 import os
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from vector_store import schema
 from vector_store.client import connect
 from vector_store.config import StoreConfig
 from vector_store.schema import Manifest, Point, SparseVector
 from vector_store.store import Store
 
 REPOSITORY = Path(__file__).parents[2]
+FINGERPRINT = "f1"
 VOCABULARY = 5000
 ID_LENGTH = 36
 
@@ -29,13 +30,17 @@ ID_LENGTH = 36
 def manifest(tokens: int = 4, dim: int = 16) -> Manifest:
     """Of a collection with small states and a dense index."""
     return Manifest(
-        encoder="chaos", fingerprint="f1", tokenizer="t1", layer=1, text_tokens=tokens, tokens=tokens,
+        encoder="chaos", fingerprint=FINGERPRINT, tokenizer="t1", layer=1, text_tokens=tokens, tokens=tokens,
         encoder_dim=dim, dim=dim, words_dim=dim, bm25_k1=1.2, bm25_b=0.75, bm25_average_tokens=20.0,
     )  # fmt: skip
 
 
+def text(number: int) -> str:
+    return f"reference {number}"
+
+
 def point_id(number: int) -> str:
-    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"chaos/{number}"))
+    return schema.point_id(FINGERPRINT, schema.parts(text(number)))
 
 
 def make_point(number: int, manifest: Manifest) -> Point:
@@ -50,7 +55,7 @@ def make_point(number: int, manifest: Manifest) -> Point:
         keywords=SparseVector(indices, random.random(len(indices)).astype(np.float32) + 0.1),
         sentence=random.standard_normal(manifest.words_dim).astype(np.float32),
         vector=random.standard_normal(manifest.encoder_dim).astype(np.float32),
-        text=f"reference {number}",
+        text=text(number),
         source="made up",
         document=f"d{number // 2}",
         split="train",

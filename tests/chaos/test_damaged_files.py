@@ -18,7 +18,7 @@ from tests.chaos.load import make_point, manifest
 from vector_store.client import connect
 from vector_store.config import StoreConfig
 from vector_store.errors import StoreError
-from vector_store.schema import Point, parts, point_id
+from vector_store.schema import Point
 from vector_store.server.catalogue import folder_name
 from vector_store.server.files import copy_file
 from vector_store.server.process import embedded_server
@@ -46,13 +46,6 @@ def spoil(path: Path, kind: str) -> None:
         os.truncate(path, num_bytes // 2 if kind == "cut" else num_bytes)
 
 
-def sound_point(number: int) -> Point:
-    """A point whose id is the hash of its text, so that `verify` accepts it."""
-    described = manifest()
-    point = make_point(number, described)
-    return dataclasses.replace(point, id=point_id(described.fingerprint, parts(point.text)))
-
-
 def lacks_in_silence(store: Store, path: Path, wanted: dict[str, Point]) -> str | None:
     """What the collection lacks without a word of the server, which names a file of `path` and a remedy, or of `verify`."""
     try:
@@ -78,14 +71,14 @@ def lacks_in_silence(store: Store, path: Path, wanted: dict[str, Point]) -> str 
 @pytest.mark.long  # its siblings are in tests/unit/vector_store/server/test_catalogue.py
 @pytest.mark.timeout(900)
 def test_no_damaged_file_loses_acknowledged_points_in_silence_or_keeps_others_from_being_served(tmp_path):
-    path = tmp_path / "store"
+    path, described = tmp_path / "store", manifest()
     with embedded_server(path) as url, connect(StoreConfig(), url) as client:
         store = Store(client, StoreConfig())
-        store.ensure(manifest())
-        store.upsert([sound_point(number) for number in range(FLUSHED)])
+        store.ensure(described)
+        store.upsert([make_point(number, described) for number in range(FLUSHED)])
         time.sleep(7)  # longer than a server leaves its writes in the log alone
-        again = [dataclasses.replace(sound_point(number), document="second") for number in range(REPLACED)]
-        store.upsert([*again, *(sound_point(number) for number in range(FLUSHED, FLUSHED + IN_LOG))])
+        again = [dataclasses.replace(make_point(number, described), document="second") for number in range(REPLACED)]
+        store.upsert([*again, *(make_point(number, described) for number in range(FLUSHED, FLUSHED + IN_LOG))])
         wanted = {point.id: point for page in store.pages() for point in page}
         assert len(wanted) == FLUSHED + IN_LOG
         kill_server(path)

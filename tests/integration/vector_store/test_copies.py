@@ -142,6 +142,24 @@ def test_content_that_differs_is_found_and_the_fuller_one_is_kept(cluster, opene
     assert sum("reader" in point.residuals for page in store.pages() for point in page) >= found.num_differing
 
 
+def test_a_deletion_that_failed_in_one_copy_is_whole_once_it_is_repeated(cluster, opened, sound_points):
+    client, config, store = opened(write_consistency_factor=2)
+    store.upsert(sound_points)
+    document = sound_points[0].document
+    ids = {point.id for point in sound_points if point.document == document}
+    # The ids that are remembered are written first, to both copies; then the node goes, and keeps what the other deletes.
+    cluster.before_call = lambda method: cluster.kill(1) if method == "Delete" else None
+    with pytest.raises(StoreUnavailable):
+        Store(client, impatient(config)).delete(("document", document))
+    cluster.before_call = lambda method: None
+    cluster.start(1)
+    assert not cluster.copies_are_equal("references")
+    store.delete(("document", document))
+    assert cluster.copies_are_equal("references")
+    assert not ids & (cluster.ids("references", 0, 1) | cluster.ids("references", 1, 1))
+    assert ids <= store.deleted_ids()
+
+
 def test_verify_checks_what_it_can_read_while_a_node_is_away(cluster, opened, sound_points, capsys, monkeypatch):
     _, _, store = opened()
     store.upsert(sound_points)
