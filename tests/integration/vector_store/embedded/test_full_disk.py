@@ -75,8 +75,7 @@ def test_on_a_full_disk_writes_are_refused_until_there_is_space_and_nothing_is_l
         kill_server(root)
     with embedded_server(root, message_bytes=config.message_bytes) as url, connect(config, url) as client:
         assert readable(client) == list(range(batches * 16))
-        with pytest.raises(StoreError, match="No space left"):
-            client.call(client.points.Upsert, large_points(batches), 30)
+        batches = fill(client, batches)  # at once, or when what the engine frees of its log within seconds is full, too
         ballast.unlink()
         more = fill(client, batches)
         assert more > batches + 5
