@@ -70,7 +70,7 @@ def main() -> None:
             peers_quality.rows(found),
             list(peers_frontier.goals(found, costs)),
             peers_quality.NOTE,
-            {"students": list(map(str, students)), "seeds": len(students)},
+            {"students": [student.parent.name for student in students], "seeds": len(students)},
         ),
     }
     stem = write_results("peers: quality over speed and bytes", given, started_s, parts, PARTS)
