@@ -17,6 +17,7 @@ from jobs.config import RunConfig
 from refbert.config import TeacherConfig
 from refbert.packaged import local_path
 from refbert.teacher import Teacher, load_teacher
+from vector_store.server.process import embedded_server
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -196,3 +197,10 @@ def tiny_run(tiny_teacher_path) -> Callable[..., RunConfig]:
         return RunConfig.model_validate(tree)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def engine_url(tmp_path_factory) -> Iterator[str]:
+    """The embedded server behind the nodes of a cluster (tests/qdrant_cluster.py)."""
+    with embedded_server(tmp_path_factory.mktemp("cluster")) as url:
+        yield url

@@ -52,8 +52,8 @@ NOTE = (
     "right intent. spearman: STS-B's dev pairs. Students and the cache have the teacher's vectors of the stored texts, and "
     "look there; all others, and the student alone, have an index of their own vectors. Students were trained on the snippets "
     "and have seen no text of another domain: what is stored corrects them in closed form. A replica answers as its store "
-    "does. At most 6,000 texts of a domain are stored and 2,000 asked, drawn at random; of STS-B its training texts and all of "
-    "dev's pairs. Cells of students are means over seeds with their standard deviation."
+    f"does. At most {STORED:,} texts of a domain are stored and {ASKED:,} asked, drawn at random; of STS-B its training texts "
+    "and all of dev's pairs. Cells of students are means over seeds with their standard deviation."
 )
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from jobs.config import EvaluateConfig, RunConfig
 from jobs.memory.gain import ANSWERS, CONTROLS, Answered, answered, teacher_vectors
 from jobs.memory.store import patient_store
-from jobs.memory.student_memory import beside_version, on
+from jobs.memory.student_memory import beside_version
 from refbert.correction import Correction
 from refbert.correction_files import correction_in
 from refbert.errors import InputError
@@ -69,11 +69,9 @@ def open_corrected(config: RunConfig, folder: Path, model: Any, teacher: Teacher
             f"{folder} was adapted to memory {store.collection!r}, which teacher {version.manifest.encoder} wrote, and "
             f"teacher.model={config.teacher.model} is another one; name the memory's teacher"
         )
-    device = model.device
     budget = text_tokens(model.config) or config.teacher.tokens
     without_store = Reader(
-        model, tokenizer, budget, correction=on(device, version.correction), words=words.to(device),
-        batch=config.evaluate.batch, strict=True,
+        model, tokenizer, budget, correction=version.correction, words=words, batch=config.evaluate.batch, strict=True,
     )  # fmt: skip
     reading = beside_version(without_store, folder, client, version, keyed=False)
     assert reading.texts is not None

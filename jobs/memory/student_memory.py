@@ -5,7 +5,6 @@ is refused. A student that reads nothing needs no store.
 """
 
 import copy
-import dataclasses
 import json
 import logging
 from collections.abc import Iterator
@@ -17,7 +16,6 @@ import torch
 
 from jobs.config import RunConfig, load_config
 from jobs.memory.store import running_store
-from refbert.correction import Correction
 from refbert.correction_files import correction_in
 from refbert.errors import InputError
 from refbert.folder import (
@@ -69,9 +67,7 @@ def open_reader(
     model, tokenizer = load_model(folder).fuse().to(device), load_tokenizer(str(folder))
     max_tokens = text_tokens(model.config) or config.teacher.tokens
     correction, words = correction_in(folder, tokenizer.all_special_ids)
-    if words is not None:
-        words.to(device)
-    alone = Reader(model, tokenizer, max_tokens, correction=on(device, correction), words=words, batch=batch)
+    alone = Reader(model, tokenizer, max_tokens, correction=correction, words=words, batch=batch)
     if not url:
         return alone
     client = connect(config.store, url)
@@ -123,14 +119,10 @@ def beside_version(
         version.correction if replica else None,
         ReferenceKeys(version.correction, reader.words) if keyed and reader.words is not None else None,
     )
-    reader.correction = on(student.model.device, version.correction)
+    version.correction.part.to(student.model.device)
+    reader.correction = version.correction
     reader.own_answers = own_answers
     return reader
-
-
-def on(device: torch.device, correction: Correction | None) -> Correction | None:
-    """Return a correction whose maps are on a device."""
-    return correction and dataclasses.replace(correction, part=correction.part.to(device))
 
 
 def student_run(config: RunConfig, student: str | None) -> tuple[RunConfig, Path]:

@@ -190,13 +190,13 @@ def adopt(
     rejected: Path,
     student: Reader | None = None,
 ) -> dict[str, int]:
-    """Write the points of a collection of `theirs` into the memory config.collection of `client`; return each outcome's count.
+    """Write the points of a collection of `theirs` into the memory config.collection of `client`, which is there; return each
+    outcome's count.
 
     New points get residuals of the `student`, as a version of the memory corrects it, where one is given. What is no text, or
     has no vector, goes to the file `rejected` with the reason.
     """
     store = Store(client, config)
-    store.ensure(texts.manifest)
     say_deleted(store)
     with (
         row_account(OUTCOMES, rejected) as account,

@@ -51,14 +51,19 @@ class ReferenceKeys:
 
     def __call__(self, points: Sequence[StoredPoint]) -> NDArray[np.float32]:
         """Return the keys (points, dim); NaN for a point that has no residual yet."""
-        said, lacks = (self._column(points, name).to(self._words.device) for name in ("vector", "residual"))
+        said, lacks = (
+            torch.from_numpy(column_of(points, name, len(self._correction.part.bias))).to(self._words.device)
+            for name in ("vector", "residual")
+        )
         references = References(said, lacks, words_of_points(points, self._words))
         return self._correction.keyed(references).keys.cpu().numpy()
 
-    def _column(self, points: Sequence[StoredPoint], name: str) -> Tensor:
-        missing = np.full(len(self._correction.part.bias), np.nan, np.float32)
-        column = [getattr(point, name) for point in points]
-        return torch.from_numpy(np.stack([missing if numbers is None else numbers for numbers in column]))
+
+def column_of(points: Sequence[StoredPoint], name: str, dim: int) -> NDArray[np.float32]:
+    """Return the vectors or residuals of stored texts, (points, dim); NaN for one that is not there, or not yet."""
+    missing = np.full(dim, np.nan, np.float32)
+    column = [getattr(point, name) for point in points]
+    return np.stack([missing if numbers is None else numbers for numbers in column])
 
 
 def words_of_points(points: Sequence[StoredPoint], words: WordVectors) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from refbert.correction import Correction, References
 from refbert.errors import InputError
-from refbert.memory.batch import words_of_points
+from refbert.memory.batch import column_of, words_of_points
 from refbert.memory.texts import ReferenceTexts
 from vector_store.codec import empty_neighbours
 from vector_store.schema import Choice, Neighbours, Parts, Query, Rung, StoredPoint, Text
@@ -60,6 +60,7 @@ class Replica:
         self.lookup_ms = 0.0
         self._ids: list[str] = []
         self._texts: list[Text | None] = []
+        dim, key_dim = self._manifest.encoder_dim, correction.part.landmarks.shape[1]
         words, vectors, residuals, keys = [], [], [], []
         for page in pages:
             if not page:
@@ -67,12 +68,11 @@ class Replica:
             self._ids += [point.id for point in page]
             self._texts += [point.text for point in page]
             words.append(words_of_points(page, texts.words))
-            vectors.append(self._column(point.vector for point in page))
-            residuals.append(self._column(point.residual for point in page))
+            vectors.append(column_of(page, "vector", dim).astype(np.float16))
+            residuals.append(column_of(page, "residual", dim).astype(np.float16))
             said, lacks = (torch.from_numpy(column[-1]).float() for column in (vectors, residuals))
             of_page = References(said, lacks, words[-1])
             keys.append(correction.keyed(of_page).keys.half().numpy())
-        dim, key_dim = self._manifest.encoder_dim, correction.part.landmarks.shape[1]
         self._vectors, self._residuals, self._keys = (
             np.concatenate([np.empty((0, width), np.float16), *column])
             for width, column in ((dim, vectors), (dim, residuals), (key_dim, keys))
@@ -131,10 +131,6 @@ class Replica:
 
     def _empty(self, batch: int) -> Neighbours:
         return empty_neighbours(batch, self._manifest, self._count, self._read, self._keys.shape[1])
-
-    def _column(self, vectors: Iterable[NDArray[np.float32] | None]) -> NDArray[np.float16]:
-        missing = np.full(self._manifest.encoder_dim, np.nan, np.float16)  # of a reference without a residual yet
-        return np.stack([missing if vector is None else vector for vector in vectors]).astype(np.float16)
 
     def _stored(self, ids: Sequence[str]) -> Neighbours:
         found = empty_neighbours(len(ids), self._manifest, read=self._read)

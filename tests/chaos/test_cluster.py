@@ -21,7 +21,6 @@ from vector_store.errors import StoreUnavailable
 from vector_store.location import config_of
 from vector_store.retriever import Retriever
 from vector_store.schema import Parts, Query
-from vector_store.server.process import embedded_server
 from vector_store.store import Store, aliases
 from vector_store.transfer import export_points, import_points
 from vector_store.versions import Version, promote, rollback
@@ -30,12 +29,6 @@ MAPS = b"of a student" * 1000
 VERBS = ("import", "export", "compare", "verify", "delete", "promote")
 SOON_S = 1.0
 """Deadline of a call to a node that stays away."""
-
-
-@pytest.fixture(scope="module")
-def engine_url(tmp_path_factory):
-    with embedded_server(tmp_path_factory.mktemp("cluster")) as url:
-        yield url
 
 
 @pytest.fixture

@@ -33,17 +33,10 @@ from vector_store.__main__ import main
 from vector_store.client import connect
 from vector_store.config import StoreConfig
 from vector_store.errors import StoreError, StoreUnavailable
-from vector_store.server.process import embedded_server
 from vector_store.store import Store
 
 AWAY_S = 0.3
 TEXTS = [f"the {thing} of {name} is old" for thing in ("kettle", "lamp", "violin") for name in "abcdefghij"]
-
-
-@pytest.fixture(scope="module")
-def engine_url(tmp_path_factory):
-    with embedded_server(tmp_path_factory.mktemp("cluster")) as url:
-        yield url
 
 
 @pytest.fixture
