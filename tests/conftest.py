@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).parent.parent
 HEAVY = ("tests/integration/jobs/", "tests/chaos/", "tests/e2e/")
 """Tests that start many processes: one testing process has them all, one after another, so that no two Rays start at once.
 
-Together they take as long as all others. Were the last of them to be shared, xdist would give one testing process all: it
+Together they take longer than all others. Were the last of them to be shared, xdist would give one testing process all: it
 hands out the next file to whoever has two tests left, and those files have one each.
 """
 
@@ -39,13 +39,15 @@ WITHOUT_RAY = (
         for name in ("adapted", "adoption", "begun_memory", "interrupts", "neighbour_plan", "new_domain")
     ),
 )
-"""Of these the files that start no Ray: they stand in the other lane."""
+"""Of these the files that start no Ray: they stand in the other lanes."""
 
 LONGEST = (
-    "tests/integration/vector_store/test_index_build.py", "tests/unit/refbert/test_export.py", *WITHOUT_RAY,
-    "tests/integration/vector_store/", "tests/integration/refbert/",
+    "tests/unit/refbert/test_export.py", *WITHOUT_RAY, "tests/integration/vector_store/", "tests/integration/refbert/",
 )  # fmt: skip
-"""What the other lane begins with: its last files are short, and so both testing processes end together."""
+"""What the other lanes begin with: their last files are short, and so all testing processes end together."""
+
+NICENESS = 5
+"""Of the other lanes' processes: they use what the lane with Ray, which takes longest, leaves of the cores."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -55,7 +57,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--chaos-seed", type=int, default=0, help="of the random moments at which things are killed")
 
 
-class TwoLanes(LoadScopeScheduling):
+class Lanes(LoadScopeScheduling):
     """Of several testing processes one has all that is `HEAVY`, the others share the other files."""
 
     def __init__(self, config: pytest.Config, log: Any) -> None:
@@ -70,8 +72,14 @@ def is_heavy(nodeid: str) -> bool:
     return nodeid.startswith(HEAVY) and not nodeid.startswith(WITHOUT_RAY)
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> TwoLanes:
-    return TwoLanes(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Lanes:
+    return Lanes(config, log)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let the lane with Ray go first, where there are several."""
+    if "PYTEST_XDIST_WORKER" in os.environ and not is_heavy(item.nodeid) and not os.getpriority(os.PRIO_PROCESS, 0):
+        os.nice(NICENESS)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -19,6 +19,7 @@ from vector_store.errors import (
     CollectionExists,
     CollectionMissing,
     InvalidPoint,
+    PointMissing,
     StoreError,
     StoreUnavailable,
 )
@@ -32,6 +33,9 @@ SHORTEST_ATTEMPT_S = 5.0
 
 RETRY_AFTER = "retry-after"
 """Trailing metadata, in seconds, of a refusal by Qdrant's rate limits."""
+
+NO_POINT = "No point with id"
+"""What a change of a point's payload is refused with where the point is not there, whatever the status."""
 
 _ERRORS = {
     grpc.StatusCode.ALREADY_EXISTS: CollectionExists,
@@ -168,6 +172,11 @@ class Client:
             return StoreUnavailable(
                 f"{self.url} did not answer {what} within {deadline_s:g} s ({code.name}: {details}){names}; "
                 "check that the store runs and that store.url is its gRPC address"
+            )
+        if NO_POINT in details:
+            return PointMissing(
+                f"{self.url} refused {what}: {details}; it was deleted meanwhile, or a copy of its shard lacks it: "
+                "`python -m vector_store verify --repair`, then the same command again"
             )
         if code == grpc.StatusCode.NOT_FOUND:
             return CollectionMissing(

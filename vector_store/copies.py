@@ -5,7 +5,7 @@ makes them equal again. A node that is asked reads its own copy, so each node's 
 consistency `all`, which answers with the points that all copies hold alike. Knows nothing of what points mean.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from heapq import merge
@@ -68,10 +68,10 @@ def compare_copies(
     page = max(1, config.message_bytes // 4 // store.manifest().bytes_per_point())
     nodes = client.of_each_node()
     try:
-        found.shard_counts = _shard_counts(nodes, config, found)
+        shards = _shards(nodes, config, found)
         points = _nodes_by_id(nodes, config)
         while some := dict(islice(points, page)):
-            _compare_page(client, nodes, config, some, found, repair)
+            _compare_page(client, nodes, shards, config, some, found, repair)
             advance(len(some))
     except StoreUnavailable as error:
         found.unread = str(error)
@@ -81,6 +81,7 @@ def compare_copies(
 def _compare_page(
     client: Client,
     nodes: list[Client],
+    shards: list[set[int]],
     config: StoreConfig,
     page: dict[str, list[int]],
     found: CopyDifferences,
@@ -91,7 +92,7 @@ def _compare_page(
     found.num_compared += len(page)
     differing = [name for name in page if name not in alike or len(page[name]) < len(nodes)]
     for name in differing:
-        lacking = [node.url for number, node in enumerate(nodes) if number not in page[name]]
+        lacking = [nodes[number].url for number in _lacking(set(page[name]), shards, len(nodes))]
         found.num_differing += 1
         found.missing.update(lacking)
         if len(found.first_differing) < NUM_SHOWN:
@@ -108,6 +109,17 @@ def _compare_page(
         request = api.UpsertPoints(collection_name=config.collection, wait=True, points=[as_written(point)])
         client.call(client.points.Upsert, request, config.write_deadline_s)
     found.num_repaired += len(_whole(client, config, list(best), every_copy=True))
+
+
+def _lacking(having: set[int], shards: list[set[int]], num_nodes: int) -> list[int]:
+    """The nodes whose copy lacks a point that the nodes `having` answered with.
+
+    A node without a copy of the point's shard answers as one of the copies does, so it is left out where it can be told:
+    the shard is one that some node `having` the point has a copy of.
+    """
+    may_have = set().union(*(copies for copies in shards if copies & having))
+    without = set(range(num_nodes)) - having
+    return sorted(without & may_have or without)
 
 
 def _nodes_by_id(nodes: list[Client], config: StoreConfig) -> Iterator[tuple[str, list[int]]]:
@@ -136,21 +148,24 @@ def _whole(client: Client, config: StoreConfig, ids: list[str], every_copy: bool
     return list(client.call(client.points.Get, request, config.write_deadline_s).result)
 
 
-def _shard_counts(nodes: list[Client], config: StoreConfig, found: CopyDifferences) -> list[str]:
-    """Points of each copy as its node counts them, and which copies take no part; notes nodes that are not asked."""
+def _shards(nodes: list[Client], config: StoreConfig, found: CopyDifferences) -> list[set[int]]:
+    """For each shard the numbers of the nodes that hold a copy; notes counts of points and nodes that are not asked."""
     counts, peers = [], set()
-    for node in nodes:
+    shards: defaultdict[int, set[int]] = defaultdict(set)
+    for number, node in enumerate(nodes):
         request = api.CollectionClusterInfoRequest(collection_name=config.collection)
         said = node.call(node.collections.CollectionClusterInfo, request, min(NODE_S, config.write_deadline_s))
         peers |= {said.peer_id, *(remote.peer_id for remote in said.remote_shards)}
         for local in said.local_shards:
+            shards[local.shard_id].add(number)
             state = "" if local.state == api.ReplicaState.Active else f", {api.ReplicaState.Name(local.state)}"
             counts.append(f"shard {local.shard_id} at {node.url}: {local.points_count} points{state}")
     if len(peers) > len(nodes):
         found.unread = (
             f"{len(peers)} nodes hold copies, and the URL names {len(nodes)}; name every node, separated by commas"
         )
-    return sorted(counts)
+    found.shard_counts = sorted(counts)
+    return list(shards.values())
 
 
 def _order(point_id: api.PointId) -> tuple[int, str]:

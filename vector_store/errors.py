@@ -25,6 +25,10 @@ class CollectionMismatch(StoreError):
     """The collection exists, but was written by another encoder or in another shape or format."""
 
 
+class PointMissing(StoreError):
+    """A point to change is not there: it was deleted meanwhile, or a copy of its shard lacks it."""
+
+
 class InvalidPoint(StoreError):
     """A point that the collection cannot hold: wrong shape, NaN or infinite values, too large.
 

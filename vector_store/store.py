@@ -44,7 +44,14 @@ from vector_store.codec import (
     payload_of,
 )
 from vector_store.config import StoreConfig
-from vector_store.errors import CollectionExists, CollectionMismatch, InvalidPoint, StoreError, StoreUnavailable
+from vector_store.errors import (
+    CollectionExists,
+    CollectionMismatch,
+    InvalidPoint,
+    PointMissing,
+    StoreError,
+    StoreUnavailable,
+)
 from vector_store.protocol import api
 from vector_store.schema import FORMAT_VERSION, KEYWORDS, SENTENCE, Manifest, Neighbours, Parts, Point, StoredPoint
 from vector_store.writer import Writer
@@ -458,9 +465,10 @@ class Store:
         """Store bytes with the collection under this name; earlier ones are replaced."""
         self.merge_metadata({name: _attached(content)})
 
-    def set_residuals(self, reader: str, residuals: Mapping[str, NDArray[np.float32]]) -> None:
+    def set_residuals(self, reader: str, residuals: Mapping[str, NDArray[np.float32]]) -> int:
         """Write what these points, by id, lack for a reader: (encoder_dim,) each. The rest of a point stays as it is.
 
+        Returns how many of the points have it now: not those that were deleted meanwhile, or that a copy of their shard lacks.
         InvalidPoint, before the first is sent, for a residual that the collection cannot hold.
         """
         manifest = self._manifest or self.manifest()
@@ -473,13 +481,26 @@ class Store:
                 )
             packed[identifier] = as_text(pack_vector(residual, manifest.vector_datatype))
         ids = list(packed)
-        for start in range(0, len(ids), IDS_PER_CALL):
+        return sum(
+            self._set_texts(RESIDUAL + reader, {each: packed[each] for each in ids[start : start + IDS_PER_CALL]})
+            for start in range(0, len(ids), IDS_PER_CALL)
+        )
+
+    def _set_texts(self, field: str, texts: Mapping[str, str]) -> int:
+        """Set a field of the payload of each of these points that is there, and return their number."""
+        try:
             request = api.UpdateBatchPoints(collection_name=self._name, wait=True)
-            for identifier in ids[start : start + IDS_PER_CALL]:
+            for identifier, text in texts.items():
                 operation = request.operations.add().set_payload
                 operation.points_selector.points.ids.add().uuid = identifier
-                operation.payload[RESIDUAL + reader].string_value = packed[identifier]
+                operation.payload[field].string_value = text
             self._call(self._client.points.UpdateBatch, request)
+        except PointMissing:  # the whole batch is refused, wherever in it the point stood
+            there = self.existing(list(texts))
+            if len(there) == len(texts):
+                raise
+            return self._set_texts(field, {each: texts[each] for each in texts if each in there}) if there else 0
+        return len(texts)
 
     def drop_residuals(self, reader: str) -> None:
         """Delete the residuals of a reader from every point."""

@@ -220,9 +220,10 @@ def write_residuals(
     for page in pages:
         residuals = residuals_of(fitted, page.rows()).residual * fitted.part.teacher_norm
         there = store.existing(page.ids)  # texts may have been deleted since the page was read
-        num_gone += len(page.ids) - len(there)
         of_id = dict(zip(page.ids, residuals.float().numpy(), strict=True))
-        store.set_residuals(reader, {identifier: of_id[identifier] for identifier in page.ids if identifier in there})
+        num_gone += len(page.ids) - store.set_residuals(
+            reader, {identifier: of_id[identifier] for identifier in page.ids if identifier in there}
+        )
         yield residuals
     if num_gone:
         log.warning(

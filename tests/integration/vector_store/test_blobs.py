@@ -84,6 +84,20 @@ def test_residuals_are_set_and_dropped_without_touching_the_rest(store, filled):
             assert np.array_equal(point.sentence, was.sentence)
 
 
+def test_points_that_are_gone_get_no_residual_and_the_others_do(store, filled, monkeypatch):
+    monkeypatch.setattr(
+        "vector_store.store.IDS_PER_CALL", 4
+    )  # some calls have a point that is gone, some have only such
+    gone = [filled[number] for number in (1, 4, 5, 6, 7)]
+    for point in gone:
+        store.delete(("document", point.document))
+    assert store.set_residuals("r", {point.id: point.vector for point in filled}) == 7
+    residuals = store.fetch([point.id for point in filled], Parts(states=False, residual_of="r")).residuals[:, 0]
+    ids_gone = {point.id for point in gone}
+    there = [point.id not in ids_gone for point in filled]
+    np.testing.assert_array_equal(np.isfinite(residuals).all(axis=1), there)
+
+
 @pytest.mark.parametrize("damage", [np.nan, np.inf, 7e4])
 def test_a_residual_that_cannot_be_kept_is_refused_before_any_is_written(store, filled, damage):
     good, bad = filled[0], filled[1]

@@ -124,6 +124,31 @@ def test_verify_says_which_points_are_missing_where_and_repair_writes_them_again
     assert "0 differ" in capsys.readouterr().out
 
 
+def test_a_node_without_a_copy_is_not_said_to_lack_its_points(cluster, opened, sound_points):
+    client, config, store = opened(shard_number=1)  # on the nodes 0 and 1; node 2 answers as one of these
+    store.upsert(sound_points)
+    lost = sorted(point.id for point in sound_points)[:5]
+    for node in (0, 1):
+        cluster.lose("references", node, lost)
+        found = compare_copies(client, config, repair=True)
+        assert dict(found.missing) == {cluster.nodes[node].url: 5}
+        assert (found.num_repaired, found.num_left) == (5, 0)
+
+
+def test_residuals_go_to_the_points_that_every_copy_has(cluster, opened, sound_points):
+    client, config, store = opened()
+    store.upsert(sound_points)
+    lost = [point.id for point in sound_points[:9]]
+    cluster.lose("references", 1, lost)
+    there = store.existing([point.id for point in sound_points])
+    assert len(there) < 40
+    assert store.set_residuals("reader", {point.id: point.vector for point in sound_points}) == len(there)
+    with_residual = {point.id for page in store.pages() for point in page if "reader" in point.residuals}
+    assert there <= with_residual
+    compare_copies(client, config, repair=True)
+    assert store.set_residuals("reader", {point.id: point.vector for point in sound_points}) == 40
+
+
 def test_content_that_differs_is_found_and_the_fuller_one_is_kept(cluster, opened, sound_points, manifest):
     client, config, store = opened(write_consistency_factor=2)
     store.upsert(sound_points)

@@ -18,8 +18,8 @@ from vector_store.server.catalogue import Catalogue
 from vector_store.server.index_build import build_index
 
 DIM = 128
-NUM_POINTS = 6000
-THRESHOLD_KB = 1000
+NUM_POINTS = 3000
+THRESHOLD_KB = 500
 """The points have three times as many, so the engine wants an index."""
 
 
@@ -130,12 +130,12 @@ def test_points_whose_payload_changes_leave_the_index_and_get_another(catalogue,
 def test_points_whose_payload_changes_during_the_build_are_not_in_the_new_index(catalogue):
     collection = catalogue.find("c")
     with in_background(collection) as built:
-        ids = list(range(4000))
+        ids = list(range(NUM_POINTS * 2 // 3))
         request = api.SetPayloadPoints()
         request.points_selector.points.ids.extend(api.PointId(num=i) for i in ids)
         collection.write(engine.UpdateOperation.set_payload(ids, {"more": 1}), request)
     assert built == [True]
-    assert collection.indexed_points == NUM_POINTS - 4000
+    assert collection.indexed_points == NUM_POINTS // 3
     assert collection.wants_index()
 
 

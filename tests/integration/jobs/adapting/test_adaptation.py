@@ -305,8 +305,9 @@ def test_an_adaptation_during_a_promotion_is_one_version_of_one_collection(memor
     set_residuals = Store.set_residuals
 
     def set_and_switch(self, *given):
-        set_residuals(self, *given)
+        num_set = set_residuals(self, *given)
         promote(memory.client, live, live.collection, second.config.collection)
+        return num_set
 
     monkeypatch.setattr(Store, "set_residuals", set_and_switch)
     adapted = memory.adapt()
