@@ -3,6 +3,7 @@
     python benchmarks/reading.py --only quality --students runs/a/student,runs/b/student [--intents DIR] [--wikipedia FILE]
     python benchmarks/reading.py --only growth --students runs/a/student,runs/b/student --wikipedia FILE [--most 100000]
     python benchmarks/reading.py --only speed --adapted runs/a/student --store store
+    python benchmarks/reading.py --only similarity --adapted runs/a/student --sts-b DIR [--store store]
 
 The students are of the packaged teacher at 32 tokens, trained on the snippets without references, one for each seed.
 `--intents` holds banking77_train.csv, banking77_test.csv and clinc150_full.json; `--wikipedia` is text with a paragraph a line.
@@ -12,7 +13,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from measures import reading_growth, reading_quality, reading_speed
+from measures import reading_growth, reading_quality, reading_similarity, reading_speed
 from measures.goals import arguments, measure_parts
 
 from jobs.run.worker import quiet_libraries
@@ -25,16 +26,21 @@ OPTIONS = {
     "--precision": "of the teacher, for growth: fp32, or bf16, which is several times as fast where the CPU has it",
     "--adapted": "folder of a student that was adapted to a memory",
     "--store": "directory or URL of that memory's store",
+    "--sts-b": "folder with STS-B's train.tsv and dev.tsv, in GLUE's form",
 }
 
 
 def main() -> None:
     """Measure the parts that are asked for."""
-    given = arguments(__doc__ or "", ["quality", "growth", "speed"], OPTIONS)
+    given = arguments(__doc__ or "", ["quality", "growth", "speed", "similarity"], OPTIONS)
     quiet_libraries()
     parts = {}
     if given.adapted and given.store:
         parts["speed"] = partial(reading_speed.measure, adapted=Path(given.adapted), store=given.store)
+    if given.adapted and given.sts_b:
+        parts["similarity"] = partial(
+            reading_similarity.measure, adapted=Path(given.adapted), store=given.store, sts_b=Path(given.sts_b)
+        )
     if given.students:
         parts["quality"] = partial(
             reading_quality.measure,

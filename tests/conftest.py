@@ -33,21 +33,18 @@ WITHOUT_RAY = (
         f"tests/chaos/test_{name}.py"
         for name in ("clients", "cluster", "damaged_files", "server_killed", "verbs_killed")
     ),
-    *(f"tests/integration/jobs/adapting/test_{name}.py" for name in ("adaptation", "replica", "service")),
+    *(f"tests/integration/jobs/adapting/test_{name}.py" for name in ("adaptation", "page", "replica", "service")),
     *(
         f"tests/integration/jobs/test_{name}.py"
         for name in ("adapted", "adoption", "begun_memory", "interrupts", "neighbour_plan", "new_domain")
     ),
 )
-"""Of these the files that start no Ray: they stand in the other lanes."""
+"""Of these the files that start no Ray: they stand in the other lane."""
 
 LONGEST = (
     "tests/unit/refbert/test_export.py", *WITHOUT_RAY, "tests/integration/vector_store/", "tests/integration/refbert/",
 )  # fmt: skip
-"""What the other lanes begin with: their last files are short, and so all testing processes end together."""
-
-NICENESS = 5
-"""Of the other lanes' processes: they use what the lane with Ray, which takes longest, leaves of the cores."""
+"""What the other lane begins with: its last files are short, and so both testing processes end together."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -74,12 +71,6 @@ def is_heavy(nodeid: str) -> bool:
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Lanes:
     return Lanes(config, log)
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Let the lane with Ray go first, where there are several."""
-    if "PYTEST_XDIST_WORKER" in os.environ and not is_heavy(item.nodeid) and not os.getpriority(os.PRIO_PROCESS, 0):
-        os.nice(NICENESS)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from cluster.processes import marked
+from tests.e2e.demo_report import SMALL, assert_complete
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -34,7 +34,7 @@ class Machine:
 
     def run(self, *words: str, **more: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            words, env=self.environment | more, cwd=REPOSITORY, capture_output=True, text=True, timeout=500, check=False
+            words, env=self.environment | more, cwd=REPOSITORY, capture_output=True, text=True, timeout=1000, check=False
         )
 
     def cluster(self, *words: str) -> subprocess.CompletedProcess:
@@ -76,7 +76,7 @@ def is_loopback(address: str) -> bool:
 
 
 @pytest.mark.timeout(1200)
-def test_jobs_run_on_a_local_cluster_that_starts_repairs_and_stops_as_a_whole(machine, tiny_run, tmp_path, is_long):
+def test_jobs_run_on_a_local_cluster_that_starts_repairs_and_stops_as_a_whole(machine, is_long):
     up = machine.cluster("up", "--dashboard-port", "0")
     assert up.returncode == 0, up.stdout + up.stderr
     assert "started head, worker-1, worker-2, store" in up.stdout
@@ -89,18 +89,18 @@ def test_jobs_run_on_a_local_cluster_that_starts_repairs_and_stops_as_a_whole(ma
     assert wrong.returncode == 2, wrong.stdout + wrong.stderr
     assert "unknown key train.nope" in wrong.stdout
 
-    run_file = tmp_path / "run.yaml"
-    run_file.write_text(yaml.safe_dump(tiny_run(name="submitted", train__num_workers=2).model_dump(mode="json")))
-    words = ["job", "submit", "--address", state["address"], "--", "python", "jobs/distill.py", str(run_file)]
-    trained = machine.run(str(BIN / "ray"), *words, RAY_AUTH_MODE="token")
-    assert trained.returncode == 0, trained.stdout[-4000:] + trained.stderr[-2000:]
-    run = machine.home / "runs" / "submitted"
+    options = [*SMALL, "train.num_workers=2"]
+    words = ["job", "submit", "--address", state["address"], "--", "python", "jobs/demo.py", *options]
+    demo = machine.run(str(BIN / "ray"), *words, RAY_AUTH_MODE="token")
+    assert demo.returncode == 0, demo.stdout[-4000:] + demo.stderr[-2000:]
+    assert assert_complete(machine.home, demo.stdout)["distill"]["world_size"] == 2
+    run = machine.home / "runs" / "quickstart"
     assert (run / "student" / "model.safetensors").exists()
     assert json.loads((run / "manifest.json").read_text())["training"]["steps"] == 8
     assert json.loads((machine.home / "store" / "address.json").read_text())["url"] == state["store_url"]
 
     if is_long:
-        again = machine.cluster("submit", "--", "python", "jobs/distill.py", str(run_file))
+        again = machine.cluster("submit", "--", "python", "jobs/distill.py", *options)
         assert again.returncode == 0, again.stdout + again.stderr
         assert "is complete" in again.stdout
     refused = machine.run(str(BIN / "ray"), "job", "list", "--address", state["address"], RAY_AUTH_MODE="disabled")
