@@ -9,12 +9,16 @@ A goal that names a size is left out of a run that does not reach it, such as a 
 folder; the full run writes about 5 GB there.
 """
 
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
 from measures import compressed_answers, ingest, lookups, memory, recall, scaling, shards, turnover
-from measures.goals import arguments, measure_parts
+from measures.goals import Part, arguments, measure_parts
 
 from jobs.run.worker import quiet_libraries
 
-PARTS = {
+PARTS: dict[str, Callable[[bool, Path], Part]] = {
     "ingest": ingest.measure,
     "lookups": lookups.measure,
     "compressed": compressed_answers.measure,
@@ -22,6 +26,7 @@ PARTS = {
     "scaling": scaling.measure,
     "memory": memory.measure,
     "turnover": turnover.measure,
+    "turnover_vectors": partial(turnover.measure, has_states=False),
     "shards": shards.measure,
 }
 

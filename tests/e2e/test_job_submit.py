@@ -34,7 +34,13 @@ class Machine:
 
     def run(self, *words: str, **more: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            words, env=self.environment | more, cwd=REPOSITORY, capture_output=True, text=True, timeout=1000, check=False
+            words,
+            env=self.environment | more,
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=1000,
+            check=False,
         )
 
     def cluster(self, *words: str) -> subprocess.CompletedProcess:

@@ -10,8 +10,10 @@ from refbert.config import StudentConfig
 from refbert.errors import InputError
 
 
-def test_the_quickstart_is_valid_and_survives_saving():
-    config = load_config()
+@pytest.mark.parametrize("file", sorted(QUICKSTART.parent.glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_config_of_the_checkout_is_valid_named_after_its_file_and_survives_saving(file):
+    config = load_config(file)
+    assert config.name == file.stem
     assert RunConfig.model_validate(config.model_dump(mode="json")) == config
 
 
