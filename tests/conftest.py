@@ -33,7 +33,10 @@ WITHOUT_RAY = (
         f"tests/chaos/test_{name}.py"
         for name in ("clients", "cluster", "damaged_files", "server_killed", "verbs_killed")
     ),
-    *(f"tests/integration/jobs/adapting/test_{name}.py" for name in ("adaptation", "page", "replica", "service")),
+    *(
+        f"tests/integration/jobs/adapting/test_{name}.py"
+        for name in ("adaptation", "clients", "page", "replica", "service")
+    ),
     *(
         f"tests/integration/jobs/test_{name}.py"
         for name in ("adapted", "adoption", "begun_memory", "interrupts", "neighbour_plan", "new_domain")

@@ -243,14 +243,16 @@ def mteb(tmp_path_factory):
     """A folder with mteb, and what it needs beside this project's packages."""
     folder = tmp_path_factory.mktemp("packages")
     named = ["mteb>=2.26,<3", "polars>=2.1,<3", "polars-runtime-32>=2.1,<3", "pytrec-eval-terrier"]
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *named]
+    installer = [sys.executable, "-m", "pip", "install"]
+    if (uv := Path(sys.executable).with_name("uv")).exists():
+        installer = [str(uv), "pip", "install", "--python", sys.executable]
+    command = [*installer, "--quiet", "--no-deps", "--target", str(folder), *named]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"mteb cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
     return folder
 
 
-@pytest.mark.long
 def test_mteb_scores_a_folder_without_the_project_as_its_own_vectors_do(folders, tmp_path, mteb):
     adapted = folders[1]
     pairs = list(combinations(("a short text", "another short text", "One that is longer", "what is it?"), 2))

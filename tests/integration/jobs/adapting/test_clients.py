@@ -55,8 +55,6 @@ const { embeddings } = await embedMany({ model: provider.textEmbeddingModel(mode
 console.log(JSON.stringify(embeddings));
 """
 
-pytestmark = pytest.mark.long
-
 
 @pytest.fixture
 def asked(memory, store_url):
@@ -83,7 +81,10 @@ def said(command, **options):
     return np.array(json.loads(done.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("client", IN_PYTHON)
+@pytest.mark.parametrize(
+    "client",
+    ["langchain", *(pytest.param(each, marks=pytest.mark.long) for each in IN_PYTHON if each != "langchain")],
+)
 def test_a_client_in_python_gets_the_vectors_of_encode(asked, tmp_path, client):
     given, wanted = asked
     package, code = IN_PYTHON[client]
@@ -93,6 +94,7 @@ def test_a_client_in_python_gets_the_vectors_of_encode(asked, tmp_path, client):
     np.testing.assert_allclose(vectors, wanted, atol=1e-5)
 
 
+@pytest.mark.long
 def test_vercels_sdk_gets_the_vectors_of_encode(asked, tmp_path):
     given, wanted = asked
     if not (shutil.which("npm") and shutil.which("node")):
