@@ -49,9 +49,10 @@ def require_room(folder: Path, num_bytes: int, to_do: str) -> None:
 def folder_bytes(folder: Path) -> int:
     """Bytes that all files under the folder take on the disk, without the holes of sparse files."""
     num_bytes = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # the engine removes what it no longer needs
-            num_bytes += path.lstat().st_blocks * 512
+    for directory, subdirectories, names in os.walk(folder):  # which, unlike rglob, goes on where a folder is gone
+        for name in (*subdirectories, *names):
+            with contextlib.suppress(FileNotFoundError):  # the engine removes what it no longer needs
+                num_bytes += os.lstat(os.path.join(directory, name)).st_blocks * 512
     return num_bytes
 
 
