@@ -80,9 +80,6 @@ FORGET_S = 600.0
 REBUILD_PAUSE = 20
 """Between two rebuilds is so many times the time that one takes: they cost at most a twentieth of the machine."""
 
-WASTEFUL, WASTEFUL_PAUSE = 0.5, 3
-"""Once so many points are gone for each that is there, the pause is shorter: the disk would soon have twice what it needs."""
-
 ROOMY_BYTES = 2**32
 """With this much free space the size of a write is not counted: counting takes a tenth of the time of writing."""
 
@@ -195,7 +192,7 @@ class Collection:
         """Whether to copy the points into a new shard: after deletions, whose texts and space the old one keeps.
 
         That is once they are `deleted_threshold` of all and `vacuum_min_vector_number`, and FORGET_S after the first, at the
-        latest; a shard that takes long to copy waits for longer, but where it `is_wasteful`. Without a sound log it is at once.
+        latest; a shard that takes long to copy waits for longer. Without a sound log it is at once.
         """
         if self.log_damage:
             return True
@@ -204,22 +201,12 @@ class Collection:
         now = time.monotonic()
         if self._removed_since is None:
             self._removed_since = now
-        if now - self._rebuilt_at < WASTEFUL_PAUSE * self.rebuild_s:
-            return False
-        num_points = self.read(EdgeShard.info).points_count
-        if now - self._rebuilt_at < REBUILD_PAUSE * self.rebuild_s and not self.is_wasteful(num_points):
+        if now - self._rebuilt_at < REBUILD_PAUSE * self.rebuild_s:
             return False
         share, at_least = vacuum_options(self.settings)
+        num_points = self.read(EdgeShard.info).points_count
         is_much = self.removed >= max(at_least, share * (num_points + self.removed))
         return is_much or now - self._removed_since > FORGET_S
-
-    def is_wasteful(self, num_points: int | None = None) -> bool:
-        """Whether deleted points are so many that the disk has about twice what its points, `num_points` of them, need."""
-        if not self.removed:
-            return False
-        if num_points is None:
-            num_points = self.read(EdgeShard.info).points_count
-        return self.removed >= WASTEFUL * num_points
 
     def copy_shard(self, copy: Path, keep_writes: bool = False) -> int:
         """Copy the shard's files, and return the number of the last write in them. Reads go on, writes wait.

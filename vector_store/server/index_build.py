@@ -53,8 +53,7 @@ def keep_indexed(catalogue: Catalogue, stopping: threading.Event) -> None:
                 continue
             try:
                 wants_build = collection.wants_index() or collection.wants_rebuild()
-                is_urgent = wants_build and collection.is_wasteful()
-                if collection.index_schedule.is_due(wants_build, collection.wrote_at, is_urgent):
+                if collection.index_schedule.is_due(wants_build, collection.wrote_at):
                     build_index(collection, stopping, rebuild=collection.wants_rebuild())
             except (StatusError, OSError) as error:
                 if not collection.dropped.is_set():

@@ -10,10 +10,7 @@ QUIET_S = 10.0
 """A build waits until there has been no write for this long,"""
 
 PATIENCE_S = 60.0
-"""or until an index has been wanted for this long,"""
-
-URGENT_S = 3.0
-"""or for this long where it is urgent."""
+"""or until an index has been wanted for this long."""
 
 
 class IndexSchedule:
@@ -29,7 +26,7 @@ class IndexSchedule:
         self._wanted_since: float | None = None
         self._retry_at = 0.0
 
-    def is_due(self, wants_index: bool, wrote_at: float, is_urgent: bool = False) -> bool:
+    def is_due(self, wants_index: bool, wrote_at: float) -> bool:
         """Whether to build now. `wants_index`: there is something to build; `wrote_at`: last write, in monotonic seconds."""
         if not wants_index:
             self._wanted_since, self.error = None, ""
@@ -39,8 +36,7 @@ class IndexSchedule:
             return False
         if self._wanted_since is None:
             self._wanted_since = now
-        patience_s = min(self._patience_s, URGENT_S) if is_urgent and self._patience_s < math.inf else self._patience_s
-        return now - wrote_at > QUIET_S or now - self._wanted_since >= patience_s
+        return now - wrote_at > QUIET_S or now - self._wanted_since >= self._patience_s
 
     def hurry(self) -> None:
         """Build as soon as possible: somebody waits for the index."""

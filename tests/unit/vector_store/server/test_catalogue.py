@@ -3,7 +3,6 @@
 import json
 import shutil
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -307,26 +306,3 @@ def test_deletions_are_forgotten_soon_where_they_are_many_and_in_the_end_where_t
     collection.rebuild_s = 1000.0
     delete(collection, [50])
     assert not collection.wants_rebuild(), "a shard that takes long to copy is copied less often"
-
-
-def test_half_of_the_points_gone_are_forgotten_after_a_shorter_pause(tmp_path, monkeypatch):
-    from vector_store.server import catalogue as catalogue_module
-
-    catalogue = Catalogue(tmp_path)
-    collection = create(catalogue, "a")
-    upsert(collection, range(100))
-    update = api.UpdateCollection()
-    update.optimizers_config.vacuum_min_vector_number = 10
-    collection.update(update)
-    delete(collection, [0])
-    monkeypatch.setattr(catalogue_module, "FORGET_S", 0.0)
-    assert rebuild(collection)
-    collection.rebuild_s, collection._rebuilt_at = 10.0, time.monotonic() - 100  # ten times as long as it took
-    delete(collection, range(1, 31))
-    assert not collection.is_wasteful()
-    assert not collection.wants_rebuild()
-    delete(collection, range(31, 41))
-    assert collection.is_wasteful(), "40 gone, 59 left"
-    assert collection.wants_rebuild()
-    collection._rebuilt_at = time.monotonic() - 20
-    assert not collection.wants_rebuild(), "it still pauses"

@@ -1,7 +1,7 @@
 import pytest
 
 from vector_store.server import index_schedule
-from vector_store.server.index_schedule import PATIENCE_S, QUIET_S, URGENT_S, IndexSchedule
+from vector_store.server.index_schedule import PATIENCE_S, QUIET_S, IndexSchedule
 
 
 @pytest.fixture
@@ -40,16 +40,6 @@ def test_constant_writes_delay_a_build_for_a_limited_time(schedule, clock):
     assert not schedule.is_due(True, wrote_at=clock.now)
     clock.now += 2
     assert schedule.is_due(True, wrote_at=clock.now)
-
-
-def test_constant_writes_delay_an_urgent_build_for_seconds_but_not_after_too_many_of_them(schedule, clock):
-    clock.now += URGENT_S - 1
-    assert not schedule.is_due(True, wrote_at=clock.now, is_urgent=True)
-    clock.now += 2
-    assert not schedule.is_due(True, wrote_at=clock.now)
-    assert schedule.is_due(True, wrote_at=clock.now, is_urgent=True)
-    schedule.failed()
-    assert not schedule.is_due(True, wrote_at=clock.now, is_urgent=True)
 
 
 def test_a_build_that_somebody_waits_for_starts_at_once(schedule, clock):
