@@ -29,14 +29,18 @@ _STATUS = {
 }
 
 
+def installer(python):
+    """The command that installs packages for this Python: uv's where this environment has it, which is faster."""
+    if (uv := Path(sys.executable).with_name("uv")).exists():
+        return [str(uv), "pip", "install", "--quiet", "--python", str(python)]
+    return [str(python), "-m", "pip", "install", "--quiet"]
+
+
 def environment_with(place, *packages):
     """Make an environment at `place` that has these packages, for clients whose versions clash; return its Python."""
     subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
     python = place / "bin" / "python"
-    install = [str(python), "-m", "pip", "install", "--quiet", *packages]
-    if (uv := Path(sys.executable).with_name("uv")).exists():
-        install = [str(uv), "pip", "install", "--quiet", "--python", str(python), *packages]
-    installed = subprocess.run(install, capture_output=True, text=True)
+    installed = subprocess.run([*installer(python), *packages], capture_output=True, text=True)
     if installed.returncode:
         pytest.skip(f"the clients cannot be installed: {installed.stderr.strip().splitlines()[-1]}")
     return python

@@ -297,9 +297,7 @@ class Store:
     def existing(self, ids: Sequence[str]) -> set[str]:
         """The ids that are stored: where shards have several copies, in every one, since a failed write is in some only."""
         return {
-            point.id.uuid
-            for start in range(0, len(ids), IDS_PER_CALL)
-            for point in self._in_every_copy(get_points(self._name, ids[start : start + IDS_PER_CALL], ()))
+            point.id.uuid for some in _by_call(ids) for point in self._in_every_copy(get_points(self._name, some, ()))
         }
 
     def known(self, ids: Sequence[str]) -> Known:
@@ -480,10 +478,8 @@ class Store:
                     f"{MOST:.0f}; adapt the memory again"
                 )
             packed[identifier] = as_text(pack_vector(residual, manifest.vector_datatype))
-        ids = list(packed)
         return sum(
-            self._set_texts(RESIDUAL + reader, {each: packed[each] for each in ids[start : start + IDS_PER_CALL]})
-            for start in range(0, len(ids), IDS_PER_CALL)
+            self._set_texts(RESIDUAL + reader, {each: packed[each] for each in some}) for some in _by_call(list(packed))
         )
 
     def _set_texts(self, field: str, texts: Mapping[str, str]) -> int:
@@ -604,9 +600,8 @@ class Store:
             yield [point for point in page if not is_blob(point.id)]
 
     def _get(self, ids: Sequence[str], payload: Sequence[str]) -> Iterator[api.RetrievedPoint]:
-        for start in range(0, len(ids), IDS_PER_CALL):
-            request = get_points(self._name, ids[start : start + IDS_PER_CALL], payload)
-            yield from self._call(self._client.points.Get, request).result
+        for some in _by_call(ids):
+            yield from self._call(self._client.points.Get, get_points(self._name, some, payload)).result
 
 
 def _indexing_threshold(found: api.CollectionInfo) -> int:
@@ -690,6 +685,12 @@ def field_filter(where: tuple[str, str] | None) -> api.Filter | None:
     key, value = where
     condition = api.Condition(field=api.FieldCondition(key=key, match=api.Match(keyword=value)))
     return api.Filter(must=[condition])
+
+
+def _by_call(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    """As many ids as one call names, one after another."""
+    for start in range(0, len(ids), IDS_PER_CALL):
+        yield ids[start : start + IDS_PER_CALL]
 
 
 def get_points(collection: str, ids: Sequence[str], payload: Sequence[str]) -> api.GetPoints:

@@ -124,6 +124,12 @@ def similarity(folder: Path, most: int | None) -> tuple[Domain, Pairs]:
     return Domain(STS_B, [text for text in training if text not in asked], list(asked)), pairs
 
 
+def spearman(vectors: Tensor, pairs: Pairs) -> float:
+    """How the cosines of the pairs' vectors, (texts, dim), rank them beside what people said."""
+    alike = F.cosine_similarity(vectors[pairs.first], vectors[pairs.second], dim=1)
+    return score(["spearman"], pairs.alike, alike.numpy())["spearman"]
+
+
 def measured(
     domain: Domain, pairs: Pairs | None, teacher: Teacher, peers: Mapping[str, Peer], students: Sequence[Path]
 ) -> Iterator[tuple[str, Quality]]:
@@ -136,12 +142,10 @@ def measured(
 
     def quality(index: Tensor, answers: Tensor, is_in_teachers_space: bool = True) -> Quality:
         ten = nearest_ten(answers, index)
-        spearman = None
-        if pairs:
-            alike = F.cosine_similarity(answers[pairs.first], answers[pairs.second], dim=1)
-            spearman = score(["spearman"], pairs.alike, alike.numpy())["spearman"]
         cosine = float(F.cosine_similarity(answers, wanted, dim=1).mean()) if is_in_teachers_space else None
-        return Quality(cosine, shared(teachers_ten, ten), intent_accuracy(ten, domain.labels), spearman)
+        return Quality(
+            cosine, shared(teachers_ten, ten), intent_accuracy(ten, domain.labels), pairs and spearman(answers, pairs)
+        )
 
     yield TEACHER, quality(taught, wanted)
     for name, peer in peers.items():

@@ -1,23 +1,21 @@
 """How alike two texts are by an adapted student's answers: STS-B, of which no text was trained on or stored."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch.nn import functional as F
 
 import refbert
 from measures.goals import Goal, Part, Rows
-from measures.peers_quality import similarity
+from measures.peers_quality import similarity, spearman
+from measures.reading_quality import teacher_and_words, words_of
 from measures.reading_speed import ALONE, GLOBAL, READS, memory_of
 from refbert.config import TeacherConfig
 from refbert.memory.reader import Reader
 from refbert.passages import normalise
-from refbert.scores import score
-from refbert.teacher import Teacher, load_teacher
+from refbert.teacher import load_teacher
 
 TEACHER = "teacher"
 WANTED = 0.83
@@ -34,37 +32,23 @@ def measure(quick: bool, _folder: Path, adapted: Path, store: str | None, sts_b:
     domain, pairs = similarity(sts_b, QUICK_PAIRS if quick else None)
     texts = [normalise(text) for text in domain.asked]
     with contextlib.ExitStack() as opened:
-        corrected = opened.enter_context(refbert.load(adapted))
-        alone = opened.enter_context(refbert.load(adapted))
-        alone.correction = None
-        encoders: dict[str, Callable[[Sequence[str]], NDArray[Any]]] = {
-            TEACHER: lambda some: encoded(teacher, some),
-            ALONE: alone.encode,
-            GLOBAL: corrected.encode,
-        }
+        readers = {name: opened.enter_context(refbert.load(adapted)) for name in (ALONE, GLOBAL)}
+        readers[ALONE].correction = None
         stored = None
         if store:
-            reads = opened.enter_context(refbert.load(adapted, store))
-            encoders[READS] = reads.encode
-            stored = num_stored(reads, texts)
-        teacher = load_teacher(TeacherConfig(tokens=corrected.max_tokens))
-        vectors = {name: encode(texts) for name, encode in encoders.items()}
-    found = {
-        name: score(["spearman"], pairs.alike, (some[pairs.first] * some[pairs.second]).sum(1))["spearman"]
-        for name, some in vectors.items()
-    }
+            readers[READS] = opened.enter_context(refbert.load(adapted, store))
+            stored = num_stored(readers[READS], texts)
+        teacher = load_teacher(TeacherConfig(tokens=readers[ALONE].max_tokens))
+        taught, _ = teacher_and_words(teacher, texts, words_of(teacher, [adapted]))
+        said = {name: torch.from_numpy(reader.encode(texts)) for name, reader in readers.items()}
+    vectors = {TEACHER: taught, **said}
+    found = {name: spearman(some, pairs) for name, some in vectors.items()}
     rows: Rows = [
-        {"encoder": name, "spearman": found[name], "cosine": float((some * vectors[TEACHER]).sum(1).mean())}
+        {"encoder": name, "spearman": found[name], "cosine": float(F.cosine_similarity(some, taught, dim=1).mean())}
         for name, some in vectors.items()
     ]
     goals = [] if quick else [Goal("reading_general_student_sts_b", found[GLOBAL], WANTED, ">=")]
     return Part(rows, goals, NOTE, {"pairs": len(pairs.alike), "texts": len(texts), "of these stored": stored})
-
-
-def encoded(teacher: Teacher, texts: Sequence[str]) -> NDArray[np.float32]:
-    """The teacher's sentence vectors, (texts, dim), of length 1."""
-    means = [states.astype(np.float32).mean(0) for _, states in teacher.encode_texts(list(texts))]
-    return torch.nn.functional.normalize(torch.from_numpy(np.stack(means)), dim=1).numpy()
 
 
 def num_stored(reads: Reader, texts: Sequence[str]) -> int:

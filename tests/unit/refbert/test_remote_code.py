@@ -25,6 +25,7 @@ from refbert.remote_code import make_loadable, remote_code
 from refbert.scores import score
 from refbert.teacher import load_tokenizer
 from refbert.words import WordVectors
+from tests.store_clients import installer
 
 HAS_SENTENCE_TRANSFORMERS = find_spec("sentence_transformers") is not None
 
@@ -243,10 +244,7 @@ def mteb(tmp_path_factory):
     """A folder with mteb, and what it needs beside this project's packages."""
     folder = tmp_path_factory.mktemp("packages")
     named = ["mteb>=2.26,<3", "polars>=2.1,<3", "polars-runtime-32>=2.1,<3", "pytrec-eval-terrier"]
-    installer = [sys.executable, "-m", "pip", "install"]
-    if (uv := Path(sys.executable).with_name("uv")).exists():
-        installer = [str(uv), "pip", "install", "--python", sys.executable]
-    command = [*installer, "--quiet", "--no-deps", "--target", str(folder), *named]
+    command = [*installer(sys.executable), "--no-deps", "--target", str(folder), *named]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"mteb cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
