@@ -3,6 +3,9 @@
     python benchmarks/reading.py --only quality --students runs/a/student,runs/b/student [--intents DIR] [--wikipedia FILE]
     python benchmarks/reading.py --only growth --students runs/a/student,runs/b/student --wikipedia FILE [--most 100000]
     python benchmarks/reading.py --only speed --adapted runs/a/student --store store
+    python benchmarks/reading.py --only service --adapted runs/a/student --store store
+    python benchmarks/reading.py --only adapting --adapted runs/a/student --wikipedia FILE
+    python benchmarks/reading.py --only memory --adapted runs/a/student --wikipedia FILE [--most 100000]
     python benchmarks/reading.py --only similarity --adapted runs/a/student --sts-b DIR [--store store]
 
 The students are of the packaged teacher at 32 tokens, trained on the snippets without references, one for each seed.
@@ -13,7 +16,15 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from measures import reading_growth, reading_quality, reading_similarity, reading_speed
+from measures import (
+    reading_adapting,
+    reading_growth,
+    reading_memory,
+    reading_quality,
+    reading_service,
+    reading_similarity,
+    reading_speed,
+)
 from measures.goals import arguments, measure_parts
 
 from jobs.run.worker import quiet_libraries
@@ -22,7 +33,7 @@ OPTIONS = {
     "--students": "students' folders, one for each seed, with commas between them",
     "--intents": "folder with banking77_train.csv, banking77_test.csv and clinc150_full.json",
     "--wikipedia": "file of text with one paragraph a line",
-    "--most": "sentences to store at most, for growth; by default all",
+    "--most": "references to store at most, for growth and memory; by default all there are, and a million",
     "--precision": "of the teacher, for growth: fp32, or bf16, which is several times as fast where the CPU has it",
     "--adapted": "folder of a student that was adapted to a memory",
     "--store": "directory or URL of that memory's store",
@@ -32,11 +43,24 @@ OPTIONS = {
 
 def main() -> None:
     """Measure the parts that are asked for."""
-    given = arguments(__doc__ or "", ["quality", "growth", "speed", "similarity"], OPTIONS)
+    given = arguments(
+        __doc__ or "", ["quality", "growth", "speed", "service", "adapting", "memory", "similarity"], OPTIONS
+    )
     quiet_libraries()
     parts = {}
     if given.adapted and given.store:
         parts["speed"] = partial(reading_speed.measure, adapted=Path(given.adapted), store=given.store)
+        parts["service"] = partial(reading_service.measure, adapted=Path(given.adapted), store=given.store)
+    if given.adapted and given.wikipedia:
+        parts["adapting"] = partial(
+            reading_adapting.measure, adapted=Path(given.adapted), wikipedia=Path(given.wikipedia)
+        )
+        parts["memory"] = partial(
+            reading_memory.measure,
+            adapted=Path(given.adapted),
+            wikipedia=Path(given.wikipedia),
+            most=int(given.most or 10**9),
+        )
     if given.adapted and given.sts_b:
         parts["similarity"] = partial(
             reading_similarity.measure, adapted=Path(given.adapted), store=given.store, sts_b=Path(given.sts_b)

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,7 @@ def running(config: RunConfig) -> Iterator[tuple[str, float, Callable[[list[Text
 
 def http_load(
     address: str,
-    texts: list[Text],
+    texts: Sequence[Text],
     clients: int,
     per_request: int,
     seconds: float,
