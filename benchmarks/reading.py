@@ -35,6 +35,7 @@ OPTIONS = {
     "--wikipedia": "file of text with one paragraph a line",
     "--most": "references to store at most, for growth and memory; by default all there are, and a million",
     "--precision": "of the teacher, for growth: fp32, or bf16, which is several times as fast where the CPU has it",
+    "--kept": "folder for what the teacher says, for growth: a run that was ended goes on there",
     "--adapted": "folder of a student that was adapted to a memory",
     "--store": "directory or URL of that memory's store",
     "--sts-b": "folder with STS-B's train.tsv and dev.tsv, in GLUE's form",
@@ -79,6 +80,7 @@ def main() -> None:
                 wikipedia=Path(given.wikipedia),
                 most=int(given.most or 10**9),
                 precision=given.precision or "fp32",
+                kept=Path(given.kept) if given.kept else None,
             )
     if missing := [part for part in given.only or ["quality"] if part not in parts]:
         sys.exit(

@@ -3,12 +3,16 @@
 Nothing is trained: maps, residuals and neighbours are those of the stored sentences, in closed form.
 """
 
+import hashlib
+import json
 import statistics
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,16 +29,21 @@ from measures.reading_quality import (
     wikipedia_sentences,
     words_of,
 )
+from refbert.atomic import whole_file
 from refbert.config import TeacherConfig
 from refbert.correction import References
 from refbert.global_part import GlobalPartOptions
 from refbert.global_part import Rows as StoredRows
-from refbert.teacher import load_teacher
+from refbert.references import WordTable
+from refbert.teacher import Teacher, load_teacher
 
 SIZES = (10, 100, 1_000, 10_000, 100_000)
 """References stored, and all that there are."""
 
 COMPARED_AT_ONCE = 50_000
+
+AT_ONCE = 10_000
+"""Texts that the teacher reads before what it says is kept."""
 
 NOTE = (
     "Mean cosine to the teacher's vector of 2,000 sentences of Wikipedia that are not stored, means over seeds with their "
@@ -52,15 +61,22 @@ class Grown(NamedTuple):
 
 
 def measure(
-    quick: bool, _folder: Path, students: Sequence[Path], wikipedia: Path, most: int, precision: Literal["fp32", "bf16"]
+    quick: bool,
+    _folder: Path,
+    students: Sequence[Path],
+    wikipedia: Path,
+    most: int,
+    precision: Literal["fp32", "bf16"],
+    kept: Path | None,
 ) -> Part:
-    """Measure each student at each size."""
+    """Measure each student at each size. What the teacher says is kept in the folder `kept`, so that a run can go on."""
     teacher = load_teacher(TeacherConfig(tokens=32, precision=precision))
     sentences = wikipedia_sentences(wikipedia)
     asked, stored = sentences[:ASKED], sentences[ASKED : ASKED + (2_000 if quick else most)]
     sizes = [size for size in SIZES if size < len(stored)] + [len(stored)]
+    of_words = words_of(teacher, students)
     (asked_teacher, asked_words), (taught, words) = (
-        teacher_and_words(teacher, some, words_of(teacher, students)) for some in (asked, stored)
+        teacher_and_words_kept(teacher, some, of_words, kept) for some in (asked, stored)
     )
     near = {size: nearest(asked_words, words[:size], min(NEIGHBOURS, size)) for size in sizes}
     found: dict[int, list[Grown]] = {size: [] for size in sizes}
@@ -79,8 +95,32 @@ def measure(
         table,
         list(goals(found)),
         NOTE,
-        {"students": list(map(str, students)), "stored": len(stored), "precision": precision},
+        {"students": [student.parent.name for student in students], "stored": len(stored), "precision": precision},
     )
+
+
+def teacher_and_words_kept(
+    teacher: Teacher, texts: Sequence[str], table: WordTable, kept: Path | None
+) -> tuple[Tensor, Tensor]:
+    """Return what `teacher_and_words` does, part by part; a part that is in the folder is read, and else put there."""
+    found = []
+    for start in range(0, len(texts), AT_ONCE):
+        some = texts[start : start + AT_ONCE]
+        named = json.dumps([teacher.fingerprint, table.rows.shape, *some])
+        file = kept and kept / f"{hashlib.sha256(named.encode()).hexdigest()[:16]}.npz"
+        if file and file.exists():
+            columns = np.load(file)
+            found.append(tuple(torch.from_numpy(columns[name]) for name in ("taught", "words")))
+            continue
+        taught, words = teacher_and_words(teacher, some, table)
+        found.append((taught, words))
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(file) as draft, draft.open("wb") as content:
+                np.savez(content, taught=taught.numpy(), words=words.numpy())
+        print(f"teacher: {start + len(some):,} of {len(texts):,} texts", file=sys.stderr, flush=True)
+    taught, words = (torch.cat(column) for column in zip(*found, strict=True))
+    return taught, words
 
 
 def grown(stored: StoredRows, asked: StoredRows, near: Tensor, seed: int) -> Grown:
