@@ -63,7 +63,7 @@ def plan(config: RunConfig) -> dict[str, str]:
         "teacher": f"{config.teacher.model}, {teacher.num_parameters / 1e6:.2f} M parameters",
         "student": f"{student.numbers / 1e6:.2f} M parameters, {teacher.num_parameters / student.numbers:.2f}x fewer; "
         f"{student.bytes / 1e6:.1f} MB, {4 * teacher.num_parameters / student.bytes:.2f}x smaller",
-        "memory": memory_plan(sample, manifest),
+        "memory": memory_plan(sample, manifest) + ("" if config.needs_memory else "; training reads none of it"),
         "store": shard_plan(config.store, manifest, sample.stored_bytes, sample.references),
         "look-up": lookup_plan(config, sample),
         "training": f"{train.steps} steps x {train.global_batch} examples = {train.steps * train.global_batch} examples; "

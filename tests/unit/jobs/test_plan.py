@@ -27,3 +27,10 @@ def test_what_a_reference_takes_is_seen_on_a_few_hundred_texts_from_all_that_wer
     of_all = stored_bytes()
     assert len(made) == len(set(made)) > 800
     assert of_some == pytest.approx(of_all, rel=0.01)
+
+
+def test_a_run_that_reads_nothing_from_the_store_is_not_shown_as_if_it_did(tiny_run):
+    without = tiny_run(train={"targets": "teacher"}, references={"criterion": "none"})
+    assert plan.plan(without)["memory"].endswith("; training reads none of it")
+    for reading in (tiny_run(train={"targets": "memory"}, references={"criterion": "none"}), tiny_run()):
+        assert "reads none" not in plan.plan(reading)["memory"]
