@@ -23,12 +23,13 @@ import urllib.request
 from typing import Any
 
 from jobs import adapt, distill, evaluate
-from jobs.config import DemoConfig, RunConfig
+from jobs.config import RunConfig
 from jobs.corpus.prepared import prepare, texts_in
 from jobs.evaluation.documents import show
 from jobs.evaluation.report import growth_table, plot_growth, print_tables
 from jobs.memory.fill import fill_memory
 from jobs.memory.store import running_store
+from jobs.sections import DemoConfig
 from jobs.serve import served
 from jobs.training.tracking import check_tracking
 from refbert.atomic import write_whole

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from jobs.config import ServeConfig, load_config
+from jobs.config import load_config
 from jobs.run.session import ray_session
+from jobs.sections import ServeConfig
 from jobs.serve import served
 from measures.goals import Goal, Part, Rows
 from measures.points import load_snippets

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jobs.config import EvaluateConfig, RunConfig
+from jobs.config import RunConfig
 from jobs.memory.gain import ANSWERS, CONTROLS, Answered, answered, teacher_vectors
 from jobs.memory.store import patient_store
 from jobs.memory.student_memory import beside_version
+from jobs.sections import EvaluateConfig
 from refbert.correction import Correction
 from refbert.correction_files import correction_in
 from refbert.errors import InputError

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jobs.config import EvaluateConfig, RunConfig
+from jobs.config import RunConfig
 from jobs.corpus.prepared import PassageRows, PreparedCorpus, chunked
 from jobs.evaluation.corrected import CorrectedStudent, measure_corrected, open_corrected, size_of
 from jobs.evaluation.provenance import hardware
@@ -27,6 +27,7 @@ from jobs.evaluation.report import REFERENCES
 from jobs.memory.gain import ANSWERS, Answered, answered
 from jobs.memory.store import MemoryAddress, patient_store
 from jobs.run.worker import processor_seconds, set_up_worker, used_between
+from jobs.sections import EvaluateConfig
 from refbert.errors import InputError
 from refbert.memory.explanation import explained
 from refbert.memory.manifest import manifest_of, trained_manifest

@@ -15,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
-from jobs.config import ServeConfig
+from jobs.sections import ServeConfig
 from jobs.service.errors import DeadlineExceeded, NotReady, Overloaded
+from jobs.service.inputs import TextInput
 from jobs.service.metrics import Metrics
-from jobs.service.schema import TextInput
 from jobs.service.student import ServedStudent, TextResult
 
 Result = TypeVar("Result")

@@ -17,9 +17,10 @@ from jobs.service import tracing
 from jobs.service.api import best_label
 from jobs.service.errors import BUG, InvalidInput, TooLarge, Unauthorised, kind_of, message_of, name_of
 from jobs.service.inference import InferenceResult, InferenceService
+from jobs.service.inputs import TextInput
 from jobs.service.middleware import api_key, request_id, traceback_without_message
 from jobs.service.proto import refbert_pb2 as messages
-from jobs.service.schema import AttendedReference, TextInput
+from jobs.service.schema import AttendedReference
 from vector_store.schema import parts
 
 log = logging.getLogger(__name__)

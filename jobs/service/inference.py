@@ -19,9 +19,10 @@ from jobs.memory.student_memory import open_reader, served_run
 from jobs.service import tracing
 from jobs.service.batch_queue import BatchQueue
 from jobs.service.errors import InvalidInput, NotReady, UnknownModel
+from jobs.service.inputs import TextInput, checked_inputs
 from jobs.service.keys import Keys
 from jobs.service.metrics import MemoryState, Metrics
-from jobs.service.schema import MemoryReadiness, Model, Readiness, ServiceInfo, TextInput, checked_inputs
+from jobs.service.schema import MemoryReadiness, Model, Readiness, ServiceInfo
 from jobs.service.student import ServedStudent, TextResult
 from refbert.correction import check_dimensions, shorten
 from refbert.errors import InputError

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.config import ServeConfig
+from jobs.sections import ServeConfig
 from refbert.errors import InputError
 from vector_store.client import is_loopback
 

@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from jobs.config import RunConfig
 from jobs.memory.student_memory import open_reader
 from jobs.service.errors import NonFiniteAnswer
+from jobs.service.inputs import TextInput, is_text
 from jobs.service.memory_watch import MemoryWatch
 from jobs.service.metrics import Metrics
-from jobs.service.schema import AttendedReference, TextInput, is_text
+from jobs.service.schema import AttendedReference
 from refbert.correction import Correction
 from refbert.explanation import answer
 from refbert.folder import fingerprint

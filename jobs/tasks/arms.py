@@ -13,11 +13,12 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from jobs.config import Arm, PhaseConfig, RunConfig
+from jobs.config import RunConfig
 from jobs.memory.fill import filled_memory
 from jobs.memory.neighbour_plan import neighbour_plan
 from jobs.memory.store import MemoryAddress
 from jobs.run.directory import claim_directory
+from jobs.sections import Arm, PhaseConfig
 from jobs.tasks.corpus import AUGMENTED, NEAR_DUPLICATE, TaskCorpus, augmented, prepare_task
 from jobs.tasks.report import MIXED, MIXED_RANDOM
 from jobs.tasks.student import RESULT, Asked, TaskStudentJob, train_and_score

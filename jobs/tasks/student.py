@@ -18,11 +18,12 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from jobs.config import PhaseConfig, RunConfig
+from jobs.config import RunConfig
 from jobs.memory.neighbour_plan import NeighbourPlan
 from jobs.memory.store import MemoryAddress, patient_store
 from jobs.memory.student_memory import student_memory_options
 from jobs.run.worker import per_node, set_up_worker
+from jobs.sections import PhaseConfig
 from jobs.tasks.corpus import TaskCorpus
 from jobs.tasks.teacher import TaskTeacher, predictions
 from jobs.training.stream import DistillStream

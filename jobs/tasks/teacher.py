@@ -19,8 +19,9 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification
 
-from jobs.config import RunConfig, TrainConfig
+from jobs.config import RunConfig
 from jobs.run.worker import set_up_worker
+from jobs.sections import TrainConfig
 from jobs.tasks.corpus import TaskCorpus
 from refbert.atomic import digest, whole_file, whole_folder
 from refbert.config import TeacherConfig

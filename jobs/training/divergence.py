@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jobs.config import TrainConfig
+from jobs.sections import TrainConfig
 from refbert.distillation import Targets
 from refbert.errors import InputError
 

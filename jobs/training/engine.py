@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from jobs.config import TrainConfig
+from jobs.sections import TrainConfig
 from jobs.training.checkpoint import make_moments
 from refbert.distillation import Distiller
 from refbert.errors import UnavailableError

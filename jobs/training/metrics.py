@@ -13,8 +13,8 @@ import ray.train
 import torch
 from torch import Tensor
 
-from jobs.config import TrainConfig
 from jobs.run.telemetry import TRAINING, RunGauges, StageMetrics
+from jobs.sections import TrainConfig
 from jobs.training.stream import DistillStream
 from refbert.memory.progress import progress as progress_bar
 

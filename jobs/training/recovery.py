@@ -11,8 +11,8 @@ from typing import Any
 
 from ray.train import FailureConfig, ScalingConfig, UserCallback
 
-from jobs.config import TrainConfig
 from jobs.run.failures import LostProcessError, known_cause
+from jobs.sections import TrainConfig
 from vector_store.errors import StoreUnavailable
 
 log = logging.getLogger(__name__)

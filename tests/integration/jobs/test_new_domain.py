@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from jobs import demo, distill
-from jobs.config import DemoConfig, load_config
+from jobs.config import load_config
 from jobs.evaluation.report import growth_rows
+from jobs.sections import DemoConfig
 from refbert.errors import InputError
 from refbert.folder import load_model
 from refbert.teacher import load_teacher

@@ -11,12 +11,12 @@ import torch
 
 import refbert
 from jobs import distill, evaluate
-from jobs.config import ServeConfig
 from jobs.corpus.prepared import prepare
 from jobs.evaluation.measurements import evaluate_student
 from jobs.memory.fill import fill_memory
 from jobs.memory.student_memory import check_memory, student_memory_options, student_run
 from jobs.run.failures import UNAVAILABLE, exit_code, known_cause
+from jobs.sections import ServeConfig
 from jobs.service.metrics import Metrics
 from jobs.service.student import ServedStudent
 from refbert.config import AdaptConfig

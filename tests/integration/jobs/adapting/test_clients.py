@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import refbert
-from jobs.config import ServeConfig
 from jobs.memory.student_memory import student_run
+from jobs.sections import ServeConfig
 from tests.integration.jobs.adapting.memory import ASKED, TEXTS
 from tests.integration.jobs.service.conftest import address_of
 from tests.store_clients import environment_with

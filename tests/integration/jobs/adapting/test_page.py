@@ -5,8 +5,8 @@ import shutil
 import pytest
 
 import refbert
-from jobs.config import ServeConfig
 from jobs.memory.student_memory import student_run
+from jobs.sections import ServeConfig
 from tests.integration.jobs.adapting.memory import TEXTS
 from tests.integration.jobs.service.conftest import address_of
 

@@ -11,9 +11,9 @@ import torch
 from starlette.testclient import TestClient
 
 import refbert
-from jobs.config import ServeConfig
 from jobs.evaluation.explanation_report import print_explanation, write_explanation
 from jobs.memory.student_memory import student_run
+from jobs.sections import ServeConfig
 from jobs.service import memory_watch
 from jobs.service.api import http_api
 from jobs.service.errors import NonFiniteAnswer, kind_of, name_of

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from jobs.config import ServeConfig
+from jobs.sections import ServeConfig
 from jobs.service import keys as keys_module
 from jobs.service.keys import Keys, is_public, wants_keys
 from refbert.errors import InputError

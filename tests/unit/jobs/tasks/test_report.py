@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from jobs.config import AblateConfig, RunConfig
+from jobs.config import RunConfig
+from jobs.sections import AblateConfig
 from jobs.tasks.report import (
     compare_with_nearest,
     goals,

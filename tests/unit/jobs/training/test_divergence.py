@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from jobs.config import TrainConfig
+from jobs.sections import TrainConfig
 from jobs.training.divergence import explanation, faults_of, weighed
 from refbert.distillation import Targets
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from jobs.config import TrainConfig
+from jobs.sections import TrainConfig
 from jobs.training.engine import fit_layers
 from refbert.config import LossConfig
 from refbert.distillation import Distiller
