@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from refbert.memory.reader import Reader, load
+    from refbert.memory.opening import load
+    from refbert.memory.reader import Reader
     from refbert.student import RefBertForSequenceClassification, RefBertModel
     from refbert.student_config import RefBertConfig
 
@@ -23,7 +24,7 @@ def __getattr__(name: str) -> Any:
         return version("refbert")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "refbert.memory.reader" if name in ("Reader", "load") else "refbert.student"
+    home = {"Reader": "refbert.memory.reader", "load": "refbert.memory.opening"}.get(name, "refbert.student")
     importlib.import_module("refbert.auto_classes")  # registers the student with transformers
     return getattr(importlib.import_module(home), name)
 

@@ -223,7 +223,7 @@ def _opened(
 ) -> Iterator[Any]:
     from transformers.utils.logging import disable_progress_bar
 
-    from refbert.memory.reader import load
+    from refbert.memory.opening import load
 
     disable_progress_bar()
     with load(folder, references, device, tokens, batch, text=text) as student:

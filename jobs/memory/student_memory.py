@@ -25,7 +25,8 @@ from refbert.folder import (
 )
 from refbert.memory.batch import ReferenceKeys
 from refbert.memory.manifest import trained_manifest, trained_references
-from refbert.memory.reader import Reader, mixing_of, open_look_up, reading_of, text_tokens
+from refbert.memory.opening import mixing_of, open_look_up, reading_of
+from refbert.memory.reader import Reader, text_tokens
 from refbert.memory.version import MemoryVersion, current_name, current_version, memory_it_is_of, version_named
 from refbert.student_config import RefBertConfig
 from refbert.teacher import load_tokenizer

@@ -21,7 +21,8 @@ from jobs.service.metrics import MemoryState, StudentMetrics
 from refbert.config import ReferenceConfig
 from refbert.errors import InputError
 from refbert.memory.manifest import trained_manifest
-from refbert.memory.reader import Reader, mixing_of, open_look_up, reading_of
+from refbert.memory.opening import mixing_of, open_look_up, reading_of
+from refbert.memory.reader import Reader
 from refbert.memory.replica import Replica
 from refbert.memory.version import MemoryVersion, current_name, current_version
 from refbert.passages import Text

@@ -172,7 +172,7 @@ def test_the_cards_snippet_runs_in_the_copied_folder_as_it_is_printed(
 
 @pytest.mark.parametrize("student", ["keywords"], indirect=True)
 def test_what_cannot_be_read_is_refused_in_one_line(student, copied, store_directory, tmp_path, monkeypatch):
-    monkeypatch.setattr("refbert.memory.reader.FIRST_ANSWER_S", 0.5)
+    monkeypatch.setattr("refbert.memory.opening.FIRST_ANSWER_S", 0.5)
     with pytest.raises(StoreError, match="there is no store in"):
         refbert.load(copied, tmp_path)
     with pytest.raises(StoreError, match=r"127\.0\.0\.1:9"):

@@ -1,0 +1,163 @@
+"""Open a student's folder for inference, alone or beside the memory that it reads.
+
+    with refbert.load("runs/x/student", "http://qdrant:6334") as student:  # or a store's directory, or nothing
+        vectors = student.encode(texts)
+        labels = student.predict(texts)
+
+A student that is loaded without a memory reads the null reference, and neither gRPC nor a database is imported.
+"""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from refbert.answers import ANSWERS, Mixing
+from refbert.config import ReferenceConfig
+from refbert.correction import Correction
+from refbert.correction_files import correction_in
+from refbert.errors import InputError, UnavailableError
+from refbert.folder import load_model, load_word_table
+from refbert.memory.batch import ReferenceKeys
+from refbert.memory.manifest import trained_manifest, trained_references
+from refbert.memory.reader import LookUp, Reader, text_tokens
+from refbert.memory.retrieval import NeighbourSource, open_retriever
+from refbert.memory.texts import ReferenceTexts
+from refbert.student_config import RefBertConfig
+from refbert.teacher import load_tokenizer
+from vector_store.config import StoreConfig
+from vector_store.errors import CollectionMissing
+from vector_store.schema import STATES_ALONE, Manifest, Parts
+
+if TYPE_CHECKING:  # needs gRPC, which a student without references does not
+    from vector_store.client import Client
+
+FIRST_ANSWER_S = 10.0
+"""How long `load` waits for a store that does not answer."""
+
+
+def load(
+    folder: str | Path,
+    references: str | Path | LookUp | None = None,
+    device: str | torch.device = "cpu",
+    tokens: int | None = None,
+    batch: int = 32,
+    replica: bool = False,
+    *,
+    text: bool = False,
+) -> Reader:
+    """Open a `student/` folder, or a copy of it, for inference. `tokens` cuts texts; by default where its teacher's were cut.
+
+    `references` says where its memory is: the URL of a Qdrant server (its key, if any, is in $QDRANT_API_KEY), or a store's
+    directory; or it is a `LookUp`. A memory that goes away later costs quality, not an error. Close the reader to let it go.
+    With `replica` an adapted student's memory is copied into this process now, and asked no more. With `text` look-ups
+    bring the references' texts, for explanations.
+
+    Raises InputError for a folder that is no student, or that cannot read references; UnavailableError without the packages
+    of the extra `memory`; StoreError where there is no store, or it holds another memory than the student's.
+    """
+    path = Path(folder).expanduser()
+    model = load_model(path).fuse().to(device)
+    tokenizer = load_tokenizer(str(path))
+    most = tokens or text_tokens(model.config) or model.config.max_position_embeddings
+    if not (references is None or isinstance(references, str | Path) or callable(references)):
+        raise InputError(
+            f"references={references!r} is neither a server's URL, nor a store's directory, nor a function"
+        )
+    correction, words = correction_in(path, tokenizer.all_special_ids)
+    if not isinstance(references, str | Path):
+        return Reader(model, tokenizer, most, source=references, correction=correction, words=words, batch=batch)
+    manifest = options = None
+    if correction is None:  # else the correction says which memory it is of, whatever the student was trained with
+        manifest, options = (
+            trained_manifest(model.config.memory, path),
+            trained_references(model.config.references, path),
+        )
+        if manifest is None:
+            raise InputError(f"{path} was trained without a memory; load it without references")
+        if options is None:
+            raise InputError(
+                f"{path} does not say how it looks up references: an earlier release wrote it; distil again"
+            )
+        if options.criterion == "none" or not (model.config.reads_any or model.config.answers):
+            raise InputError(f"{path} was trained to read no references; load it without references")
+    try:
+        from refbert.memory.version import current_version, memory_it_is_of
+        from vector_store.location import connect_to
+        from vector_store.store import Store, collections_there
+    except ModuleNotFoundError as error:
+        raise UnavailableError(
+            f"reading a memory needs {error.name}, which is not installed: pip install 'refbert[memory]', or load the student "
+            "without references"
+        ) from None
+    collection = memory_it_is_of(correction)[0] if correction else model.config.collection
+    store = StoreConfig(collection=collection, write_deadline_s=FIRST_ANSWER_S)
+    with ExitStack() as stack:
+        client = stack.enter_context(connect_to(str(references), store))
+        try:
+            if correction:
+                version = current_version(client, store, correction.student)
+                correction, read = version.correction, version.parts(text)
+                keys = None if words is None else ReferenceKeys(correction, words)
+                look_up = open_look_up(
+                    path, version.manifest, tokenizer, client, version.store, version.references, read,
+                    correction if replica else None, keys,
+                )  # fmt: skip
+            else:
+                assert manifest is not None
+                assert options is not None
+                Store(client, store).require(manifest)
+                look_up = open_look_up(
+                    path, manifest, tokenizer, client, store, options, reading_of(model.config, text)
+                )
+        except CollectionMissing:
+            there = collections_there(client)
+            raise CollectionMissing(
+                f"{path} reads the memory {collection!r}, and {client.url} has no such collection (there are: {there}); "
+                "give the store that has it, or adapt the student to a memory there"
+            ) from None
+        mixing = mixing_of(model.config)
+        reader = Reader(
+            model, tokenizer, most, *look_up, correction=correction, words=words, mixing=mixing, batch=batch
+        )
+        stack.callback(setattr, reader, "_is_closed", True)
+        reader._opened = stack.pop_all()
+    return reader
+
+
+def mixing_of(config: RefBertConfig) -> Mixing | None:
+    """How a student's answers are mixed with its teacher's of near texts; None where they are not."""
+    return Mixing(**config.answers) if config.answers else None
+
+
+def reading_of(config: RefBertConfig, text: bool = False) -> Parts:
+    """What a look-up reads of a reference for a student that nothing corrects: token states, or what its teacher answered."""
+    return Parts(states=False, text=text, residual_of=ANSWERS) if config.answers else Parts(text=text)
+
+
+def open_look_up(
+    folder: Path,
+    manifest: Manifest,
+    tokenizer: PreTrainedTokenizerBase,
+    client: "Client",
+    store: StoreConfig,
+    references: ReferenceConfig,
+    read: Parts = STATES_ALONE,
+    copied_for: Correction | None = None,
+    keys: ReferenceKeys | None = None,
+) -> tuple[ReferenceTexts, NeighbourSource]:
+    """Open the query builder and the neighbour source of a student.
+
+    `copied_for` its correction, the source is a replica, which reads the whole memory now. With `keys` neighbours bring these
+    in the place of their vectors and tokens, for a student that is corrected.
+    """
+    table = load_word_table(folder) if manifest.dense_index else None
+    texts = ReferenceTexts(manifest, references, tokenizer, table)
+    if copied_for:
+        from refbert.memory.replica import Replica
+        from vector_store.store import Store
+
+        return texts, Replica(texts, copied_for, Store(client, store).read(read), read)
+    return texts, open_retriever(client, store, texts, references.criterion, read, keys=keys)
