@@ -6,6 +6,7 @@
     python benchmarks/reading.py --only service --adapted runs/a/student --store store
     python benchmarks/reading.py --only adapting --adapted runs/a/student --wikipedia FILE
     python benchmarks/reading.py --only memory --adapted runs/a/student --wikipedia FILE [--most 100000]
+    python benchmarks/reading.py --only base --wikipedia FILE
     python benchmarks/reading.py --only similarity --adapted runs/a/student --sts-b DIR [--store store]
 
 The students are of the packaged teacher at 32 tokens, trained on the snippets without references, one for each seed.
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from measures import (
     reading_adapting,
+    reading_base,
     reading_growth,
     reading_memory,
     reading_quality,
@@ -45,7 +47,7 @@ OPTIONS = {
 def main() -> None:
     """Measure the parts that are asked for."""
     given = arguments(
-        __doc__ or "", ["quality", "growth", "speed", "service", "adapting", "memory", "similarity"], OPTIONS
+        __doc__ or "", ["quality", "growth", "speed", "service", "adapting", "memory", "base", "similarity"], OPTIONS
     )
     quiet_libraries()
     parts = {}
@@ -62,6 +64,8 @@ def main() -> None:
             wikipedia=Path(given.wikipedia),
             most=int(given.most or 10**9),
         )
+    if given.wikipedia:
+        parts["base"] = partial(reading_base.measure, wikipedia=Path(given.wikipedia))
     if given.adapted and given.sts_b:
         parts["similarity"] = partial(
             reading_similarity.measure, adapted=Path(given.adapted), store=given.store, sts_b=Path(given.sts_b)
