@@ -29,6 +29,7 @@ from jobs.run.telemetry import INGEST, RunGauges, StageMetrics
 from jobs.run.worker import per_node, set_up_worker
 from refbert.config import ReferenceConfig
 from refbert.memory.accounting import letter, letter_of, row_account, say_deleted
+from refbert.memory.encoding import encode_ahead
 from refbert.memory.manifest import manifest_of
 from refbert.memory.progress import progress
 from refbert.memory.reader import said_without_references
@@ -114,7 +115,7 @@ class EncodeAndStore:
         texts = [text_of(row) for _, row in new]
         said = said_without_references(self.student, texts) if self.student else None
         # Upserts go out while the next texts are encoded.
-        for index, token_ids, states in self.teacher.encode_one_by_one(texts):
+        for index, token_ids, states in encode_ahead(self.teacher, texts):
             identifier, row = new[index]
             kept = states if self.projection is None else self.projection.apply(states)
             vector = states.mean(0, dtype=np.float32)
