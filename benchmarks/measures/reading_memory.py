@@ -6,6 +6,7 @@ many bytes as a teacher's, so that no teacher is asked.
 
 import random
 import statistics
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -56,7 +57,8 @@ def measure(quick: bool, folder: Path, adapted: Path, wikipedia: Path, most: int
     sentences = wikipedia_sentences(wikipedia)
     asked = list(chunks(sentences[:ASKED], BATCH))
     correction = load_correction(adapted)
-    assert correction is not None, f"{adapted} was adapted to no memory"
+    if correction is None:
+        sys.exit(f"error: {adapted} was adapted to no memory; run jobs/adapt.py on it first")
     rows: Rows = []
     with ExitStack() as stack:
         readers: dict[int, Reader] = {}
@@ -92,7 +94,7 @@ def filled(
     client, config = stack.enter_context(opened(place, name))
     load = fill(client, config, manifest, points(side, correction.reader, texts))
     publish_version(Store(client, config), correction)
-    time.sleep(1)
+    time.sleep(1)  # the server removes the shard without an index once it has said that the index is there
     collection = place / "collections" / f"c{name}"
     log = sum(folder_bytes(shard / "wal") for shard in collection.glob("shard-*"))
     return {

@@ -147,9 +147,7 @@ class Replica:
         self, found: Neighbours, rows: NDArray[Any], scores: NDArray[Any], own: NDArray[Any], first: int = 0
     ) -> None:
         """Put references `rows` (batch, count), but none of `own` (batch,), into the batch from its row `first` on."""
-        there = (rows != own[:, None]) & (
-            rows >= 0
-        )  # a row's references come first: the one that is left out is its last
+        there = (rows != own[:, None]) & (rows >= 0)  # a row's references come first, the one left out is its last
         assert found.keys is not None
         assert found.residuals is not None
         batch = slice(first, first + len(rows)), slice(rows.shape[1])
