@@ -5,20 +5,19 @@ them. Texts, their words and keywords are real.
 """
 
 import statistics
-from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from measures.goals import Goal, Part, Rows, in_turns, median_ratio
+from jobs.corpus.prepared import chunked
+from measures.goals import Goal, Part, Rows, median_ratio
 from measures.ingest import LONG_TOKENS, bert_base
-from measures.reading_memory import chunks, filled
+from measures.reading_memory import filled
 from measures.reading_quality import NEIGHBOURS, wikipedia_sentences
-from measures.reading_speed import BATCH, GLOBAL, READS, REPLICA, encode, opened, student_files
+from measures.reading_speed import BATCH, GLOBAL, READS, REPLICA, SPREAD, TEACHER, opened, student_files, timed
 from refbert.config import AdaptConfig, StudentConfig, TeacherConfig
 from refbert.correction import Correction
 from refbert.distillation import new_student
@@ -34,12 +33,12 @@ SENTENCES = 7
 
 WORDS_DIM, LANDMARKS = 192, 1_000
 COLLECTION = "made-up"
-BASE, SPREAD = "BERT-base, a batch on all cores", "BERT-base, a batch on each core"
 
 NOTE = (
-    f"Texts of {LONG_TOKENS} tokens, batches of {BATCH}, as many at once as there are cores; all contenders in one process, in "
-    "turns, float32 in torch; the embedded store's server runs beside it on the same cores. Ratios are over BERT-base in the "
-    "form that is faster. Bytes are those of the files that inference needs, beside 4 for each of BERT-base's parameters."
+    f"Texts of {LONG_TOKENS} tokens, batches of {BATCH}, as many at once as there are cores; the teacher is BERT-base; all "
+    "contenders in one process, in turns, float32 in torch; the embedded store's server runs beside it on the same cores. "
+    "Ratios are over BERT-base in the form that is faster. Bytes are those of the files that inference needs, beside 4 for "
+    "each of its parameters."
 )
 
 
@@ -49,26 +48,15 @@ def measure(quick: bool, folder: Path, wikipedia: Path) -> Part:
     folder.mkdir(parents=True)
     teacher = load_teacher(TeacherConfig(model=str(bert_base(folder / "bert-base")), tokens=LONG_TOKENS, batch=BATCH))
     size = BATCH * torch.get_num_threads()
-    texts = [" ".join(some) for some in chunks(wikipedia_sentences(wikipedia), SENTENCES)]
+    texts = [" ".join(some) for some in chunked(wikipedia_sentences(wikipedia), SENTENCES)]
     asked, memory = texts[: size * (rounds + 1)], texts[size * (rounds + 1) :]
     correction = made_up_student(folder / "student", teacher)
     with ExitStack() as stack:
         filled(stack, folder / "store", folder / "student", correction, islice(memory, stored))
         readers = stack.enter_context(opened(folder / "student", str(folder / "store")))
-        encoders: dict[str, Callable[[list[str]], Any]] = {
-            BASE: lambda some: encode(teacher, some, 1),
-            SPREAD: lambda some: encode(teacher, some, torch.get_num_threads()),
-            **{name: reader.encode for name, reader in readers.items()},
-        }
-        contenders = {
-            name: lambda turn, call=call: call(asked[turn * size : (turn + 1) * size])
-            for name, call in encoders.items()
-        }
-        for call in contenders.values():
-            call(rounds)
-        taken = in_turns(contenders, rounds)
+        taken = timed(teacher, readers, asked, size, rounds)
         rungs = dict(readers[READS].source.counts)
-    base = min(taken[BASE], taken[SPREAD], key=statistics.median)
+    base = min(taken[TEACHER], taken[SPREAD], key=statistics.median)
     files = student_files(folder / "student")
     over = {name: median_ratio(base, seconds) for name, seconds in taken.items()}
     rows: Rows = [

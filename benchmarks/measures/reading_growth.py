@@ -3,8 +3,6 @@
 Nothing is trained: maps, residuals and neighbours are those of the stored sentences, in closed form.
 """
 
-import hashlib
-import json
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,7 +27,7 @@ from measures.reading_quality import (
     wikipedia_sentences,
     words_of,
 )
-from refbert.atomic import whole_file
+from refbert.atomic import digest, whole_file
 from refbert.config import TeacherConfig
 from refbert.correction import References
 from refbert.global_part import GlobalPartOptions
@@ -106,8 +104,7 @@ def teacher_and_words_kept(
     found = []
     for start in range(0, len(texts), AT_ONCE):
         some = texts[start : start + AT_ONCE]
-        named = json.dumps([teacher.fingerprint, table.rows.shape, *some])
-        file = kept and kept / f"{hashlib.sha256(named.encode()).hexdigest()[:16]}.npz"
+        file = kept and kept / f"{digest(teacher.fingerprint, table.rows.shape, *some)}.npz"
         if file and file.exists():
             columns = np.load(file)
             found.append(tuple(torch.from_numpy(columns[name]) for name in ("taught", "words")))

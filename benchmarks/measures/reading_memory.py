@@ -18,19 +18,19 @@ from typing import Any
 import numpy as np
 
 import refbert
+from jobs.corpus.prepared import chunked
 from measures.collection import fill, opened, server_pid
 from measures.goals import Goal, Part, Rows, in_turns
 from measures.lookups import require_live
 from measures.memory import held_and_total
 from measures.points import noise
 from measures.reading_quality import ASKED, wikipedia_sentences
-from measures.reading_speed import BATCH
+from measures.reading_speed import BATCH, disk_bytes
 from refbert.correction import Correction
 from refbert.folder import load_correction, load_word_table
 from refbert.memory.reader import Reader
 from refbert.memory.texts import ReferenceTexts
 from refbert.memory.version import memory_it_is_of, publish_version
-from refbert.passages import split_of
 from refbert.teacher import load_tokenizer
 from vector_store.schema import Point
 from vector_store.server.files import folder_bytes
@@ -55,7 +55,7 @@ def measure(quick: bool, folder: Path, adapted: Path, wikipedia: Path, most: int
     sizes = [size for size in (QUICK_SIZES if quick else SIZES) if size <= most]
     rounds = QUICK_ROUNDS if quick else ROUNDS
     sentences = wikipedia_sentences(wikipedia)
-    asked = list(chunks(sentences[:ASKED], BATCH))
+    asked = list(chunked(sentences[:ASKED], BATCH))
     correction = load_correction(adapted)
     if correction is None:
         sys.exit(f"error: {adapted} was adapted to no memory; run jobs/adapt.py on it first")
@@ -93,12 +93,12 @@ def filled(
     side = ReferenceTexts(manifest, references, load_tokenizer(str(adapted)), load_word_table(adapted))
     client, config = stack.enter_context(opened(place, name))
     load = fill(client, config, manifest, points(side, correction.reader, texts))
-    publish_version(Store(client, config), correction)
+    memory = Store(client, config)
+    publish_version(memory, correction)
     time.sleep(1)  # the server removes the shard without an index once it has said that the index is there
-    collection = place / "collections" / f"c{name}"
-    log = sum(folder_bytes(shard / "wal") for shard in collection.glob("shard-*"))
+    log = sum(folder_bytes(wal) for wal in place.glob(f"collections/c{name}/shard-*/wal"))
     return {
-        "disk_bytes_each": folder_bytes(collection) / load.points,
+        "disk_bytes_each": disk_bytes(memory, str(place)),
         "of_these_log": log / load.points,
         "hnsw": "yes" if load.has_hnsw else "no",
         "load_per_s": load.points_per_s,
@@ -110,21 +110,14 @@ def points(side: ReferenceTexts, reader: str, texts: Iterable[str]) -> Iterator[
     """Yield a point for each text, with a made-up vector and residual."""
     made_up = noise(side.manifest.encoder_dim).astype(np.float32)
     number = 0
-    for some in chunks(texts, TOKENIZED):
+    for some in chunked(texts, TOKENIZED):
         tokenized = side.tokenizer(some, truncation=True, max_length=side.manifest.text_tokens)["input_ids"]
         for text, ids in zip(some, tokenized, strict=True):
-            row = {"text": text, "source": "wikipedia", "document": f"{number // 8}", "split": split_of(text, 0.0)}
+            row = {"text": text, "source": "wikipedia", "document": f"{number // 8}", "split": "train"}
             vector, residual = made_up[number % len(made_up)], made_up[-1 - number % len(made_up)]
             point = side.point(row, side.identifier(text), np.array(ids, np.int32), vector, None)
             yield replace(point, residuals={reader: 0.1 * residual})
             number += 1
-
-
-def chunks(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Yield texts by so many."""
-    left = iter(texts)
-    while some := list(islice(left, size)):
-        yield some
 
 
 def spans(sentences: list[str]) -> Iterator[str]:

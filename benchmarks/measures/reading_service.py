@@ -3,22 +3,22 @@
 One service after the other within each turn, so that none takes the machine from another.
 """
 
-import re
 import shutil
 import statistics
 import urllib.request
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
 
 from jobs.config import load_config
 from jobs.run.session import ray_session
-from jobs.sections import ServeConfig
 from jobs.serve import served
-from measures.goals import Goal, Part, Rows
+from measures.goals import Goal, Part, Rows, in_turns
 from measures.points import load_snippets
 from measures.service import BATCH, CLIENTS, DEADLINE_S, http_load, rate
 from refbert.folder import CORRECTION
@@ -46,18 +46,20 @@ def measure(quick: bool, folder: Path, adapted: Path, store: str) -> Part:
     rungs: dict[str, Counter[str]] = {name: Counter() for name in found}
     with ray_session(), embedded_server(Path(store)) as url:
         config = load_config(overrides=[f"store.url={url}", "name=measured"])
-        services = {
-            WITHOUT: config.serve.model_copy(update={"student": str(alone)}),
-            STORE: config.serve.model_copy(update={"student": str(adapted)}),
-            REPLICA: config.serve.model_copy(update={"student": str(adapted), "replica_rows": 10**9}),
+        services: dict[str, dict[str, Any]] = {
+            WITHOUT: {"student": str(alone)},
+            STORE: {"student": str(adapted)},
+            REPLICA: {"student": str(adapted), "replica_rows": 10**9},
         }
-        for turn in range(turns):
-            for name in found if turn % 2 == 0 else reversed(found):
-                options = services[name].model_copy(update={"port": 0, "deadline_s": DEADLINE_S})
-                with served(config.model_copy(update={"serve": ServeConfig(**options.model_dump())})) as address:
-                    found[name].append(loaded(address, texts, seconds))
-                    rungs[name].update(answered(address))
-                print(turn, name, found[name][-1], dict(rungs[name]), flush=True)
+
+        def serve_and_load(name: str, turn: int) -> None:
+            options = services[name] | {"port": 0, "deadline_s": DEADLINE_S}
+            with served(config.model_copy(update={"serve": config.serve.model_copy(update=options)})) as address:
+                found[name].append(loaded(address, texts, seconds))
+                rungs[name].update(answered(address))
+            print(turn, name, found[name][-1], dict(rungs[name]), flush=True)
+
+        in_turns({name: partial(serve_and_load, name) for name in found}, turns)
     rows: Rows = [
         {
             "contender": name,
@@ -90,11 +92,11 @@ def loaded(address: str, texts: list[str], seconds: float) -> dict[str, float]:
 def answered(address: str) -> Counter[str]:
     """How many texts each rung of the ladder has answered."""
     with urllib.request.urlopen(f"{address}/metrics", timeout=DEADLINE_S) as response:
-        lines = response.read().decode().splitlines()
+        families = {family.name: family for family in text_string_to_metric_families(response.read().decode())}
     found: Counter[str] = Counter()
-    for line in lines:
-        if match := re.match(r'refbert_references_total{.*rung="(\w+)".*} (\S+)', line):
-            found[match[1]] += int(float(match[2]))
+    for sample in families["refbert_references"].samples:
+        if sample.name.endswith("_total"):
+            found[sample.labels["rung"]] += int(sample.value)
     return found
 
 

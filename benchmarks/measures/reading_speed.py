@@ -4,7 +4,7 @@ Throughput of whole calls: tokenizing, look-ups beside the forward, correction. 
 """
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from refbert.teacher import Teacher, load_teacher
 from vector_store.codec import payload_of
 from vector_store.config import StoreConfig
 from vector_store.schema import Parts
+from vector_store.server.files import folder_bytes
 from vector_store.store import Store, get_points
 
 BATCH, BATCHES = 32, 8
@@ -59,19 +60,7 @@ def measure(quick: bool, _folder: Path, adapted: Path, store: str) -> Part:
     texts = [one.row.text for one in (*snippets.heldout, *snippets.stored)]
     rounds, size = QUICK_ROUNDS if quick else ROUNDS, BATCH * BATCHES
     with opened(adapted, store) as readers:
-        encoders: dict[str, Callable[[list[str]], Any]] = {
-            TEACHER: lambda some: encode(teacher, some, 1),
-            SPREAD: lambda some: encode(teacher, some, torch.get_num_threads()),
-            **{name: reader.encode for name, reader in readers.items()},
-        }
-
-        def timed(name: str) -> Callable[[int], Any]:
-            return lambda turn: encoders[name](texts[turn * size : (turn + 1) * size])
-
-        contenders = {name: timed(name) for name in encoders}
-        for call in contenders.values():
-            call(rounds)
-        taken = in_turns(contenders, rounds)
+        taken = timed(teacher, readers, texts, size, rounds)
         reads, replica = readers[READS], readers[REPLICA]
         assert reads.correction is not None
         rungs = dict(reads.source.counts)
@@ -105,6 +94,24 @@ def measure(quick: bool, _folder: Path, adapted: Path, store: str) -> Part:
     )
 
 
+def timed(
+    teacher: Teacher, readers: Mapping[str, Reader], texts: Sequence[str], size: int, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of the teacher, in both forms, and of each reader, for `size` texts that none before asked; after a warm-up."""
+    encoders: dict[str, Callable[[list[str]], Any]] = {
+        TEACHER: lambda some: encode(teacher, some, 1),
+        SPREAD: lambda some: encode(teacher, some, torch.get_num_threads()),
+        **{name: reader.encode for name, reader in readers.items()},
+    }
+    contenders = {
+        name: lambda turn, call=call: call(list(texts[turn * size : (turn + 1) * size]))
+        for name, call in encoders.items()
+    }
+    for call in contenders.values():
+        call(rounds)
+    return in_turns(contenders, rounds)
+
+
 def encode(teacher: Teacher, texts: list[str], workers: int) -> None:
     """Encode texts as a user of the teacher does, batches of like length, so many at once."""
     batches = list(by_length(texts, BATCH))
@@ -136,4 +143,4 @@ def disk_bytes(memory: Store, store: str) -> float | None:
     folder = Path(store) / "collections" / f"c{memory._name}"
     if not folder.is_dir():
         return None
-    return sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file()) / memory.count()
+    return folder_bytes(folder) / memory.count()

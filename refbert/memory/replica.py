@@ -70,13 +70,12 @@ class Replica:
             self._ids += [point.id for point in page]
             self._texts += [point.text for point in page]
             words.append(words_of_points(page, texts.words))
-            vectors.append(column_of(page, "vector", dim).astype(np.float16))
-            residuals.append(column_of(page, "residual", dim).astype(np.float16))
-            said, lacks = (torch.from_numpy(column[-1]).float() for column in (vectors, residuals))
-            of_page = References(said, lacks, words[-1])
+            vectors.append(torch.from_numpy(column_of(page, "vector", dim)).half())
+            residuals.append(torch.from_numpy(column_of(page, "residual", dim)).half())
+            of_page = References(vectors[-1].float(), residuals[-1].float(), words[-1])
             keys.append(correction.keyed(of_page).keys.half())
         self._vectors, self._residuals, self._keys = (
-            torch.cat([torch.empty(0, width, dtype=torch.half), *map(torch.as_tensor, column)])
+            torch.cat([torch.empty(0, width, dtype=torch.half), *column])
             for width, column in ((dim, vectors), (dim, residuals), (key_dim, keys))
         )
         self._row_of = {identifier: row for row, identifier in enumerate(self._ids)}
