@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.processes import MARK, marked, runs, stop
+from cluster.ray_command import LOOPBACK
 from jobs.run.ports import free_ports
 from jobs.run.session import NODE_ENVIRONMENT
 from refbert.atomic import write_whole
@@ -29,7 +30,6 @@ from vector_store.server.access import identity, with_directory
 REPOSITORY = Path(__file__).resolve().parents[1]
 STATE = "cluster.json"
 HEAD, STORE = "head", "store"
-LOOPBACK = "127.0.0.1"
 STORE_KEY = "QDRANT_API_KEY"
 STORE_URL = "REFBERT_STORE_URL"
 """URL of the store for jobs on this cluster whose config says `embedded`."""
@@ -181,8 +181,7 @@ def _start_node(cluster: Cluster, part: str) -> None:
         }
     else:
         options["address"] = cluster.gcs
-    command = "cluster.loopback" if cluster.host == LOOPBACK else "ray.scripts.scripts"
-    words = [sys.executable, "-m", command, "start", "--disable-usage-stats", "--log-style=record"]
+    words = [sys.executable, "-m", "cluster.ray_command", "start", "--disable-usage-stats", "--log-style=record"]
     words += ["--head"] if part == HEAD else []
     words += [f"--{name}={value}" for name, value in options.items()]
     done = subprocess.run(

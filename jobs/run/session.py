@@ -7,11 +7,13 @@ local Ray that ends with it. Where it says so, logs of Ray itself are quieted: a
 import json
 import logging
 import os
+import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ ENVIRONMENT = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "jobs.service.proxy.middlewares",  # a lost replica is 503, not 500
     "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": "67108864",  # bytes; of Ray's own 2 GiB all are read before their size counts
     # A busy machine starts processes slowly: Ray gives a node and its agents 30 s, a worker 60 s, a proxy 5 s.
+    # What starts a node has 30 s of its own: see `wait_for_slow_nodes`.
     "RAY_raylet_start_wait_time_s": "180",
     "RAY_gcs_server_port_wait_time_s": "180",
     "RAY_agent_register_timeout_ms": "180000",
@@ -55,6 +58,12 @@ NODE_ENVIRONMENT = {
 PASSED_ON = ("REFBERT_HOME", "REFBERT_STORE_URL", "REFBERT_CACHE", "REFBERT_COMMIT", "HF_HOME", "HF_HUB_OFFLINE")
 """What workers must see as the driver does. Secrets are not among them: export those where `ray start` runs."""
 
+NODE_START_S, ASK_AGAIN_S = 90.0, 0.1
+"""How long a node that this process starts may take to register, and how often that is asked."""
+
+HOST_AND_PORT = r"[^/]+:\d+"
+"""An address of a head, and neither `auto` nor `ray://...`."""
+
 ANSWER_S, WATCH_S = 5.0, 0.5
 """How long Ray's head may take to accept a connection, and how often that is seen to while it is needed."""
 
@@ -70,6 +79,16 @@ def set_environment() -> None:
         os.environ.setdefault(name, value)
 
 
+def wait_for_slow_nodes() -> None:
+    """Have this process wait NODE_START_S for a node that it starts, and leave it the cores meanwhile.
+
+    Ray 2.60 gives up after 30 s whatever its environment says, and until then asks without a pause (`Node.__init__`).
+    """
+    from ray._private import services
+
+    services.get_node = _once_registered(services.get_node)
+
+
 @contextmanager
 def ray_session() -> Iterator[None]:
     """Connect, or start a local Ray with one logical CPU per core and at least two; leave or stop it in the end.
@@ -79,6 +98,8 @@ def ray_session() -> Iterator[None]:
     set_environment()
     import ray  # after its environment is set: it is read at import
     from ray.data import DataContext
+
+    wait_for_slow_nodes()
 
     # RAY_ADDRESS too: on a machine with several Rays, the actors of Ray Train would not know which one is theirs.
     passed_on = {name: os.environ[name] for name in (*PASSED_ON, "RAY_ADDRESS") if name in os.environ}
@@ -96,6 +117,8 @@ def ray_session() -> Iterator[None]:
         with _one_line(
             f"cannot join the Ray cluster at {address}", "see that it runs (`ray status`), or unset RAY_ADDRESS"
         ):
+            if re.fullmatch(HOST_AND_PORT, address):
+                _connect(address)  # Ray asks a head that is not there for minutes, in lines of its own
             ray.init(**options)
         log.info("joined the Ray cluster at %s", address)
     else:
@@ -114,6 +137,25 @@ def ray_session() -> Iterator[None]:
             ray.shutdown()
 
 
+def _once_registered(get_node: Callable[..., Any]) -> Callable[..., Any]:
+    """Return Ray's question for a node, asked again each ASK_AGAIN_S until the node has registered."""
+    if hasattr(get_node, "__wrapped__"):
+        return get_node
+
+    @wraps(get_node)
+    def patient(*whom: str) -> Any:
+        deadline_s = time.monotonic() + NODE_START_S
+        while True:
+            try:
+                return get_node(*whom)
+            except RuntimeError:
+                if time.monotonic() > deadline_s:
+                    raise
+            time.sleep(ASK_AGAIN_S)
+
+    return patient
+
+
 def ray_has_gone() -> bool:
     """Whether this process is joined to a Ray whose head accepts no connection any more.
 
@@ -124,12 +166,17 @@ def ray_has_gone() -> bool:
 
     if not ray.is_initialized():
         return False
-    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+        _connect(ray.get_runtime_context().gcs_address)
     except OSError:
         return True
     return False
+
+
+def _connect(address: str) -> None:
+    """Connect to a head's port, and leave it. Raises OSError where it does not accept in ANSWER_S."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
 
 
 def wait_while_ray_answers(done: Future[Any], patience_s: float) -> None:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from jobs import launch
 from jobs.launch import run_job
 from jobs.run.failures import BAD_INPUT, UNAVAILABLE, known_cause
+from jobs.run.ports import free_ports
 from jobs.run.session import ray_session
 from jobs.training.recovery import Recovery
 from refbert.errors import InputError, UnavailableError
@@ -171,12 +172,23 @@ def test_a_ray_that_does_not_start_is_one_line_and_something_unavailable(monkeyp
         UnavailableError, match="Ray did not start on this machine: Exception: The current node timed out"
     ) as own:
         enter(ray_session())
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    with pytest.raises(UnavailableError, match=r"cannot join the Ray cluster at 10\.0\.0\.1:6379") as joined:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(UnavailableError, match=r"cannot join the Ray cluster at auto") as joined:
         enter(ray_session())
     for error in (own.value, joined.value):
         assert known_cause(error) is error
         assert "\n" not in str(error)
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch):
+    """Ray itself asks for minutes, and says so in lines of its own."""
+    (port,) = free_ports(1, "127.0.0.1")
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray is not asked"))
+    with pytest.raises(
+        UnavailableError, match=rf"cannot join the Ray cluster at 127\.0\.0\.1:{port}: .*refused.*unset RAY_ADDRESS"
+    ):
+        enter(ray_session())
 
 
 def enter(session):

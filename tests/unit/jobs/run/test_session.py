@@ -1,14 +1,17 @@
 """Whether Ray is still there: asked of its head's port, since Ray itself would wait a minute for an answer."""
 
+import inspect
 import socket
 import time
 import types
 from concurrent.futures import Future
+from itertools import pairwise
 
 import pytest
 import ray
 
-from jobs.run.session import ray_has_gone, wait_while_ray_answers
+from jobs.run import session
+from jobs.run.session import ASK_AGAIN_S, ray_has_gone, wait_for_slow_nodes, wait_while_ray_answers
 
 
 @pytest.fixture
@@ -39,3 +42,29 @@ def test_what_needs_ray_is_waited_for_while_ray_is_there_and_its_failure_is_rais
     started_s = time.monotonic()
     wait_while_ray_answers(Future(), 60)
     assert time.monotonic() - started_s < 10
+
+
+def test_a_node_is_asked_for_until_it_has_registered_and_not_without_a_pause(monkeypatch):
+    asked = []
+
+    def get_node(gcs_address, node_id):
+        asked.append(time.monotonic())
+        if len(asked) < 4:
+            raise RuntimeError("no such node")
+        return {"node_id": node_id}
+
+    monkeypatch.setattr(ray._private.services, "get_node", get_node)
+    wait_for_slow_nodes()
+    wait_for_slow_nodes()  # a second session of the process
+    assert ray._private.services.get_node("gcs", "node") == {"node_id": "node"}
+    assert len(asked) == 4
+    assert all(later - earlier >= ASK_AGAIN_S for earlier, later in pairwise(asked))
+    monkeypatch.setattr(session, "NODE_START_S", 0.0)
+    asked.clear()
+    with pytest.raises(RuntimeError, match="no such node"):
+        ray._private.services.get_node("gcs", "node")
+
+
+def test_ray_still_asks_for_its_own_node_where_we_have_it_wait():
+    """A Ray that asks in another way would give up after its own limit, unseen until a machine is busy."""
+    assert "ray._private.services.get_node(" in inspect.getsource(ray._private.node.Node.__init__)

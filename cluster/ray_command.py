@@ -1,4 +1,4 @@
-"""`python -m cluster.loopback start ...`: Ray's command line, listening on 127.0.0.1 only.
+"""`python -m cluster.ray_command start ...`: Ray's command line, patient on a busy machine, and on 127.0.0.1 alone if told so.
 
 `ray start --node-ip-address=127.0.0.1` replaces the address by the machine's external one, and its servers listen on all
 interfaces (Ray 2.60, services.resolve_ip_for_localhost). With VARIABLE=0, meant for systems whose firewalls ask about every
@@ -6,17 +6,25 @@ listener, Ray and its child processes stay on loopback. Ray then refuses worker 
 """
 
 import os
+import sys
+
+from jobs.run.session import wait_for_slow_nodes
 
 VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+LOOPBACK = "127.0.0.1"
 
 
 def main() -> None:
     """Run Ray's command line with this process's arguments."""
-    os.environ[VARIABLE] = "0"
+    on_loopback = f"--node-ip-address={LOOPBACK}" in sys.argv
+    if on_loopback:
+        os.environ[VARIABLE] = "0"
     from ray._private import ray_constants, services
 
-    ray_constants.ENABLE_RAY_CLUSTER = True
-    services.get_node_ip_address = lambda address=None: "127.0.0.1"
+    if on_loopback:
+        ray_constants.ENABLE_RAY_CLUSTER = True
+        services.get_node_ip_address = lambda address=None: LOOPBACK
+    wait_for_slow_nodes()
     from ray.scripts.scripts import main as ray_command
 
     ray_command()
