@@ -21,6 +21,7 @@ class WordVectors(nn.Module):
 
     def __init__(self, table: WordTable, special_ids: Sequence[int]) -> None:
         super().__init__()
+        self.table = table
         is_word = torch.ones(len(table.rows), dtype=torch.bool)
         is_word[[token for token in special_ids if token < len(is_word)]] = False
         self.register_buffer("rows", torch.from_numpy(table.rows), persistent=False)

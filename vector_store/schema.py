@@ -131,7 +131,8 @@ class Neighbours:
     (batch, count, encoder_dim) float32 are None where not asked for; NaN after the last neighbour, and of a point that has no
     residual yet. Without states the dim is 0. `own` (batch, encoder_dim) is the vector stored under the query's own id, NaN
     where there is none (the rung of the others is `own`); None where it was not asked for. `keys` (batch, count, key_dim) are
-    those that a reader has had made (`PointKeys`), NaN where there is none; None where it wants none.
+    those that a reader has had made (`PointKeys`), NaN where there is none; None where it wants none. `asked` (batch,
+    words_dim) are the queries' own sentence vectors, where a reader wants them again.
     """
 
     ids: list[list[str]]
@@ -145,6 +146,7 @@ class Neighbours:
     residuals: NDArray[np.float32] | None = None
     own: NDArray[np.float32] | None = None
     keys: NDArray[np.float32] | None = None
+    asked: NDArray[np.float32] | None = None
 
     @property
     def count(self) -> int:

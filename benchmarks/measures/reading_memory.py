@@ -32,6 +32,7 @@ from refbert.memory.reader import Reader
 from refbert.memory.texts import ReferenceTexts
 from refbert.memory.version import memory_it_is_of, publish_version
 from refbert.teacher import load_tokenizer
+from refbert.words import WordVectors
 from vector_store.schema import Point
 from vector_store.server.files import folder_bytes
 from vector_store.store import Store
@@ -90,7 +91,9 @@ def filled(
 ) -> dict[str, Any]:
     """Store texts under the student's current version on a server that runs until the stack is closed."""
     name, manifest, references = memory_it_is_of(correction)
-    side = ReferenceTexts(manifest, references, load_tokenizer(str(adapted)), load_word_table(adapted))
+    tokenizer = load_tokenizer(str(adapted))
+    words = WordVectors(load_word_table(adapted), tokenizer.all_special_ids)
+    side = ReferenceTexts(manifest, references, tokenizer, words)
     client, config = stack.enter_context(opened(place, name))
     load = fill(client, config, manifest, points(side, correction.reader, texts))
     memory = Store(client, config)

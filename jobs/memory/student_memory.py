@@ -119,6 +119,7 @@ def beside_version(
         version.parts(text),
         version.correction if replica else None,
         ReferenceKeys(version.correction, reader.words) if keyed and reader.words is not None else None,
+        reader.words,
     )
     version.correction.part.to(student.model.device)
     reader.correction = version.correction

@@ -155,8 +155,8 @@ def adapting_student(references: ReferenceConfig, folder: Path, teacher: Teacher
             f"the word table of {folder} is {table.dim} wide, adapt.references.words_dim asks for {asked}; leave words_dim out"
         )
     references = references.model_copy(update={"words_dim": table.dim if references.dense_index else None})
-    texts = ReferenceTexts(manifest_of(teacher, references), references, teacher.tokenizer, table)
     words = WordVectors(table, tokenizer.all_special_ids)
+    texts = ReferenceTexts(manifest_of(teacher, references), references, teacher.tokenizer, words)
     most = text_tokens(model.config) or teacher.config.tokens
     return Reader(model, tokenizer, most, texts, words=words, batch=batch), fingerprint(folder)
 

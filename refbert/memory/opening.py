@@ -27,6 +27,7 @@ from refbert.memory.retrieval import NeighbourSource, open_retriever
 from refbert.memory.texts import ReferenceTexts
 from refbert.student_config import RefBertConfig
 from refbert.teacher import load_tokenizer
+from refbert.words import WordVectors
 from vector_store.config import StoreConfig
 from vector_store.errors import CollectionMissing
 from vector_store.schema import STATES_ALONE, Manifest, Parts
@@ -103,7 +104,7 @@ def load(
                 keys = None if words is None else ReferenceKeys(correction, words)
                 look_up = open_look_up(
                     path, version.manifest, tokenizer, client, version.store, version.references, read,
-                    correction if replica else None, keys,
+                    correction if replica else None, keys, words,
                 )  # fmt: skip
             else:
                 assert manifest is not None
@@ -147,14 +148,18 @@ def open_look_up(
     read: Parts = STATES_ALONE,
     copied_for: Correction | None = None,
     keys: ReferenceKeys | None = None,
+    words: WordVectors | None = None,
 ) -> tuple[ReferenceTexts, NeighbourSource]:
     """Open the query builder and the neighbour source of a student.
 
     `copied_for` its correction, the source is a replica, which reads the whole memory now. With `keys` neighbours bring these
-    in the place of their vectors and tokens, for a student that is corrected.
+    in the place of their vectors and tokens, for a student that is corrected. `words` are those of the folder, if loaded.
     """
-    table = load_word_table(folder) if manifest.dense_index else None
-    texts = ReferenceTexts(manifest, references, tokenizer, table)
+    if not manifest.dense_index:
+        words = None
+    elif words is None:
+        words = WordVectors(load_word_table(folder), tokenizer.all_special_ids)
+    texts = ReferenceTexts(manifest, references, tokenizer, words)
     if copied_for:
         from refbert.memory.replica import Replica
         from vector_store.store import Store

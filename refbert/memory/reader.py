@@ -210,13 +210,18 @@ class Reader:
         try:
             queries = self.texts.queries(texts, tokens.input_ids, tokens.mask, documents)
             if self.own_answers and self.correction:
-                return with_own(*self.source.neighbours_and_points(queries))
-            return self.source.neighbours(queries)
+                found = with_own(*self.source.neighbours_and_points(queries))
+            else:
+                found = self.source.neighbours(queries)
         except StoreError as error:  # not only away, but broken: readers still get their answer
             if self.strict:
                 raise
             log.warning("answering without references: %s", error)
             return None
+        if self.correction and self.texts.words is self.words:  # it weighs by the vectors that were asked with
+            asked = [query.sentence for query in queries if query.sentence is not None]
+            return dataclasses.replace(found, asked=np.stack(asked) if asked else None)
+        return found
 
     def inputs(self, tokens: Tokens, found: Neighbours | None) -> Batch:
         """Put tokens and references where the student is."""
@@ -242,7 +247,10 @@ class Reader:
         if self.correction is None or self.words is None:
             return self.model(**self.inputs(tokens, found).student_inputs(), **options), None
         output = self.model(**self.inputs(tokens, None).student_inputs(), **options)
-        mine = self.words(tokens.input_ids.to(self.model.device), tokens.mask.to(self.model.device))
+        if found is not None and found.asked is not None:
+            mine = torch.from_numpy(found.asked).to(self.model.device)
+        else:
+            mine = self.words(tokens.input_ids.to(self.model.device), tokens.mask.to(self.model.device))
         near = None if found is None else references_to_read(found, self.words)
         corrected = self.correction.answer(output.sentence_embedding.float(), mine, near)
         if found is not None and found.own is not None:

@@ -16,13 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from refbert.config import ReferenceConfig
 from refbert.memory.points import reference_id, reference_point, sparse
 from refbert.passages import Text
-from refbert.references import (
-    WordTable,
-    query_keywords,
-    sentence_vector,
-    word_table,
-)
+from refbert.references import query_keywords, sentence_vector, word_table
 from refbert.teacher import Teacher, Tokens, tokenize
+from refbert.word_table import WordTable
 from refbert.words import WordVectors
 from vector_store.schema import Manifest, Point, Query, SparseVector
 
@@ -40,14 +36,18 @@ class ReferenceTexts:
         manifest: Manifest,
         references: ReferenceConfig,
         tokenizer: PreTrainedTokenizerBase,
-        table: WordTable | None,
+        words: WordVectors | None,
     ) -> None:
         self.manifest = manifest
         self.references = references
         self.tokenizer = tokenizer
         self.special_ids = sorted(tokenizer.all_special_ids)
-        self.table = table
-        self.words = None if table is None else WordVectors(table, self.special_ids)
+        self.words = words
+
+    @property
+    def table(self) -> WordTable | None:
+        """The words' vectors as a student's folder keeps them, where the memory is dense."""
+        return self.words.table if self.words is not None else None
 
     def tokenize(self, texts: Sequence[Text]) -> Tokens:
         """Return what an encoder reads."""
@@ -87,7 +87,9 @@ class ReferenceTexts:
         keywords = None
         if self.references.criterion not in WITHOUT_KEYWORDS:
             keywords = query_keywords(ids.numpy(), mask.bool().numpy(), self.special_ids)
-        sentences = None if self.words is None else self.words(ids, mask).numpy()
+        sentences = None
+        if self.words is not None:
+            sentences = self.words(ids.to(self.words.device), mask.to(self.words.device)).cpu().numpy()
         documents = documents if self.references.exclude_same_document else None
         return [
             Query(
@@ -105,5 +107,8 @@ class ReferenceTexts:
 
 def reference_texts(teacher: Teacher, manifest: Manifest, references: ReferenceConfig) -> ReferenceTexts:
     """Make the text side of a memory from its teacher."""
-    table = word_table(teacher.static_vectors(), manifest.words_dim) if manifest.dense_index else None
-    return ReferenceTexts(manifest, references, teacher.tokenizer, table)
+    words = None
+    if manifest.dense_index:
+        table = word_table(teacher.static_vectors(), manifest.words_dim)
+        words = WordVectors(table, teacher.tokenizer.all_special_ids)
+    return ReferenceTexts(manifest, references, teacher.tokenizer, words)

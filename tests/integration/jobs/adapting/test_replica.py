@@ -1,5 +1,7 @@
 """A reader's own copy of an adapted memory finds what the store finds."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ import refbert
 from refbert.errors import InputError
 from refbert.memory import replica
 from refbert.memory.adaptation import adapting_student
+from refbert.words import WordVectors
 from tests.integration.jobs.adapting.memory import ASKED, TEXTS
 
 
@@ -34,6 +37,21 @@ def test_a_replica_finds_what_the_store_finds_and_does_not_ask_it(memory, store_
         answered = asks_store.forward(asks_store.tokenize(texts), wanted).sentence_embedding.numpy()
         answered /= np.linalg.norm(answered, axis=1, keepdims=True)
         np.testing.assert_allclose(copy.encode(texts)[same], answered[same], atol=2e-3)
+
+
+@pytest.mark.parametrize("replica", [False, True])
+def test_the_words_of_a_text_are_added_up_once(memory, store_url, monkeypatch, replica):
+    memory.add(TEXTS)
+    memory.adapt()
+    with refbert.load(memory.folder, store_url, replica=replica) as reader:
+        tokens = reader.tokenize(ASKED)
+        found = reader.look_up(ASKED, tokens)
+        np.testing.assert_array_equal(found.asked, reader.words(tokens.input_ids, tokens.mask).numpy())
+        wanted = reader.answer(tokens, dataclasses.replace(found, asked=None))[1]
+        monkeypatch.setattr(WordVectors, "forward", lambda *_: pytest.fail("added up again"))
+        answered = reader.answer(tokens, found)[1]
+    for name, column in answered._asdict().items():
+        np.testing.assert_array_equal(column.numpy(), getattr(wanted, name).numpy(), err_msg=name)
 
 
 def test_a_memory_that_is_not_asked_by_words_alone_has_no_replica(memory, store_url):
