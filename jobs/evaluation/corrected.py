@@ -17,12 +17,12 @@ from torch.nn import functional as F
 from jobs.config import RunConfig
 from jobs.memory.gain import ANSWERS, CONTROLS, Answered, answered, teacher_vectors
 from jobs.memory.store import patient_store
-from jobs.memory.student_memory import beside_version
 from jobs.sections import EvaluateConfig
 from refbert.correction import Correction
 from refbert.correction_files import correction_in
 from refbert.errors import InputError
 from refbert.folder import WEIGHTS, WORD_TABLE, load_correction
+from refbert.memory.opening import beside_version
 from refbert.memory.reader import Reader, text_tokens
 from refbert.memory.retrieval import NeighbourSource, open_retriever
 from refbert.memory.version import MemoryVersion, current_version, memory_it_is_of

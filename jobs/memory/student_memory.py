@@ -4,7 +4,6 @@ A store that is away costs quality, never an answer: its texts then read the nul
 is refused. A student that reads nothing needs no store.
 """
 
-import copy
 import json
 import logging
 from collections.abc import Iterator
@@ -23,14 +22,13 @@ from refbert.folder import (
     load_correction,
     load_model,
 )
-from refbert.memory.batch import ReferenceKeys
 from refbert.memory.manifest import trained_manifest, trained_references
-from refbert.memory.opening import mixing_of, open_look_up, reading_of
+from refbert.memory.opening import beside_version, mixing_of, open_look_up, reading_of
 from refbert.memory.reader import Reader, text_tokens
-from refbert.memory.version import MemoryVersion, current_name, current_version, memory_it_is_of, version_named
+from refbert.memory.version import current_name, current_version, memory_it_is_of, version_named
 from refbert.student_config import RefBertConfig
 from refbert.teacher import load_tokenizer
-from vector_store.client import Client, connect
+from vector_store.client import connect
 from vector_store.errors import StoreUnavailable
 from vector_store.schema import Manifest
 from vector_store.store import Store
@@ -91,40 +89,6 @@ def open_reader(
     read = reading_of(model.config, text)
     look_up = open_look_up(folder, manifest, tokenizer, client, config.store, config.references, read)
     return Reader(model, tokenizer, max_tokens, *look_up, mixing=mixing_of(model.config), batch=batch)
-
-
-def beside_version(
-    student: Reader,
-    folder: Path,
-    client: Client,
-    version: MemoryVersion,
-    *,
-    text: bool = False,
-    own_answers: bool = False,
-    replica: bool = False,
-    keyed: bool = True,
-) -> Reader:
-    """Return a student beside a version of its memory, which corrects it; the model is shared. A `replica` asks no store.
-
-    `keyed`, look-ups bring the keys that references are weighed by; else the vectors and tokens that keys are made of.
-    """
-    reader = copy.copy(student)
-    reader.texts, reader.source = open_look_up(
-        folder,
-        version.manifest,
-        reader.tokenizer,
-        client,
-        version.store,
-        version.references,
-        version.parts(text),
-        version.correction if replica else None,
-        ReferenceKeys(version.correction, reader.words) if keyed and reader.words is not None else None,
-        reader.words,
-    )
-    version.correction.part.to(student.model.device)
-    reader.correction = version.correction
-    reader.own_answers = own_answers
-    return reader
 
 
 def student_run(config: RunConfig, student: str | None) -> tuple[RunConfig, Path]:

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jobs.config import RunConfig
-from jobs.memory.student_memory import beside_version, reads_memory
+from jobs.memory.student_memory import reads_memory
 from jobs.service.metrics import MemoryState, StudentMetrics
 from refbert.config import ReferenceConfig
 from refbert.errors import InputError
 from refbert.memory.manifest import trained_manifest
-from refbert.memory.opening import mixing_of, open_look_up, reading_of
+from refbert.memory.opening import beside_version, mixing_of, open_look_up, reading_of
 from refbert.memory.reader import Reader
 from refbert.memory.replica import Replica
 from refbert.memory.version import MemoryVersion, current_name, current_version

@@ -33,6 +33,7 @@ from refbert.correction import (
 from refbert.errors import InputError
 from refbert.folder import fingerprint, has_head, has_word_table, load_model, load_word_table, save_word_table
 from refbert.global_part import FittedGlobalPart, GlobalPartOptions, Rows, fit_global_part
+from refbert.memory.batch import words_of_points
 from refbert.memory.manifest import manifest_of
 from refbert.memory.progress import progress
 from refbert.memory.reader import Reader, said_without_references, text_tokens
@@ -170,7 +171,7 @@ def student_pages(store: Store, student: Reader, scratch: Path) -> Iterator[Page
         if not file.exists():
             columns = {
                 "student": said_without_references(student, [_text(point) for point in points]),
-                "words": word_vectors(student, points),
+                "words": words_of_points(points, student.words).cpu().numpy(),
                 "teacher": np.stack([point.vector for point in points if point.vector is not None]),
             }
             kept = {name: halved(name, each, points) for name, each in columns.items()}
@@ -200,16 +201,6 @@ def halved(name: str, vectors: NDArray[np.float32], points: Sequence[StoredPoint
         f"the student answers {found} with NaN, or numbers beyond {np.finfo(np.float16).max:.0f}; train it again, and adapt "
         "again"
     )
-
-
-def word_vectors(student: Reader, points: Sequence[StoredPoint]) -> NDArray[np.float32]:
-    """Return the vectors of stored texts' words, (points, words_dim)."""
-    assert student.words is not None
-    lengths = torch.tensor([len(point.token_ids) for point in points])
-    token_ids = torch.from_numpy(np.concatenate([point.token_ids for point in points])).long()
-    rows = torch.arange(len(points)).repeat_interleave(lengths)
-    device = student.words.device
-    return student.words.of_flat(token_ids.to(device), rows.to(device), len(points)).cpu().numpy()
 
 
 def write_residuals(

@@ -7,6 +7,7 @@
 A student that is loaded without a memory reads the null reference, and neither gRPC nor a database is imported.
 """
 
+import copy
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,6 @@ from transformers import PreTrainedTokenizerBase
 
 from refbert.answers import ANSWERS, Mixing
 from refbert.config import ReferenceConfig
-from refbert.correction import Correction
 from refbert.correction_files import correction_in
 from refbert.errors import InputError, UnavailableError
 from refbert.folder import load_model, load_word_table
@@ -33,6 +33,7 @@ from vector_store.errors import CollectionMissing
 from vector_store.schema import STATES_ALONE, Manifest, Parts
 
 if TYPE_CHECKING:  # needs gRPC, which a student without references does not
+    from refbert.memory.version import MemoryVersion
     from vector_store.client import Client
 
 FIRST_ANSWER_S = 10.0
@@ -100,29 +101,21 @@ def load(
         try:
             if correction:
                 version = current_version(client, store, correction.student)
-                correction, read = version.correction, version.parts(text)
-                keys = None if words is None else ReferenceKeys(correction, words)
-                look_up = open_look_up(
-                    path, version.manifest, tokenizer, client, version.store, version.references, read,
-                    correction if replica else None, keys, words,
-                )  # fmt: skip
+                alone = Reader(model, tokenizer, most, correction=correction, words=words, batch=batch)
+                reader = beside_version(alone, path, client, version, text=text, replica=replica)
             else:
                 assert manifest is not None
                 assert options is not None
                 Store(client, store).require(manifest)
-                look_up = open_look_up(
-                    path, manifest, tokenizer, client, store, options, reading_of(model.config, text)
-                )
+                read = reading_of(model.config, text)
+                look_up = open_look_up(path, manifest, tokenizer, client, store, options, read)
+                reader = Reader(model, tokenizer, most, *look_up, mixing=mixing_of(model.config), batch=batch)
         except CollectionMissing:
             there = collections_there(client)
             raise CollectionMissing(
                 f"{path} reads the memory {collection!r}, and {client.url} has no such collection (there are: {there}); "
                 "give the store that has it, or adapt the student to a memory there"
             ) from None
-        mixing = mixing_of(model.config)
-        reader = Reader(
-            model, tokenizer, most, *look_up, correction=correction, words=words, mixing=mixing, batch=batch
-        )
         stack.callback(setattr, reader, "_is_closed", True)
         reader._opened = stack.pop_all()
     return reader
@@ -138,6 +131,36 @@ def reading_of(config: RefBertConfig, text: bool = False) -> Parts:
     return Parts(states=False, text=text, residual_of=ANSWERS) if config.answers else Parts(text=text)
 
 
+def beside_version(
+    student: Reader,
+    folder: Path,
+    client: "Client",
+    version: "MemoryVersion",
+    *,
+    text: bool = False,
+    own_answers: bool = False,
+    replica: bool = False,
+    keyed: bool = True,
+) -> Reader:
+    """Return a student beside a version of its memory, which corrects it; the model is shared. A `replica` asks no store.
+
+    `keyed`, look-ups bring the keys that references are weighed by; else the vectors and tokens that keys are made of.
+    """
+    reader, read = copy.copy(student), version.parts(text)
+    reader.correction, reader.own_answers = version.correction, own_answers
+    version.correction.part.to(student.model.device)
+    reader.texts = texts = _texts(folder, version.manifest, student.tokenizer, version.references, student.words)
+    if replica:
+        from refbert.memory.replica import Replica
+        from vector_store.store import Store
+
+        reader.source = Replica(texts, version.correction, Store(client, version.store).read(read), read)
+    else:
+        keys = ReferenceKeys(version.correction, student.words) if keyed and student.words is not None else None
+        reader.source = open_retriever(client, version.store, texts, version.references.criterion, read, keys=keys)
+    return reader
+
+
 def open_look_up(
     folder: Path,
     manifest: Manifest,
@@ -146,23 +169,22 @@ def open_look_up(
     store: StoreConfig,
     references: ReferenceConfig,
     read: Parts = STATES_ALONE,
-    copied_for: Correction | None = None,
-    keys: ReferenceKeys | None = None,
-    words: WordVectors | None = None,
 ) -> tuple[ReferenceTexts, NeighbourSource]:
-    """Open the query builder and the neighbour source of a student.
+    """Open the query builder and the neighbour source of a student that nothing corrects."""
+    texts = _texts(folder, manifest, tokenizer, references)
+    return texts, open_retriever(client, store, texts, references.criterion, read)
 
-    `copied_for` its correction, the source is a replica, which reads the whole memory now. With `keys` neighbours bring these
-    in the place of their vectors and tokens, for a student that is corrected. `words` are those of the folder, if loaded.
-    """
+
+def _texts(
+    folder: Path,
+    manifest: Manifest,
+    tokenizer: PreTrainedTokenizerBase,
+    references: ReferenceConfig,
+    words: WordVectors | None = None,
+) -> ReferenceTexts:
+    """Make the query builder of a student's folder; `words` are those of the folder, if they are loaded."""
     if not manifest.dense_index:
         words = None
     elif words is None:
         words = WordVectors(load_word_table(folder), tokenizer.all_special_ids)
-    texts = ReferenceTexts(manifest, references, tokenizer, words)
-    if copied_for:
-        from refbert.memory.replica import Replica
-        from vector_store.store import Store
-
-        return texts, Replica(texts, copied_for, Store(client, store).read(read), read)
-    return texts, open_retriever(client, store, texts, references.criterion, read, keys=keys)
+    return ReferenceTexts(manifest, references, tokenizer, words)
