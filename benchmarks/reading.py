@@ -13,21 +13,12 @@ The students are of the packaged teacher at 32 tokens, trained on the snippets w
 `--intents` holds banking77_train.csv, banking77_test.csv and clinc150_full.json; `--wikipedia` is text with a paragraph a line.
 """
 
+import argparse
 import sys
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from measures import (
-    reading_adapting,
-    reading_base,
-    reading_growth,
-    reading_memory,
-    reading_quality,
-    reading_service,
-    reading_similarity,
-    reading_speed,
-)
-from measures.goals import arguments, measure_parts
+from measures.goals import Part, arguments, measure_parts
 
 from jobs.run.worker import quiet_libraries
 
@@ -43,55 +34,69 @@ OPTIONS = {
     "--sts-b": "folder with STS-B's train.tsv and dev.tsv, in GLUE's form",
 }
 
+NEEDS = {
+    "quality": ("--students",),
+    "growth": ("--students", "--wikipedia"),
+    "speed": ("--adapted", "--store"),
+    "service": ("--adapted", "--store"),
+    "adapting": ("--adapted", "--wikipedia"),
+    "memory": ("--adapted", "--wikipedia"),
+    "base": ("--wikipedia",),
+    "similarity": ("--adapted", "--sts-b"),
+}
+"""The parts, and the options that each is measured with."""
+
 
 def main() -> None:
     """Measure the parts that are asked for."""
-    given = arguments(
-        __doc__ or "", ["quality", "growth", "speed", "service", "adapting", "memory", "base", "similarity"], OPTIONS
-    )
+    given = arguments(__doc__ or "", list(NEEDS), OPTIONS, numbers=["--most"])
+    for part in given.only:
+        if lacks := [option for option in NEEDS[part] if not vars(given)[option.strip("-").replace("-", "_")]]:
+            sys.exit(f"error: the part {part!r} needs {' and '.join(lacks)}; see --help, and choose parts by --only")
     quiet_libraries()
-    parts = {}
-    if given.adapted and given.store:
-        parts["speed"] = partial(reading_speed.measure, adapted=Path(given.adapted), store=given.store)
-        parts["service"] = partial(reading_service.measure, adapted=Path(given.adapted), store=given.store)
-    if given.adapted and given.wikipedia:
-        parts["adapting"] = partial(
-            reading_adapting.measure, adapted=Path(given.adapted), wikipedia=Path(given.wikipedia)
-        )
-        parts["memory"] = partial(
-            reading_memory.measure,
-            adapted=Path(given.adapted),
-            wikipedia=Path(given.wikipedia),
-            most=int(given.most or 10**9),
-        )
-    if given.wikipedia:
-        parts["base"] = partial(reading_base.measure, wikipedia=Path(given.wikipedia))
-    if given.adapted and given.sts_b:
-        parts["similarity"] = partial(
-            reading_similarity.measure, adapted=Path(given.adapted), store=given.store, sts_b=Path(given.sts_b)
-        )
-    if given.students:
-        parts["quality"] = partial(
-            reading_quality.measure,
-            students=[Path(folder) for folder in given.students.split(",")],
-            intents=given.intents and Path(given.intents),
-            wikipedia=given.wikipedia and Path(given.wikipedia),
-        )
-        if given.wikipedia:
-            parts["growth"] = partial(
-                reading_growth.measure,
-                students=[Path(folder) for folder in given.students.split(",")],
-                wikipedia=Path(given.wikipedia),
-                most=int(given.most or 10**9),
-                precision=given.precision or "fp32",
-                kept=Path(given.kept) if given.kept else None,
-            )
-    if missing := [part for part in given.only or ["quality"] if part not in parts]:
-        sys.exit(
-            f"error: nothing to measure {missing[0]} with; train a student (jobs/distill.py) and give "
-            "--students=runs/NAME/student, or adapt it (jobs/adapt.py) and give --adapted=runs/NAME/student --store=store"
-        )
-    measure_parts("reading: what near texts add", given, parts)
+    measure_parts("reading: what near texts add", given, parts_of(given))
+
+
+def parts_of(given: argparse.Namespace) -> Mapping[str, Callable[[bool, Path], Part]]:
+    """Return how each part is measured with the options that are given; of those that a part needs none is missing."""
+    from measures import (  # their imports take seconds, which a wrong option should not cost
+        reading_adapting,
+        reading_base,
+        reading_growth,
+        reading_memory,
+        reading_quality,
+        reading_service,
+        reading_similarity,
+        reading_speed,
+    )
+
+    def students() -> list[Path]:
+        return [Path(folder) for folder in given.students.split(",")]
+
+    def optional(file: str | None) -> Path | None:
+        return Path(file) if file else None
+
+    most = given.most or 10**9
+    return {
+        "quality": lambda quick, folder: reading_quality.measure(
+            quick, folder, students(), optional(given.intents), optional(given.wikipedia)
+        ),
+        "growth": lambda quick, folder: reading_growth.measure(
+            quick, folder, students(), Path(given.wikipedia), most, given.precision or "fp32", optional(given.kept)
+        ),
+        "speed": lambda quick, folder: reading_speed.measure(quick, folder, Path(given.adapted), given.store),
+        "service": lambda quick, folder: reading_service.measure(quick, folder, Path(given.adapted), given.store),
+        "adapting": lambda quick, folder: reading_adapting.measure(
+            quick, folder, Path(given.adapted), Path(given.wikipedia)
+        ),
+        "memory": lambda quick, folder: reading_memory.measure(
+            quick, folder, Path(given.adapted), Path(given.wikipedia), most
+        ),
+        "base": lambda quick, folder: reading_base.measure(quick, folder, Path(given.wikipedia)),
+        "similarity": lambda quick, folder: reading_similarity.measure(
+            quick, folder, Path(given.adapted), given.store, Path(given.sts_b)
+        ),
+    }
 
 
 if __name__ == "__main__":

@@ -61,10 +61,12 @@ class Part:
     config: dict[str, Any]
 
 
-def arguments(description: str, parts: Sequence[str] = (), more: Mapping[str, str] | None = None) -> argparse.Namespace:
+def arguments(
+    description: str, parts: Sequence[str] = (), more: Mapping[str, str] | None = None, numbers: Sequence[str] = ()
+) -> argparse.Namespace:
     """Parse `--quick`, `--out` and, where there are parts, `--only`, which is all of them by default.
 
-    `more` maps further options to their help.
+    `more` maps further options to their help; of these, `numbers` are whole numbers.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the same code on smaller sizes: a few minutes")
@@ -74,7 +76,7 @@ def arguments(description: str, parts: Sequence[str] = (), more: Mapping[str, st
             "--only", nargs="+", choices=parts, default=list(parts), metavar="PART", help=", ".join(parts)
         )
     for option, help_text in (more or {}).items():
-        parser.add_argument(option, help=help_text)
+        parser.add_argument(option, help=help_text, type=int if option in numbers else str)
     return parser.parse_args()
 
 
