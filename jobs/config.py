@@ -86,6 +86,12 @@ class RunConfig(BaseModel, frozen=True, extra="forbid"):
                 "loss.prediction=0, loss.layer_map=last, loss.relation_of=states and loss.relation_layer=null, or "
                 "train.targets=teacher"
             )
+        if self.train.targets == "memory" and self.loss.needs_token_states and not self.references.states:
+            raise ValueError(
+                "loss.hidden and loss.relation learn from stored token states; leave out references.states=false, or set "
+                "train.targets=teacher, or learn from sentence vectors alone (loss.hidden=0, loss.relation=0, loss.sentence=5, "
+                "loss.similarity=20)"
+            )
         if self.train.targets == "memory" and (self.references.dim or self.references.tokens):
             raise ValueError(
                 "train.targets=memory learns from whole stored states; leave out references.dim and references.tokens, or set "

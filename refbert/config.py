@@ -292,6 +292,11 @@ class LossConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
     relation: NonNegativeFloat = Field(1.0, description="Token-to-token relations of one layer (MiniLMv2, eq. 5).")
     contrastive: NonNegativeFloat = 0.2
     """Sentence InfoNCE: the mutual-information bound. At 1 it crowds out the token states (docs/log.md)."""
+    sentence: NonNegativeFloat = 0.0
+    """One minus the cosine of sentence vectors. Where no token states are compared, the memory needs none
+    (`references.states=false`), and a step takes a third of the time."""
+    similarity: NonNegativeFloat = 0.0
+    """How a micro-batch's texts resemble each other, by cosine (Tung & Mori 2019); `train.micro_batch` of 32 or more."""
     prediction: NonNegativeFloat = Field(0.0, description="Soft cross-entropy (TinyBERT, eq. 10); needs teacher.head.")
     label: NonNegativeFloat = 0.0
     """Cross-entropy of a labelled task's own labels (squared error of a regression); no teacher's."""
@@ -311,8 +316,7 @@ class LossConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:
-        states = (self.hidden, self.embedding, self.attention, self.relation, self.contrastive)
-        if not any((*states, self.prediction, self.label)):
+        if not (self.needs_states or any((self.embedding, self.attention, self.prediction, self.label))):
             raise ValueError("every loss weight is 0: nothing to learn")
         return self
 
@@ -340,8 +344,13 @@ class LossConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
 
     @property
     def needs_states(self) -> bool:
-        """Whether anything is learned from the teacher's last states."""
-        return bool(self.hidden or self.relation or self.contrastive)
+        """Whether anything is learned from the teacher's last states, or from their mean."""
+        return self.needs_token_states or bool(self.contrastive or self.sentence or self.similarity)
+
+    @property
+    def needs_token_states(self) -> bool:
+        """Whether anything is learned from states that a sentence vector does not say."""
+        return bool(self.hidden or self.relation)
 
     def teacher_layers(self, student: int, teacher: int) -> tuple[int, ...]:
         """Teacher layer, from 1, of each compared layer of the student, which are its last ones, by numbers of layers.

@@ -24,6 +24,8 @@ from refbert.losses import (
     qkv_relation_loss,
     relation_loss,
     require_equal_heads,
+    sentence_loss,
+    similarity_loss,
 )
 from refbert.student import RefBertForSequenceClassification, RefBertModel, masked_mean
 from refbert.student_config import RefBertConfig
@@ -34,12 +36,14 @@ from refbert.teacher import Teacher
 class Targets:
     """The teacher's outputs for a batch: `layers`, `logits` and `qkv` as in `Encoding`, `mask` (batch, tokens).
 
+    `sentence` (batch, width) is the last layer's mean; None where `layers` say it, which are empty where it is enough.
     `attention_scores` are those of `LossConfig.teacher_layers`. `labels` (batch,) are a labelled task's own, NaN for a row
     without one. Targets that no loss reads may be None.
     """
 
     layers: tuple[Tensor, ...]
     mask: Tensor
+    sentence: Tensor | None = None
     logits: Tensor | None = None
     attention_scores: tuple[Tensor, ...] | None = None
     qkv: QKV | None = None
@@ -73,15 +77,17 @@ class Distiller(nn.Module):
                 output_hidden_states=True,
                 output_attentions=bool(weights.attention),
                 output_qkv=weights.relates_qkv,
+                output_projected_states=weights.needs_token_states,
             )
             hidden = output.hidden_states
             inner = [project(states) for project, states in zip(self.layer_projections, hidden[1:], strict=False)]
             embedded = self.embedding_projection(hidden[0]) if self.embedding_projection is not None else None
         mask = targets.mask
-        projected = output.projected_states.float()
+        projected = output.projected_states.float() if weights.needs_token_states else None
         mapped = weights.teacher_layers(self.student.config.num_hidden_layers, len(targets.layers) - 1)
         parts: dict[str, Tensor] = {}
         if weights.hidden:
+            assert projected is not None
             ours = [*(states.float() for states in inner), projected]
             theirs = [targets.layers[layer] for layer in mapped]
             pairs = zip(ours, theirs, strict=True)
@@ -99,14 +105,19 @@ class Distiller(nn.Module):
             qkv = QKV(*(x.float() for x in output.qkv))
             parts["relation"] = qkv_relation_loss(qkv, targets.qkv, mask, weights.relation_heads)
         elif weights.relation:
+            assert projected is not None
             related = targets.layers[weights.relation_layer or -1]
             parts["relation"] = relation_loss(projected, related, mask, weights.relation_heads)
-        if weights.contrastive:
-            negatives = batch.reference_vectors() if weights.reference_negatives else ()
-            last = masked_mean(targets.layers[-1], mask)
-            parts["contrastive"] = contrastive_loss(
-                masked_mean(projected, mask), last, weights.contrastive_temperature, *negatives
-            )
+        if weights.contrastive or weights.sentence or weights.similarity:
+            said = output.sentence_embedding.float() if projected is None else masked_mean(projected, mask)
+            taught = masked_mean(targets.layers[-1], mask) if targets.sentence is None else targets.sentence
+            if weights.contrastive:
+                negatives = batch.reference_vectors() if weights.reference_negatives else ()
+                parts["contrastive"] = contrastive_loss(said, taught, weights.contrastive_temperature, *negatives)
+            if weights.sentence:
+                parts["sentence"] = sentence_loss(said, taught)
+            if weights.similarity:
+                parts["similarity"] = similarity_loss(said, taught)
         if weights.prediction:
             assert targets.logits is not None
             parts["prediction"] = prediction_loss(

@@ -86,6 +86,20 @@ def contrastive_loss(
     return (F.cross_entropy(candidates, own) + F.cross_entropy(similarity.T, own)) / 2
 
 
+def sentence_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """One minus the cosine of (batch, width) sentence vectors, mean over rows."""
+    return 1 - F.cosine_similarity(student, teacher, dim=-1).mean()
+
+
+def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of all cosines between (batch, width) sentence vectors, the student's and the teacher's.
+
+    The similarity-preserving loss (Tung & Mori 2019, eq. 4) with cosines, which do not depend on the batch's size.
+    """
+    said, taught = F.normalize(student, dim=-1), F.normalize(teacher, dim=-1)
+    return F.mse_loss(said @ said.T, taught @ taught.T)
+
+
 def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of (batch, labels) logits and (batch,) classes, nats; squared error where there is one logit.
 

@@ -43,6 +43,31 @@ class ShuffleSampler:
         return np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
 
 
+class LengthSampler:
+    """Micro-batches whose texts have similar lengths, and so have those of one step, whose workers wait for each other.
+
+    Steps of `per_step` micro-batches of `batch` rows each, from a new permutation in each epoch, which a step may cross the end
+    of. `lengths` (rows,) are in any unit that grows with tokens.
+    """
+
+    def __init__(self, lengths: Sequence[int] | NDArray[np.int64], batch: int, per_step: int, seed: int) -> None:
+        self.lengths = np.asarray(lengths)
+        self.batch, self.per_step, self.seed = batch, per_step, seed
+        self._steps = ShuffleSampler(len(self.lengths), batch * per_step * SORTED_BATCHES, seed)
+        self._window = lru_cache(maxsize=2)(self._sorted)  # threads that look ahead ask for two windows at once
+
+    def rows(self, number: int) -> NDArray[np.int64]:
+        """Return the (batch,) row numbers of one micro-batch."""
+        step, place = divmod(number, self.per_step)
+        window, step = divmod(step, SORTED_BATCHES)
+        return self._window(window)[step, place]
+
+    def _sorted(self, window: int) -> NDArray[np.int64]:
+        """(steps, per_step, batch) row numbers."""
+        rows = _by_length(self._steps.rows(window), self.lengths).reshape(SORTED_BATCHES, self.per_step, self.batch)
+        return rows[np.random.default_rng([self.seed, window, 1]).permutation(SORTED_BATCHES)]
+
+
 class BucketSampler:
     """Batches of a labelled data set, over all epochs, in which texts have similar lengths.
 

@@ -223,6 +223,7 @@ def _open_stream(
         NeighbourPlan(job.plan) if job.plan and source else None,
         labels=job.corpus.labels("train"),
         logits=job.teacher.logits["train"],
+        sentences_alone=not phase.loss.needs_token_states,
         rank=0,
         world_size=1,
         prefetch=config.train.prefetch,

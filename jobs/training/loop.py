@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.train
 import torch
@@ -28,6 +30,7 @@ from jobs.run.directory import claim_directory, training_lock, write_manifest
 from jobs.run.failures import LostProcessError, known_cause
 from jobs.run.session import wait_while_ray_answers
 from jobs.run.worker import ThreadShare, set_up_worker
+from jobs.sections import TrainConfig
 from jobs.training.checkpoint import Checkpoint, Checkpoints, consolidated
 from jobs.training.divergence import faults_of, finite_step, skip_step, weighed
 from jobs.training.engine import build_engine
@@ -45,7 +48,7 @@ from refbert.memory.manifest import manifest_of
 from refbert.memory.retrieval import open_retriever
 from refbert.memory.texts import ReferenceTexts, reference_texts
 from refbert.precision import autocasts, has_fast_bf16
-from refbert.sampler import ShuffleSampler
+from refbert.sampler import LengthSampler
 from refbert.student import RefBertForSequenceClassification, RefBertModel
 from refbert.teacher import Teacher, load_teacher
 from vector_store.client import connect
@@ -251,6 +254,16 @@ def starting_student(
     return student
 
 
+def training_order(passages: pa.Table, train: TrainConfig, seed: int) -> LengthSampler:
+    """Return which rows of the passages each micro-batch has."""
+    lengths = sum(
+        pc.fill_null(pc.utf8_length(passages[name]), 0).to_numpy()
+        for name in ("text", "text_pair")
+        if name in passages.column_names
+    )
+    return LengthSampler(lengths, train.micro_batch, train.micro_batches, seed)
+
+
 @contextmanager
 def open_stream(job: DistillJob, teacher: Teacher, rank: int, world_size: int) -> Iterator[DistillStream]:
     """Open this worker's stream, with its own client of the store."""
@@ -270,11 +283,12 @@ def open_stream(job: DistillJob, teacher: Teacher, rank: int, world_size: int) -
         passages = job.corpus.table("train")
         stream = DistillStream(
             passages,
-            ShuffleSampler(passages.num_rows, config.train.micro_batch, config.seed),
+            training_order(passages, config.train, config.seed),
             texts,
             source,
             targets,
             NeighbourPlan(job.plan) if job.plan else None,
+            sentences_alone=not config.loss.needs_token_states,
             rank=rank,
             world_size=world_size,
             per_step=config.train.micro_batches,

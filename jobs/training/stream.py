@@ -31,7 +31,7 @@ from refbert.memory.texts import ReferenceTexts
 from refbert.passages import text_of
 from refbert.sampler import Sampler
 from vector_store.pipeline import IN_FLIGHT
-from vector_store.schema import Neighbours
+from vector_store.schema import Neighbours, Parts
 from vector_store.store import Store
 
 BatchAndTargets: TypeAlias = tuple[Batch, Targets | None]
@@ -41,9 +41,10 @@ BatchAndTargets: TypeAlias = tuple[Batch, Targets | None]
 class DistillStream:
     """Micro-batches of one worker, in order, with `prefetch` of them being looked up ahead.
 
-    `labels` (rows,) and `logits` (rows, labels) of a labelled task go with their rows. `counts` says what `next` has given
-    so far: rows, tokens and bytes of references; `wait_s` how long it waited for look-ups: what the prefetch did not hide.
-    `number` is the next micro-batch's. A step has `per_step` of them, at least one per worker; by default just one.
+    `targets` has the teacher's states of every text; with `sentences_alone` only their mean is read. `labels` (rows,) and
+    `logits` (rows, labels) of a labelled task go with their rows. `counts` says what `next` has given so far: rows, tokens and
+    bytes of references; `wait_s` how long it waited for look-ups: what the prefetch did not hide. `number` is the next
+    micro-batch's. A step has `per_step` of them, at least one per worker; by default just one.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class DistillStream:
         logits: NDArray[np.float32] | None = None,
         rank: int,
         world_size: int,
+        sentences_alone: bool = False,
         per_step: int | None = None,
         prefetch: int,
         dropout: float,
@@ -70,6 +72,7 @@ class DistillStream:
         self.targets = targets
         self.plan = plan
         self.labels, self.logits = labels, logits
+        self.sentences_alone = sentences_alone
         self.rank, self.world_size = rank, world_size
         self.per_step = per_step or world_size
         self.dropout = dropout
@@ -127,35 +130,42 @@ class DistillStream:
         texts = [text_of(row) for row in rows]
         ids, mask, segments = self.texts.tokenize(texts)
         own_ids = [self.texts.identifier(text) for text in texts] if self.targets else []
+        beside = [] if self.sentences_alone else own_ids  # look-ups bring states, not vectors
         found: Neighbours | None = None
         own: Neighbours | None = None
         if self.plan is not None:
             assert self.source is not None
-            found, own = self.source.planned(self.plan.choices(numbers), own_ids)
+            found, own = self.source.planned(self.plan.choices(numbers), beside)
         elif self.source is not None:
             queries = self.texts.queries(texts, ids, mask, [row["document"] for row in rows])
-            if self.targets is None:
+            if not beside:
                 found = self.source.neighbours(queries)
             else:
                 found, own = self.source.neighbours_and_points(queries)
-        if self.targets is not None and (own is None or not own.mask.any(1).all()):
+        if self.targets is not None and (not beside or own is None or not own.mask.any(1).all()):
             own = self._own_points(own_ids)
         reading = np.random.default_rng([self.sampler.seed, number]).random(len(rows)) >= self.dropout
         batch = student_batch(ids, mask, found, self.texts.manifest.dim, reading, segments)
         return batch, self._targets(numbers, mask, own)
 
     def _targets(self, rows: NDArray[np.int64], mask: Tensor, own: Neighbours | None) -> Targets | None:
-        """Gather what is known without a teacher: stored states of the texts, a task's answers and labels; None without any."""
+        """Gather what is known without a teacher: stored states of the texts or their mean, a task's answers and labels; None
+        without any."""
         if own is None and self.labels is None and self.logits is None:
             return None
         layers: tuple[Tensor, ...] = ()
-        if own is not None:
+        sentence = None
+        if own is not None and self.sentences_alone:
+            assert own.vectors is not None
+            sentence = torch.from_numpy(own.vectors[:, 0])
+        elif own is not None:
             width = mask.shape[1]
             layers = (torch.from_numpy(own.states[:, :width].astype(np.float32)),)
             mask = torch.from_numpy(own.mask[:, :width])
         return Targets(
             layers,
             mask,
+            sentence,
             logits=None if self.logits is None else torch.from_numpy(self.logits[rows]),
             labels=None if self.labels is None else torch.from_numpy(self.labels[rows]),
         )
@@ -163,7 +173,7 @@ class DistillStream:
     def _own_points(self, ids: Sequence[str]) -> Neighbours:
         """Fetch targets patiently: a missing reference costs quality, a missing target would teach nothing."""
         assert self.targets is not None
-        own = self.targets.fetch(ids)
+        own = self.targets.fetch(ids, Parts(states=False, vector=True) if self.sentences_alone else None)
         missing = int((~own.mask.any(1)).sum())
         if missing:
             raise InputError(

@@ -20,7 +20,6 @@ from jobs.run.failures import known_cause
 from jobs.training import loop
 from refbert.errors import InputError
 from refbert.export import read_export
-from refbert.sampler import ShuffleSampler
 from refbert.teacher import load_teacher, tokenize
 from tests.integration.jobs.in_process import compute_in_process
 from vector_store.client import connect
@@ -136,7 +135,7 @@ def test_a_killed_training_resumes_in_the_same_order_on_other_workers_and_zero_s
     corpus = prepare(trained)
     rows, train = corpus.table("train"), trained.train
     order, tokenizer = (
-        ShuffleSampler(rows.num_rows, train.micro_batch, trained.seed),
+        loop.training_order(rows, train, trained.seed),
         load_teacher(trained.teacher).tokenizer,
     )
     assert 3 * train.global_batch < rows.num_rows < 6 * train.global_batch
