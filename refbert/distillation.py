@@ -43,11 +43,11 @@ class Targets:
 
     layers: tuple[Tensor, ...]
     mask: Tensor
-    sentence: Tensor | None = None
     logits: Tensor | None = None
     attention_scores: tuple[Tensor, ...] | None = None
     qkv: QKV | None = None
     labels: Tensor | None = None
+    sentence: Tensor | None = None
 
 
 class Distiller(nn.Module):

@@ -165,7 +165,7 @@ class DistillStream:
         return Targets(
             layers,
             mask,
-            sentence,
+            sentence=sentence,
             logits=None if self.logits is None else torch.from_numpy(self.logits[rows]),
             labels=None if self.labels is None else torch.from_numpy(self.labels[rows]),
         )

@@ -87,11 +87,12 @@ class Memory:
         config = config or self.config
         return neighbour_plan(config.store, config.references, self.address, self.corpus, self.texts)
 
-    def stream(self, plan, targets=True) -> DistillStream:
+    def stream(self, plan, targets=True, **options) -> DistillStream:
         source = open_retriever(self.client, self.config.store, self.texts, self.config.references.criterion)
         return DistillStream(
             self.corpus.table("train"), ShuffleSampler(100, MICRO_BATCH, seed=3), self.texts, source,
             self.store if targets else None, plan, rank=0, world_size=1, prefetch=3, dropout=0.1,
+            **options,
         )  # fmt: skip
 
 
@@ -111,6 +112,19 @@ def make_memory(server_url, tmp_path, tiny_run):
     for memory in memories:
         memory.store.delete_collection()
         memory.client.close()
+
+
+@pytest.mark.parametrize("is_planned", [False, True])
+def test_where_no_states_are_learned_their_stored_mean_alone_is_read(make_memory, is_planned):
+    memory = make_memory()
+    plan = NeighbourPlan(memory.plan()) if is_planned else None
+    stream = memory.stream(plan, sentences_alone=True)
+    batch, targets = stream.make(0)
+    assert batch.reference_mask.any(), "references are read as ever"
+    assert targets.layers == ()
+    texts = [row["text"] for row in stream.passages.at(stream.sampler.rows(0))]
+    wanted = np.stack([states.mean(0, dtype=np.float32) for _, states in memory.teacher.encode_texts(texts)])
+    np.testing.assert_allclose(targets.sentence.numpy(), wanted, atol=2e-2)
 
 
 def tensors(batch):

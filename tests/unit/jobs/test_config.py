@@ -79,6 +79,7 @@ def test_an_unquoted_null_among_the_arms_is_the_arm_of_that_name():
         ("loss.embedding=1", "train.targets=memory has only the last layer's states"),
         ("loss.relation_of=qkv", "train.targets=memory has only the last layer's states"),
         ("loss.prediction=1", "train.targets=memory has only the last layer"),
+        ("references.states=false", "loss.hidden and loss.relation learn from stored token states; leave out"),
         ("train.precision=bf16", "set zero_stage to 1, 2 or 3"),
         ("store.url=localhost:6334", "neither `embedded` nor http"),
         ("student.num_attention_heads=5", "hidden_size=84 is not a multiple of num_attention_heads=5"),

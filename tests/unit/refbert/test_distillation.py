@@ -1,6 +1,7 @@
 """One distillation step: the parts of the loss, and learning from every kind of target."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from refbert.config import LossConfig, StudentConfig, TeacherConfig
 from refbert.distillation import Distiller, Targets, check_losses, new_student
 from refbert.errors import InputError
 from refbert.losses import attention_loss, hidden_loss, relation_loss
-from refbert.student import RefBertForSequenceClassification
+from refbert.student import RefBertForSequenceClassification, masked_mean
 from refbert.teacher import load_teacher, tokenize
 
 SMALL = StudentConfig(
@@ -42,7 +43,9 @@ def batch_and_targets(tiny, score_layers=(2,)) -> tuple[Batch, Targets]:
     return batch, targets
 
 
-ONLY = dict.fromkeys(("hidden", "embedding", "attention", "relation", "contrastive", "prediction"), 0.0)
+ONLY = dict.fromkeys(
+    ("hidden", "embedding", "attention", "relation", "contrastive", "prediction", "sentence", "similarity"), 0.0
+)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +58,8 @@ ONLY = dict.fromkeys(("hidden", "embedding", "attention", "relation", "contrasti
         {"relation": 1.0, "relation_heads": 4},
         {"relation": 1.0, "relation_heads": 6, "relation_of": "qkv"},
         {"contrastive": 1.0},
+        {"sentence": 1.0},
+        {"similarity": 1.0},
         {"prediction": 1.0},
     ],
     ids=lambda weights: "-".join(map(str, weights)),
@@ -84,6 +89,27 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(tiny):
     assert loss.item() == pytest.approx(
         sum(getattr(weights, name) * part.item() for name, part in parts.items()), rel=1e-5
     )
+
+
+def test_what_is_learned_of_sentence_vectors_needs_no_states_and_projects_none(tiny, monkeypatch):
+    batch, targets = batch_and_targets(tiny)
+    loss = LossConfig(**ONLY | {"sentence": 2.0, "similarity": 3.0})
+    distiller = Distiller(new_student(SMALL, tiny, 0), loss).eval()
+    monkeypatch.setattr(
+        distiller.student.encoder, "forward", partial(only_the_mean_projected, distiller.student.encoder.forward)
+    )
+    mean = masked_mean(targets.layers[-1], targets.mask)
+    alone, parts = distiller(batch, Targets((), targets.mask, sentence=mean))
+    with_states, _ = distiller(batch, targets)
+    torch.testing.assert_close(alone, with_states)
+    torch.testing.assert_close(alone, 2 * parts["sentence"] + 3 * parts["similarity"])
+    assert not LossConfig(**ONLY | {"sentence": 1.0}).needs_token_states
+    assert LossConfig(**ONLY | {"sentence": 1.0}).needs_states
+
+
+def only_the_mean_projected(forward, *given, **options):
+    assert not options["output_projected_states"]
+    return forward(*given, **options)
 
 
 def test_layer_maps_pair_the_students_layers_with_the_teachers():

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from refbert.attention import QKV
 from refbert.errors import InputError
@@ -14,6 +15,8 @@ from refbert.losses import (
     prediction_loss,
     qkv_relation_loss,
     relation_loss,
+    sentence_loss,
+    similarity_loss,
 )
 
 
@@ -46,6 +49,18 @@ def test_contrastive_loss_of_unrelated_vectors_is_about_log_batch():
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(256, 512, generator=generator) for _ in range(2))
     assert contrastive_loss(a, b, 1.0).item() == pytest.approx(math.log(256), abs=0.01)
+
+
+def test_sentence_and_similarity_losses_equal_their_formulas():
+    student, teacher = torch.randn(5, 7), torch.randn(5, 7)
+    cosines = [
+        [float(F.cosine_similarity(one, other, dim=0)) for other in some] for some in (student, teacher) for one in some
+    ]
+    own = [float(F.cosine_similarity(one, other, dim=0)) for one, other in zip(student, teacher, strict=True)]
+    assert sentence_loss(student, teacher).item() == pytest.approx(1 - sum(own) / 5, abs=1e-6)
+    said, taught = torch.tensor(cosines[:5]), torch.tensor(cosines[5:])
+    assert similarity_loss(student, teacher).item() == pytest.approx((said - taught).square().mean().item(), abs=1e-6)
+    assert similarity_loss(3 * teacher, teacher).item() == pytest.approx(0, abs=1e-9), "length says nothing"
 
 
 def test_prediction_loss_is_soft_cross_entropy():
