@@ -274,11 +274,12 @@ def open_stream(job: DistillJob, teacher: Teacher, rank: int, world_size: int) -
         source = targets = None
         if job.address:
             client = stack.enter_context(connect(config.store, job.address.url, rank=rank))
-            criterion = config.references.criterion if config.reads_references else "none"
             store = job.address.of(config.store)
-            source = open_retriever(
-                client, patient_store(store), texts, criterion, patience_s=config.train.store_patience_s
-            )
+            if config.reads_references or config.loss.needs_token_states:  # a search brings a text's own states, too
+                criterion = config.references.criterion if config.reads_references else "none"
+                source = open_retriever(
+                    client, patient_store(store), texts, criterion, patience_s=config.train.store_patience_s
+                )
             targets = Store(client, store) if config.train.targets == "memory" else None
         passages = job.corpus.table("train")
         stream = DistillStream(

@@ -100,8 +100,16 @@ def test_a_student_with_frozen_words_is_trained_resumed_and_adapted_with_one_tab
         **tiny_run().student.model_dump(exclude={"reference_mode", "embedding_size"}),
         "reference_mode": "none", "token_embeddings": "words", "embedding_size": 40,
     }  # fmt: skip
+    loss = {
+        "hidden": 0,
+        "relation": 0,
+        "contrastive": 0,
+        "sentence": 5,
+        "similarity": 20,
+    }  # of vectors, and of nothing else
     config = tiny_run(
-        name="frozen", student=student, references={"criterion": "none"},
+        name="frozen", student=student, references={"criterion": "none", "states": False}, loss=loss,
+        store={"collection": "vectors"}, train={**tiny_run().train.model_dump(), "targets": "memory"},
         adapt={"landmarks": 50, "references": {"count": 4}},
     )  # fmt: skip
     distill.run(config)
