@@ -294,7 +294,8 @@ class LossConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
     """Sentence InfoNCE: the mutual-information bound. At 1 it crowds out the token states (docs/log.md)."""
     sentence: NonNegativeFloat = 0.0
     """One minus the cosine of sentence vectors. Where no token states are compared, the memory needs none
-    (`references.states=false`), and a step takes a third of the time."""
+    (`references.states=false`), and a text takes a third of the time; once corrected, a student is no better for it
+    (docs/log.md)."""
     similarity: NonNegativeFloat = 0.0
     """How a micro-batch's texts resemble each other, by cosine (Tung & Mori 2019); `train.micro_batch` of 32 or more."""
     prediction: NonNegativeFloat = Field(0.0, description="Soft cross-entropy (TinyBERT, eq. 10); needs teacher.head.")

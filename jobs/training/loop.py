@@ -257,7 +257,7 @@ def starting_student(
 def training_order(passages: pa.Table, train: TrainConfig, seed: int) -> LengthSampler:
     """Return which rows of the passages each micro-batch has."""
     lengths = sum(
-        pc.fill_null(pc.utf8_length(passages[name]), 0).to_numpy()
+        pc.fill_null(pc.utf8_length(passages[name].cast(pa.string())), 0).to_numpy()
         for name in ("text", "text_pair")
         if name in passages.column_names
     )
@@ -288,7 +288,7 @@ def open_stream(job: DistillJob, teacher: Teacher, rank: int, world_size: int) -
             texts,
             source,
             targets,
-            NeighbourPlan(job.plan) if job.plan else None,
+            NeighbourPlan(job.plan) if job.plan and source else None,
             sentences_alone=not config.loss.needs_token_states,
             rank=rank,
             world_size=world_size,

@@ -135,14 +135,15 @@ class DistillStream:
         own: Neighbours | None = None
         if self.plan is not None:
             assert self.source is not None
-            found, own = self.source.planned(self.plan.choices(numbers), beside)
+            found, stored = self.source.planned(self.plan.choices(numbers), beside)
+            own = stored if beside else None
         elif self.source is not None:
             queries = self.texts.queries(texts, ids, mask, [row["document"] for row in rows])
             if not beside:
                 found = self.source.neighbours(queries)
             else:
                 found, own = self.source.neighbours_and_points(queries)
-        if self.targets is not None and (not beside or own is None or not own.mask.any(1).all()):
+        if self.targets is not None and (own is None or not own.mask.any(1).all()):
             own = self._own_points(own_ids)
         reading = np.random.default_rng([self.sampler.seed, number]).random(len(rows)) >= self.dropout
         batch = student_batch(ids, mask, found, self.texts.manifest.dim, reading, segments)

@@ -217,3 +217,11 @@ def test_a_text_without_neighbours_is_planned_without_any(make_memory, monkeypat
     table = pa.Table.from_pylist([row], PASSAGE_SCHEMA)
     monkeypatch.setattr(PreparedCorpus, "table", lambda *_: table)
     assert NeighbourPlan(memory.plan()).choices(np.array([0])) == [[]]
+
+
+def test_planned_batches_without_targets_have_none_whatever_is_learned(make_memory):
+    memory = make_memory()
+    stream = memory.stream(NeighbourPlan(memory.plan()), targets=False, sentences_alone=True)
+    batch, targets = stream.make(0)
+    assert batch.reference_mask.any()
+    assert targets is None
