@@ -53,7 +53,7 @@ class LengthSampler:
     def __init__(self, lengths: Sequence[int] | NDArray[np.int64], batch: int, per_step: int, seed: int) -> None:
         self.lengths = np.asarray(lengths)
         self.batch, self.per_step, self.seed = batch, per_step, seed
-        self._steps = ShuffleSampler(len(self.lengths), batch * per_step * SORTED_BATCHES, seed)
+        self._shuffled = ShuffleSampler(len(self.lengths), batch * per_step * SORTED_BATCHES, seed)
         self._window = lru_cache(maxsize=2)(self._sorted)  # threads that look ahead ask for two windows at once
 
     def rows(self, number: int) -> NDArray[np.int64]:
@@ -64,7 +64,7 @@ class LengthSampler:
 
     def _sorted(self, window: int) -> NDArray[np.int64]:
         """(steps, per_step, batch) row numbers."""
-        rows = _by_length(self._steps.rows(window), self.lengths).reshape(SORTED_BATCHES, self.per_step, self.batch)
+        rows = _by_length(self._shuffled.rows(window), self.lengths).reshape(SORTED_BATCHES, self.per_step, self.batch)
         return rows[np.random.default_rng([self.seed, window, 1]).permutation(SORTED_BATCHES)]
 
 

@@ -27,12 +27,12 @@ from measures.points import noise
 from measures.reading_quality import ASKED, wikipedia_sentences
 from measures.reading_speed import BATCH, disk_bytes
 from refbert.correction import Correction
-from refbert.folder import load_correction, load_word_table
+from refbert.folder import load_correction
+from refbert.memory.opening import texts_of_folder
 from refbert.memory.reader import Reader
 from refbert.memory.texts import ReferenceTexts
 from refbert.memory.version import memory_it_is_of, publish_version
 from refbert.teacher import load_tokenizer
-from refbert.words import WordVectors
 from vector_store.schema import Point
 from vector_store.server.files import folder_bytes
 from vector_store.store import Store
@@ -91,9 +91,7 @@ def filled(
 ) -> dict[str, Any]:
     """Store texts under the student's current version on a server that runs until the stack is closed."""
     name, manifest, references = memory_it_is_of(correction)
-    tokenizer = load_tokenizer(str(adapted))
-    words = WordVectors(load_word_table(adapted), tokenizer.all_special_ids)
-    side = ReferenceTexts(manifest, references, tokenizer, words)
+    side = texts_of_folder(adapted, manifest, load_tokenizer(str(adapted)), references)
     client, config = stack.enter_context(opened(place, name))
     load = fill(client, config, manifest, points(side, correction.reader, texts))
     memory = Store(client, config)

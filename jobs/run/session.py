@@ -99,8 +99,6 @@ def ray_session() -> Iterator[None]:
     import ray  # after its environment is set: it is read at import
     from ray.data import DataContext
 
-    wait_for_slow_nodes()
-
     # RAY_ADDRESS too: on a machine with several Rays, the actors of Ray Train would not know which one is theirs.
     passed_on = {name: os.environ[name] for name in (*PASSED_ON, "RAY_ADDRESS") if name in os.environ}
     # What the submission has set already reaches the workers, and Ray refuses to have it set twice.
@@ -123,6 +121,7 @@ def ray_session() -> Iterator[None]:
         log.info("joined the Ray cluster at %s", address)
     else:
         num_cpus = max(2, os.cpu_count() or 2)
+        wait_for_slow_nodes()
         with _one_line("Ray did not start on this machine", "is it very busy, or full? Start the same command again"):
             ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
         log.info("started a local Ray with %d CPUs", num_cpus)

@@ -149,7 +149,9 @@ def beside_version(
     reader, read = copy.copy(student), version.parts(text)
     reader.correction, reader.own_answers = version.correction, own_answers
     version.correction.part.to(student.model.device)
-    reader.texts = texts = _texts(folder, version.manifest, student.tokenizer, version.references, student.words)
+    reader.texts = texts = texts_of_folder(
+        folder, version.manifest, student.tokenizer, version.references, student.words
+    )
     if replica:
         from refbert.memory.replica import Replica
         from vector_store.store import Store
@@ -171,11 +173,11 @@ def open_look_up(
     read: Parts = STATES_ALONE,
 ) -> tuple[ReferenceTexts, NeighbourSource]:
     """Open the query builder and the neighbour source of a student that nothing corrects."""
-    texts = _texts(folder, manifest, tokenizer, references)
+    texts = texts_of_folder(folder, manifest, tokenizer, references)
     return texts, open_retriever(client, store, texts, references.criterion, read)
 
 
-def _texts(
+def texts_of_folder(
     folder: Path,
     manifest: Manifest,
     tokenizer: PreTrainedTokenizerBase,

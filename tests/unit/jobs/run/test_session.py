@@ -1,4 +1,4 @@
-"""Whether Ray is still there: asked of its head's port, since Ray itself would wait a minute for an answer."""
+"""How long Ray is waited for as it starts, and whether it is there: asked of its head, as Ray itself would wait a minute."""
 
 import inspect
 import socket
