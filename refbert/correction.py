@@ -111,9 +111,8 @@ class Correction:
         if not bool(there.all()):  # passes over everything, which most batches do not need
             references = type(references)(*(torch.where(there[:, :, None], column, 0.0) for column in references))
         keys, residuals = self.keyed(references) if isinstance(references, References) else references
-        weights, variance = kriging_weights(key, keys, there, self.tau, self.noise)
-        cosines = torch.where(there, (keys @ key[:, :, None]).squeeze(-1), -1.0)
-        return Corrected(corrected(base * norm, residuals, weights), weights, cosines.amax(1), variance)
+        weights, variance, nearness = kriging_weights(key, keys, there, self.tau, self.noise)
+        return Corrected(corrected(base * norm, residuals, weights), weights, nearness, variance)
 
     def keyed(self, references: References) -> KeyedReferences:
         """Compute the keys of references."""

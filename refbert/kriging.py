@@ -13,10 +13,12 @@ from torch import Tensor
 
 
 class Weights(NamedTuple):
-    """`weights` (batch, count) of the references' residuals; `variance` (batch,): 0 beside a stored text, 1 far from all."""
+    """`weights` (batch, count) of the references' residuals; `variance` (batch,): 0 beside a stored text, 1 far from all;
+    `nearness` (batch,) the cosine of the nearest one's key, -1 where there is none."""
 
     weights: Tensor
     variance: Tensor
+    nearness: Tensor
 
 
 def kernel(cosine: Tensor, tau: float | Tensor) -> Tensor:
@@ -33,9 +35,10 @@ def kriging_weights(asked: Tensor, keys: Tensor, mask: Tensor, tau: float | Tens
     seen = mask.bool()
     among = kernel(keys @ keys.transpose(1, 2), tau) * (seen[:, :, None] & seen[:, None, :])
     among = among + torch.diag_embed(noise + (~seen).to(keys.dtype))  # a missing reference: a row of the identity
-    to = kernel((keys @ asked[:, :, None]).squeeze(-1), tau) * seen
+    cosines = (keys @ asked[:, :, None]).squeeze(-1)
+    to = kernel(cosines, tau) * seen
     weights = torch.linalg.solve(among, to[:, :, None]).squeeze(-1)
-    return Weights(weights, (1 - (weights * to).sum(1)).clamp(0, 1))
+    return Weights(weights, (1 - (weights * to).sum(1)).clamp(0, 1), cosines.masked_fill(~seen, -1.0).amax(1))
 
 
 def corrected(base: Tensor, residuals: Tensor, weights: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def normalise(text: Text) -> Text:
     """Return `text`, or both texts of a pair, in NFC with white space folded. Identity and splits are computed from it."""
     if isinstance(text, tuple):
         return normalise(text[0]), normalise(text[1])
-    return re.sub(r"\s+", " ", unicodedata.normalize("NFC", text)).strip()
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def text_of(passage: Mapping[str, Any]) -> Text:

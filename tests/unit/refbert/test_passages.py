@@ -1,5 +1,7 @@
 """Texts and passages: identity, the held-out share, and cuts that lose no word and fit the budget."""
 
+import re
+import sys
 from functools import partial
 
 import pytest
@@ -22,6 +24,13 @@ def test_the_heldout_split_has_its_share_of_texts_and_duplicates_share_a_split()
     heldout = sum(split_of(text, 0.1) == "heldout" for text in texts) / len(texts)
     assert heldout == pytest.approx(0.1, abs=0.02)
     assert all(split_of(f"  {text} ", 0.1) == split_of(text, 0.1) for text in texts[:100])
+
+
+def test_white_space_is_folded_as_regular_expressions_know_it():
+    """Ids of stored texts depend on it: releases before folded `\\s+`."""
+    spaces = {chr(point) for point in range(sys.maxunicode + 1) if re.match(r"\s", chr(point))}
+    folded = {chr(point) for point in range(sys.maxunicode + 1) if normalise(f" a{chr(point)}{chr(point)}b ") == "a b"}
+    assert folded == spaces
 
 
 def word_offsets(text: str) -> list[tuple[int, int]]:
