@@ -85,7 +85,8 @@ def processor_seconds() -> dict[int, float]:
 
 
 def quiet_libraries() -> None:
-    """Silence noise: progress bars over one file, advice about a library's next version."""
+    """Silence noise: progress bars over one file, advice about a library's next version, what faiss tries at its import."""
+    logging.getLogger("faiss").setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -33,8 +33,9 @@ all, 2.2 by the graph; of 10,000 3.9 and 2.5; of 20,000 7.9 and 3.7; a single te
 
 HNSW_LINKS, HNSW_BUILT, HNSW_SEARCHED = 32, 200, 64
 """Links per reference, and candidates while building and while searching. Of the 16 nearest sentences of Wikipedia the graph
-finds 96 % among 20,000, 94 % among 50,000 and 92 % among 100,000, a batch of 32 in 5.9, 9.1 and 12.0 ms of one core. With 100 and
-96 it finds .8 to 1.2 points more in 5.6, 11.9 and 15.9 ms, and is built in half the time (82 s of one core for 100,000 here)."""
+finds 96 % among 20,000, 94 % among 50,000 and 92 % among 100,000, a batch of 32 in 5.9, 9.1 and 12.0 ms of one core; it takes
+82 s of one core to build for 100,000. Built with 100 candidates and searched with 96 it finds .8 to 1.2 points more in
+5.6, 11.9 and 15.9 ms, and takes half of the time to build."""
 
 
 class Replica:

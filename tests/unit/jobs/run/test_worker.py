@@ -1,5 +1,6 @@
 """A training's threads: the share of the cores, less what other processes use of them."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from jobs.run import worker
-from jobs.run.worker import ThreadShare, processor_seconds
+from jobs.run.worker import ThreadShare, processor_seconds, quiet_libraries
 
 
 @pytest.fixture
@@ -69,3 +70,14 @@ def test_processes_of_another_group_are_seen_and_those_of_this_one_are_not():
         for process in (other, ours):
             process.kill()
             process.wait()
+
+
+def test_a_service_does_not_say_which_build_of_itself_faiss_has_tried(caplog):
+    """faiss 1.15 logs four lines at its import, one of them of a module that it could not find."""
+    import faiss.loader
+
+    logging.getLogger("faiss").setLevel(logging.NOTSET)
+    caplog.set_level(logging.INFO)
+    assert faiss.loader.logger.isEnabledFor(logging.INFO)
+    quiet_libraries()
+    assert not faiss.loader.logger.isEnabledFor(logging.INFO)
