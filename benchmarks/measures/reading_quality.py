@@ -126,7 +126,7 @@ def measure(quick: bool, _folder: Path, students: Sequence[Path], intents: Path 
         rows,
         list(goals(found)),
         NOTE,
-        {"students": list(map(str, students)), "landmarks": GlobalPartOptions().landmarks},
+        {"students": [student.parent.name for student in students], "landmarks": GlobalPartOptions().landmarks},
     )
 
 
