@@ -1,4 +1,4 @@
-"""A training's threads: the share of the cores, less what other processes use of them."""
+"""What a worker sets up: its share of the cores, less what other processes use of them, and which libraries are quiet."""
 
 import logging
 import os
