@@ -7,7 +7,8 @@
 # instruction set that earlier wheels had, says at INFO that it is not there, and loads the one there is, which computes with
 # AVX2: SIMDConfig says so, and the same search without it, by SIMDConfig.set_level, takes many times as long.
 # Output seen on 2026-11-30: `said: Could not load library with AVX2 support due to: ModuleNotFoundError("No module named
-# 'faiss.swigfaiss_avx2'")`, `level AVX2, dispatched at run time True`, `without it the search takes 12.4 times as long` (beside other work).
+# 'faiss.swigfaiss_avx2'")`, `level AVX2, dispatched at run time True`, `without it the search takes 12.4
+# times as long` (beside other work).
 # Ends with 0 while this is so, with 1 when it has changed, and with 0 and a line where the processor has no AVX2.
 set -euo pipefail
 grep -qw avx2 /proc/cpuinfo || { echo "this processor has no AVX2: nothing to see"; exit 0; }
