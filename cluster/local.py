@@ -34,6 +34,9 @@ STORE_KEY = "QDRANT_API_KEY"
 STORE_URL = "REFBERT_STORE_URL"
 """URL of the store for jobs on this cluster whose config says `embedded`."""
 
+NODES_SERVER = "gcs_server"
+"""Ray's server that nodes are connected to: after a SIGTERM ray 2.60's never ends while one was connected when it came."""
+
 STORE_START_S = 60.0
 OBJECT_STORE_SHARE = 0.2
 """Share of the machine's memory for all nodes together; Ray's default is 0.3 for each node."""
@@ -143,14 +146,14 @@ def start(
             env=_environment(cluster, "token"), check=True, capture_output=True,
         )  # fmt: skip
     for part in missing:
-        stop(cluster.id, part)  # remaining processes of a broken part
+        stop(cluster.id, part, last=NODES_SERVER)  # remaining processes of a broken part
         _start_store(cluster) if part == STORE else _start_node(cluster, part)
     return cluster, missing
 
 
 def halt(cluster: Cluster) -> int:
     """Stop every part, the store first so that it can flush; return the number of processes."""
-    stopped = stop(cluster.id, STORE) + stop(cluster.id)
+    stopped = stop(cluster.id, STORE) + stop(cluster.id, last=NODES_SERVER)
     shutil.rmtree(cluster.temp_dir, ignore_errors=True)
     (home() / STATE).unlink(missing_ok=True)
     return stopped

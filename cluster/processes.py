@@ -41,8 +41,11 @@ def runs(pids: Iterable[int], name: str) -> bool:
     return any(name in _command(pid) for pid in pids)
 
 
-def stop(cluster: str, part: str | None = None) -> int:
-    """Stop a cluster's processes, or those of one part, by SIGTERM and after GRACE_S by SIGKILL; return their number."""
+def stop(cluster: str, part: str | None = None, last: str = "") -> int:
+    """Stop a cluster's processes, or those of one part, by SIGTERM and after GRACE_S by SIGKILL; return their number.
+
+    Processes of the program `last` are asked to end once no other is left: they serve the others, and wait for them.
+    """
 
     def living() -> list[int]:
         found = marked(cluster)
@@ -53,7 +56,8 @@ def stop(cluster: str, part: str | None = None) -> int:
     sent: set[int] = set()
     while pids := living():
         number = signal.SIGTERM if time.monotonic() < deadline else signal.SIGKILL
-        for pid in pids:
+        others = [pid for pid in pids if not (last and runs([pid], last))]
+        for pid in others or pids:
             if number == signal.SIGKILL or pid not in sent:
                 sent.add(pid)
                 with contextlib.suppress(ProcessLookupError):
