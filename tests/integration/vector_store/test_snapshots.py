@@ -34,10 +34,10 @@ def payloads(catalogue, name):
     return [point.payload["n"] for point in catalogue.find(name).read(lambda shard: shard.scroll(everything))[0]]
 
 
-@pytest.fixture
-def archive(tmp_path):
-    """A snapshot of 40 points, taken before ten more were written."""
-    root = tmp_path / "from"
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """A snapshot of 40 points, taken before ten more were written. No test changes it."""
+    root = tmp_path_factory.mktemp("from")
     catalogue = Catalogue(root)
     settings = api.CreateCollection(collection_name="references")
     settings.vectors_config.params.size, settings.vectors_config.params.distance = 2, api.Distance.Dot

@@ -8,7 +8,7 @@ from tests.integration.vector_store.contract.collection import NAME, SPARSE, VEC
 from tests.store_clients import official_client, rest_address
 
 
-@pytest.fixture(params=["grpc", "rest"])
+@pytest.fixture(scope="session", params=["grpc", "rest"])
 def official(server_url, request):
     over_rest = request.param == "rest"
     if over_rest and not rest_address(server_url):
