@@ -49,7 +49,7 @@ test: $(STAMP)   ## the tests, in TESTERS=2 processes (ARGS="tests/unit -k stude
 	$(BIN)/python -m pytest -n $(TESTERS) $(ARGS)
 
 chaos: $(STAMP)  ## the fault tests in their long form: servers, jobs and writers killed at random moments (half an hour)
-	$(BIN)/python -m pytest tests/chaos --long -rP $(ARGS)
+	$(BIN)/python -m pytest tests/chaos tests/integration/jobs/test_on_a_cluster.py --long -rP $(ARGS)
 
 check: $(STAMP)  ## ruff, mypy, import-linter, circles of imports; image, compose file, Kubernetes manifests, alerts and dashboards
 	$(BIN)/ruff format --check .

@@ -35,7 +35,6 @@ from vector_store.config import StoreConfig
 from vector_store.errors import StoreError, StoreUnavailable
 from vector_store.store import Store
 
-AWAY_S = 0.3
 TEXTS = [f"the {thing} of {name} is old" for thing in ("kettle", "lamp", "violin") for name in "abcdefghij"]
 
 
@@ -50,26 +49,46 @@ def random(request):
     return np.random.default_rng(request.config.getoption("--chaos-seed"))
 
 
+@pytest.fixture
+def away_s(is_long):
+    """How long a node is away that comes back."""
+    return 10.0 if is_long else 0.3
+
+
+@pytest.fixture
+def num_ends(is_long):
+    """At how many moments a node goes away for good."""
+    return 3 if is_long else 1
+
+
 @pytest.fixture(scope="module")
 def teacher(tiny_run):
     return load_teacher(tiny_run().teacher)
 
 
 class Outages:
-    """Kill node 1, which has the only copy of a shard, at given numbers of a method's calls."""
+    """Kill node 1, which has the only copy of a shard, at some of a method's calls; those while it is away do not count."""
 
     def __init__(self, cluster, calls, back_after_s=None):
         self.cluster, self.calls, self.back_after_s = cluster, calls, back_after_s
         self.counts, self.timers = Counter(), []
+        self.is_away = False
         cluster.before_call = self
 
     def __call__(self, method):
+        if self.is_away:
+            return
         self.counts[method] += 1
         if (method, self.counts[method]) in self.calls:
+            self.is_away = True
             self.cluster.kill(1)
             if self.back_after_s is not None:
-                self.timers.append(timer := threading.Timer(self.back_after_s, self.cluster.start, [1]))
+                self.timers.append(timer := threading.Timer(self.back_after_s, self._back))
                 timer.start()
+
+    def _back(self):
+        self.cluster.start(1)
+        self.is_away = False
 
     def end(self):
         self.cluster.before_call = lambda method: None
@@ -82,16 +101,19 @@ def drawn(random, method, most, number=3):
 
 
 def store_of(cluster, **options):
-    return {"url": cluster.url, "shard_number": 2, "write_deadline_s": 20, "lookup_deadline_ms": 5000, **options}
+    return {"url": cluster.url, "shard_number": 2, "write_deadline_s": 60, "lookup_deadline_ms": 5000, **options}
 
 
 # ---------------------------------------------------------------- ingest and training
 
 
-def test_ingest_and_training_go_on_after_their_only_copy_was_away(prepared_home, tiny_run, in_process, cluster, random):
+@pytest.mark.timeout(900)
+def test_ingest_and_training_go_on_after_their_only_copy_was_away(
+    prepared_home, tiny_run, in_process, cluster, random, away_s
+):
     config = tiny_run(name="outages", store=store_of(cluster), ingest={"batch": 32}, train__targets="teacher")
     calls = drawn(random, "Upsert", 8) | drawn(random, "QueryBatch", 6)
-    outages = Outages(cluster, calls, AWAY_S)
+    outages = Outages(cluster, calls, away_s)
     distill.run(config)
     outages.end()
     assert len(outages.timers) == 6
@@ -104,41 +126,50 @@ def test_ingest_and_training_go_on_after_their_only_copy_was_away(prepared_home,
     assert lines[-1]["store/null"] == 0, "every text was trained with its reference"
 
 
+@pytest.mark.timeout(900)
 def test_ingest_ends_with_one_line_when_its_only_copy_stays_away_and_goes_on_when_it_is_back(
-    prepared_home, tiny_run, in_process, cluster, random
+    prepared_home, tiny_run, in_process, cluster, random, num_ends
 ):
-    config = tiny_run(name="ends", store=store_of(cluster, write_deadline_s=1.5), ingest={"batch": 32})
-    url = config.store.url
-    outages = Outages(cluster, drawn(random, "Upsert", 8, 1))
-    with pytest.raises(StoreUnavailable) as caught:
-        fill_memory(config, url)
-    outages.end()
-    known = known_cause(caught.value)
-    assert exit_code(known) == UNAVAILABLE
-    assert "\n" not in str(known)
-    assert f"{cluster.nodes[1].url} does not answer at all" in str(known)
-    assert "the same command again" in str(known)
-    cluster.start(1)
-    counts = fill_memory(config, url)
-    assert counts["read"] == counts["skipped"] + counts["written"] == prepare(config).counts.train
-    assert counts["written"] > 0
-    with connect(config.store, url) as client:
-        assert Store(client, config.store).count() == prepare(config).counts.train
+    for call in drawn(random, "Upsert", 8, num_ends):
+        options = store_of(cluster, write_deadline_s=1.5, collection=f"ends-{call[1]}")
+        config = tiny_run(name="ends", store=options, ingest={"batch": 32})
+        url = config.store.url
+        outages = Outages(cluster, {call})
+        with pytest.raises(StoreUnavailable) as caught:
+            fill_memory(config, url)
+        outages.end()
+        known = known_cause(caught.value)
+        assert exit_code(known) == UNAVAILABLE
+        assert "\n" not in str(known)
+        assert f"{cluster.nodes[1].url} does not answer at all" in str(known)
+        assert "the same command again" in str(known)
+        cluster.start(1)
+        counts = fill_memory(config, url)
+        assert counts["read"] == counts["skipped"] + counts["written"] == prepare(config).counts.train
+        assert counts["written"] > 0
+        with connect(config.store, url) as client:
+            assert Store(client, config.store).count() == prepare(config).counts.train
 
 
+@pytest.mark.timeout(900)
 def test_training_goes_on_without_references_when_the_only_copy_stays_away(
-    prepared_home, tiny_run, in_process, cluster, random
+    prepared_home, tiny_run, in_process, cluster, random, num_ends
 ):
-    config = tiny_run(
-        name="degrades", store=store_of(cluster, cache_bytes=1), train__targets="teacher", train__store_patience_s=0.2
-    )
-    fill_memory(config, config.store.url)
-    Outages(cluster, drawn(random, "QueryBatch", 4, 1))
-    distill.run(config)
-    assert (config.run_directory / "manifest.json").exists()
-    last = json.loads((config.run_directory / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["step"] == 8
-    assert last["store/null"] > 0
+    for method, call in drawn(random, "QueryBatch", 4, num_ends):
+        config = tiny_run(
+            name=f"degrades-{call}", store=store_of(cluster, cache_bytes=1, write_deadline_s=20),
+            train__targets="teacher", train__store_patience_s=0.2,
+        )  # fmt: skip
+        fill_memory(config, config.store.url)
+        outages = Outages(cluster, {(method, call)})
+        distill.run(config)
+        outages.end()
+        assert outages.is_away
+        assert (config.run_directory / "manifest.json").exists()
+        last = json.loads((config.run_directory / "metrics.jsonl").read_text().splitlines()[-1])
+        assert last["step"] == 8
+        assert last["store/null"] > 0
+        cluster.start(1)
 
 
 # ---------------------------------------------------------------- adapting and serving
@@ -184,12 +215,12 @@ def residuals_of(memory, reader):
     return {point.id: point.residuals[reader].tobytes() for page in memory.pages() for point in page}
 
 
-def test_adapting_goes_on_after_its_only_copy_was_away(adapted, cluster, random):
+def test_adapting_goes_on_after_its_only_copy_was_away(adapted, cluster, random, away_s):
     _, _, memory, adapt_it, _ = adapted
     undisturbed = adapt_it()
     wanted = residuals_of(memory, undisturbed.reader)
     memory.drop_residuals(undisturbed.reader)
-    outages = Outages(cluster, drawn(random, "UpdateBatch", 6), AWAY_S)
+    outages = Outages(cluster, drawn(random, "UpdateBatch", 6), away_s)
     correction = adapt_it()
     outages.end()
     assert len(outages.timers) == 3
@@ -197,14 +228,17 @@ def test_adapting_goes_on_after_its_only_copy_was_away(adapted, cluster, random)
     assert residuals_of(memory, correction.reader) == wanted
 
 
-def test_adapting_without_its_only_copy_ends_and_the_same_command_goes_on(adapted, cluster, random):
+def test_adapting_without_its_only_copy_ends_and_the_same_command_goes_on(adapted, cluster, random, num_ends):
     config, _, memory, adapt_it, client = adapted
-    Outages(cluster, drawn(random, "UpdateBatch", 6, 1))
-    with pytest.raises(StoreUnavailable, match="does not answer at all"):
-        adapt_it(Store(client, config.store.model_copy(update={"write_deadline_s": 0.5})))
-    cluster.start(1)
-    correction = adapt_it()
-    assert len(residuals_of(memory, correction.reader)) == len(TEXTS)
+    for call in drawn(random, "UpdateBatch", 6, num_ends):
+        outages = Outages(cluster, {call})
+        with pytest.raises(StoreUnavailable, match="does not answer at all"):
+            adapt_it(Store(client, config.store.model_copy(update={"write_deadline_s": 0.5})))
+        outages.end()
+        cluster.start(1)
+        correction = adapt_it()
+        assert len(residuals_of(memory, correction.reader)) == len(TEXTS)
+        memory.drop_residuals(correction.reader)
 
 
 def served(config, folder):
@@ -249,14 +283,16 @@ def test_a_service_starts_without_its_memorys_node_and_reads_it_once_it_is_back(
     student.memory.close()
 
 
-def test_a_service_answers_every_text_while_its_only_copy_comes_and_goes(adapted, cluster, random):
+def test_a_service_answers_every_text_while_its_only_copy_comes_and_goes(adapted, cluster, random, away_s):
     config, folder, _, adapt_it, _ = adapted
     adapt_it()
     student = served(config, folder)
     for _ in range(3):
         time.sleep(random.uniform(0, 0.2))
         cluster.kill(1)
-        assert np.isfinite(vectors(student, [f"asked at {time.monotonic()}"])).all()
+        back_at = time.monotonic() + away_s
+        while time.monotonic() < back_at:
+            assert np.isfinite(vectors(student, [f"asked at {time.monotonic()}"])).all()
         cluster.start(1)
         until(student, "ok")
     student.memory.close()
