@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from refbert.errors import InputError
 from refbert.global_part import FittedGlobalPart, GlobalPart, Rows
-from refbert.kriging import corrected, kriging_weights
+from refbert.kriging import corrected, cosines_of, kriging_weights
 
 FORMAT = 1
 
@@ -111,7 +111,7 @@ class Correction:
         if not bool(there.all()):  # passes over everything, which most batches do not need
             references = type(references)(*(torch.where(there[:, :, None], column, 0.0) for column in references))
         keys, residuals = self.keyed(references) if isinstance(references, References) else references
-        weights, variance, nearness = kriging_weights(key, keys, there, self.tau, self.noise)
+        weights, variance, nearness = kriging_weights(cosines_of(key, keys), there, self.tau, self.noise)
         return Corrected(corrected(base * norm, residuals, weights), weights, nearness, variance)
 
     def keyed(self, references: References) -> KeyedReferences:
@@ -252,7 +252,7 @@ def choose_kriging(
     """Choose kriging's width and noise on a `sample` of stored texts, each asked as if it were not stored.
 
     A text asks for the `count` nearest others by words, as a dense index finds them. `seed` is the fit's. Reads the rows
-    three times.
+    four times.
     """
     num_rows = sum(len(rows.words) for rows in chunks())
     # The other end of the permutation that landmarks are drawn from: a landmark's residual is smaller than a left-out text's.
@@ -263,15 +263,15 @@ def choose_kriging(
     )
     base = mine.teacher - mine.residual
     before = float(F.cosine_similarity(base, mine.teacher, dim=-1).mean())
-    nearest = _nearest(part, chunks(), asked, mine.words, min(count, num_rows - 1))
+    nearest = _nearest(part, chunks, asked, mine.words, min(count, num_rows - 1))
     best = Kriging(TAUS[0], NOISES[0], 0, before, before)
     if nearest is None:
         return best
     keys, residuals = nearest
-    key, there = part.key(base, mine.words), keys.new_ones(keys.shape[:2])
+    cosines, there = cosines_of(part.key(base, mine.words), keys), keys.new_ones(keys.shape[:2])
     for tau in TAUS:
         for noise in NOISES:
-            answers = corrected(base, residuals, kriging_weights(key, keys, there, tau, noise).weights)
+            answers = corrected(base, residuals, kriging_weights(cosines, there, tau, noise).weights)
             after = float(F.cosine_similarity(answers, mine.teacher, dim=-1).mean())
             if after > best.after:
                 best = Kriging(tau, noise, count, before, after)
@@ -293,24 +293,32 @@ def _taken(rows: Residuals, places: Tensor) -> Residuals:
 
 
 def _nearest(
-    part: GlobalPart, chunks: Iterable[Residuals], asked: Tensor, words: Tensor, count: int
+    part: GlobalPart, chunks: Callable[[], Iterable[Residuals]], asked: Tensor, words: Tensor, count: int
 ) -> tuple[Tensor, Tensor] | None:
-    """Return keys (asked, count, key_dim) and residuals (asked, count, dim) of the rows nearest by words, never themselves."""
-    best: tuple[Tensor, Tensor, Tensor] | None = None
+    """Return keys (asked, count, key_dim) and residuals (asked, count, dim) of the rows nearest by words, never themselves.
+
+    Reads the rows twice: which are near, then these alone.
+    """
+    if not count:
+        return None
+    needed, place = _nearest_rows(chunks(), asked, words, count).unique(return_inverse=True)
+    near = Residuals(
+        *map(torch.cat, zip(*(_taken(rows, here) for rows, here in _placed(chunks(), needed)), strict=True))
+    )
+    return part.key(near.teacher - near.residual, near.words)[place], near.residual[place]
+
+
+def _nearest_rows(chunks: Iterable[Residuals], asked: Tensor, words: Tensor, count: int) -> Tensor:
+    """Return the numbers of the rows nearest to each asked row by words, (asked, count)."""
+    cosines, numbers = words.new_empty(len(asked), 0), asked.new_empty(len(asked), 0)
     start = 0
-    for rows in chunks if count else ():
-        cosines = words @ rows.words.float().T
+    for rows in chunks:
+        among = words @ rows.words.float().T
         itself = (asked >= start) & (asked < start + len(rows.words))
-        cosines[itself, asked[itself] - start] = -2.0
+        among[itself, asked[itself] - start] = -2.0
+        top = among.topk(min(count, len(rows.words)), dim=1)
+        cosines, numbers = torch.cat((cosines, top.values), 1), torch.cat((numbers, top.indices + start), 1)
+        best = cosines.topk(min(count, cosines.shape[1]), dim=1)
+        cosines, numbers = best.values, numbers.gather(1, best.indices)
         start += len(rows.words)
-        top = cosines.topk(min(count, len(rows.words)), dim=1)
-        residual = rows.residual[top.indices].float()
-        keys = part.key(rows.teacher[top.indices].float() - residual, rows.words[top.indices].float())
-        found = top.values, keys, residual
-        if best is not None:
-            cosine, key, kept = (torch.cat(pair, 1) for pair in zip(best, found, strict=True))
-            order = cosine.topk(min(count, cosine.shape[1]), dim=1).indices
-            rows_of = order[:, :, None]
-            found = cosine.gather(1, order), key.take_along_dim(rows_of, 1), kept.take_along_dim(rows_of, 1)
-        best = found
-    return None if best is None else (best[1], best[2])
+    return numbers

@@ -26,19 +26,30 @@ def kernel(cosine: Tensor, tau: float | Tensor) -> Tensor:
     return torch.exp((cosine - 1) / tau)
 
 
-def kriging_weights(asked: Tensor, keys: Tensor, mask: Tensor, tau: float | Tensor, noise: float | Tensor) -> Weights:
+class Cosines(NamedTuple):
+    """Of keys: `among` the references of a text (batch, count, count), and of the text `to` each of them (batch, count)."""
+
+    among: Tensor
+    to: Tensor
+
+
+def cosines_of(asked: Tensor, keys: Tensor) -> Cosines:
+    """Compare the keys of texts (batch, key_dim) and of their references (batch, count, key_dim)."""
+    return Cosines(keys @ keys.transpose(1, 2), (keys @ asked[:, :, None]).squeeze(-1))
+
+
+def kriging_weights(cosines: Cosines, mask: Tensor, tau: float | Tensor, noise: float | Tensor) -> Weights:
     """Weigh the references of each text.
 
-    `asked` (batch, key_dim), `keys` (batch, count, key_dim), `mask` (batch, count): which references there are; the others get
-    no weight. `noise` is the variance of what a residual does not share with its neighbours.
+    `mask` (batch, count): which references there are; the others get no weight. `noise` is the variance of what a residual does
+    not share with its neighbours.
     """
     seen = mask.bool()
-    among = kernel(keys @ keys.transpose(1, 2), tau) * (seen[:, :, None] & seen[:, None, :])
-    among = among + torch.diag_embed(noise + (~seen).to(keys.dtype))  # a missing reference: a row of the identity
-    cosines = (keys @ asked[:, :, None]).squeeze(-1)
-    to = kernel(cosines, tau) * seen
+    among = kernel(cosines.among, tau) * (seen[:, :, None] & seen[:, None, :])
+    among = among + torch.diag_embed(noise + (~seen).to(among.dtype))  # a missing reference: a row of the identity
+    to = kernel(cosines.to, tau) * seen
     weights = torch.linalg.solve(among, to[:, :, None]).squeeze(-1)
-    return Weights(weights, (1 - (weights * to).sum(1)).clamp(0, 1), cosines.masked_fill(~seen, -1.0).amax(1))
+    return Weights(weights, (1 - (weights * to).sum(1)).clamp(0, 1), cosines.to.masked_fill(~seen, -1.0).amax(1))
 
 
 def corrected(base: Tensor, residuals: Tensor, weights: Tensor) -> Tensor:

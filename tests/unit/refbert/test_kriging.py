@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from refbert.kriging import corrected, kernel, kriging_weights
+from refbert.kriging import corrected, cosines_of, kernel, kriging_weights
 
 TAU, NOISE = 0.4, 0.1
 
@@ -23,7 +23,7 @@ def asked():
 
 def test_the_answer_is_the_posterior_mean_of_a_gaussian_process(asked, keys):
     residuals = torch.randn(3, 5, 4, dtype=torch.float64)
-    weights, variance, nearness = kriging_weights(asked, keys, torch.ones(3, 5), TAU, NOISE)
+    weights, variance, nearness = kriging_weights(cosines_of(asked, keys), torch.ones(3, 5), TAU, NOISE)
     found = corrected(torch.zeros(3, 4, dtype=torch.float64), residuals, weights)
     for row in range(3):
         among = kernel(keys[row] @ keys[row].T, TAU) + NOISE * torch.eye(5)
@@ -35,8 +35,8 @@ def test_the_answer_is_the_posterior_mean_of_a_gaussian_process(asked, keys):
 
 def test_missing_references_change_nothing_and_none_leaves_the_base(asked, keys):
     mask = torch.tensor([[1, 1, 1, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
-    weights, variance, nearness = kriging_weights(asked, keys, mask, TAU, NOISE)
-    fewer, *_ = kriging_weights(asked[:1], keys[:1, :3], torch.ones(1, 3), TAU, NOISE)
+    weights, variance, nearness = kriging_weights(cosines_of(asked, keys), mask, TAU, NOISE)
+    fewer, *_ = kriging_weights(cosines_of(asked[:1], keys[:1, :3]), torch.ones(1, 3), TAU, NOISE)
     torch.testing.assert_close(weights[0, :3], fewer[0])
     assert not weights[0, 3:].any()
     assert not weights[1].any()
@@ -49,14 +49,14 @@ def test_missing_references_change_nothing_and_none_leaves_the_base(asked, keys)
 def test_equal_references_share_one_vote(asked, keys):
     once = keys[:1, :2]
     twice = torch.cat([once, once[:, :1]], 1)
-    alone, *_ = kriging_weights(asked[:1], once, torch.ones(1, 2), TAU, 1e-6)
-    shared, *_ = kriging_weights(asked[:1], twice, torch.ones(1, 3), TAU, 1e-6)
+    alone, *_ = kriging_weights(cosines_of(asked[:1], once), torch.ones(1, 2), TAU, 1e-6)
+    shared, *_ = kriging_weights(cosines_of(asked[:1], twice), torch.ones(1, 3), TAU, 1e-6)
     torch.testing.assert_close(shared[0, 0], shared[0, 2])
     torch.testing.assert_close(shared[0, 0] + shared[0, 2], alone[0, 0], rtol=1e-4, atol=1e-4)
 
 
 def test_a_stored_text_is_answered_by_itself_where_there_is_no_noise(keys):
-    weights, variance, _ = kriging_weights(keys[:, 2], keys, torch.ones(3, 5), TAU, 1e-9)
+    weights, variance, _ = kriging_weights(cosines_of(keys[:, 2], keys), torch.ones(3, 5), TAU, 1e-9)
     torch.testing.assert_close(weights, torch.eye(5, dtype=torch.float64)[2].expand(3, 5), atol=1e-6, rtol=0)
     assert (variance < 1e-6).all()
 
@@ -64,7 +64,7 @@ def test_a_stored_text_is_answered_by_itself_where_there_is_no_noise(keys):
 def test_weights_have_a_gradient(asked, keys):
     asked.requires_grad_()
     tau = torch.tensor(TAU, dtype=torch.float64, requires_grad=True)
-    weights, *_ = kriging_weights(asked, keys, torch.ones(3, 5), tau, NOISE)
+    weights, *_ = kriging_weights(cosines_of(asked, keys), torch.ones(3, 5), tau, NOISE)
     weights.square().sum().backward()
     assert asked.grad is not None
     assert asked.grad.isfinite().all()
