@@ -32,6 +32,7 @@ from refbert.memory.opening import texts_of_folder
 from refbert.memory.reader import Reader
 from refbert.memory.texts import ReferenceTexts
 from refbert.memory.version import memory_it_is_of, publish_version
+from refbert.passages import normalise
 from refbert.teacher import load_tokenizer
 from vector_store.schema import Point
 from vector_store.server.files import folder_bytes
@@ -122,18 +123,19 @@ def points(side: ReferenceTexts, reader: str, texts: Iterable[str]) -> Iterator[
 
 
 def spans(sentences: list[str]) -> Iterator[str]:
-    """Yield every sentence, then distinct spans of them of a few words or more, without an end."""
-    yield from sentences
-    drawn, seen = random.Random(0), set(sentences)
+    """Yield every sentence, then distinct spans of them of a few words or more, without an end: texts of ids of their own."""
+    seen = dict.fromkeys(map(normalise, sentences))
+    yield from list(seen)
+    drawn = random.Random(0)
     while True:
         for sentence in sentences:
             words = sentence.split()
             if len(words) > FEWEST_WORDS:
                 length = drawn.randint(FEWEST_WORDS, len(words) - 1)
                 first = drawn.randint(0, len(words) - length)
-                span = " ".join(words[first : first + length])
+                span = normalise(" ".join(words[first : first + length]))
                 if span not in seen:
-                    seen.add(span)
+                    seen[span] = None
                     yield span
 
 
