@@ -18,9 +18,11 @@ export RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0
 pid() { pgrep -f "/$1 .*$folder/ray" | head -1; }
 start() { venv/bin/ray start --head --port 0 --temp-dir "$folder/ray" --num-cpus 1 --include-dashboard false >/dev/null 2>&1; }
 wait_for() {  # seconds until a process is gone, 30 at most
-    for second in $(seq 0 29); do kill -0 "$1" 2>/dev/null || break; sleep 1; second=30; done
-    echo "$second"
+    local waited=0
+    while [ "$waited" -lt 30 ] && kill -0 "$1" 2>/dev/null; do sleep 1; waited=$((waited + 1)); done
+    echo "$waited"
 }
+said() { echo "$1: gcs_server is $([ "$2" = 30 ] && echo there || echo gone) after $2 s"; }
 
 start
 gcs=$(pid gcs_server) raylet=$(pid raylet)
@@ -28,7 +30,7 @@ kill -TERM "$gcs" "$raylet"
 sleep 5
 kill -TERM "$gcs"
 together=$(wait_for "$gcs")
-echo "at once: gcs_server is $([ "$together" = 30 ] && echo there || echo gone) after $together s"
+said "at once" "$together"
 pkill -KILL -f "$folder/ray" || true
 
 start
@@ -37,5 +39,5 @@ kill -TERM "$raylet"
 wait_for "$raylet" >/dev/null
 kill -TERM "$gcs"
 after=$(wait_for "$gcs")
-echo "raylet first: gcs_server is $([ "$after" = 30 ] && echo there || echo gone) after $after s"
+said "raylet first" "$after"
 [ "$together" = 30 ] && [ "$after" -lt 10 ]

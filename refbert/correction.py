@@ -9,7 +9,7 @@ Shapes: batch, count (references of a text), dim (of the teacher's vector), word
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from refbert.errors import InputError
-from refbert.global_part import FittedGlobalPart, GlobalPart, Rows
+from refbert.global_part import FittedGlobalPart, GlobalPart, Rows, placed
 from refbert.kriging import corrected, cosines_of, kriging_weights
 
 FORMAT = 1
@@ -258,16 +258,13 @@ def choose_kriging(
     # The other end of the permutation that landmarks are drawn from: a landmark's residual is smaller than a left-out text's.
     drawn = torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed))
     asked = drawn[-min(sample, max(1, 3 * num_rows // 4)) :].sort().values
-    mine = Residuals(
-        *map(torch.cat, zip(*(_taken(rows, here) for rows, here in _placed(chunks(), asked)), strict=True))
-    )
+    mine = _rows_at(chunks(), asked)
     base = mine.teacher - mine.residual
     before = float(F.cosine_similarity(base, mine.teacher, dim=-1).mean())
-    nearest = _nearest(part, chunks, asked, mine.words, min(count, num_rows - 1))
     best = Kriging(TAUS[0], NOISES[0], 0, before, before)
-    if nearest is None:
+    if not (near := min(count, num_rows - 1)):
         return best
-    keys, residuals = nearest
+    keys, residuals = _nearest(part, chunks, asked, mine.words, near)
     cosines, there = cosines_of(part.key(base, mine.words), keys), keys.new_ones(keys.shape[:2])
     for tau in TAUS:
         for noise in NOISES:
@@ -278,33 +275,21 @@ def choose_kriging(
     return best
 
 
-def _placed(chunks: Iterable[Residuals], asked: Tensor) -> Iterator[tuple[Residuals, Tensor]]:
-    """Yield the chunks that have any of the asked rows, with these rows' places in the chunk."""
-    start = 0
-    for rows in chunks:
-        here = asked[(asked >= start) & (asked < start + len(rows.words))] - start
-        start += len(rows.words)
-        if len(here):
-            yield rows, here
-
-
-def _taken(rows: Residuals, places: Tensor) -> Residuals:
-    return Residuals(*(column[places].float() for column in rows))
+def _rows_at(chunks: Iterable[Residuals], numbers: Tensor) -> Residuals:
+    """Return the rows of these ascending numbers, in float32."""
+    parts = [[column[here].float() for column in rows] for rows, here in placed(chunks, numbers)]
+    return Residuals(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def _nearest(
     part: GlobalPart, chunks: Callable[[], Iterable[Residuals]], asked: Tensor, words: Tensor, count: int
-) -> tuple[Tensor, Tensor] | None:
+) -> tuple[Tensor, Tensor]:
     """Return keys (asked, count, key_dim) and residuals (asked, count, dim) of the rows nearest by words, never themselves.
 
     Reads the rows twice: which are near, then these alone.
     """
-    if not count:
-        return None
     needed, place = _nearest_rows(chunks(), asked, words, count).unique(return_inverse=True)
-    near = Residuals(
-        *map(torch.cat, zip(*(_taken(rows, here) for rows, here in _placed(chunks(), needed)), strict=True))
-    )
+    near = _rows_at(chunks(), needed)
     return part.key(near.teacher - near.residual, near.words)[place], near.residual[place]
 
 

@@ -7,9 +7,9 @@ which are read in chunks, a few times each.
 Shapes: rows, dim (of the teacher's vector), word_dim, landmarks, key_dim (dim + word_dim).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ class Rows(NamedTuple):
     teacher: Tensor
 
 
+Chunk = TypeVar("Chunk", bound=tuple[Tensor, ...])
 Chunks = Callable[[], Iterable[Rows]]
 """Reads a memory's rows, from the start each time that it is called, in the same order."""
 
@@ -185,10 +186,17 @@ def _features(part: GlobalPart, rows: Rows) -> tuple[Tensor, Tensor]:
 def _landmark_keys(fitted: FittedGlobalPart, chunks: Chunks, count: int, num_landmarks: int, seed: int) -> Tensor:
     """Return the keys (landmarks, key_dim) of rows drawn at random."""
     chosen = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:num_landmarks].sort().values
-    keys, start = [], 0
-    for rows in chunks():
-        here = chosen[(chosen >= start) & (chosen < start + len(rows.teacher))] - start
-        start += len(rows.teacher)
-        if len(here):
-            keys.append(fitted.linear_residual(Rows(*(column[here] for column in rows)))[1])
+    keys = [
+        fitted.linear_residual(Rows(*(column[here] for column in rows)))[1] for rows, here in placed(chunks(), chosen)
+    ]
     return torch.cat(keys)
+
+
+def placed(chunks: Iterable[Chunk], numbers: Tensor) -> Iterator[tuple[Chunk, Tensor]]:
+    """Yield the chunks that have any of the rows of these ascending numbers, with these rows' places in the chunk."""
+    start = 0
+    for rows in chunks:
+        here = numbers[(numbers >= start) & (numbers < start + len(rows[0]))] - start
+        start += len(rows[0])
+        if len(here):
+            yield rows, here

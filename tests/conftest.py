@@ -99,6 +99,12 @@ def is_long(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(scope="session")
+def away_s(is_long: bool) -> float:
+    """How long a node of a cluster is away that comes back."""
+    return 10.0 if is_long else 0.3
+
+
+@pytest.fixture(scope="session")
 def teacher() -> Teacher:
     """all-MiniLM-L6-v2 from its package: the real thing."""
     return load_teacher(TeacherConfig(tokens=32))

@@ -124,9 +124,9 @@ def points(side: ReferenceTexts, reader: str, texts: Iterable[str]) -> Iterator[
 
 def spans(sentences: list[str]) -> Iterator[str]:
     """Yield every sentence, then distinct spans of them of a few words or more, without an end: texts of ids of their own."""
-    seen = dict.fromkeys(map(normalise, sentences))
-    yield from list(seen)
-    drawn = random.Random(0)
+    distinct = dict.fromkeys(map(normalise, sentences))
+    yield from distinct
+    drawn, seen = random.Random(0), set(distinct)
     while True:
         for sentence in sentences:
             words = sentence.split()
@@ -135,7 +135,7 @@ def spans(sentences: list[str]) -> Iterator[str]:
                 first = drawn.randint(0, len(words) - length)
                 span = normalise(" ".join(words[first : first + length]))
                 if span not in seen:
-                    seen[span] = None
+                    seen.add(span)
                     yield span
 
 

@@ -37,11 +37,6 @@ def open_cluster(engine_url):
         yield lambda num_nodes=3: opened.enter_context(Cluster(engine_url, num_nodes))
 
 
-@pytest.fixture
-def away_s(is_long):
-    return 10.0 if is_long else 0.3
-
-
 @pytest.fixture(scope="module")
 def exported(engine_url, tmp_path_factory, is_long):
     """An export of the numbers up to some number, with what is kept beside them: its folder, and how many they are."""

@@ -50,12 +50,6 @@ def random(request):
 
 
 @pytest.fixture
-def away_s(is_long):
-    """How long a node is away that comes back."""
-    return 10.0 if is_long else 0.3
-
-
-@pytest.fixture
 def num_ends(is_long):
     """At how many moments a node goes away for good."""
     return 3 if is_long else 1
