@@ -292,6 +292,25 @@ def test_a_service_answers_every_text_while_its_only_copy_comes_and_goes(adapted
     student.memory.close()
 
 
+def test_a_service_answers_every_text_after_its_only_copy_went_for_good(adapted, cluster, random, num_ends):
+    config, folder, _, adapt_it, _ = adapted
+    adapt_it()
+    asked = ["the lamp of z is old", "the violin of z is new"]
+    with refbert.load(folder) as alone:
+        by_the_folder = alone.encode(asked)
+    for call in drawn(random, "QueryBatch", 6, num_ends):
+        student = served(config, folder)
+        outages = Outages(cluster, {call})
+        deadline = time.monotonic() + 20
+        while not (outages.is_away and student.memory.status.state == "away"):
+            assert time.monotonic() < deadline, student.memory.status
+            assert np.isfinite(vectors(student, [f"asked at {time.monotonic()}"])).all()
+        outages.end()
+        np.testing.assert_allclose(vectors(student, asked), by_the_folder, atol=1e-4)
+        student.memory.close()
+        cluster.start(1)
+
+
 def test_a_service_whose_student_reads_states_starts_with_null_answers_too(tiny_run, teacher, cluster, tmp_path):
     config = tiny_run(store=store_of(cluster), serve={"memory_check_s": 1.0})
     manifest = manifest_of(teacher, config.references)
