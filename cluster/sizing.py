@@ -1,11 +1,11 @@
 """Compute the nodes, shards, disk and memory that a Qdrant cluster needs for a number of references.
 
-    python -m cluster.sizing RUN.yaml [key.sub=value ...]                      the run's references, for powers of ten
+    python -m cluster.sizing RUN.yaml [key.sub=value ...]                      references like the run's, 10^6 to 10^9 of them
     python -m cluster.sizing RUN.yaml --references 5000000 --replication 3
     python -m cluster.sizing jobs/configs/quickstart.yaml references.datatype=int8
 
-The size of a reference is measured on points from a sample of the run's corpus, as in `jobs/ingest.py --show`. The rest is
-arithmetic with the assumptions below.
+Without RUN.yaml: the quickstart's. The size of a reference is that of points of a sample of the run's corpus, with made-up
+states, as in `jobs/ingest.py --show`; no teacher is loaded. The rest is arithmetic, with assumptions that stand in this module.
 """
 
 import argparse

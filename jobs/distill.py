@@ -1,4 +1,4 @@
-"""Distil a student while it reads references from the memory.
+"""Distil a student from what the memory holds; where student.reference_mode says so, it reads references meanwhile.
 
     python jobs/distill.py                                    the quickstart, on this machine
     python jobs/distill.py RUN.yaml train.steps=2000 train.num_workers=2

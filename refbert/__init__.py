@@ -1,4 +1,4 @@
-"""The method: a student that reads its teacher's states of a similar text.
+"""The method: a student that reads what its teacher said of similar texts.
 
 Its names are imported when they are first used (PEP 562), for torch and transformers cost seconds that a config, an error or a
 command line need not wait for. Any of the names registers the student with transformers' Auto classes. The library needs torch,

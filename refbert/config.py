@@ -407,4 +407,12 @@ class AdaptConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     @field_validator("references", mode="before")
     @classmethod
     def _over_the_default(cls, given: Any) -> Any:
-        return {**READING, **given} if isinstance(given, dict) else given
+        if not isinstance(given, dict):
+            return given
+        if (criterion := given.get("criterion", "dense")) not in BUILT_IN_CRITERIA:
+            # One's own is asked for token states, not for residuals, and not for how many.
+            raise ValueError(
+                f"criterion={criterion!r} is none of {', '.join(BUILT_IN_CRITERIA)}: an adapted student reads by one of these; "
+                "a criterion of your own is for a student that reads token states (references.criterion)"
+            )
+        return {**READING, **given}

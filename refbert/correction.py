@@ -2,10 +2,14 @@
 
     answer = student's vector + global part (linear and kernel map) + kriging weights x residuals of near references
 
-Everything is in closed form (docs/decisions/0014-closed-form-reading.md). A correction belongs to a version of a memory: its
-residuals are what that global part lacks, and no other one's.
+A `Correction` computes that, is read from and written to bytes, and shortens answers to their principal components. What is
+in closed form is fitted in `global_part.py`; kriging's width and noise, and whether references are read at all, are chosen
+here among a few, by stored texts that are left out (docs/decisions/0014-closed-form-reading.md). A correction belongs to a
+version of a memory: stored residuals are what is left of the teacher's vectors once this version's global part is added, and
+of no use to another.
 
-Shapes: batch, count (references of a text), dim (of the teacher's vector), words_dim.
+Shapes: rows (stored texts), batch, count (references of a text), dim (of the teacher's vector), words_dim, key_dim (of what
+nearness is measured by).
 """
 
 import json

@@ -3,8 +3,9 @@
 IDF is in the query, not in the store, whose own counts each shard for itself, and deleted points too: with published
 frequencies every reader gives the same scores, on any number of shards. They also say which tokens are too frequent to search
 by: the cost of a sparse look-up is proportional to the number of points with any of its tokens, and frequent tokens cost most
-and say least. Look-ups leave out tokens with a document frequency above `store.max_document_frequency`. Without published
-statistics, look-ups use every token, at equal weight.
+and say least. Look-ups leave out tokens with a document frequency above the bound that was `store.max_document_frequency` when
+the statistics were published, but for a query's three rarest. Without published statistics, look-ups use every token, at equal
+weight.
 """
 
 from typing import NamedTuple

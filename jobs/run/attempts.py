@@ -1,9 +1,9 @@
-"""Work that kills its process: counted per batch, set aside after three deaths, and said.
+"""Work that kills its process: after three deaths a batch is set aside, its rows named; a start or a file's part ends the job.
 
 Ray starts a dead actor anew and gives it the same batch, as often as it takes, and says so only in a log that is quieted here.
-So workers note in the run's directory what they are about to do (`Attempts`). Who finds his batch noted there by this job knows
-that a process died at it. The driver judges what was set aside (`SetAside`): a few batches are rejected rows; where nothing
-else succeeds, it is the machine.
+So workers note in the run's directory what they are about to do (`Attempts`). A process that finds a note of this job about its
+batch knows that another died at it. The driver judges what was set aside (`SetAside`): a few batches are rejected rows; three
+one after another, or all that there were, are the machine's fault, and end the job.
 """
 
 import logging
@@ -94,6 +94,9 @@ def watched(pieces: Iterable[Piece], attempts: Attempts, work: str, what: str, f
         yield piece
 
 
+NONE_FINISHED = "no other batch was finished"
+
+
 class SetAside:
     """The driver's account of batches that were set aside; `has_finished` says whether any batch was finished before."""
 
@@ -112,15 +115,15 @@ class SetAside:
         log.warning("%s set aside: %d processes died at them", rows, DEATHS)
         self._in_a_row.append(rows)
         if len(self._in_a_row) >= IN_A_ROW:
-            raise self._of_the_machine()
+            raise self._of_the_machine("none between them was finished" if self._has_finished else NONE_FINISHED)
 
     def judge(self) -> None:
         """Raise UnavailableError where no batch was finished at all; called at the end."""
         if self._in_a_row and not self._has_finished:
-            raise self._of_the_machine()
+            raise self._of_the_machine(NONE_FINISHED)
 
-    def _of_the_machine(self) -> UnavailableError:
+    def _of_the_machine(self, why: str) -> UnavailableError:
         return UnavailableError(
-            f"{self._what} died {DEATHS} times at {'; '.join(self._in_a_row)}, and no other batch succeeded: is the machine "
-            f"out of memory? {self._remedy}, and start the same command again: what is done is kept"
+            f"{self._what} died {DEATHS} times at {'; '.join(self._in_a_row)}, and {why}: is the machine out of memory? "
+            f"{self._remedy}, and start the same command again: what is done is kept"
         )

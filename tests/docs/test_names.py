@@ -8,6 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from jobs.config import RunConfig
+from jobs.sections import ServeConfig
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = [*REPOSITORY.glob("*.md"), *sorted((REPOSITORY / "docs").rglob("*.md"))]
@@ -42,6 +43,11 @@ def options(section: type[BaseModel]) -> set[str]:
             if isinstance(inner, type) and issubclass(inner, BaseModel):
                 names |= {f"{name}.{option}" for option in options(inner)}
     return names
+
+
+def test_the_table_of_the_services_options_is_complete():
+    rows = re.findall(r"^\| `.+\|$", (REPOSITORY / "docs/serving.md").read_text(), flags=re.MULTILINE)
+    assert not set(ServeConfig.model_fields) - {name for row in rows for name in re.findall(r"`(\w+)`", row)}
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ from vector_store.server.files import (
     free_bytes,
     require_room,
 )
-from vector_store.server.index_schedule import IndexSchedule
+from vector_store.server.index_schedule import QUIET_S, IndexSchedule
 from vector_store.server.status import CollectionNotFoundError, DamagedError, StatusError, already_exists, invalid
 from vector_store.server.translate import (
     VectorKinds,
@@ -77,8 +77,9 @@ INDEX_GROWTH = 0.2
 FORGET_S = 600.0
 """A deleted or replaced text leaves the disk after so long, at the latest, and the pause of writes that a build waits for."""
 
-REBUILD_PAUSE = 20
-"""Between two rebuilds is so many times the time that one takes: they cost at most a twentieth of the machine."""
+REBUILD_PAUSE, QUIET_PAUSE = 20, 2
+"""Between two rebuilds is so many times the time that one takes: while writes go on, so that rebuilds take a twentieth of the
+machine at most, and once there have been none for QUIET_S."""
 
 ROOMY_BYTES = 2**32
 """With this much free space the size of a write is not counted: counting takes a tenth of the time of writing."""
@@ -192,7 +193,8 @@ class Collection:
         """Whether to copy the points into a new shard: after deletions, whose texts and space the old one keeps.
 
         That is once they are `deleted_threshold` of all and `vacuum_min_vector_number`, and FORGET_S after the first, at the
-        latest; a shard that takes long to copy waits for longer. Without a sound log it is at once.
+        latest; a shard that takes long to copy waits for longer, above all while writes go on. Without a sound log it is at
+        once.
         """
         if self.log_damage:
             return True
@@ -201,7 +203,8 @@ class Collection:
         now = time.monotonic()
         if self._removed_since is None:
             self._removed_since = now
-        if now - self._rebuilt_at < REBUILD_PAUSE * self.rebuild_s:
+        pause = REBUILD_PAUSE if now - self.wrote_at <= QUIET_S else QUIET_PAUSE
+        if now - self._rebuilt_at < pause * self.rebuild_s:
             return False
         share, at_least = vacuum_options(self.settings)
         num_points = self.read(EdgeShard.info).points_count

@@ -76,6 +76,7 @@ def test_an_unquoted_null_among_the_arms_is_the_arm_of_that_name():
         ("references={criterion: mine.make, plan: true}", "plan=true needs a built-in criterion, found mine.make"),
         ("references={criterion: mine.make, count: 2}", "count=2 needs a built-in criterion, found mine.make"),
         ("references.criterion=closest", "neither one of keywords, dense"),
+        ("adapt.references.criterion=mine.make", "an adapted student reads by one of these"),
         ("loss.embedding=1", "train.targets=memory has only the last layer's states"),
         ("loss.relation_of=qkv", "train.targets=memory has only the last layer's states"),
         ("loss.prediction=1", "train.targets=memory has only the last layer"),

@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -306,3 +307,9 @@ def test_deletions_are_forgotten_soon_where_they_are_many_and_in_the_end_where_t
     collection.rebuild_s = 1000.0
     delete(collection, [50])
     assert not collection.wants_rebuild(), "a shard that takes long to copy is copied less often"
+    collection.rebuild_s, collection._rebuilt_at = 5.0, time.monotonic() - 11
+    assert not collection.wants_rebuild()
+    collection.wrote_at -= catalogue_module.QUIET_S + 1
+    assert collection.wants_rebuild(), "once writes have paused, sooner"
+    collection.rebuild_s = 6.0
+    assert not collection.wants_rebuild()
