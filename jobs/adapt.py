@@ -34,10 +34,10 @@ from typing import Any
 import torch
 
 from jobs.config import RunConfig
-from jobs.corpus.prepared import REJECTED, PreparedCorpus, prepare
+from jobs.corpus.prepared import REJECTED, prepare
 from jobs.memory.corrected import corrected_student
 from jobs.memory.fill import fill_memory, open_collection
-from jobs.memory.gain import measured_gain
+from jobs.memory.gain import HeldOutTexts, measured_gain
 from jobs.memory.store import at_one_version, running_store
 from jobs.run.directory import training_lock
 from refbert.atomic import write_whole
@@ -69,17 +69,18 @@ def run(config: RunConfig) -> None:
     adapted_to_texts(config)
 
 
-def adapted_to_texts(config: RunConfig, measured_on: PreparedCorpus | None = None) -> dict[str, Any]:
+def adapted_to_texts(config: RunConfig, heldout: HeldOutTexts | None = None, is_filled: bool = False) -> dict[str, Any]:
     """Do what `run` does; return what it writes into adapted.json, empty where nothing was fitted.
 
-    The gain is measured on the held-out texts of another corpus, where one is given.
+    The gain is measured on the corpus's own held-out texts, or on those that are given, whose teacher is taken, too. Where the
+    memory `is_filled`, nothing is stored: the caller knows that it holds the corpus.
     """
     options, folder, memory = config.adapt, student_folder(config), config.adapting()
     config.run_directory.mkdir(parents=True, exist_ok=True)
     gain: dict[str, float] = {}
     with training_lock(config.run_directory), running_store(memory) as url:
         memory = at_one_version(memory, url)  # whatever an alias names when the job ends
-        teacher = load_teacher(config.teacher)
+        teacher = heldout.teacher if heldout else load_teacher(config.teacher)
         adopting = options.adopt.collection is not None
         found = checked_collection(memory, url, teacher) if adopting else None
         corpus = None if found else prepare(memory, heldout=False)
@@ -97,7 +98,7 @@ def adapted_to_texts(config: RunConfig, measured_on: PreparedCorpus | None = Non
                 # One pause for all: an index of what is stored now would be undone by the residuals.
                 stack.enter_context(store.bulk_load())
                 filling = memory.model_copy(update={"store": memory.store.model_copy(update={"bulk_load": False})})
-            if corpus:
+            if corpus and not is_filled:
                 fill_memory(filling, url, corpus, teacher, corrected=folder)
             elif found:
                 adopt_collection(filling, url, client, found, student.texts, folder)
@@ -107,8 +108,8 @@ def adapted_to_texts(config: RunConfig, measured_on: PreparedCorpus | None = Non
             scratch = config.run_directory / "adapt" / options.collection / name
             adapted = adapt(store, student, name, scratch, options, config.seed)
             save_correction(folder, adapted.correction)
-            if asked := measured_on or corpus:
-                gain = measured_gain(memory, client, teacher, student, adapted.correction, asked, options.texts)
+            if asked := heldout or (corpus and HeldOutTexts(corpus, teacher)):
+                gain = measured_gain(memory, client, student, adapted.correction, asked, options.texts)
     left_out = {"alone": adapted.alone, "global": adapted.kriging.before, "references": adapted.kriging.after}
     report: dict[str, Any] = {
         "student": name,

@@ -28,6 +28,7 @@ from jobs.corpus.prepared import prepare, texts_in
 from jobs.evaluation.documents import show
 from jobs.evaluation.report import growth_table, plot_growth, print_tables
 from jobs.memory.fill import fill_memory
+from jobs.memory.gain import HeldOutTexts
 from jobs.memory.store import running_store
 from jobs.sections import DemoConfig
 from jobs.serve import served
@@ -35,6 +36,7 @@ from jobs.training.tracking import check_tracking
 from refbert.atomic import write_whole
 from refbert.errors import InputError
 from refbert.passages import Text
+from refbert.teacher import load_teacher
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +89,7 @@ def grown(met: RunConfig, demo: DemoConfig) -> dict[str, Any]:
     if file.exists() and (before := json.loads(file.read_text()))["of"] == of:
         return before
     corpus = prepare(met)
+    heldout = HeldOutTexts(corpus, load_teacher(met.teacher))
     num_texts = corpus.counts.train + corpus.counts.heldout
     steps = []
     for share in demo.shares:
@@ -94,7 +97,7 @@ def grown(met: RunConfig, demo: DemoConfig) -> dict[str, Any]:
         if share < 1:
             fewer = met.corpus.model_copy(update={"max_texts": max(1, round(share * num_texts))})
             some = met.model_copy(update={"corpus": fewer})
-        steps.append(adapt.adapted_to_texts(some, corpus))
+        steps.append(adapt.adapted_to_texts(some, heldout))
     if not steps[-1]["heldout"]:
         raise InputError(
             f"memory {met.adapt.collection!r} holds every held-out text of {met.corpus.path} already, so nothing says what it "
@@ -102,19 +105,19 @@ def grown(met: RunConfig, demo: DemoConfig) -> dict[str, Any]:
         )
     growth = {"of": of, "texts": round(steps[-1]["heldout"]["texts"]), "steps": steps}
     if demo.trained_steps:
-        growth["trained"] = {"steps": demo.trained_steps, **trained_instead(met, demo.trained_steps)}
+        growth["trained"] = {"steps": demo.trained_steps, **trained_instead(met, demo.trained_steps, heldout)}
     write_whole(file, json.dumps(growth, indent=2))
     plot_growth(growth, met.run_directory / "growth.png")
     return growth
 
 
-def trained_instead(met: RunConfig, steps: int) -> dict[str, float]:
+def trained_instead(met: RunConfig, steps: int, heldout: HeldOutTexts) -> dict[str, float]:
     """Train the run's student on a domain's texts, and adapt it to the domain's memory; return the cosines of `GROWTH`."""
     start = str(met.run_directory / "student")
     train = met.train.model_copy(update={"start": start, "steps": steps, "targets": "teacher"})
     control = met.model_copy(update={"name": f"{met.name}-trained", "train": train})
     distill.run(control)
-    return adapt.adapted_to_texts(control)["heldout"]
+    return adapt.adapted_to_texts(control, heldout, is_filled=True)["heldout"]
 
 
 def ask(address: str, request: dict[str, Any]) -> dict[str, Any]:

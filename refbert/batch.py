@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from refbert.student import masked_mean
+from refbert.student import pooled
 
 Moved = TypeVar("Moved")
 
@@ -43,10 +43,14 @@ class Batch:
             "reference_mask": self.reference_mask,
         }
 
-    def reference_vectors(self) -> tuple[Tensor, Tensor]:
-        """Return the mean state of each reference (batch x references, dim), and a mask of those that exist."""
+    def reference_vectors(self, pooling: str = "mean") -> tuple[Tensor, Tensor]:
+        """Return the pooled states of each reference (batch x references, dim), and a mask of those that exist."""
         if self.reference_spans is None:
-            return masked_mean(self.reference_states, self.reference_mask), self.reference_mask.bool().any(1)
+            return pooled(self.reference_states, self.reference_mask, pooling), self.reference_mask.bool().any(1)
+        if pooling == "cls":
+            first = self.reference_spans.int().argmax(-1, keepdim=True)
+            states = torch.take_along_dim(self.reference_states, first, 1)
+            return states.flatten(0, 1), self.reference_spans.any(-1).flatten()
         weights = self.reference_spans.to(self.reference_states.dtype)
         means = weights @ self.reference_states / weights.sum(-1, keepdim=True).clamp_min(1)
         return means.flatten(0, 1), self.reference_spans.any(-1).flatten()

@@ -176,14 +176,15 @@ def adopt(
         from vector_store.location import connect_to
 
         disable_progress_bar()
-        most = text_tokens(load_model(folder).config)
+        shape = load_model(folder).config
+        most = text_tokens(shape)
         try:
             taking = AdoptConfig(collection=collection, vector=vector, text_field=text_field)
             options = AdaptConfig(collection=memory, adopt=taking)
         except ValidationError as error:
             (first, *_) = error.errors()
             raise InputError(f"{first['input']!r}: {first['msg']}") from None
-        told = TeacherConfig(model=teacher, **({"tokens": most} if most else {}))
+        told = TeacherConfig(model=teacher, pooling=shape.pooling, **({"tokens": most} if most else {}))
         with (
             connect_to(url, StoreConfig()) as theirs,
             connect_to(references or url, StoreConfig(), create=True) as client,

@@ -16,6 +16,9 @@ from pydantic import (
     model_validator,
 )
 
+Pooling = Literal["mean", "cls"]
+"""How token states become one vector."""
+
 BUILT_IN_CRITERIA = ("keywords", "dense", "hybrid", "random", "none")
 
 TaskName = Literal["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI", "custom"]
@@ -103,6 +106,9 @@ class TeacherConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstr
     batch: PositiveInt = Field(64, description="Texts per forward.")
     head: Literal["none", "classification"] = "none"
     """`classification` loads the teacher with its head, for the prediction loss."""
+    pooling: Literal["auto", "mean", "cls"] = "auto"
+    """What a text's vector is: the mean of the last layer's token states, or the first token's. `auto` is what the model's
+    files say (sentence-transformers' modules.json), else the mean."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of its weights, and of its products too where the device has bf16 instructions."""
 

@@ -27,7 +27,7 @@ from refbert.losses import (
     sentence_loss,
     similarity_loss,
 )
-from refbert.student import RefBertForSequenceClassification, RefBertModel, masked_mean
+from refbert.student import RefBertForSequenceClassification, RefBertModel, pooled
 from refbert.student_config import RefBertConfig
 from refbert.teacher import Teacher
 
@@ -36,7 +36,7 @@ from refbert.teacher import Teacher
 class Targets:
     """The teacher's outputs for a batch: `layers`, `logits` and `qkv` as in `Encoding`, `mask` (batch, tokens).
 
-    `sentence` (batch, width) is the last layer's mean; None where `layers` say it, which are empty where it is enough.
+    `sentence` (batch, width) is the teacher's vector; None where `layers` say it, which are empty where it is enough.
     `attention_scores` are those of `LossConfig.teacher_layers`. `labels` (batch,) are a labelled task's own, NaN for a row
     without one. Targets that no loss reads may be None.
     """
@@ -109,10 +109,11 @@ class Distiller(nn.Module):
             related = targets.layers[weights.relation_layer or -1]
             parts["relation"] = relation_loss(projected, related, mask, weights.relation_heads)
         if weights.contrastive or weights.sentence or weights.similarity:
-            said = output.sentence_embedding.float() if projected is None else masked_mean(projected, mask)
-            taught = masked_mean(targets.layers[-1], mask) if targets.sentence is None else targets.sentence
+            pooling = self.student.config.pooling
+            said = output.sentence_embedding.float() if projected is None else pooled(projected, mask, pooling)
+            taught = pooled(targets.layers[-1], mask, pooling) if targets.sentence is None else targets.sentence
             if weights.contrastive:
-                negatives = batch.reference_vectors() if weights.reference_negatives else ()
+                negatives = batch.reference_vectors(pooling) if weights.reference_negatives else ()
                 parts["contrastive"] = contrastive_loss(said, taught, weights.contrastive_temperature, *negatives)
             if weights.sentence:
                 parts["sentence"] = sentence_loss(said, taught)
@@ -182,6 +183,7 @@ def new_student(
         pad_token_id=teacher.tokenizer.pad_token_id or 0,
         dim=teacher.dim,
         reference_dim=reference_dim,
+        pooling=teacher.pooling,
         **labels,
     )
     torch.manual_seed(seed)

@@ -2,7 +2,7 @@
 
 transformers takes a model's code from its folder where `auto_map` in config.json names it, and follows relative imports only.
 So the files of this package that `RefBertSentenceModel` needs are copied beside the weights, their imports made relative.
-sentence-transformers reads `modules.json`: here its own modules, mean pooling and normalisation.
+sentence-transformers reads `modules.json`: here its own modules, the student's pooling and normalisation.
 """
 
 import ast
@@ -62,7 +62,11 @@ def make_loadable(folder: Path, special_ids: Sequence[int]) -> None:
         (folder / path).mkdir(exist_ok=True)
     _write(
         folder / "1_Pooling" / "config.json",
-        {"word_embedding_dimension": config["dim"], "pooling_mode_mean_tokens": True, "include_prompt": True},
+        {
+            "word_embedding_dimension": config["dim"],
+            f"pooling_mode_{'cls_token' if config.get('pooling') == 'cls' else 'mean_tokens'}": True,
+            "include_prompt": True,
+        },
     )
 
 

@@ -27,9 +27,9 @@ WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision
 class RefBertSentenceModel(RefBertModel):
     """The encoder, whose `last_hidden_state` (batch, tokens, dim) is in the teacher's space.
 
-    Its masked mean is the sentence's vector, so mean pooling, which most libraries apply, gives what `refbert.load(...).encode`
-    gives without a memory; `sentence_embedding` (batch, dim) is that mean. Of an adapted student both are corrected: every
-    token's state is moved by what corrects the mean.
+    Its masked mean is the sentence's vector (the first state where the config's `pooling` is `cls`), so pooling, which most
+    libraries apply, gives what `refbert.load(...).encode` gives without a memory; `sentence_embedding` (batch, dim) is that
+    vector. Of an adapted student both are corrected: every token's state is moved by what corrects the vector.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"classifier\."]  # noqa: RUF012 - a student's with a head

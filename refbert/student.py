@@ -36,7 +36,7 @@ class RefBertOutput(ModelOutput):
 
     - `last_hidden_state` (batch, tokens, hidden).
     - `projected_states` (batch, tokens, dim): the same in the teacher's space.
-    - `sentence_embedding` (batch, dim): the masked mean of `projected_states`, not normalised.
+    - `sentence_embedding` (batch, dim): the masked mean of `projected_states` or the first of them (`pooling`), not normalised.
     - `hidden_states`, by `output_hidden_states`: of the embeddings, then of each layer, each (batch, tokens, hidden).
     - `attention_scores`, by `output_attentions`: of each layer, as in `AttentionTrace`. Their `softmax(-1)` is what other
       models of transformers return as `attentions`, here over the layer's own tokens and the reference's.
@@ -204,9 +204,9 @@ class RefBertModel(RefBertPreTrainedModel):
             projected, readout_scores = self.readout(
                 hidden, projected, input_ids, reference_ids, reference_states, reference_mask
             )
-            sentence = masked_mean(projected, mask)
+            sentence = pooled(projected, mask, self.config.pooling)
         else:
-            sentence = self.projection(masked_mean(hidden, mask))  # linear: the mean of the projected
+            sentence = self.projection(pooled(hidden, mask, self.config.pooling))  # linear: the mean of the projected
         return RefBertOutput(
             last_hidden_state=hidden,
             projected_states=projected if output_projected_states else None,
@@ -294,6 +294,11 @@ class RefBertForSequenceClassification(RefBertPreTrainedModel):
             loss = F.mse_loss(logits.squeeze(-1), labels.float()) if one else F.cross_entropy(logits, labels)
         parts = {name: part for name, part in encoded.items() if name != "last_hidden_state"}
         return RefBertClassifierOutput(loss=loss, logits=logits, **parts)
+
+
+def pooled(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
+    """Return a vector of each text's states (batch, tokens, width), padded on the right: their `mean`, or the first (`cls`)."""
+    return states[:, 0] if pooling == "cls" else masked_mean(states, mask)
 
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:

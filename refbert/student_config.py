@@ -26,6 +26,7 @@ class RefBertConfig(PretrainedConfig):
       starts unchanged. For `concat`.
     - `reference_keys`: `states`, or `embedding`: the student's own embedding of the reference's token ids, through the
       layer's own key projection. Values always come from the states.
+    - `pooling`: the student's vector is the mean of its projected states (`mean`) or the first one (`cls`), as its teacher's.
     - `text_tokens`: how many tokens of a text its teacher read, special tokens included: texts are cut there.
     - `memory`, `collection`, `references`: the manifest of the memory that the student was distilled with, its
       collection's name, and the look-up's options (`refbert.config.ReferenceConfig`); None for a student that reads none.
@@ -62,6 +63,7 @@ class RefBertConfig(PretrainedConfig):
         reference_gate: bool = False,
         readout_heads: int = 4,
         readout_width: int = 128,
+        pooling: str = "mean",
         text_tokens: int | None = None,
         memory: dict[str, Any] | None = None,
         collection: str | None = None,
@@ -92,6 +94,7 @@ class RefBertConfig(PretrainedConfig):
         self.reference_gate = reference_gate
         self.readout_heads = readout_heads
         self.readout_width = readout_width
+        self.pooling = pooling
         self.text_tokens = text_tokens
         self.memory = memory
         self.collection = collection

@@ -27,12 +27,13 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from refbert.atomic import checksum
 from refbert.attention import QKV, plain_scores, recorded_attention
-from refbert.config import TeacherConfig
+from refbert.config import Pooling, TeacherConfig
 from refbert.errors import InputError, UnavailableError
 from refbert.finite import fault_in
 from refbert.hub import loading_options
 from refbert.packaged import local_path
 from refbert.passages import Text, by_length
+from refbert.pooling import pooling_of
 from refbert.precision import has_fast_bf16
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -79,11 +80,19 @@ class Encoding:
 class Teacher:
     """A frozen encoder with its tokenizer. Not trainable; `encode` runs without gradients."""
 
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, config: TeacherConfig, fingerprint: str) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        config: TeacherConfig,
+        fingerprint: str,
+        pooling: Pooling = "mean",
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.config = config
         self.fingerprint = fingerprint
+        self.pooling: Pooling = pooling
 
     @property
     def dim(self) -> int:
@@ -195,6 +204,10 @@ class Teacher:
             for row, index in enumerate(chosen):
                 yield index, ids[row, : lengths[row]].numpy().astype(np.int32), host[row, : lengths[row]].copy()
 
+    def vector(self, states: NDArray[np.float16]) -> NDArray[np.float32]:
+        """Return the text's vector (dim,) of its states (tokens, dim), float32, not normalised."""
+        return states[0].astype(np.float32) if self.pooling == "cls" else states.mean(0, dtype=np.float32)
+
     def static_vectors(self) -> NDArray[np.float32]:
         """Return the token embedding matrix (vocabulary, dim): a function of token ids alone."""
         return self.model.get_input_embeddings().weight.detach().float().cpu().numpy()
@@ -233,7 +246,8 @@ def load_teacher(config: TeacherConfig, device: str | torch.device = "cpu") -> T
     if config.precision == "bf16" and not has_fast_bf16(device):
         model.float()  # the same weights, so the same fingerprint, and products a hundred times as fast
     model.requires_grad_(False).to(device)
-    return Teacher(model, tokenizer, config, fingerprint(model, tokenizer, untrained))
+    pooling = pooling_of(config)
+    return Teacher(model, tokenizer, config, fingerprint(model, tokenizer, untrained, pooling), pooling)
 
 
 def refuse_head_on_decoder(name: str, has_head: bool) -> None:
@@ -381,8 +395,10 @@ def last_states(output: Any) -> Tensor:
     return output.hidden_states[-1] if output.get("last_hidden_state") is None else output.last_hidden_state
 
 
-def fingerprint(model: Any, tokenizer: PreTrainedTokenizerBase, untrained: Collection[str] = ()) -> str:
-    """Return 32 hex digits of the weights, their names and the tokenizer: equal teachers write equal references.
+def fingerprint(
+    model: Any, tokenizer: PreTrainedTokenizerBase, untrained: Collection[str] = (), pooling: Pooling = "mean"
+) -> str:
+    """Return 32 hex digits of weights, their names, tokenizer and pooling: equal teachers write equal references.
 
     `untrained` weights were not in the checkpoint and are left out.
     """
@@ -392,6 +408,8 @@ def fingerprint(model: Any, tokenizer: PreTrainedTokenizerBase, untrained: Colle
             continue
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    if pooling != "mean":  # which the first memories had, whose teachers keep their names
+        digest.update(pooling.encode())
     return digest.hexdigest()[:32]
 
 

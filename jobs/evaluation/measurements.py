@@ -38,7 +38,7 @@ from refbert.memory.texts import reference_id, reference_texts
 from refbert.metrics import MUTUAL_INFORMATION_TEMPERATURE, fidelity
 from refbert.passages import text_of
 from refbert.probe import majority_accuracy, probe_accuracy
-from refbert.student import RefBertModel, masked_mean
+from refbert.student import RefBertModel, pooled
 from refbert.teacher import Teacher, Tokens, load_teacher
 from vector_store.client import connect
 from vector_store.schema import STATES_ALONE, Parts
@@ -237,10 +237,10 @@ def measure_fidelity(
     sentences: dict[str, list[Tensor]] = {name: [] for name in ("teacher", *readers)}
     for weights, states, student in encoded_batches(teacher, readers, rows):
         num_tokens += float(weights.sum())
-        sentences["teacher"].append(masked_mean(states, weights).cpu())
+        sentences["teacher"].append(pooled(states, weights, teacher.pooling).cpu())
         for name, ours in student.items():
             errors[name] += float(((ours - states).square().mean(-1) * weights).sum())
-            sentences[name].append(masked_mean(ours, weights).cpu())
+            sentences[name].append(pooled(ours, weights, teacher.pooling).cpu())
         yield Event("fidelity", len(rows), len(weights))
     vectors = {name: torch.cat(parts) for name, parts in sentences.items()}
     report["fidelity"] = {
@@ -268,7 +268,7 @@ def measure_labelled(
     features: dict[str, list[Tensor]] = {name: [] for name in vectors}
     for weights, states, student in encoded_batches(teacher, readers, rows):
         for name, ours in {"teacher": states, **student}.items():
-            features[name].append(masked_mean(ours, weights).cpu())
+            features[name].append(pooled(ours, weights, teacher.pooling).cpu())
         yield Event("labelled", len(rows), len(weights))
     labelled = [index for index, row in enumerate(heldout) if row["label"] is not None]
     train_labels, test_labels = [row["label"] for row in rows], [heldout[index]["label"] for index in labelled]

@@ -118,7 +118,7 @@ class EncodeAndStore:
         for index, token_ids, states in encode_ahead(self.teacher, texts):
             identifier, row = new[index]
             kept = states if self.projection is None else self.projection.apply(states)
-            vector = states.mean(0, dtype=np.float32)
+            vector = self.teacher.vector(states)
             point = self.texts.point(row, identifier, token_ids, vector, kept)
             if self.student and self.student.correction and said is not None:
                 point = replace(point, residuals={self.student.correction.reader: vector - said[index]})

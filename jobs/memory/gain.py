@@ -1,7 +1,7 @@
 """What a memory gains a student on texts that it does not hold: its answers alone, corrected, and with references."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from jobs.config import RunConfig
 from jobs.corpus.prepared import PassageRows, PreparedCorpus
 from refbert.correction import Correction, References
 from refbert.memory.batch import references_of
+from refbert.memory.encoding import encode_ahead
 from refbert.memory.reader import Reader
 from refbert.memory.retrieval import NeighbourSource, open_retriever
 from refbert.memory.version import current_version
@@ -88,22 +89,38 @@ def with_residuals_of(references: References, residuals: Tensor) -> References:
 
 def teacher_vectors(teacher: Teacher, texts: Sequence[Text]) -> Tensor:
     """Return the teacher's sentence vectors (texts, dim)."""
-    return torch.from_numpy(np.stack([states.mean(0, dtype=np.float32) for _, states in teacher.encode_texts(texts)]))
+    vectors = np.empty((len(texts), teacher.dim), np.float32)
+    for index, _, states in encode_ahead(teacher, texts):
+        vectors[index] = teacher.vector(states)
+    return torch.from_numpy(vectors)
+
+
+class HeldOutTexts:
+    """A corpus's held-out texts and what a teacher says of them, which is computed once however often a gain is measured."""
+
+    def __init__(self, corpus: PreparedCorpus, teacher: Teacher) -> None:
+        self.corpus, self.teacher = corpus, teacher
+        self._said: dict[Text, Tensor] = {}
+
+    def rows(self, seed: int, most: int) -> list[dict[str, Any]]:
+        """Return up to `most` rows, drawn by the seed."""
+        table = self.corpus.table("heldout")
+        chosen = np.random.default_rng(seed).permutation(table.num_rows)[:most]
+        return PassageRows(table).at(np.sort(chosen))
+
+    def vectors(self, texts: Sequence[Text]) -> Tensor:
+        """Return the teacher's vectors (texts, dim)."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._said]
+        if new:
+            self._said.update(zip(new, teacher_vectors(self.teacher, new), strict=True))
+        return torch.stack([self._said[text] for text in texts])
 
 
 def measured_gain(
-    config: RunConfig,
-    client: Client,
-    teacher: Teacher,
-    student: Reader,
-    correction: Correction,
-    corpus: PreparedCorpus,
-    most: int,
+    config: RunConfig, client: Client, student: Reader, correction: Correction, heldout: HeldOutTexts, most: int
 ) -> dict[str, float]:
     """Return the mean cosine to the teacher of up to `most` held-out texts; empty where the corpus holds none out."""
-    table = corpus.table("heldout")
-    chosen = np.random.default_rng(config.seed).permutation(table.num_rows)[:most]
-    rows = PassageRows(table).at(np.sort(chosen))
+    rows = heldout.rows(config.seed, most)
     assert student.texts is not None
     stored = Store(client, config.store).existing([student.texts.identifier(text_of(row)) for row in rows])
     rows = [row for row in rows if student.texts.identifier(text_of(row)) not in stored]
@@ -116,7 +133,7 @@ def measured_gain(
         student.model, student.tokenizer, student.max_tokens, student.texts, source,
         correction=correction, words=student.words, batch=student.batch, strict=True,
     )  # fmt: skip
-    wanted = teacher_vectors(teacher, texts)
+    wanted = heldout.vectors(texts)
     cosines = {name: torch.empty(len(texts)) for name in ANSWERS}
     for some in answered(reader, texts, documents):
         for name, of_texts in cosines.items():

@@ -22,7 +22,7 @@ from jobs.service.errors import InvalidInput, NotReady, UnknownModel
 from jobs.service.inputs import TextInput, checked_inputs
 from jobs.service.keys import Keys
 from jobs.service.metrics import MemoryState, Metrics
-from jobs.service.schema import MemoryReadiness, Model, Readiness, ServiceInfo
+from jobs.service.schema import EmbeddingPooling, MemoryReadiness, Model, ModelType, Readiness, ServiceInfo
 from jobs.service.student import ServedStudent, TextResult
 from refbert.correction import check_dimensions, shorten
 from refbert.errors import InputError
@@ -275,6 +275,7 @@ class InferenceService:
             model_id=student.name,
             model_sha=student.fingerprint,
             model_dtype=str(student.reader.model.dtype).removeprefix("torch."),
+            model_type=ModelType(embedding=EmbeddingPooling(pooling=student.reader.model.config.pooling)),
             max_concurrent_requests=limits.max_queued_texts,
             max_input_length=student.reader.max_tokens,
             max_batch_tokens=limits.batch_tokens,

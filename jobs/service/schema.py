@@ -263,13 +263,13 @@ class ModelList(BaseModel):
 class EmbeddingPooling(BaseModel):
     """How token states become a vector."""
 
-    pooling: Literal["mean"] = "mean"
+    pooling: Literal["mean", "cls"]
 
 
 class ModelType(BaseModel):
     """TEI's word for what the model is for."""
 
-    embedding: EmbeddingPooling = EmbeddingPooling()
+    embedding: EmbeddingPooling
 
 
 class ServiceInfo(BaseModel):
@@ -278,7 +278,7 @@ class ServiceInfo(BaseModel):
     model_id: str
     model_sha: str = Field(description="Fingerprint of the student's folder.")
     model_dtype: str
-    model_type: ModelType = ModelType()
+    model_type: ModelType
     max_concurrent_requests: int = Field(description="Texts that may wait in a replica.")
     max_input_length: int = Field(description="Tokens of a text, special ones included; a longer one is cut.")
     max_batch_tokens: int

@@ -32,6 +32,7 @@ from refbert.losses import label_loss
 from refbert.memory.progress import progress
 from refbert.packaged import local_path
 from refbert.passages import Text, by_length, text_length
+from refbert.pooling import pooling_of
 from refbert.precision import autocasts
 from refbert.sampler import BucketSampler
 from refbert.scores import score
@@ -82,7 +83,8 @@ def task_teacher(config: RunConfig, corpus: TaskCorpus) -> TaskTeacher:
         for name in corpus.data.dev_splits
     }
     checkpoint = config.teacher.model if config.teacher.head == "classification" else str(directory / "teacher")
-    fine_tuned = config.teacher.model_copy(update={"model": checkpoint, "head": "classification"})
+    pooling = pooling_of(config.teacher)  # the copy's folder says nothing of it
+    fine_tuned = config.teacher.model_copy(update={"model": checkpoint, "head": "classification", "pooling": pooling})
     return TaskTeacher(fine_tuned, logits, scores, manifest["seconds"], directory)
 
 
@@ -194,7 +196,7 @@ def _teacher_digest(config: RunConfig, corpus: TaskCorpus) -> str:
     return digest(
         corpus.prepared.directory.name,
         digest(*evaluated, digits=64),
-        config.teacher.model_dump(mode="json", exclude={"batch"}),
+        config.teacher.model_dump(mode="json", exclude={"batch", "pooling"}),
         config.task_stage.teacher.model_dump(mode="json"),
         config.seed,
         digits=12,

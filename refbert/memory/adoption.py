@@ -29,7 +29,7 @@ from refbert.memory.progress import progress
 from refbert.memory.reader import Reader, said_without_references
 from refbert.memory.texts import ReferenceTexts
 from refbert.passages import normalise
-from refbert.student import masked_mean
+from refbert.student import pooled
 from refbert.teacher import Teacher, load_teacher, tokenize
 from vector_store.client import Client
 from vector_store.config import StoreConfig
@@ -98,8 +98,9 @@ def checked(client: Client, options: AdoptConfig, teacher: Teacher, store: Store
     if not median >= options.least_cosine:
         raise InputError(
             f"{named}: its vectors are not what {teacher.config.model} says of the texts in {options.text_field!r}, "
-            f"mean-pooled: cosine {median:.3f} in the median of {len(texts)} texts, wanted {options.least_cosine:g}; name the "
-            "teacher that wrote them in teacher.model, or other vectors or texts (adapt.adopt.vector, adapt.adopt.text_field)"
+            f"pooled by {teacher.pooling}: cosine {median:.3f} in the median of {len(texts)} texts, wanted "
+            f"{options.least_cosine:g}; name the teacher that wrote them in teacher.model (teacher.pooling), or other vectors "
+            "or texts (adapt.adopt.vector, adapt.adopt.text_field)"
         )
     if other := int((cosines < options.least_cosine).sum()):
         log.warning(
@@ -159,7 +160,7 @@ def compared_with(teacher: Teacher, texts: Sequence[str], theirs: torch.Tensor) 
         for rows in torch.arange(len(texts)).split(teacher.config.batch):
             ids, mask, segments = tokenize(teacher.tokenizer, [texts[row] for row in rows.tolist()], tokens)
             states = teacher.encode(ids, mask, token_type_ids=segments).states
-            own = masked_mean(states, mask.to(states)).cpu()
+            own = pooled(states, mask.to(states), teacher.pooling).cpu()
             cosines = F.cosine_similarity(own, theirs[rows], dim=-1)
             nearer = cosines > best[rows]
             best[rows], lengths[rows] = (

@@ -1,6 +1,7 @@
 """An index of the teacher's embeddings, written by Qdrant's client, becomes a memory; what is none is refused in one line."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -145,6 +146,31 @@ def test_an_index_is_adopted_without_a_forward_and_its_answers_follow(
     assert len(client_points) == len(texts), "their collection is as it was"
 
 
+def test_an_index_of_first_states_is_adopted_where_the_models_files_say_so(index, run, teacher, tmp_path):
+    client, _ = index
+    embedder = tmp_path / "embedder"
+    shutil.copytree(teacher.config.model, embedder)
+    modules = [{"path": "", "type": "sentence_transformers.models.Transformer"}]
+    modules.append({"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"})
+    (embedder / "modules.json").write_text(json.dumps(modules))
+    (embedder / "1_Pooling").mkdir()
+    (embedder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
+    ids, mask, segments = tokenize(teacher.tokenizer, TEXTS, 512)
+    first = teacher.encode(ids, mask, token_type_ids=segments).states[:, 0].numpy()
+    write_index(client, first, TEXTS)
+    with pytest.raises(
+        InputError,
+        match=r"pooled by mean: cosine .* name the teacher that wrote them in teacher.model \(teacher.pooling\)",
+    ):
+        adapt_job.run(run())
+    config = run().model_copy(
+        update={"teacher": teacher.config.model_copy(update={"model": str(embedder)}), "name": "first"}
+    )
+    save_untaught_student(config.run_directory / "student", load_teacher(config.teacher))
+    adapt_job.run(config)
+    assert json.loads((config.run_directory / "adapted.json").read_text())["references"] == len(TEXTS)
+
+
 def cosine(student, wanted):
     return float((student.encode(ASKED) * wanted / np.linalg.norm(wanted, axis=1, keepdims=True)).sum(1).mean())
 
@@ -247,7 +273,7 @@ def bad_indexes(server, teacher):
         ({"vector": "other"}, r"has the vectors cls, flat, long, mean, and no 'other'; name one in adapt.adopt.vector"),
         ({}, r"has the vectors cls, flat, long, mean; name one in adapt.adopt.vector"),
         ({"vector": "long"}, r"has vectors of 60 numbers, those of .* have 48; name the teacher"),
-        ({"vector": "cls"}, r"are not what .* says of the texts in 'text', mean-pooled: cosine .* wanted 0.97; name"),
+        ({"vector": "cls"}, r"are not what .* says of the texts in 'text', pooled by mean: cosine .* wanted 0.97; name"),
         ({"vector": "flat"}, r"are not what .* says of the texts"),
         ({"vector": "mean", "text_field": "titel"}, r"none of the first 40 points .* in 'titel'; .*\(there are: text, title\)"),
         ({"vector": "mean", "text_field": "title"}, r"are not what .* says of the texts in 'title'"),

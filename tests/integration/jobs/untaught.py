@@ -11,7 +11,7 @@ def save_untaught_student(folder, teacher):
     """Write one that reads no references, without a word table, into its folder."""
     torch.manual_seed(0)
     shape = RefBertConfig(
-        vocab_size=len(teacher.tokenizer), dim=teacher.dim, reference_mode="none",
+        vocab_size=len(teacher.tokenizer), dim=teacher.dim, pooling=teacher.pooling, reference_mode="none",
         hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48,
     )  # fmt: skip
     save_student(folder, RefBertModel(shape), teacher.tokenizer, text_tokens=16)

@@ -91,6 +91,19 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(tiny):
     )
 
 
+def test_a_teacher_of_first_states_teaches_its_first_state_as_the_texts_vector(tiny, monkeypatch):
+    batch, targets = batch_and_targets(tiny)
+    monkeypatch.setattr(tiny, "pooling", "cls")
+    student = new_student(SMALL, tiny, seed=0)
+    loss, _ = Distiller(student, LossConfig(**ONLY | {"sentence": 1.0, "hidden": 1e-9}))(batch, targets)
+    said = student.encoder(
+        batch.input_ids, attention_mask=batch.mask, reference_ids=batch.reference_ids,
+        reference_states=batch.reference_states, reference_mask=batch.reference_mask, output_projected_states=True,
+    ).projected_states[:, 0]  # fmt: skip
+    wanted = 1 - torch.nn.functional.cosine_similarity(said, targets.layers[-1][:, 0])
+    assert loss.item() == pytest.approx(wanted.mean().item(), abs=1e-5)
+
+
 def test_what_is_learned_of_sentence_vectors_needs_no_states_and_projects_none(tiny, monkeypatch):
     batch, targets = batch_and_targets(tiny)
     loss = LossConfig(**ONLY | {"sentence": 2.0, "similarity": 3.0})
@@ -207,9 +220,10 @@ def test_losses_that_can_be_computed_are_accepted(tiny):
     )
 
 
-def test_each_of_several_references_is_a_separate_negative(tiny):
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_each_of_several_references_is_a_separate_negative(tiny, pooling):
     batch, targets = batch_and_targets(tiny)
-    one = batch.reference_vectors()
+    one = batch.reference_vectors(pooling)
     tokens = batch.reference_mask.shape[1]
     twice = Batch(
         batch.input_ids,
@@ -221,7 +235,7 @@ def test_each_of_several_references_is_a_separate_negative(tiny):
     )
     twice.reference_spans[:, 0, :tokens] = batch.reference_mask.bool()
     twice.reference_spans[1:, 1, tokens:] = batch.reference_mask[1:].bool()  # the first row has one only
-    vectors, there = twice.reference_vectors()
+    vectors, there = twice.reference_vectors(pooling)
     assert there.tolist() == [True, False, *[True] * 6]
     assert torch.allclose(vectors[::2], one[0], atol=1e-5)
     assert torch.allclose(vectors[3::2], one[0][1:] + 1, atol=1e-5)
