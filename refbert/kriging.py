@@ -3,6 +3,8 @@
 Kriging is Gaussian-process regression on the nearest stored points (Rasmussen & Williams 2006, eq. 2.25): near duplicates share
 one vote, and a far neighbour gets none. The kernel of two keys is exp((cosine - 1) / tau).
 
+The exported student has the same in numpy (`refbert/exported.py`); a test compares them.
+
 Shapes: batch, count (references of a text), key_dim, dim. Keys are of unit length.
 """
 

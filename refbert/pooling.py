@@ -1,16 +1,20 @@
-"""Which of its token states a teacher makes a text's vector of: as its own library does, by the model's files.
+"""Whether a teacher's vector of a text is the mean of its token states or the first one: as its options or its files say.
 
 sentence-transformers lists a model's modules in `modules.json`; the one that pools says how in a `config.json` of its own. A
-model without these files is pooled by the mean.
+model without these files is pooled by the mean; one that makes its vectors otherwise is refused. The pooling itself is done in
+`teacher.py` and `student.py`.
 """
 
 import json
+from pathlib import Path
 from typing import Any, cast, get_args
 
+from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+from huggingface_hub.constants import ENDPOINT
 from transformers.utils import cached_file
 
 from refbert.config import Pooling, TeacherConfig
-from refbert.errors import InputError
+from refbert.errors import InputError, UnavailableError
 from refbert.hub import loading_options
 from refbert.packaged import local_path
 
@@ -66,16 +70,26 @@ def _name_of(switch: str) -> str:
 
 
 def _read(model: str, name: str) -> Any:
+    """Return what a JSON file of a model holds, None where it has no such file.
+
+    Raises UnavailableError where that cannot be known: a model whose weights alone are cached, and no Hub.
+    """
+    path = local_path(model)
     options = {key: value for key, value in loading_options(model).items() if key != "trust_remote_code"}
     file = cached_file(
-        local_path(model),
+        path,
         name,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
         **options,
     )
     if file is None:
-        return None
+        if Path(path).exists() or try_to_load_from_cache(path, name) is _CACHED_NO_EXIST:
+            return None
+        raise UnavailableError(
+            f"how teacher.model={model} makes a text's vector is in its {name}, which is not cached, and the Hub at {ENDPOINT} "
+            "is not to be asked or does not answer; try again when it does, or set teacher.pooling=mean or teacher.pooling=cls"
+        )
     try:
         with open(file, encoding="utf-8") as opened:
             return json.load(opened)

@@ -366,9 +366,12 @@ class Retriever:
             return [[] for _ in queries]
         rows = {(query.id, query.document): row for row, query in enumerate(queries)}
         asked = [queries[row] for row in rows.values()]
-        choose = {"random": self._choose_random, "hybrid": self._choose_fused}.get(
-            self._criterion, self._choose_nearest
-        )
+        choose = {
+            "keywords": self._choose_nearest,
+            "dense": self._choose_nearest,
+            "hybrid": self._choose_fused,
+            "random": self._choose_random,
+        }[self._criterion]
         chosen = dict(zip(rows, choose(asked, version, send), strict=True))
         return [chosen[query.id, query.document] for query in queries]
 

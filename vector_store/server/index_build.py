@@ -4,7 +4,7 @@ The engine's `optimize` holds the GIL from start to end (16 s for 28,000 vectors
 block every call. So a child process, this module run as a program, indexes a copy of the shard. Writes during the build are
 kept and repeated on the copy before it replaces the shard. After too many of them the copy is dropped, and the build starts
 again once writes have paused. Until there is an index searches scan, which is slower and never wrong.
-Collections without an HNSW index need no build: for a sparse index `optimize` has nothing to do (measured).
+Collections without an HNSW index need no build of one: for a sparse index `optimize` has nothing to do (measured).
 
 After deletions the child does not index the copy but reads its points into a new shard. That has none of the deleted texts,
 neither in segments nor in a log, which the engine cuts by whole files of 32 MiB. Without its log alone a shard is of no use:

@@ -166,6 +166,31 @@ def test_training_goes_on_without_references_when_the_only_copy_stays_away(
         cluster.start(1)
 
 
+@pytest.mark.timeout(900)
+def test_training_that_learns_from_the_memory_ends_without_its_only_copy_and_the_same_command_goes_on(
+    prepared_home, tiny_run, in_process, cluster, random, num_ends
+):
+    for method, call in drawn(random, "QueryBatch", 4, num_ends):
+        config = tiny_run(
+            name=f"learns-{call}",
+            store=store_of(cluster, cache_bytes=1, write_deadline_s=1.5),
+            train__store_patience_s=0.2,
+        )
+        assert config.train.targets == "memory"
+        fill_memory(config, config.store.url)
+        outages = Outages(cluster, {(method, call)})
+        with pytest.raises(StoreUnavailable, match="does not answer at all") as caught:
+            distill.run(config)
+        outages.end()
+        assert exit_code(known_cause(caught.value)) == UNAVAILABLE
+        assert not (config.run_directory / "manifest.json").exists()
+        cluster.start(1)
+        distill.run(config)
+        lines = [json.loads(line) for line in (config.run_directory / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == list(range(1, 9))
+        assert lines[-1]["store/null"] == 0
+
+
 # ---------------------------------------------------------------- adapting and serving
 
 

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 
 from refbert.config import StudentConfig, TeacherConfig
 from refbert.distillation import new_student
-from refbert.errors import InputError
+from refbert.errors import InputError, UnavailableError
 from refbert.pooling import pooling_of
 from refbert.student import pooled
 from refbert.teacher import load_teacher, tokenize
@@ -95,6 +96,30 @@ def test_a_further_layer_and_damaged_files_are_refused_in_one_line(embedder):
         (folder / "modules.json").write_text(content)
         with pytest.raises(InputError, match=r"modules.json"):
             pooling_of(TeacherConfig(model=str(folder)))
+
+
+def test_of_a_cached_model_it_is_known_or_asked_for_and_never_guessed(tmp_path, monkeypatch):
+    """As huggingface_hub keeps files, and that a repository has none of a name."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    told, repository = TeacherConfig(model="somebody/embedder"), tmp_path / "models--somebody--embedder"
+    snapshot, absent = repository / "snapshots" / "c0ffee", repository / ".no_exist" / "c0ffee"
+    for folder in (snapshot / "1_Pooling", absent, repository / "refs"):
+        folder.mkdir(parents=True)
+    (repository / "refs" / "main").write_text("c0ffee")
+    (snapshot / "config.json").write_text("{}")
+    with pytest.raises(
+        UnavailableError, match=r"is in its modules.json, which is not cached, .* set teacher.pooling=mean or"
+    ):
+        pooling_of(told)
+    assert pooling_of(told.model_copy(update={"pooling": "cls"})) == "cls"
+    (absent / "modules.json").touch()
+    assert pooling_of(told) == "mean"
+    (absent / "modules.json").unlink()
+    modules = [{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]
+    (snapshot / "modules.json").write_text(json.dumps(modules))
+    (snapshot / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
+    assert pooling_of(told) == "cls"
 
 
 def test_a_student_has_its_teachers_way(embedder, tmp_path):
