@@ -38,6 +38,7 @@ from jobs.tasks.report import write_ablation
 from jobs.training.tracking import check_tracking
 from refbert.config import TaskConfig
 from refbert.errors import InputError
+from refbert.pooling import pooling_of
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +46,11 @@ log = logging.getLogger(__name__)
 def check(config: RunConfig) -> None:
     """Raise InputError where there is no task, or arms read what this run's students or memory have not.
 
-    Raises UnavailableError where a package is missing that the training's metrics go to. All of it before Ray is started.
+    Also where the teacher's vector is none that a student learns. Raises UnavailableError where a package is missing that the
+    training's metrics go to. All of it before Ray is started.
     """
     check_tracking(config)
+    pooling_of(config.teacher)
     if not tasks_of(config):
         raise InputError("no task to compare students on; set ablate.tasks, or task")
     if config.ablate.mixing and not config.references.dense_index:

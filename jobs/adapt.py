@@ -47,6 +47,7 @@ from refbert.memory.adaptation import adapt, adapting_student
 from refbert.memory.adoption import Checked, adopt, checked
 from refbert.memory.texts import ReferenceTexts
 from refbert.memory.version import version_name
+from refbert.pooling import pooling_of
 from refbert.teacher import Teacher, load_teacher
 from vector_store.client import Client, connect
 from vector_store.store import Store
@@ -55,8 +56,9 @@ log = logging.getLogger(__name__)
 
 
 def check(config: RunConfig) -> None:
-    """Raise InputError where there is no student; before Ray is started."""
+    """Raise InputError where there is no student, or the teacher's vector is none that one learns; before Ray is started."""
     load_model(student_folder(config))
+    pooling_of(config.teacher)
 
 
 def student_folder(config: RunConfig) -> Path:

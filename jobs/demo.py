@@ -32,7 +32,6 @@ from jobs.memory.gain import HeldOutTexts
 from jobs.memory.store import running_store
 from jobs.sections import DemoConfig
 from jobs.serve import served
-from jobs.training.tracking import check_tracking
 from refbert.atomic import write_whole
 from refbert.errors import InputError
 from refbert.passages import Text
@@ -42,8 +41,8 @@ log = logging.getLogger(__name__)
 
 
 def check(config: RunConfig) -> None:
-    """Raise UnavailableError where a package is missing that the training's metrics go to; before Ray is started."""
-    check_tracking(config)
+    """Raise what jobs/distill.py does before Ray is started."""
+    distill.check(config)
 
 
 def run(config: RunConfig) -> None:

@@ -32,14 +32,19 @@ from jobs.training.tracking import check_tracking
 from refbert.distillation import check_losses
 from refbert.folder import load_model
 from refbert.memory.texts import reference_texts
+from refbert.pooling import pooling_of
 from refbert.teacher import load_teacher
 
 log = logging.getLogger(__name__)
 
 
 def check(config: RunConfig) -> None:
-    """Raise UnavailableError where a package is missing that the training's metrics go to; before Ray is started."""
+    """Raise UnavailableError where a package is missing that the training's metrics go to, before Ray is started.
+
+    Raises InputError where the teacher's vector is none that a student learns.
+    """
     check_tracking(config)
+    pooling_of(config.teacher)
 
 
 def run(config: RunConfig) -> None:

@@ -21,6 +21,12 @@ if __name__ == "__main__":
 from jobs.config import RunConfig
 from jobs.memory.fill import fill_memory
 from jobs.memory.store import running_store
+from refbert.pooling import pooling_of
+
+
+def check(config: RunConfig) -> None:
+    """Raise InputError where the teacher's vector is none that a student learns; before Ray is started."""
+    pooling_of(config.teacher)
 
 
 def run(config: RunConfig) -> None:

@@ -21,6 +21,7 @@ from refbert.errors import InputError
 from refbert.memory.manifest import manifest_of
 from refbert.memory.points import reference_id, reference_point
 from refbert.passages import text_of
+from refbert.pooling import pooling_of
 from refbert.student_size import student_size
 from refbert.teacher_outline import TeacherOutline, outline_in_files
 from vector_store.codec import encode, payload_of
@@ -50,6 +51,9 @@ class ReferenceSample(NamedTuple):
     known_by: str
 
 
+VECTORS = {"mean": "the mean of its tokens' states", "cls": "its first token's state"}
+
+
 def plan(config: RunConfig) -> dict[str, str]:
     """Return the figures of a run by name: sizes, compression, bytes of memory, steps and batches."""
     teacher = teacher_outline(config.teacher)
@@ -60,7 +64,8 @@ def plan(config: RunConfig) -> dict[str, str]:
     )
     train = config.train
     return {
-        "teacher": f"{config.teacher.model}, {teacher.num_parameters / 1e6:.2f} M parameters",
+        "teacher": f"{config.teacher.model}, {teacher.num_parameters / 1e6:.2f} M parameters; a text's vector is "
+        + VECTORS[pooling_of(config.teacher)],
         "student": f"{student.numbers / 1e6:.2f} M parameters, {teacher.num_parameters / student.numbers:.2f}x fewer; "
         f"{student.bytes / 1e6:.1f} MB, {4 * teacher.num_parameters / student.bytes:.2f}x smaller",
         "memory": memory_plan(sample, manifest) + ("" if config.needs_memory else "; training reads none of it"),

@@ -88,14 +88,66 @@ def test_other_ways_are_refused_in_one_line_and_taken_on_request(embedder, mode,
     assert load_teacher(TeacherConfig(model=str(folder), tokens=16, pooling="mean")).pooling == "mean"
 
 
-def test_a_further_layer_and_damaged_files_are_refused_in_one_line(embedder):
+def test_a_further_layer_is_refused_in_one_line(embedder):
     folder, _ = embedder("mean", sentence_transformers.sentence_transformer.modules.Dense(48, 48))
     with pytest.raises(InputError, match=r"a further module \(Dense\), which no student learns; set teacher.pooling="):
         pooling_of(TeacherConfig(model=str(folder)))
-    for content in ("{", "[1]", "{}"):
-        (folder / "modules.json").write_text(content)
-        with pytest.raises(InputError, match=r"modules.json"):
-            pooling_of(TeacherConfig(model=str(folder)))
+
+
+LISTED = '[{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]'
+UNLISTED = "does not list one Pooling module with its path"
+
+
+@pytest.mark.parametrize(
+    ("modules", "options", "line"),
+    [
+        ("{", "{}", r"has a modules.json that cannot be read \(JSONDecodeError"),
+        ("[1]", "{}", UNLISTED),
+        ("{}", "{}", UNLISTED),
+        ("[]", "{}", UNLISTED),
+        ("null", "{}", UNLISTED),
+        ('[{"type": "x.Pooling"}]', "{}", UNLISTED),
+        ('[{"type": "x.Pooling", "path": 3}]', "{}", UNLISTED),
+        (
+            '[{"type": "x.Pooling", "path": "../none"}]',
+            "{}",
+            r"and ../none/config.json does not say how: there is no such file",
+        ),
+        (LISTED, "{", r"has a 1_Pooling/config.json that cannot be read"),
+        (LISTED, "{}", r"1_Pooling/config.json does not say how: {}"),
+        (LISTED, '"cls"', "does not say how: cls"),
+        (LISTED, '{"pooling_mode": null}', "does not say how"),
+        (LISTED, '{"pooling_mode": [1, 2]}', "does not say how"),
+        (LISTED, '{"pooling_mode": {"cls": 1}}', "does not say how"),
+        (LISTED, '{"pooling_mode_cls_token": "false"}', "does not say how"),
+        (LISTED, '{"pooling_mode": ["cls", "cls", "mean"]}', "pools by cls and mean, which"),
+        (LISTED, '{"pooling_mode": "of\\ntwo lines"}', "pools by 'of"),
+        (LISTED, None, "1_Pooling/config.json does not say how: there is no such file"),
+    ],
+)
+def test_files_that_do_not_say_how_are_refused_in_one_line_by_their_name(tmp_path, modules, options, line):
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "modules.json").write_text(modules)
+    if options is not None:
+        (tmp_path / "1_Pooling" / "config.json").write_text(options)
+    with pytest.raises(InputError, match=line) as refused:
+        pooling_of(TeacherConfig(model=str(tmp_path)))
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["modules.json", "1_Pooling/config.json"])
+def test_a_file_that_cannot_be_opened_is_no_absent_one(tmp_path, name):
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "modules.json").write_text(LISTED)
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).symlink_to("nowhere")
+    with pytest.raises(InputError, match=rf"has a {name} that cannot be read \(FileNotFoundError"):
+        pooling_of(TeacherConfig(model=str(tmp_path)))
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=rf"has a {name} that cannot be read \(IsADirectoryError"):
+        pooling_of(TeacherConfig(model=str(tmp_path)))
 
 
 def test_of_a_cached_model_it_is_known_or_asked_for_and_never_guessed(tmp_path, monkeypatch):
