@@ -99,21 +99,26 @@ def _read(model: str, name: str) -> Any:
 
 
 def _on_hub(model: str, name: str) -> str | None:
-    """Return where a Hub's file is kept, None where the repository has none of that name."""
+    """Return where a Hub's file is kept, None where the repository has none of that name, or is none: loading it says so."""
     from huggingface_hub import _CACHED_NO_EXIST, constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
     from transformers.utils import cached_file
 
     from refbert.hub import loading_options
 
     options = {key: value for key, value in loading_options(model).items() if key != "trust_remote_code"}
-    file: str | None = cached_file(
-        model,
-        name,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        **options,
-    )
-    if file is None and try_to_load_from_cache(model, name) is not _CACHED_NO_EXIST:
+    try:
+        is_cached = isinstance(try_to_load_from_cache(model, "config.json"), str)
+        file: str | None = cached_file(
+            model,
+            name,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            **options,
+        )
+    except (OSError, HFValidationError):
+        return None
+    if file is None and is_cached and try_to_load_from_cache(model, name) is not _CACHED_NO_EXIST:
         raise UnavailableError(
             f"how teacher.model={model} makes a text's vector is in its {name}, which is not cached, and the Hub at "
             f"{constants.ENDPOINT} is not to be asked or does not answer; try again when it does, or set teacher.pooling=mean "

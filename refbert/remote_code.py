@@ -22,6 +22,8 @@ ENTRIES = {
 
 HEADER = "# Copied from refbert/{name}.py (Apache-2.0). Runs where this folder is loaded with trust_remote_code=True.\n"
 
+BEYOND = "\nif False:  # never run: files that are needed too, named for transformers 4\n"
+
 MODULES = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
 """sentence-transformers' modules by their folders."""
 
@@ -71,18 +73,30 @@ def make_loadable(folder: Path, special_ids: Sequence[int]) -> None:
 
 
 def remote_code() -> dict[str, str]:
-    """Return the source of each file that `ENTRIES` need, by its name without `.py`; imports among them are relative."""
+    """Return the source of each file that `ENTRIES` need, by its name without `.py`; imports among them are relative.
+
+    An entry names every file that it needs: of a folder, transformers 4 copies those alone that an entry imports itself.
+    """
     sources: dict[str, str] = {}
-    wanted = [entry.partition(".")[0] for entry in ENTRIES.values()]
+    imports: dict[str, set[str]] = {}
+    entries = {entry.partition(".")[0] for entry in ENTRIES.values()}
+    wanted = list(entries)
     while wanted:
         name = wanted.pop()
         if name not in sources:
             source = (Path(__file__).parent / f"{name}.py").read_text()
             imported = [node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
-            wanted += [
+            imports[name] = {
                 module.removeprefix("refbert.") for module in imported if module and module.startswith("refbert.")
-            ]
+            }
+            wanted += imports[name]
             sources[name] = HEADER.format(name=name) + source.replace("\nfrom refbert.", "\nfrom .")
+    for name in entries:
+        needed = set(imports[name])
+        while more := {each for known in needed for each in imports[known]} - needed:
+            needed |= more
+        if beyond := sorted(needed - imports[name]):
+            sources[name] += BEYOND + "".join(f"    from .{each} import __name__\n" for each in beyond)
     return dict(sorted(sources.items()))
 
 

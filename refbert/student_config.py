@@ -101,8 +101,8 @@ class RefBertConfig(PretrainedConfig):
         self.references = references
         self.answers = answers
         self.special_token_ids = None if special_token_ids is None else list(special_token_ids)
-        self.pad_token_id = pad_token_id
         super().__init__(**kwargs)
+        self.pad_token_id = pad_token_id  # which transformers 4 would set to None
 
     @property
     def reads_any(self) -> bool:

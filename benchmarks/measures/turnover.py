@@ -21,6 +21,9 @@ HELD, REPLACED, ROUNDS = 2000, 50, 500
 STATES = 32
 """Token states of a reference, where they are stored; `jobs/adapt.py` stores none."""
 
+STILL_S = 60.0
+"""A folder that is the same for so long is settled: a rebuild that is due comes sooner, once writes have paused."""
+
 SETTLED_S = 300.0
 """Longest wait, after the last round, for the rebuild that is due: the server pauses between two."""
 
@@ -95,10 +98,12 @@ def written(store: Store, points: Sequence[Point]) -> None:
 
 
 def wait_settled(collection: Path) -> tuple[int, float]:
-    """Wait until a rebuild has made the folder smaller and that is over, or SETTLED_S; returns its bytes, and the seconds."""
-    started_s = time.monotonic()
-    first = before = now = folder_bytes(collection)
-    while time.monotonic() < started_s + SETTLED_S and (now >= 0.9 * first or now != before):
+    """Wait until the folder is the same for STILL_S, or SETTLED_S; returns its bytes, and the seconds to the last change."""
+    started_s = changed_s = time.monotonic()
+    now = folder_bytes(collection)
+    while time.monotonic() < min(changed_s + STILL_S, started_s + SETTLED_S):
         time.sleep(1)
         before, now = now, folder_bytes(collection)
-    return now, time.monotonic() - started_s
+        if now != before:
+            changed_s = time.monotonic()
+    return now, changed_s - started_s

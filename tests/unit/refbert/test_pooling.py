@@ -174,6 +174,14 @@ def test_of_a_cached_model_it_is_known_or_asked_for_and_never_guessed(tmp_path, 
     assert pooling_of(told) == "cls"
 
 
+@pytest.mark.parametrize("model", ["/no/such/teacher", "no-such/model", "no model's name"])
+def test_of_a_model_that_is_nowhere_loading_says_so(model, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert pooling_of(TeacherConfig(model=model)) == "mean"
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_teacher(TeacherConfig(model=model))
+
+
 def test_a_student_has_its_teachers_way(embedder, tmp_path):
     folder, _ = embedder("cls")
     teacher = load_teacher(TeacherConfig(model=str(folder), tokens=16))

@@ -109,6 +109,37 @@ student = SentenceTransformer(folder, trust_remote_code=True)
 answers["scores"] = result.scores
 """
 
+IN_INFINITY = """
+import asyncio
+
+import transformers
+from infinity_emb import AsyncEmbeddingEngine, EngineArgs
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer
+
+assert transformers.__version__.startswith("4.")
+
+
+async def embed(folder):
+    options = EngineArgs(
+        model_name_or_path=folder, engine="torch", device="cpu", trust_remote_code=True, model_warmup=False,
+        bettertransformer=False, compile=False,
+    )
+    engine = AsyncEmbeddingEngine.from_args(options)
+    async with engine:
+        vectors, _ = await engine.embed(sentences=texts)
+    return [vector.tolist() for vector in vectors]
+
+
+for folder in folders:
+    inputs = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)(texts, padding=True, truncation=True, return_tensors="pt")
+    answers[folder] = {
+        "Infinity": asyncio.run(embed(folder)),
+        "encode": SentenceTransformer(folder, trust_remote_code=True).encode(texts).tolist(),
+        "AutoModel": AutoModel.from_pretrained(folder, trust_remote_code=True)(**inputs).sentence_embedding.tolist(),
+    }
+"""
+
 
 def elsewhere(script, given, home, packages=""):
     """What a script answers in a process that can import nothing of this project, nor ask the Hub; it finds `packages`."""
@@ -243,18 +274,38 @@ def test_the_copied_code_imports_what_transformers_brings_and_its_own_files():
 
 
 @pytest.fixture
-def mteb(tmp_path_factory):
-    """A folder with mteb, and what it needs beside this project's packages."""
-    folder = tmp_path_factory.mktemp("packages")
-    named = ["mteb>=2.26,<3", "polars>=2.1,<3", "polars-runtime-32>=2.1,<3", "pytrec-eval-terrier"]
-    command = [*installer(sys.executable), "--no-deps", "--target", str(folder), *named]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"mteb cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
-    return folder
+def folder_with(tmp_path_factory):
+    """Make a folder with packages, which stand before this project's own."""
+
+    def make(*named):
+        folder = tmp_path_factory.mktemp("packages")
+        command = [*installer(sys.executable), "--no-deps", "--target", str(folder), *named]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"{named[0]} cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
+        return folder
+
+    return make
 
 
-def test_mteb_scores_a_folder_without_the_project_as_its_own_vectors_do(folders, tmp_path, mteb):
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_in_infinity_and_transformers_4_a_folder_gives_the_same_vectors(folders, tmp_path, folder_with):
+    packages = folder_with(
+        "infinity-emb==0.0.78", "transformers>=4.57,<5", "tokenizers<0.23", "huggingface-hub<1", "datasets>=4.4,<4.5",
+        "sentence-transformers>=5,<6",
+    )  # fmt: skip
+    script = WITHOUT_THE_PROJECT + IN_INFINITY
+    answers = elsewhere(script, [[str(folder) for folder in folders[:3]], TEXTS], tmp_path, packages)
+    for folder in folders[:3]:
+        wanted = refbert.load(folder).encode(TEXTS)
+        for vectors in answers[str(folder)].values():
+            np.testing.assert_allclose(unit(vectors), wanted, atol=1e-5)
+
+
+def test_mteb_scores_a_folder_without_the_project_as_its_own_vectors_do(folders, tmp_path, folder_with):
+    named = ("mteb>=2.26,<3", "polars>=2.1,<3", "polars-runtime-32>=2.1,<3", "pytrec-eval-terrier")
+    mteb = folder_with(*named)
     adapted = folders[1]
     pairs = list(combinations(("a short text", "another short text", "One that is longer", "what is it?"), 2))
     rows = [

@@ -47,6 +47,7 @@ def teacher_with(labels):
         model=SimpleNamespace(config=SimpleNamespace(**of)),
         config=SimpleNamespace(head="classification" if labels else "none"),
         tokenizer=SimpleNamespace(pad_token_id=0),
+        pooling="mean",
         dim=32,
         embedding_dim=24,
     )
