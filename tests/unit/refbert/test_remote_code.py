@@ -132,7 +132,8 @@ async def embed(folder):
 
 
 for folder in folders:
-    inputs = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)(texts, padding=True, truncation=True, return_tensors="pt")
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
     answers[folder] = {
         "Infinity": asyncio.run(embed(folder)),
         "encode": SentenceTransformer(folder, trust_remote_code=True).encode(texts).tolist(),
