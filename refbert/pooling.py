@@ -27,7 +27,6 @@ TAKEN_AS_THEY_ARE = ("Transformer", "Pooling", "Normalize")
 ABSENT = "there is no such file"
 """In the place of a file's content, compared by identity."""
 
-
 LONGEST = 60
 """Characters of a file's content that an error quotes."""
 
