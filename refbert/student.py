@@ -206,7 +206,7 @@ class RefBertModel(RefBertPreTrainedModel):
             )
             sentence = pooled(projected, mask, self.config.pooling)
         else:
-            sentence = self.projection(pooled(hidden, mask, self.config.pooling))  # linear: the mean of the projected
+            sentence = self.projection(pooled(hidden, mask, self.config.pooling))  # linear: as pooled of the projected
         return RefBertOutput(
             last_hidden_state=hidden,
             projected_states=projected if output_projected_states else None,

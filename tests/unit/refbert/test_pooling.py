@@ -168,8 +168,7 @@ def test_of_a_cached_model_it_is_known_or_asked_for_and_never_guessed(tmp_path, 
     (absent / "modules.json").touch()
     assert pooling_of(told) == "mean"
     (absent / "modules.json").unlink()
-    modules = [{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]
-    (snapshot / "modules.json").write_text(json.dumps(modules))
+    (snapshot / "modules.json").write_text(LISTED)
     (snapshot / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
     assert pooling_of(told) == "cls"
 
