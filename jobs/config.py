@@ -186,8 +186,13 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     try:
         config = RunConfig.model_validate(tree)
     except ValidationError as error:
-        mistakes = (_mistake(detail) for detail in error.errors(include_url=False))
-        raise InputError(f"{file}: " + "; ".join(mistakes)) from None
+        of_file: list[str] = []
+        of_overrides: list[str] = []
+        for detail in error.errors(include_url=False):
+            mistakes = of_overrides if _is_overridden(detail["loc"], overrides) else of_file
+            mistakes.append(_mistake(detail))
+        of_file = [f"{file}: " + "; ".join(of_file)] if of_file else []
+        raise InputError("; ".join(of_overrides + of_file)) from None
     # Workers have another current directory than who writes the path.
     sections: dict[str, Any] = {}
     if Path(config.teacher.model).expanduser().is_dir():  # else a Hub id, or a package
@@ -203,6 +208,12 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 
 def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
+
+
+def _is_overridden(location: tuple[Any, ...], overrides: Sequence[str]) -> bool:
+    """Whether an override gave the value at `location`, or a section around it: then the file is not at fault."""
+    keys = [override.partition("=")[0].split(".") for override in overrides]
+    return any([str(part) for part in location[: len(key)]] == key for key in keys)
 
 
 def _set(tree: dict[str, Any], keys: list[str], value: Any, override: str) -> None:

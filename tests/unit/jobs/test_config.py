@@ -101,6 +101,18 @@ def test_a_mistake_is_one_line_that_names_it(override, message):
     assert "\n" not in str(error.value)
 
 
+def test_the_file_is_named_for_its_own_mistakes_alone(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("{corpus: {path: x.txt}, seed: many, train: {steps: 0}}")
+    of_file = rf"{file}: seed='many': [^;]*"
+    with pytest.raises(InputError, match=rf"^{of_file}; train.steps=0: [^;]*$"):
+        load_config(file)
+    with pytest.raises(InputError, match=rf"^train.steps=-1: [^;]*; {of_file}$"):
+        load_config(file, ["train.steps=-1"])
+    with pytest.raises(InputError, match=r"^seed='few': [^;]*; train.steps=-1: [^;]*$"):
+        load_config(file, ["seed=few", "train={steps: -1}"])
+
+
 def test_earlier_names_of_the_students_options_are_read_as_the_present_ones():
     before = {"hidden": 24, "embedding": 8, "layers": 1, "heads": 4, "intermediate": 48, "dropout": 0.1}
     assert StudentConfig.model_validate(before) == StudentConfig(
