@@ -1,6 +1,6 @@
-"""The options of the method: corpus, teacher, references, student, losses.
+"""The options of the method: corpus, labelled tasks, teacher, references, student, losses, and adapting to a memory.
 
-One frozen model per owner; no torch and no transformers is imported here, so a driver can read a config in milliseconds.
+Frozen pydantic models; no torch and no transformers is imported here, so that reading a config does not wait for them.
 """
 
 from typing import Any, Literal, Self
@@ -69,7 +69,7 @@ class TaskConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
     name: TaskName = Field(description="A GLUE task, or `custom`.")
     path: str | None = None
     """A folder in GLUE's TSV form: the one that holds all tasks, or the task's own; by default the Hub's nyu-mll/glue. For
-    `custom`: a folder with train, dev and test files (csv, tsv, jsonl or parquet)."""
+    `custom`: a folder with train, dev and test files (csv, tsv, jsonl, ndjson or parquet)."""
     train: str | None = Field(None, description="custom: the training file, where path names no folder that holds one.")
     dev: str | None = Field(None, description="custom: the development file.")
     test: str | None = Field(None, description="custom: the test file; its labels may be missing.")

@@ -20,7 +20,7 @@ from refbert.passages import normalise
 
 HUB_DATASET = "nyu-mll/glue"
 GLUE_ENDINGS = (".tsv", ".jsonl", ".txt")
-CUSTOM_ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
+CUSTOM_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 logger = logging.getLogger(__name__)
 
@@ -299,7 +299,7 @@ def _read(file: Path, header: tuple[str, ...] = (), text: str = "") -> Iterator[
     try:
         newline = "" if file.suffix == ".csv" else "\n"  # a carriage return within a TSV row is white space of its text
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline) as lines:
-            if file.suffix == ".jsonl":
+            if file.suffix in {".jsonl", ".ndjson"}:
                 yield from (json_record(line) for line in lines if line.strip())
             elif file.suffix == ".csv":
                 yield from read_delimited(lines, ",", header=header, named_by=text)

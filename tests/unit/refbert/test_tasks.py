@@ -152,12 +152,14 @@ def test_custom_files_give_the_same_examples_in_every_format(tmp_path):
     ]
     write(tmp_path / "csv" / "train.csv", "text,text_pair,label", '"He said, ""no""\nand left",A,10', "B,C,9")
     write(tmp_path / "jsonl" / "train.jsonl", *map(json.dumps, rows))
+    write(tmp_path / "ndjson" / "train.ndjson", *map(json.dumps, rows))
     write(tmp_path / "parquet" / "train.txt")
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "parquet" / "train.parquet")
-    read = [load_task(TaskConfig(name="custom", path=str(tmp_path / kind))) for kind in ("csv", "jsonl", "parquet")]
+    kinds = ("csv", "jsonl", "ndjson", "parquet")
+    read = [load_task(TaskConfig(name="custom", path=str(tmp_path / kind))) for kind in kinds]
     assert read[0].task.labels == ("9", "10")
     assert [example[:3] for example in read[0].split("train")] == [('He said, "no" and left', "A", 1), ("B", "C", 0)]
-    assert read[0].splits == read[1].splits == read[2].splits
+    assert all(data.splits == read[0].splits for data in read)
     assert (read[0].official, read[0].note) == (False, "not a task of GLUE; no dev found")
 
 
