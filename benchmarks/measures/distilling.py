@@ -1,6 +1,8 @@
-"""What the training benchmarks train: the demo's snippets joined to long texts, the packaged teacher, the default student.
+"""What the training benchmarks train: the demo's snippets joined to long texts, the packaged teacher, and a student
+of the default shape that reads one reference a text, found by its keywords, unless the options say otherwise.
 
-A step is a micro-batch of 32 texts of 128 tokens, taught by a teacher that runs beside it. Times nothing.
+A step is a micro-batch of 32 texts of 128 tokens, taught by a teacher that runs beside it. Times nothing itself:
+`run_job` returns the step times that a job writes.
 """
 
 import json
@@ -43,6 +45,7 @@ def training_config(folder: Path, name: str, steps: int, options: Sequence[str] 
             f"corpus={{path: {corpus}, long_texts: truncate}}",
             f"teacher.tokens={TOKENS}",
             "student={reference_mode: concat, token_embeddings: learned}",
+            "references.criterion=keywords",
             f"train={{steps: {steps}, micro_batch: {BATCH}, global_batch: {BATCH}, log_every: {WINDOW}, save_every: {steps}}}",
             *options,
         ]

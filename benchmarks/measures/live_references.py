@@ -35,6 +35,8 @@ def measure(quick: bool, folder: Path) -> Part:
     os.environ["REFBERT_HOME"] = str(folder)
     options = [f"corpus.max_texts={200 if quick else 3000}"]
     config = training_config(folder, "live", 12 if quick else 60, options)
+    if not config.reads_references:
+        raise RuntimeError("this student reads no references: there are no look-ups to hide")
     teacher = load_teacher(config.teacher)
     with ray_session():
         corpus = prepare(config)

@@ -1,7 +1,8 @@
 """What each stage of ingest and of distillation takes per text, measured on this machine one stage at a time.
 
 Stages of one thread are measured in CPU seconds, the store's by its process; teacher and student, which use every core, in
-seconds of the whole machine. Texts of 128 tokens, the packaged teacher, the default student, an embedded store.
+seconds of the whole machine. Texts of 128 tokens, the packaged teacher, a student of the default shape with
+reference attention, an embedded store.
 """
 
 import os
@@ -182,7 +183,7 @@ def _store_rates(
 def _student(
     config: RunConfig, teacher: Teacher, texts: ReferenceTexts, passages: list[dict[str, Any]], steps: int = 6
 ) -> tuple[Any, float]:
-    """The default student, and what a text takes to train it, references read, the teacher left out."""
+    """A student of the default shape, and what a text takes to train it, references read, the teacher left out."""
     from refbert.memory.batch import student_batch
     from vector_store.codec import empty_neighbours, fill
     from vector_store.schema import StoredPoint

@@ -24,9 +24,9 @@ from vector_store.server.process import embedded_server
 TEACHER, MEMORY = "teacher", "memory"
 
 NOTE = (
-    f"One engine, micro-batches of {BATCH} texts of {TOKENS} tokens, one reference each, read live; the default student. "
-    f"{STEP_NOTE} Speed-up: median over rounds of the ratio of the blocks' times. Relative error: mean square of what float16 "
-    "takes from the states that are learned, over their variance. BERT-base: random weights."
+    f"One engine, micro-batches of {BATCH} texts of {TOKENS} tokens, one reference each, read live by a student of the default "
+    f"shape. {STEP_NOTE} Speed-up: median over rounds of the ratio of the blocks' times. Relative error: mean square of what "
+    "float16 takes from the states that are learned, over their variance. BERT-base: random weights."
 )
 
 

@@ -28,11 +28,11 @@ IDLE_ACTORS = 6
 """What Ray keeps beside the workers of a training: controller, coordinator, cleaner, data sets, synchronisation, a spare."""
 
 OVERHEAD_NOTE = (
-    f"Seconds per step: micro-batches of {BATCH} texts of {TOKENS} tokens, the packaged teacher beside the default student, 2 "
-    f"threads. Median over windows of {WINDOW} steps, without the first. Ray: `jobs/distill.py` with its own Ray, which logs "
-    f"every {WINDOW} steps. Plain: the same student, teacher, losses, AdamW, order and threads without either. Beside an "
-    f"idle Ray: the plain loop while a Ray with {IDLE_ACTORS} actors runs that do nothing, as many as Ray Train keeps. "
-    "Contenders in turns; the goal takes the median over rounds."
+    f"Seconds per step: micro-batches of {BATCH} texts of {TOKENS} tokens, the packaged teacher beside a student of the "
+    f"default shape, 2 threads. Median over windows of {WINDOW} steps, without the first. Ray: `jobs/distill.py` with its own "
+    f"Ray, which logs every {WINDOW} steps. Plain: the same student, teacher, losses, AdamW and threads without either, texts "
+    f"in random order. Beside an idle Ray: the plain loop while a Ray with {IDLE_ACTORS} actors runs that do nothing, as many "
+    "as Ray Train keeps. Contenders in turns; the goal takes the median over rounds."
 )
 WORKERS_NOTE = (
     f"`jobs/distill.py` on 2 cores, {2 * BATCH} texts of {TOKENS} tokens per step in micro-batches of {BATCH}: accumulated by "
