@@ -1,4 +1,4 @@
-"""Bytes per reference against fidelity lost: every way to store a teacher's token states, on real states.
+"""Bytes per reference against fidelity lost: ways to store a teacher's token states, on real states.
 
     python benchmarks/codec.py [--quick] [--out DIR]
 

@@ -1,8 +1,8 @@
 """A cluster on one machine: start, inspect and stop a Ray head, Ray worker nodes and the embedded store together.
 
 The cluster's parts are recorded in $REFBERT_HOME/cluster.json; whether they run is read from the processes. Every part runs
-with this Python, in this repository, with token authentication. With a loopback address nothing listens beyond loopback; with
-another one Ray's servers listen on every interface, protected by the token.
+with this Python, in this repository; Ray asks for its token, the store for its key. With a loopback address nothing listens
+beyond loopback; with another one Ray's servers listen on every interface, and its metrics ask for no token.
 """
 
 import hashlib

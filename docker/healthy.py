@@ -1,7 +1,7 @@
 """Health check of the image: exit code 0 where the container's Ray node is up, else 1 and one line.
 
-A container that runs a job or the demo without `ray start` has no Ray node: disable the check for it
-(`docker run --no-healthcheck`).
+A container that runs a job or the demo without `ray start` has a Ray node only while the job needs one: disable the check for
+it (`docker run --no-healthcheck`).
 """
 
 import os

@@ -3,13 +3,13 @@
     python jobs/ablate.py jobs/configs/ablation-cpu.yaml ablate.folder=$GLUE_DIR
     ray job submit -- python jobs/ablate.py RUN.yaml train.gpus_per_worker=1
 
-Arms, each trained and evaluated in its own way, from the same general stage, with the same budget:
+Arms, each trained for the same epochs and evaluated in its own way, from a general stage (one with references, one without):
 
     nearest                        reads the nearest reference
     random                         reads a random one
     null                           has the same layers, and reads the learned null reference only
-    vanilla                        has no reference layers: TinyBERT's shape
-    vanilla_without_distillation   the same, taught by the labels alone
+    vanilla                        has no reference layers, as TinyBERT has none
+    vanilla_without_distillation   the same, taught the task by its labels alone
 
 A table of its own swaps the reference of the students that were trained with the nearest. Teachers, memories and plans are made
 once per task and shared; a finished student is never trained again, so a killed ablation is continued by starting it again.

@@ -10,8 +10,9 @@
 
 The corpus goes through the teacher into the memory adapt.collection (Ray Data; what is stored already is not encoded again).
 Then closed-form maps and each stored text's residual are fitted on all that is stored, and become the version that readers of
-this student switch to: a running service does so within serve.memory_check_s, without a restart. The student's folder gets a
-copy of the maps, for answers without a store. Held-out texts of the corpus say what it gained, in runs/<name>/adapted.json.
+this student get: a running service that reads this memory switches to it within serve.memory_check_s, without a restart. The
+student's folder gets a copy of the maps, for answers without a store. Held-out texts of the corpus say what it gained, in
+runs/<name>/adapted.json.
 With adapt.adopt.collection there is no corpus: a Qdrant collection of the teacher's embeddings (with any vector name; elsewhere
 than the store with adapt.adopt.url) is copied into the memory without a forward of the teacher, but for a sample that is
 compared. Left-out texts then say what was gained.

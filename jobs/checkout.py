@@ -1,4 +1,4 @@
-"""What comes first where a verb runs as a script: the checkout on the path, and the packages that it needs.
+"""What comes first where a verb runs as a script: the checkout on the path, and a look for the packages it needs.
 
 `jobs` is in no wheel. Python puts the script's own folder on the path; the checkout takes its place, and a file such as
 evaluate.py can then shadow no library. Only scripts import this, as the module `checkout` of their own folder.

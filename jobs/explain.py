@@ -4,8 +4,8 @@
     python jobs/explain.py name=quickstart explain.text="How old is she?" explain.text_pair="She was born in 1990."
     python jobs/explain.py RUN.yaml explain.text="..." explain.student=runs/ablation/tasks/RTE/nearest-0/student
 
-Prints tables; writes explanation.json and explanation.png into the run's directory. Layers count from 0, as in
-student.reference_layers. Attention mass is the mean over heads and the text's own tokens.
+Prints tables; writes explanation.json and, where references are read by attention, explanation.png into the run's directory.
+Layers count from 0, as in student.reference_layers. Attention mass is the mean over heads and the text's own tokens.
 """
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fill the reference memory: stream the corpus through the teacher, and store each text's states where it is not yet stored.
+"""Fill the reference memory: stream the corpus through the teacher, and store what it says of each text not stored yet.
 
     python jobs/ingest.py                                   the quickstart's corpus into the embedded store
     python jobs/ingest.py RUN.yaml --show                   bytes per reference and in all; writes nothing
@@ -6,9 +6,10 @@
     ray job submit -- python jobs/ingest.py RUN.yaml ingest.num_encoders=8 ingest.gpus_per_encoder=1
 
 A row is done only when the store has acknowledged it; what the memory already holds is never encoded again, and what a
-killed job had finished is not even read again: it is continued by starting it again. An encoder waits for a store that is
-slower, with at most store.upserts_in_flight upserts on their way, and takes no rows meanwhile. Every row is accounted for:
-read = skipped + duplicate + written + rejected. Rejected rows are in runs/<name>/rejected.jsonl, with the reason.
+killed job had finished is not even read again, but for chunks with a rejected row: it is continued by starting it again. An
+encoder waits for a store that is slower, with at most store.upserts_in_flight upserts on their way, and takes no rows
+meanwhile. Every row is accounted for: read = skipped + duplicate + written + rejected. Rejected rows are in
+runs/<name>/rejected.jsonl, with the reason.
 """
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What a run would make, computed before anything starts: `--show`.
 
-How many references there will be is exact where the corpus has been prepared, else estimated from the start of its files. No
-model is loaded where the teacher's files tell its size (refbert/teacher_outline.py): torch, transformers and Ray are not even
-imported.
+How many references there will be is exact where the corpus has been prepared, else estimated from the start of its files; on
+the Hub it is not known without corpus.max_texts. No model is loaded where the teacher's files tell its size
+(refbert/teacher_outline.py): torch, transformers and Ray are not even imported.
 """
 
 import math

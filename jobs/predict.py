@@ -10,7 +10,8 @@
 Every row of every file is scored, whole (cut at the student's tokens): corpus.max_texts and corpus.long_texts do not apply.
 The output holds one part per file and range of rows, each written completely or not at all, and manifest.json last. A killed
 job started again computes only the parts that are not there. Columns: source, row, text[, text_pair], reference (the rung of
-the degrade ladder: live, cached or null), and embedding (L2-normalised) or label and one score per class.
+the degrade ladder: live, cached or null), and embedding (L2-normalised) or label and one score per class
+(of a regression its score alone).
 Of a student that was adapted, nearness is the cosine of a text's nearest reference, and thinnest.jsonl lists the texts that are
 farthest from all that is stored (predict.thinnest): where its memory is thin. All rows are read by one version.
 Rows that are no text are counted, and listed with their reasons in rejected.jsonl.

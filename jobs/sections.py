@@ -197,7 +197,9 @@ class AblateConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
 class DemoConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """The domain that the demo's student has never seen, and is adapted to."""
 
-    corpus: CorpusConfig | None = Field(None, description="Its texts; without any, the demo ends at what it trained.")
+    corpus: CorpusConfig | None = Field(
+        None, description="Its texts; without any, the demo evaluates and serves what it trained."
+    )
     shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.1, 0.3, 1.0)
     """Of its texts, stored one after another: the growth curve."""
     trained_steps: NonNegativeInt = 300

@@ -6,7 +6,8 @@
     serve run jobs.serve:app run=RUN.yaml                  the same, deployed by Ray Serve's own command or config file
 
 Only the student is loaded, no teacher. A store that is slow or gone costs quality, never an error: texts then read cached
-references or the null reference, and the answer says so. docs/serving.md tells how to operate the service.
+references or the null reference; /readyz says so, and an answer that names its references. docs/serving.md tells how to operate
+the service.
 """
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Turn files of text into rows: find the files of a corpus, read and check their rows.
 
-Files may be compressed. A corpus's folder is read whole, but for what is hidden or in no known form; `passed_over` names it.
+Files may be compressed. A corpus's folder is read whole, but for what is hidden, is no file, or is in no known form;
+`passed_over` names it.
 Bad rows come out as `Rejected`, never as exceptions: one bad row must not kill a job. Knows files and strings; nothing of
 models, and nothing of who runs it where.
 """
@@ -214,8 +215,8 @@ def estimated_rows(config: CorpusConfig, files: list[str]) -> int | None:
 def read_rows(file: str, config: CorpusConfig, start: int = 0) -> Iterator[Row | Rejected]:
     """Yield every row of one file of the corpus, good or rejected, in order. Streams: a file may exceed memory.
 
-    The first `start` rows are skipped: whole row groups of parquet unread, lines unparsed, except in wikitext, whose titles
-    are needed. Raises InputError where the file as a whole cannot be read.
+    The first `start` rows are skipped: whole row groups of parquet unread, lines of text and jsonl unparsed.
+    Raises InputError where the file as a whole cannot be read.
     """
     passed = 0 if config.format == "wikitext" else start
     records = _hub_records(file, config, passed) if file.startswith(HUB) else _file_records(file, config, passed)

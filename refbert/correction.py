@@ -1,12 +1,12 @@
 """What one version of a memory corrects in one student's answers: a global part, and near references' residuals.
 
-    answer = student's vector + global part (linear and kernel map) + kriging weights x residuals of near references
+    answer = student's vector (scaled) + global part (linear and kernel map) + kriging weights x residuals of near references
 
-A `Correction` computes that, is read from and written to bytes, and shortens answers to the principal components of the
-memory's vectors. What is in closed form is fitted in `global_part.py`; kriging's width and noise, and whether references are
-read at all, are chosen here among a few, by stored texts that are left out (docs/decisions/0014-closed-form-reading.md). A
-correction belongs to a version of a memory: stored residuals are what is left of the teacher's vectors once this version's
-global part is added, and of no use to another.
+A `Correction` computes that, and is read from and written to bytes; `shorten` cuts answers to the principal components of the
+memory's vectors. The global part is fitted in `global_part.py`; kriging's width and noise, and whether references are read at
+all, are chosen here among a few, by stored texts that are left out (docs/decisions/0014-closed-form-reading.md). A correction
+belongs to a version of a memory: stored residuals are what is left of the teacher's vectors once this version's global part is
+added, and of no use to another.
 
 Shapes: rows (stored texts), batch, count (references of a text), dim (of the teacher's vector), words_dim, key_dim (of what
 nearness is measured by).

@@ -3,8 +3,8 @@
 Works on the scores and outputs of one text. Knows nothing of where references come from. Attention mass says where a layer
 looked; only the change of the output says how much that mattered.
 
-Shapes: heads, tokens (the text's own), seen (the own tokens, unless the reference replaces them, then the null slot and the
-reference's tokens), ref_tokens, dim.
+Shapes: heads, tokens (the text's own), seen (in this order: the own tokens, left out where the reference replaces them, the
+null slot, the reference's tokens), ref_tokens, dim.
 """
 
 from dataclasses import dataclass

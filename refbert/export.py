@@ -1,7 +1,7 @@
-"""A student as an ONNX graph that takes its references as inputs, checked against the student itself.
+"""A student as an ONNX graph, with references as inputs where it reads token states, checked against the student itself.
 
     onnx/model.onnx        float32
-    onnx/model_int8.onnx   weights and activations of the matrix products in 8 bits, where asked for
+    onnx/model_int8.onnx   matrix products and embeddings in 8-bit integers, where asked for
     onnx/model_alone.onnx  float32, without references as inputs, of a student that reads them: it reads the null reference
     onnx/correction.npz    how references correct the answer, of a student that was adapted to a memory: refbert/exported.py
     onnx/export.json       inputs, outputs and how far the graphs are from the student

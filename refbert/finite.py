@@ -1,6 +1,6 @@
 """NaN and infinite values in weights: found before they are trained on, saved, loaded or served.
 
-One of them makes every answer NaN, and nothing else fails.
+One of them can make every answer NaN, and nothing else fails.
 """
 
 from collections.abc import Iterable

@@ -1,6 +1,7 @@
 """GLUE as data: its nine tasks, their files and label names, and the files that its server takes.
 
-Wang et al. 2019 (arXiv 1804.07461), Table 1; columns are those of GLUE's own TSV files. Reads nothing: `tasks.py` does.
+Wang et al. 2019 (arXiv 1804.07461), Table 1; columns are those of GLUE's own TSV files, then the Hub's where they differ. Reads
+no examples: `tasks.py` does.
 """
 
 import math

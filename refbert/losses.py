@@ -1,4 +1,6 @@
-"""The distillation losses: pure functions of student and teacher tensors, each with its source.
+"""The distillation losses: pure functions of the student's tensors and the teacher's, or labels.
+
+Those that are published name their source.
 
 Shapes: batch, tokens, width (either side's), heads, labels. `mask` (batch, tokens) is 1 on real tokens.
 """

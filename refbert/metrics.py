@@ -1,6 +1,7 @@
 """Fidelity: how close a student is to its teacher on held-out texts.
 
-All are computed in float32 from aligned batches of the same texts. Shapes: texts, tokens, dim.
+All but the error of token states, which the caller brings, are computed from both sides' sentence vectors of the same texts, in
+the same order. Shapes: texts, dim.
 """
 
 import math

@@ -2,7 +2,8 @@
 
 sentence-transformers lists a model's modules in `modules.json`; the one that pools says how in a `config.json` of its own. A
 model without the first file is pooled by the mean; one that makes its vectors otherwise, or does not say how, is refused. The
-pooling itself is done in `teacher.py` and `student.py`. Of a folder this is known in milliseconds: nothing heavy is imported.
+pooling itself is done in `teacher.py`, `student.py` and `batch.py`. Of a folder this is known in milliseconds: nothing heavy is
+imported.
 """
 
 import json

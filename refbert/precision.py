@@ -1,4 +1,4 @@
-"""Where bfloat16 is used: on GPUs, and on CPUs that have instructions for it."""
+"""Which devices are taken to be fast in bfloat16: all but x86 CPUs without instructions for it."""
 
 import logging
 from functools import cache

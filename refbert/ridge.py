@@ -1,6 +1,6 @@
-"""Ridge regression from moments, with exact leave-one-out residuals.
+"""Ridge regression from moments, with leave-one-out residuals: exact where features do not depend on the fit.
 
-Rows come in chunks and are never held together: one pass adds up moments, a second one predicts each row from all others.
+Rows come in chunks and are never held together: one pass adds up moments, a later one predicts each row from all others.
 
 Shapes: rows, features, dim (of a target). Everything is float64: a Gram matrix squares the condition number.
 """

@@ -1,4 +1,4 @@
-"""The student as other libraries use an encoder: mean pooling gives its answer, corrected where the student was adapted.
+"""The student as other libraries use an encoder: pooling its states gives its answer, corrected where the student was adapted.
 
 `AutoModel` loads it, with this package or, from the copy of the code in a student's folder, without it (`refbert.remote_code`).
 It reads no memory; `refbert.load` does.

@@ -1,8 +1,9 @@
-"""The student: a small BERT encoder whose attention also sees the teacher's states of a reference text.
+"""The student: a small BERT encoder whose attention can also see the teacher's states of a reference text.
 
 In RefBERT (Wang et al., IJCNN 2021) the keys and values of the first layer's attention are the teacher's precomputed states of
 a reference text. The paper's exact formula is not public. `RefBertConfig` therefore has options for the layers that read the
-reference, for reading it beside or instead of the layer's own keys and values, and for where its keys come from.
+reference, for reading it beside or instead of the layer's own keys and values, or not at all (what a run does by default), and
+for where its keys come from.
 
 Models are `PreTrainedModel`s: `save_pretrained` and `from_pretrained` work; for the Auto classes see `refbert.auto_classes`.
 

@@ -1,4 +1,4 @@
-"""The student's modules: BERT's embeddings and layers, attention that also sees a reference, and the read-out.
+"""The student's modules: BERT's embeddings and layers, attention that can also see a reference, and the read-out.
 
 Shapes are named as in `refbert.student`.
 """

@@ -1,7 +1,7 @@
 """The frozen encoder whose knowledge is distilled: load it, name it by fingerprint, encode texts to token states.
 
-Any Hugging Face encoder, by Hub id or path; what does not fit is refused at load, before a corpus is read. Tested families
-stand in docs/teachers.md. Knows nothing of students or of where its states are stored.
+Any Hugging Face encoder, by Hub id or path; what does not fit is refused at load, before a text of the corpus is encoded.
+Tested families stand in docs/teachers.md. Knows nothing of students or of where its states are stored.
 
 Shapes: batch, tokens, dim (the teacher's hidden size), layers.
 """

@@ -1,7 +1,7 @@
-"""What a plan needs to know of a teacher, from its files: nothing is loaded, torch and transformers are not imported.
+"""What a plan needs to know of a teacher, from its files: no model is loaded, torch and transformers are not imported.
 
-Knows the encoders that docs/teachers.md calls fit for it; of the others, of files that are not here, and of weights in another
-format than safetensors only the loaded model tells.
+Knows the encoders that docs/teachers.md names for `--show`; of the others, of files that are not here, and of weights in
+another format than safetensors only the loaded model tells.
 """
 
 import json

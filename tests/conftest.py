@@ -1,4 +1,4 @@
-"""What tests share: the packaged teacher, a tiny one, and one local Ray for the whole session."""
+"""What tests share: options, the order that they run in, the packaged teacher, a tiny one, and one Ray for the session."""
 
 import os
 

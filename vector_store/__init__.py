@@ -1,5 +1,6 @@
-"""The reference memory: points in a Qdrant collection, written once and read by their nearest neighbours.
+"""The reference memory: points in a Qdrant collection, found as the nearest neighbours of a query.
 
-One protocol (Qdrant's gRPC) and two kinds of server: a local one over the embedded engine, or a Qdrant cluster.
-Knows points, vectors and neighbours; nothing of teachers, students or tensors.
+One protocol (Qdrant's gRPC, but for restoring a server's snapshot) and two kinds of server: a local one over the embedded
+engine, or a Qdrant cluster. Knows points, vectors and neighbours; runs no teacher and no student, and imports no
+tensors.
 """

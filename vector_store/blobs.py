@@ -1,4 +1,5 @@
-"""Byte strings that travel with a collection, as points without vectors: no search finds them, and scrolls begin after them.
+"""Byte strings that travel with a collection, as points without vectors: no search finds them, and scrolls over texts begin
+after them.
 
 A text's id is a hash (UUID5), never one whose first eight bytes are zero: those are a blob's. So a snapshot, a copy on another
 node and an alias's switch carry blobs along, whatever their size; a collection's metadata goes through a cluster's consensus

@@ -1,4 +1,4 @@
-"""Errors of a memory. Each message says what was found, what was wanted, and what to do."""
+"""Errors of a memory. Messages say what was found and, where that is known, what was wanted and what to do."""
 # ruff: noqa: N818  (the names say what is wrong without an `Error` at their end)
 
 MISSING_POINTS = "acknowledged points are missing"

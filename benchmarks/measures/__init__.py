@@ -1,4 +1,5 @@
-"""What the benchmarks are made of: `goals` is shared by all, every other module measures one part of a script.
+"""What the benchmarks are made of: `goals` is shared by all; every other module measures a part of a script, or helps
+those that do.
 
 Its import puts the checkout on the path: `jobs`, which benchmarks measure, is in no wheel.
 """

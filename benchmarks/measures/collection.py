@@ -1,4 +1,4 @@
-"""Collections on an embedded server in a process of its own: fill one, wait for its index, close the server."""
+"""Collections on an embedded server in a process of its own: fill one, wait for its index and for the server's end."""
 
 import json
 import os

@@ -1,6 +1,6 @@
-"""Encoders of BERT's kind on each backend that one could deploy: numpy arrays in, one vector per text out.
+"""Encoders of BERT's kind on several backends that one could deploy: numpy arrays in, one vector per text out.
 
-Weights are random everywhere: what a forward costs does not depend on them. Times nothing.
+The weights of `encoder` are random: what a forward costs does not depend on them. Times nothing.
 """
 
 import shutil

@@ -1,4 +1,6 @@
-"""infinity-emb and sentence-transformers with the teacher, in an environment of their own: they need transformers 4."""
+"""The service beside infinity-emb and sentence-transformers with the teacher, which need transformers 4: in an environment of
+their own.
+"""
 
 import json
 import socket

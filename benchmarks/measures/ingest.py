@@ -2,7 +2,7 @@
 
 The bare teacher encodes passages of the same corpus in a plain loop, before and after the pipeline, so that a machine
 whose speed drifts is seen. The pipeline is `jobs/ingest.py`'s whole stage: row numbers through Ray Data, look-up of what
-exists, encoding, upsert over gRPC into an embedded store that is empty at first. It runs on a part of the corpus and on
+exists, encoding, upsert over gRPC into an empty collection of an embedded store. It runs on a part of the corpus and on
 all of it, and the rate is that of the difference, so that the start of Ray Data and of the encoder actor, which does not
 grow, is left out.
 """

@@ -1,7 +1,7 @@
 """Look-ups over gRPC against the engine in this process, and against qdrant-client's local mode.
 
-All sides search with the same filters for the same candidates, fetch the chosen points and end in the same padded numpy
-arrays. Each look-up fetches: caches are off.
+All sides search with the same filters (local mode also without) for the same candidates, fetch the chosen points and end in
+the same padded numpy arrays. Each look-up fetches: caches are off.
 """
 
 import shutil

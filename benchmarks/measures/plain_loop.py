@@ -2,8 +2,8 @@
 
     python benchmarks/measures/plain_loop.py RUN.yaml
 
-Prints seconds per step as JSON, the mean of each window but the first. Same student, teacher, losses, optimizer, order of
-texts and threads as `jobs/distill.py`, reading no references.
+Prints seconds per step as JSON, the mean of each window but the first. Same student, teacher, losses, optimizer and
+threads as `jobs/distill.py`, reading no references; the texts in plain random order, not in batches of like length.
 """
 
 import json

@@ -1,7 +1,7 @@
 """What the collections of a benchmark are filled with, and what they are asked.
 
-Real: the demo's snippets under the packaged teacher's tokenizer, with keywords and static sentence vectors made by the
-jobs' own code; also spans of snippets, where a hundred thousand real ones are wanted. Made up: token ids by Zipf's law and
+Real: the demo's snippets under the packaged teacher's tokenizer, with keywords and static sentence vectors made as ingest
+makes them; also spans of snippets, where a hundred thousand real ones are wanted. Made up: token ids by Zipf's law and
 sentence vectors of a chosen shape. Token states are noise everywhere: nothing here reads them, only their size counts.
 """
 

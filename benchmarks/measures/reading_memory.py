@@ -1,4 +1,5 @@
-"""What a memory of references costs as it grows: disk, memory of its server, and time of a look-up of 16 of them.
+"""What a memory of references costs as it grows: disk, memory of its server, and time of a look-up of as many as a student
+reads.
 
 References as an adapted student reads them: real sentences, their words and keywords, with made-up vectors and residuals of as
 many bytes as a teacher's, so that no teacher is asked.

@@ -1,4 +1,5 @@
-"""How close a student comes to its teacher on texts of a domain that only its memory knows, by what it reads.
+"""How close a student comes to its teacher on texts that are new to it, by what it reads of its memory. It was trained on one
+of the domains, the snippets, at most.
 
 Nothing is trained: every arm is a closed form over the stored texts. Texts that are asked are never stored.
 """

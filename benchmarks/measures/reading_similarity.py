@@ -1,4 +1,6 @@
-"""How alike two texts are by an adapted student's answers: STS-B, of which no text was trained on or stored."""
+"""How alike two texts are by an adapted student's answers: STS-B's dev pairs. With a store it counts how many
+of their texts are stored.
+"""
 
 import contextlib
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Latency of a look-up as the memory grows: collections of three sizes, asked in turns.
+"""Latency of a look-up as the memory grows: collections of growing sizes, asked in turns.
 
 Made-up references with small states, so that a million fit a small machine: what grows is the search.
 """

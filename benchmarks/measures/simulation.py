@@ -1,7 +1,7 @@
 """Ingest and distillation on a cluster, from the rates of their stages: which resource is the narrowest, and what follows.
 
-Every stage is a resource with so many texts per second; stages overlap, so the slowest of them decides. Pure arithmetic: what
-is measured comes in as `Rates`, everything else is a field of `Assumptions`.
+Every stage is a resource with so many texts per second; stages overlap, all but the reading before an ingest, so the slowest of
+them decides. Pure arithmetic: what is measured comes in as `Rates`, everything else is a field of `Assumptions`.
 """
 
 import math

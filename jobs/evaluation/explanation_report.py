@@ -1,4 +1,4 @@
-"""Show an explanation: tables on the terminal, JSON and a picture in a directory. Computes nothing and knows no model."""
+"""Show an explanation: tables on the terminal, JSON and a picture in a directory. Measures nothing and knows no model."""
 
 import json
 from pathlib import Path

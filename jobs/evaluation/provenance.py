@@ -1,4 +1,4 @@
-"""Where a figure comes from: commit, versions, hardware, time."""
+"""Where a figure comes from: commit, versions, hardware, and how long it took."""
 
 import importlib.metadata
 import json

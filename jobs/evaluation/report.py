@@ -1,4 +1,4 @@
-"""Turn measurements into report.json, report.md and plots. Computes nothing and knows no model."""
+"""Turn measurements into report.json, report.md and plots. Measures nothing and knows no model."""
 
 import json
 from pathlib import Path

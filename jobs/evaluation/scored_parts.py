@@ -1,6 +1,6 @@
 """Offline scoring in parts: each part is a range of a file's rows, written completely or not at all; a manifest sums them up.
 
-Runs on Ray Data; each worker has a student and a client of its memory.
+Runs on Ray Data; each worker has a student and, where that reads a memory, a client of it.
 """
 
 import heapq

@@ -1,6 +1,7 @@
 """A student as a version of its memory corrects it: what new texts' residuals are taken from.
 
-Within a version the maps stand still, so a new text's residual is its teacher's vector minus what the version says of the text.
+Within a version the maps stand still, so a new text's residual is its teacher's vector minus what the student says of the text,
+corrected without a look-up.
 """
 
 from pathlib import Path

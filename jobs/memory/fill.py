@@ -1,9 +1,12 @@
 """Fill a memory: create its collection, and stream a prepared corpus through the teacher into it.
 
 A text is done only when the store has acknowledged its point. A text that is stored already is never encoded again, and what a
-killed job had finished is not even read again. Every row of the corpus is accounted for: read = skipped (stored before, or
-deleted) + duplicate (repeats another row's text) + written + rejected (unreadable, or refused by the store). Term statistics
-are published at the end. Knows nothing of students.
+killed job had finished is not even read again, but for chunks with a rejected row. Every row of the corpus is accounted for:
+read = skipped (stored before, or deleted) + duplicate (repeats another row's text) + written + rejected (unreadable, refused
+by the store, or of a chunk that kept killing its process). Term statistics are published at the end.
+
+Given the folder of a student that the memory corrects (as jobs/adapt.py does), it stores each text's residual, too: what the
+teacher says of it less what student and maps say. It trains and fits nothing.
 """
 
 import logging

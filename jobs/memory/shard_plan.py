@@ -1,6 +1,7 @@
 """What each node of the store will hold of a run's memory: shards, references, disk and RAM. Arithmetic; nothing is asked.
 
-Points go to shards by a hash of their ids, so shards are of one size; shards and their copies are dealt out to nodes evenly.
+Points go to shards by a hash of their ids, so shards are of about one size; shards and their copies are dealt out to nodes as
+evenly as their number allows.
 """
 
 import math

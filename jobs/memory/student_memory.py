@@ -1,7 +1,7 @@
-"""A run's student beside the run's memory: what serving, explaining and offline scoring open.
+"""A student beside the memory that it reads: what serving, explaining and offline scoring open.
 
-A store that is away costs quality, never an answer: its texts then read the null reference. Another memory than the student's
-is refused. A student that reads nothing needs no store.
+A store that is away costs quality, not the answer (texts then read the null reference), unless a version is asked for that the
+student's folder has no copy of. Another memory than the student's is refused. A student that reads nothing needs no store.
 """
 
 import json

@@ -1,1 +1,1 @@
-"""What every job shares: its Ray session, directory, worker set-up, progress and failures."""
+"""What every job shares: its Ray session, directory, worker set-up, metrics, interrupts and failures."""

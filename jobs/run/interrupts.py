@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: a job ends with one line and what a start of the same command goes on from."""
+"""SIGTERM, raised as Ctrl-C is, so that a job ends the same way for both (jobs/launch.py)."""
 
 import signal
 import threading

@@ -1,7 +1,7 @@
 """A Ray session for one job: the running cluster that RAY_ADDRESS names, or a Ray of its own on this machine.
 
 `ray job submit` sets RAY_ADDRESS for the job it starts. Without it a job never joins a cluster by accident: it starts a
-local Ray that ends with it. Where it says so, logs of Ray itself are quieted: a job prints its own progress.
+local Ray that ends with it. Ray's own lines below errors are silenced: a job prints its own progress.
 """
 
 import json

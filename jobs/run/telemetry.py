@@ -1,7 +1,7 @@
 """The metrics of a run for Prometheus, exported by Ray on every node's metrics port (`ray start --metrics-export-port`).
 
-Gauges of a run that is under way, `ray_refbert_NAME{run}`, are there for as long as its process lives: a run that stands
-still is seen, one that has ended is not. Counters of each stage of a job, labelled with the stage:
+Gauges of a load or a training that is under way, `ray_refbert_NAME{run}`, are there until it ends or its process dies: one that
+stands still is seen, one that has ended is not. Counters of each stage of a job, labelled with the stage:
 
     ray_refbert_stage_rows_total           read: rows of files; encode: texts; store: points acknowledged; train: texts
     ray_refbert_stage_tokens_total         encode, train: tokens, special ones included

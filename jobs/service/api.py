@@ -1,6 +1,6 @@
 """The HTTP API of an inference service, with its OpenAPI page.
 
-Responses are serialised here, by orjson straight from the student's arrays: the models of `schema` only describe them.
+What a student answers is serialised here, by orjson straight from its arrays: the models of `schema` only describe it.
 """
 
 import base64

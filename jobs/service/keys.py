@@ -1,7 +1,7 @@
 """API keys from an environment variable and a file, compared in constant time.
 
-The file is read again every second and compared by content, so keys rotate without a restart, and a revoked one ends whatever
-the file's time of change says. Keeps digests only; knows nothing of requests.
+The file is read again when a key is asked about, once a second at most, and compared by content: keys rotate without a restart,
+and a revoked one ends whatever the file's time of change says. Keeps digests only; knows nothing of requests.
 """
 
 import codecs

@@ -3,7 +3,7 @@
 The response is 503 and says when to try again, where the proxy alone responds 500.
 
 Runs in Ray Serve's proxy, which finds `middlewares` by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH (jobs/run/session.py sets it).
-Imports nothing of the service: models take seconds to import, and a proxy that is not ready in five seconds is started again.
+Imports nothing of the service: models take seconds to import, and a proxy that is not ready in time is started again.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """The arms of an ablation on one task: what each arm's students read and learn from, their training, and the task's report.
 
-Teacher, memory and plans of a task are made once and shared by its arms.
+Teacher, memory and plans of a task are made once and shared by its students.
 """
 
 import json

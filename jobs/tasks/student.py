@@ -1,4 +1,4 @@
-"""One student of a labelled task: trained phase by phase while it reads references from the task's memory, then scored.
+"""One student of a labelled task: trained phase by phase, reading the task's memory where its arm does, then scored.
 
 Runs on one worker of the cluster: tasks are small, and what is spread is the students. References and targets come from the
 memory, the teacher's logits from its answers: no teacher runs here. A killed training resumes after its last epoch.

@@ -1,8 +1,8 @@
 """How a training recovers from failing workers: what is retried, how often, and on how many workers.
 
-A worker that is killed, preempted or cut off ends all of them. Ray Train restarts them, on as many as there is room for, and
-they resume from the newest intact checkpoint. What would fail again (a mistake in the config, another teacher's memory) ends
-the job at once.
+A worker that is killed, preempted or cut off ends all of them. Ray Train restarts them, train.num_workers or, where
+train.min_workers allows fewer, as many as there is room for, and they resume from the newest intact checkpoint. What would fail
+again (a mistake in the config, another teacher's memory) ends the job at once.
 """
 
 import logging

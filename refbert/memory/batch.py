@@ -1,4 +1,4 @@
-"""Tokens and found neighbours become the batch that a student reads."""
+"""Tokens and found neighbours become the tensors that a student, or its correction, reads."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""One text explained: what it read, where attention went, and how its answer changes without its references.
+"""One text explained: what it read, where attention went or what references weighed, and how its answer changes without them.
 
 What `jobs/explain.py` prints, the evaluation's report shows and the service's page draws. Writes nothing.
 """

@@ -4,7 +4,8 @@
         vectors = student.encode(texts)
         labels = student.predict(texts)
 
-A student that is loaded without a memory reads the null reference, and neither gRPC nor a database is imported.
+A student that is loaded without references looks nothing up: an adapted one is corrected by its global part alone, one that
+reads token states reads the null reference. Neither gRPC nor a database is imported then.
 """
 
 import copy

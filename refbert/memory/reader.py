@@ -1,7 +1,8 @@
 """A trained student beside the memory it reads: texts in, vectors or labels out. `refbert.memory.opening` opens one.
 
-`Reader.forwards` takes texts to the student's outputs, batch by batch, with the next look-up in the background. Evaluation, the
-scoring of tasks and jobs/predict.py use it; the service, whose texts come one by one, uses its parts.
+`Reader.forwards` takes texts to the student's outputs, in batches: on a CPU several side by side, each with its own look-up;
+on a GPU one after another, with the next look-up in the background. Evaluation, the scoring of tasks and jobs/predict.py use
+it; the service, whose texts come one by one, uses its parts.
 """
 
 import dataclasses

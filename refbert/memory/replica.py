@@ -1,8 +1,8 @@
 """A read-only copy of one version of a memory in a reader's own process: look-ups without a trip.
 
 Below `HNSW_ROWS` references the nearest are found by comparing with all of them; above, in an HNSW graph (Malkov & Yashunin
-2018), which the extra `replica` brings. A replica is of one moment: whoever holds it takes another when the memory changes. It
-answers while the store is away.
+2018), which the extra `replica` brings. A replica is of one moment: the service takes another when the memory changes, a reader
+of `refbert.load` does not. It answers while the store is away.
 
 Shapes: rows (references), batch, count (references of a text), dim (of the teacher's vector), words_dim.
 """

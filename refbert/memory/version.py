@@ -1,4 +1,4 @@
-"""Versions of what a memory corrects in a student's answers: written by `jobs/adapt.py`, read by whoever answers.
+"""Versions of what a memory corrects in a student's answers: written by `adapt` of `adaptation.py`, read by whoever answers.
 
 A version is a correction, kept with the collection, and the residuals that belong to it, kept with each point under the
 version's name. It is complete before a pointer, also kept with the collection, names it; the one before stays until the next

@@ -5,9 +5,12 @@
     <root>/collections/<name>/acknowledged.json   how many points it must hold
     <root>/aliases.json                        aliases of collections
 
-A collection is built under a draft's name and renamed, so it exists completely or not at all. One whose files are damaged is
-named with the remedy and keeps none of the others from being served; nothing of it is removed. The engine itself keeps no
-catalogue, metadata or settings. Knows nothing of the network; the caller ensures that one process opens the root.
+A collection is built under a draft's name and renamed, so it exists completely or not at all. One that cannot be opened is
+named with the remedy and keeps none of the others from being served; nothing of it is removed. One that lacks points is
+served with a warning; one whose log is damaged can be read, and written to once its points are in a new shard.
+It also says when a shard wants an index, or to be written anew after deletions (`wants_index`, `wants_rebuild`), and swaps the
+new shard in; `index_build` makes it. The engine keeps its own configuration of a shard, no catalogue or metadata. Knows
+nothing of the network; the caller ensures that one process opens the root.
 """
 
 import contextlib

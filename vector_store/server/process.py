@@ -7,8 +7,9 @@ A directory has at most one server, whoever starts it. Three files in the direct
     address.json   where the last server listens or listened (the next one tries the same port first)
     key            what a call needs (see `access`)
 
-About once a second the server tries to lock the lease exclusively. Where that succeeds for UNUSED_S, nobody uses the store:
-the server flushes and ends. It keeps the lease locked until then, so that nobody attaches to a server that is stopping.
+About once a second a server that `embedded_server` started tries to lock the lease exclusively. Where that succeeds for
+UNUSED_S, nobody uses the store: the server flushes and ends. It keeps the lease locked until then, so that nobody attaches to
+a server that is stopping. One that a user serves goes on until SIGTERM, unless told `until_unused`.
 A killed user therefore needs no clean-up, and neither does a killed server: the next start replays its log.
 Knows nothing of points.
 """

@@ -1,6 +1,6 @@
 """Qdrant's Collections, Points, Snapshots and health services over the catalogue.
 
-The interceptor answers UNIMPLEMENTED for every call that is not defined here. Methods return a response or raise StatusError.
+The interceptor answers UNIMPLEMENTED for every call that is not defined here, and makes a status of what the methods raise.
 Knows nothing of ports, keys and processes.
 """
 # ruff: noqa: N802  (gRPC names the methods)

@@ -1,4 +1,5 @@
-"""Exceptions that end a call with a gRPC status: a code, and a message for the user in Qdrant's wording.
+"""Exceptions that end a call with a gRPC status: a code, and a message for the user, in Qdrant's wording where
+it has one.
 
 Knows no collection and no engine; the interceptor turns the exception into the call's status.
 """

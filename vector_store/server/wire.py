@@ -1,8 +1,8 @@
 """Encode points directly into the bytes of a response, without protobuf messages in between.
 
 A message copies each payload string twice: 32 points of 33 kB take 1.3 ms, here 0.3 ms (one core), and that was a fifth of the
-server's time for a look-up; 128 candidates without payload take 0.5 ms, here 0.2 ms. Knows the wire format of five message
-types; rare fields still go through protobuf.
+server's time for a look-up; 128 candidates without payload take 0.5 ms, here 0.2 ms. Knows the wire format of points, their
+ids and their payload; rare fields still go through protobuf.
 """
 
 import struct

@@ -1,4 +1,4 @@
-"""The data order: a function of the seed alone, the same for any number of workers, resumable anywhere."""
+"""The data order: a function of corpus, batch sizes and seed, the same for any number of workers, resumable anywhere."""
 
 import numpy as np
 import pyarrow as pa
