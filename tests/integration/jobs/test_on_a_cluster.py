@@ -61,28 +61,34 @@ def teacher(tiny_run):
 
 
 class Outages:
-    """Kill node 1, which has the only copy of a shard, at some of a method's calls; those while it is away do not count."""
+    """Kill node 1, which has the only copy of a shard, at some of a method's calls; those while it is away do not count.
+
+    A call that comes while the node starts waits: it could succeed without being counted.
+    """
 
     def __init__(self, cluster, calls, back_after_s=None):
         self.cluster, self.calls, self.back_after_s = cluster, calls, back_after_s
         self.counts, self.timers = Counter(), []
-        self.is_away = False
+        self.is_away, self.changing = False, threading.Lock()
         cluster.before_call = self
 
     def __call__(self, method):
-        if self.is_away:
-            return
-        self.counts[method] += 1
-        if (method, self.counts[method]) in self.calls:
+        with self.changing:
+            if self.is_away:
+                return
+            self.counts[method] += 1
+            if (method, self.counts[method]) not in self.calls:
+                return
             self.is_away = True
-            self.cluster.kill(1)
-            if self.back_after_s is not None:
-                self.timers.append(timer := threading.Timer(self.back_after_s, self._back))
-                timer.start()
+        self.cluster.kill(1)
+        if self.back_after_s is not None:
+            self.timers.append(timer := threading.Timer(self.back_after_s, self._back))
+            timer.start()
 
     def _back(self):
-        self.cluster.start(1)
-        self.is_away = False
+        with self.changing:
+            self.cluster.start(1)
+            self.is_away = False
 
     def end(self):
         self.cluster.before_call = lambda method: None
