@@ -1,9 +1,9 @@
 """Versions of what a memory corrects in a student's answers: written by `adapt` of `adaptation.py`, read by whoever answers.
 
 A version is a correction, kept with the collection, and the residuals that belong to it, kept with each point under the
-version's name. It is complete before a pointer, also kept with the collection, names it; the one before stays until the next
-comes. So readers switch between whole versions, and none weighs one version's residuals over another one's maps. Where the
-memory's name is an alias, it is resolved once.
+version's name. It is complete before a pointer, also kept with the collection, names it; the one before stays until another
+one comes, and `roll_back` returns to it. So readers switch between whole versions, and none weighs one version's residuals over
+another one's maps. Where the memory's name is an alias, it is resolved once.
 """
 
 from typing import NamedTuple
@@ -93,15 +93,18 @@ def version_name(memory: Store, student: str) -> str | None:
 
 
 def publish_version(memory: Store, correction: Correction) -> None:
-    """Make a correction, whose residuals are stored, its student's current one; versions before the last are deleted."""
-    before = version_name(memory, correction.student)
-    memory.keep(CORRECTION_OF + correction.reader, correction.to_bytes())
-    memory.keep(CORRECTION_OF + correction.student, correction.version.encode())
-    for version in _versions(memory, correction.student):
-        if version not in (before, correction.version):
+    """Make a correction, whose residuals are stored, its student's current one. The one that was current stays; where that
+    is the same one, written again, the one before it stays.
+    """
+    current, others = version_name(memory, correction.student), _versions(memory, correction.student)
+    if current != correction.version:
+        # First, so that there are two at most: a rollback knows which one to take, whenever this is killed.
+        for version in set(others) - {current, correction.version}:
             reader = reader_of(correction.student, version)
             memory.forget(CORRECTION_OF + reader)
             memory.drop_residuals(reader)
+    memory.keep(CORRECTION_OF + correction.reader, correction.to_bytes())
+    memory.keep(CORRECTION_OF + correction.student, correction.version.encode())
 
 
 def roll_back(memory: Store, student: str) -> str:

@@ -96,6 +96,17 @@ def test_more_texts_are_a_new_version_and_readers_of_the_one_before_go_on(memory
     )
 
 
+def test_the_version_before_stays_where_the_same_one_is_written_again(memory):
+    memory.add(TEXTS[:70])
+    first = memory.adapt().correction.version
+    memory.add(TEXTS[70:])
+    second = memory.adapt().correction.version
+    assert memory.adapt().correction.version == second, "nothing was stored in between"
+    assert roll_back(memory.store, memory.name) == first
+    assert memory.adapt().correction.version == second, "after a rollback, too"
+    assert roll_back(memory.store, memory.name) == first
+
+
 def test_killed_in_the_middle_three_times_it_ends_as_an_undisturbed_one(memory, monkeypatch):
     memory.add(TEXTS)
     memory.adapt()
