@@ -5,8 +5,8 @@
 A `Correction` computes that, and is read from and written to bytes; `shorten` cuts answers to the principal components of the
 memory's vectors. The global part is fitted in `global_part.py`; kriging's width and noise, and whether references are read at
 all, are chosen here among a few, by stored texts that are left out (docs/decisions/0014-closed-form-reading.md). A correction
-belongs to a version of a memory: stored residuals are what is left of the teacher's vectors once this version's global part is
-added, and of no use to another.
+belongs to a version of a memory: stored residuals are what is left of the teacher's vectors once this version's global part,
+fitted as if without that text, is added, and of no use to another.
 
 Shapes: rows (stored texts), batch, count (references of a text), dim (of the teacher's vector), words_dim, key_dim (of what
 nearness is measured by).
@@ -106,8 +106,7 @@ class Correction:
         self, student: Tensor, words: Tensor, references: References | KeyedReferences | None = None
     ) -> Corrected:
         """Correct the student's vectors (batch, dim) of texts with these word vectors (batch, words_dim)."""
-        base, key = self.part(student, words)
-        norm = self.part.teacher_norm
+        base, norm = self.part.base(student, words), self.part.teacher_norm
         if references is None or not self.count or not references.residuals.shape[1]:
             ones = base.new_ones(len(base))
             return Corrected(base * norm, base.new_zeros(len(base), 0), -ones, ones)
@@ -115,6 +114,7 @@ class Correction:
         if not bool(there.all()):  # passes over everything, which most batches do not need
             references = type(references)(*(torch.where(there[:, :, None], column, 0.0) for column in references))
         keys, residuals = self.keyed(references) if isinstance(references, References) else references
+        key = self.part.key(base, words)
         weights, variance, nearness = kriging_weights(cosines_of(key, keys), there, self.tau, self.noise)
         return Corrected(corrected(base * norm, residuals, weights), weights, nearness, variance)
 
@@ -230,7 +230,7 @@ class Residuals(NamedTuple):
 
 def residuals_of(fitted: FittedGlobalPart, rows: Rows) -> Residuals:
     """Take the residuals of rows that a global part was fitted on, as if each had not been."""
-    return Residuals(rows.words, rows.teacher / fitted.part.teacher_norm, fitted.leave_one_out(rows)[0])
+    return Residuals(rows.words, rows.teacher / fitted.part.teacher_norm, fitted.leave_one_out(rows))
 
 
 class Kriging(NamedTuple):

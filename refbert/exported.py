@@ -65,7 +65,7 @@ class Reading(NamedTuple):
             np.savez(stream, allow_pickle=False, **{name: np.asarray(value) for name, value in self._asdict().items()})
 
     def key(self, said: Array, words: Array) -> Array:
-        """Return keys (..., key_dim) of texts whose linear answers are `said` (..., dim), in units of the teacher's length."""
+        """Return keys (..., key_dim) of texts of which the maps say `said` (..., dim), of the teacher's mean length 1."""
         return _unit(np.concatenate([_unit(said - self.centre), words], -1))
 
     def answer(self, vector: Array, key: Array, references: References | None = None) -> Answer:

@@ -57,7 +57,7 @@ class GlobalPartOptions:
 
 class Answer(NamedTuple):
     """`base` (rows, dim): the teacher's vector as the global part says it, of the memory's mean length 1; `key` (rows, key_dim)
-    of unit length: what near references are found and weighed by."""
+    of unit length: what near references are weighed by."""
 
     base: Tensor
     key: Tensor
@@ -96,20 +96,28 @@ class GlobalPart(nn.Module):
         return scaled + scaled @ self.student_weight + words @ self.word_weight + self.bias
 
     def key(self, said: Tensor, words: Tensor) -> Tensor:
-        """Return the keys (rows, key_dim) of texts whose linear answers are `said`; cosines are the means of the two parts'."""
+        """Return the keys (rows, key_dim) of texts of which `said` is said; cosines are the means of the two parts'.
+
+        That is the linear answer for the kernel map, and for references the answer of both maps: a stored text's is its
+        teacher's vector minus its residual.
+        """
         return F.normalize(torch.cat([F.normalize(said - self.centre, dim=-1), words], -1), dim=-1)
 
     def kernel_features(self, key: Tensor) -> Tensor:
         """Return (rows, landmarks): how near each landmark is."""
         return kernel(key @ self.landmarks.T, self.tau)
 
-    def forward(self, student: Tensor, words: Tensor) -> Answer:
+    def base(self, student: Tensor, words: Tensor) -> Tensor:
         """Correct (rows, dim) vectors of the student, of texts whose word vectors are (rows, word_dim)."""
         said = self.linear(student, words)
-        key = self.key(said, words)
         if not len(self.landmarks):
-            return Answer(said, key)
-        return Answer(said + self.kernel_features(key) @ self.kernel_weight + self.kernel_bias, key)
+            return said
+        return said + self.kernel_features(self.key(said, words)) @ self.kernel_weight + self.kernel_bias
+
+    def forward(self, student: Tensor, words: Tensor) -> Answer:
+        """Return the same, and the key by which the text weighs references."""
+        base = self.base(student, words)
+        return Answer(base, self.key(base, words))
 
 
 class FittedGlobalPart(NamedTuple):
@@ -119,15 +127,15 @@ class FittedGlobalPart(NamedTuple):
     linear: Shrunk
     kernel: Shrunk | None = None
 
-    def leave_one_out(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Return the residuals (rows, dim) of rows that were fitted on, as if each had not been, and their keys."""
+    def leave_one_out(self, rows: Rows) -> Tensor:
+        """Return the residuals (rows, dim) of rows that were fitted on, as if each had not been."""
         first, key = self.linear_residual(rows)
         if self.kernel is None:
-            return first.float(), key
-        return self.kernel.leave_one_out(self.part.kernel_features(key), first).float(), key
+            return first.float()
+        return self.kernel.leave_one_out(self.part.kernel_features(key), first).float()
 
     def linear_residual(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Return the same of the linear map alone."""
+        """Return the same of the linear map alone, and the rows' keys for the kernel map."""
         residual = self.linear.leave_one_out(*_features(self.part, rows))
         said = (rows.teacher.double() / self.part.teacher_norm.double() - residual).float()
         return residual, self.part.key(said, rows.words)

@@ -72,6 +72,15 @@ def test_near_references_bring_texts_apart_closer_by_what_left_out_texts_promise
     )
 
 
+def test_a_text_and_a_reference_of_which_the_maps_say_the_same_are_at_nearness_one(rows, memory):
+    (_, apart), (correction, _, _) = rows, memory
+    said = correction.answer(apart.student, apart.words).vector
+    residuals = torch.randn(len(said), 1, DIM)
+    likewise = References(said[:, None] + residuals, residuals, apart.words[:, None])
+    nearness = correction.answer(apart.student, apart.words, likewise).nearness
+    torch.testing.assert_close(nearness, torch.ones(len(said)), atol=1e-5, rtol=0)
+
+
 def test_a_reference_that_is_not_there_changes_nothing(rows, memory):
     (_, apart), (correction, stored, _) = rows, memory
     references = nearest(stored, apart)
