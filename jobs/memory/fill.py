@@ -1,12 +1,14 @@
 """Fill a memory: create its collection, and stream a prepared corpus through the teacher into it.
 
 A text is done only when the store has acknowledged its point. A text that is stored already is never encoded again, and what a
-killed job had finished is not even read again, but for chunks with a rejected row. Every row of the corpus is accounted for:
-read = skipped (stored before, or deleted) + duplicate (repeats another row's text) + written + rejected (unreadable, refused
-by the store, or of a chunk that kept killing its process). Term statistics are published at the end.
+killed job had finished is not even read again, but for chunks with a rejected row, or where points were deleted or ingest.batch
+changed since. Every training passage and every unreadable row is accounted for: read = skipped (stored before, or deleted) +
+duplicate (repeats another row's text) + written + rejected (unreadable, refused by the store, or of a chunk that kept killing
+its process). Term statistics are published at the end.
 
-Given the folder of a student that the memory corrects (as jobs/adapt.py does), it stores each text's residual, too: what the
-teacher says of it less what student and maps say. It trains and fits nothing.
+Given the folder of a student that the memory corrects (as jobs/adapt.py does), each new text gets its residual, too: what the
+teacher says of it less what student and maps say. It fits no correction; the first load of a memory whose states are
+narrowed fits their projection.
 """
 
 import logging

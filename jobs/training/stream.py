@@ -4,8 +4,8 @@ The order is a function of corpus, batch sizes and seed alone. Micro-batches are
 the next global_batch / micro_batch of them, which the workers share out in turn. So any number of workers sees the same
 micro-batches in the same steps, and one number is the whole state to resume from. Look-ups run in the background while a step
 computes; with a neighbour plan nothing is searched, and the planned references are only fetched. A micro-batch brings its
-targets where they are known without a teacher: what is stored of the texts, a task's logits and labels. Knows nothing of models
-and losses.
+targets where they are known without a teacher: what is stored of the texts, a task's logits and labels. Runs no model and
+computes no loss.
 """
 
 import time

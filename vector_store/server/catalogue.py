@@ -5,12 +5,12 @@
     <root>/collections/<name>/acknowledged.json   how many points it must hold
     <root>/aliases.json                        aliases of collections
 
-A collection is built under a draft's name and renamed, so it exists completely or not at all. One that cannot be opened is
+A collection is built under a draft's name and renamed, so it exists completely or not at all. One with a damaged file is
 named with the remedy and keeps none of the others from being served; nothing of it is removed. One that lacks points is
 served with a warning; one whose log is damaged can be read, and written to once its points are in a new shard.
 It also says when a shard wants an index, or to be written anew after deletions (`wants_index`, `wants_rebuild`), and swaps the
-new shard in; `index_build` makes it. The engine keeps its own configuration of a shard, no catalogue or metadata. Knows
-nothing of the network; the caller ensures that one process opens the root.
+new shard in; `index_build` makes it. The engine keeps its own configuration of a shard, no catalogue or metadata. Takes
+gRPC's messages and raises its status codes, but serves no call; the caller ensures that one process opens the root.
 """
 
 import contextlib
@@ -78,7 +78,8 @@ INDEX_GROWTH = 0.2
 """An index is rebuilt once the points without it are this share of those in it: each build copies the whole shard."""
 
 FORGET_S = 600.0
-"""A deleted or replaced text leaves the disk after so long, at the latest, and the pause of writes that a build waits for."""
+"""A deleted or replaced text leaves the disk after so long and the pause of writes that a build waits for, at the latest;
+later only where copying the shard takes long (REBUILD_PAUSE)."""
 
 REBUILD_PAUSE, QUIET_PAUSE = 20, 2
 """Between two rebuilds is so many times the time that one takes: while writes go on, so that rebuilds take a twentieth of the
