@@ -42,7 +42,7 @@ class AttentionTrace(NamedTuple):
 
 
 class WordEmbedding(nn.Module):
-    """Token embeddings that are frozen, in 8 bits: a `refbert.references.WordTable`, without its weights of rarity.
+    """Token embeddings that are frozen, in 8 bits: a `refbert.word_table.WordTable`, without its weights of rarity.
 
     Buffers: `rows` (vocabulary, embedding_size) int8, `scales` (vocabulary,), and `gain`, a scalar that gives embeddings the
     spread of the initialiser's.

@@ -10,7 +10,7 @@ class StoreError(Exception):
 
 
 class StoreUnavailable(StoreError):
-    """Nothing answers at the store's address within the deadline."""
+    """Nothing answers at the store's address within the deadline, or a package that is needed for it is not installed."""
 
 
 class CollectionMissing(StoreError):

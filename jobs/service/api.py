@@ -1,6 +1,7 @@
 """The HTTP API of an inference service, with its OpenAPI page.
 
-What a student answers is serialised here, by orjson straight from its arrays: the models of `schema` only describe it.
+What a student answers is serialised here by orjson, vectors straight from their arrays: the response models of `schema`
+describe it and are not run. Only the references in it, and what is no student's answer (models, health), are such models.
 """
 
 import base64

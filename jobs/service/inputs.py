@@ -1,6 +1,8 @@
-"""What a request may hold as its texts: a text, a pair of texts, or marked token ids; read from JSON, and checked.
+"""What a request may hold as its texts: a text, a pair of texts, marked token ids, or documents to rerank. Read from
+JSON, and checked.
 
-`checked_inputs` applies the limits that are the service's configuration: how many texts, and how long.
+`checked_inputs` applies the limits that are the service's configuration (how many texts, of how many characters or ids), and
+refuses empty texts and what no tokenizer takes.
 """
 
 import re

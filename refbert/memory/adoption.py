@@ -5,7 +5,8 @@
 Such an index is of whole texts, where a memory's teacher reads `teacher.tokens` of them, and often of unit length: then a
 vector says a direction only, and is stored at the teacher's mean length. What is stored already is passed over, so a killed
 adoption is simply run again; what was deleted from the memory is passed over, too, until it is readmitted. Every point is
-accounted for: read = written + skipped (stored before, deleted, or another point's text) + rejected.
+accounted for: read = written + skipped (stored before, deleted, or another point's text) + rejected. `adopted` then adapts a
+student to it, and puts the maps into its folder.
 """
 
 import logging

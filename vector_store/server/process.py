@@ -115,10 +115,10 @@ class AlreadyServed(StoreError):  # noqa: N818
 
 
 def require_rest() -> None:
-    """StoreError where the packages of the REST port are not installed."""
+    """StoreUnavailable where the packages of the REST port are not installed."""
     missing = [name for name in REST_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise StoreError(
+        raise StoreUnavailable(
             f"the REST port needs {' and '.join(missing)}, not installed: pip install 'refbert[rest]', or leave "
             "the REST port out"
         )

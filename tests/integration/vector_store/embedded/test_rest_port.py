@@ -13,7 +13,7 @@ import pytest
 from tests.chaos.faults import is_alive, server_pid, wait_until
 from tests.store_clients import official_client
 from vector_store.__main__ import main
-from vector_store.errors import StoreError
+from vector_store.errors import StoreUnavailable
 from vector_store.server import process
 from vector_store.server.access import split
 from vector_store.server.process import embedded_server, rest_url
@@ -64,8 +64,8 @@ def test_without_its_packages_the_rest_port_is_refused_by_their_names(tmp_path, 
     wanted = (
         "the REST port needs not_installed_here, not installed: pip install 'refbert[rest]', or leave the REST port out"
     )
-    with pytest.raises(StoreError) as caught, embedded_server(tmp_path, rest_port=0):
+    with pytest.raises(StoreUnavailable) as caught, embedded_server(tmp_path, rest_port=0):
         pass
     assert str(caught.value) == wanted
-    assert main(["serve", str(tmp_path), "--rest-port", "0"]) == 2
+    assert main(["serve", str(tmp_path), "--rest-port", "0"]) == 3
     assert capsys.readouterr().err == f"{wanted}\n"
