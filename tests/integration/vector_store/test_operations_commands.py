@@ -1,12 +1,14 @@
 """Each command of `python -m vector_store`: its output and its exit code."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
 
 import pytest
 
+from tests.chaos.faults import kill_server
 from vector_store.__main__ import VERBS, main
 from vector_store.arguments import EXAMPLES
 from vector_store.client import connect
@@ -74,6 +76,28 @@ def test_verify_exits_with_2_for_a_bad_point(place, collections, command, make_p
         f"  bad: {bad.id}: its id is not the hash of its text",
     ]
     assert command("verify", place, "--collection", "second")[0] == 0
+
+
+def test_verify_exits_with_2_for_acknowledged_points_that_are_gone(tmp_path, manifest, make_points, command):
+    points = [
+        dataclasses.replace(point, id=point_id(manifest.fingerprint, parts(point.text))) for point in make_points(12)
+    ]
+    with embedded_server(tmp_path) as url, connect(StoreConfig(), url) as client:
+        store = Store(client, StoreConfig())
+        store.ensure(manifest)
+        store.upsert(points)
+        assert command("verify", tmp_path)[0] == 0
+        kill_server(tmp_path)
+    (counted,) = tmp_path.glob("collections/*/acknowledged.json")
+    count = json.loads(counted.read_bytes().split(b"\n")[0])
+    assert count["fewest"] == count["most"] >= 12  # what is kept beside the points is counted too
+    counted.write_text(json.dumps({**count, "fewest": count["fewest"] + 3, "most": count["most"] + 3}) + "\n")
+    code, shown, _ = command("verify", tmp_path)
+    checked, lost = shown.splitlines()
+    assert (code, checked) == (2, "references: 12 points checked, 0 bad")
+    assert lost.startswith("  lost: 3 acknowledged points are missing: ")
+    assert "ingest or import again" in lost
+    assert "  warning: 3 acknowledged points are missing: " in command("info", tmp_path)[1]
 
 
 def test_delete_only_counts_without_yes(place, collections, command):

@@ -1,10 +1,13 @@
 """The application that Ray Serve's config files build: what is refused before a replica starts, and in which words."""
 
+import os
+
 import pytest
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 
 from jobs import serve as job
+from jobs.service import replica
 from jobs.service.keys import Keys
 from refbert.errors import InputError, UnavailableError
 
@@ -42,6 +45,19 @@ def test_a_serve_config_file_builds_the_application_and_tells_its_replicas_that_
     monkeypatch.delenv(VARIABLE)  # as in a replica on a node where it was not exported
     with pytest.raises(InputError, match="wants keys"):
         Keys(config.serve.api_keys_env, config.serve.api_keys_file, are_wanted=deployer.wants_keys)
+
+
+def test_a_replica_has_the_deployers_home_and_names_the_secrets_that_it_lacks(served_run, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("REFBERT_HOME", "/of/another/process")
+    monkeypatch.setenv("REFBERT_TEST_STORE_KEY", "is here")
+    deployer = replica.Deployer(str(tmp_path), wants_keys=False, secrets=(VARIABLE, "REFBERT_TEST_STORE_KEY"))
+    monkeypatch.setattr(replica, "set_up_worker", lambda *given: None)
+    with pytest.raises(RayServeException):  # as it is no replica of Ray Serve's
+        replica.Replica(served_run(threads_per_replica=1), deployer)
+    assert os.environ["REFBERT_HOME"] == str(tmp_path)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{VARIABLE} is set where this service was deployed, but not here: export it before `ray start`"
+    ]
 
 
 def test_without_keys_replicas_serve_only_what_the_deployer_allows(arguments):

@@ -11,9 +11,10 @@ import qdrant_edge as engine
 from qdrant_client import grpc as api
 
 from vector_store.errors import MISSING_POINTS
+from vector_store.server import index_build, index_schedule
 from vector_store.server.catalogue import Catalogue, write_settings
 from vector_store.server.files import copy_file
-from vector_store.server.index_build import build_index, index_shard
+from vector_store.server.index_build import build_index, index_shard, keep_indexed
 from vector_store.server.status import DamagedError, StatusError
 
 
@@ -256,6 +257,32 @@ def test_a_rebuild_forgets_deleted_and_replaced_texts_and_keeps_the_rest(tmp_pat
     assert texts(collection)[10] == "newer 10"
     collection.close()
     assert texts(Catalogue(tmp_path).find("a"))[10] == "newer 10"
+
+
+def test_a_server_forgets_what_was_deleted_by_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(index_build, "LOOK_S", 0.02)
+    monkeypatch.setattr(index_schedule, "QUIET_S", 0.0)
+    monkeypatch.setattr(index_build, "_index_in_child", lambda _, copy, fresh, __: index_shard(copy, fresh) is None)
+    catalogue, stopping = Catalogue(tmp_path), threading.Event()
+    collection = create(catalogue, "a")
+    update = api.UpdateCollection()
+    update.optimizers_config.vacuum_min_vector_number = 20
+    collection.update(update)
+    upsert(collection, range(20), "secret")
+    upsert(collection, range(20, 30), "public")
+    delete(collection, range(20))
+    assert files_with(collection, b"secret")
+    server = threading.Thread(target=keep_indexed, args=(catalogue, stopping))
+    server.start()
+    try:
+        until = time.monotonic() + 20
+        while files_with(collection, b"secret") and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not files_with(collection, b"secret")
+    finally:
+        stopping.set()
+        server.join()
+    assert texts(collection) == {n: f"public {n}" for n in range(20, 30)}
 
 
 def test_the_disk_after_500_replacements_is_at_most_twice_that_of_a_fresh_store(tmp_path):
