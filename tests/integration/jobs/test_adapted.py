@@ -33,6 +33,7 @@ from vector_store.client import connect
 from vector_store.errors import CollectionMismatch
 from vector_store.server.process import embedded_server
 from vector_store.store import Store
+from vector_store.versions import promote
 
 ASKED = ["The film is slow: far too long.", "A wonderful story", "[SEP]"]
 
@@ -231,6 +232,30 @@ def test_an_adapted_student_scores_files_as_it_answers_and_lists_the_texts_its_m
         with pytest.raises(CollectionMismatch, match=r"has no version 00000000 of student .* any more"):
             open_reader(run, folder, url, torch.device("cpu"), version="00000000")
         assert roll_back(memory, correction.student) == correction.version
+
+
+def test_all_workers_of_a_scoring_read_the_version_that_an_alias_named_at_its_start(
+    here, scored_texts, tmp_path, monkeypatch
+):
+    config, url, _ = here
+    live = config.store.model_copy(update={"collection": "live"})
+    with connect(config.store, url) as client:
+        promote(client, live, "live", "adapted")
+    collections = []
+
+    def by_alias(*given):
+        run, folder = student_run(*given)
+        return run.model_copy(update={"store": live}), folder
+
+    def score(scoring, files):
+        collections.append(scoring.config.store.collection)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict_job, "student_run", by_alias)
+    monkeypatch.setattr(predict_job, "score", score)
+    with pytest.raises(KeyboardInterrupt):
+        predict_job.run(predicting(config, tmp_path))
+    assert collections == ["adapted"]
 
 
 def test_an_adapted_student_scores_files_by_its_maps_where_its_store_is_away(here, scored_texts, tmp_path, monkeypatch):

@@ -5,10 +5,12 @@ import logging
 
 import pytest
 
+from jobs import distill
 from jobs.memory.store import MEMORY, MemoryAddress, begun_memory, remember_memory
 from refbert.errors import InputError
 from refbert.memory.manifest import manifest_of
 from refbert.teacher import load_teacher
+from tests.integration.jobs.in_process import without_ray
 from vector_store.client import connect
 from vector_store.config import StoreConfig
 from vector_store.server.process import embedded_server
@@ -74,6 +76,20 @@ def test_another_collection_under_the_same_name_or_none_is_refused_in_one_line(h
         memory("one")
     (config.run_directory / MEMORY).unlink()
     assert begun_memory(config, url) == config
+
+
+def test_a_training_looks_at_the_memory_that_it_was_begun_with_before_it_fills_or_trains(
+    home, tiny_run, url, manifest, memory, monkeypatch
+):
+    without_ray(monkeypatch, url)
+    config = tiny_run(store__collection="one")
+    store = memory("one")
+    begun(config, url, manifest, "one")
+    store.delete_collection()
+    memory("one")
+    monkeypatch.setattr(distill, "filled_memory", lambda *_: pytest.fail("it is filled"))
+    with pytest.raises(InputError, match="another collection has that name"):
+        distill.run(config)
 
 
 def test_each_collection_has_an_identity_of_its_own_and_one_of_before_has_none(home, tiny_run, url, manifest, memory):

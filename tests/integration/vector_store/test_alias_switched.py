@@ -157,8 +157,9 @@ def test_verify_and_compare_and_statistics_of_an_alias_read_one_version(versions
 
 def test_delete_counts_and_deletes_in_the_same_version(versions):
     store = Store(versions.client, versions.config)
-    versions.after("points", "Count")
+    versions.after("points", "Scroll")
     assert store.delete(("split", "test")) == 7
+    assert pinned(versions.client, versions.config).collection == versions.b, "it was switched meanwhile"
     assert versions.store(versions.a).count() == 13
     assert versions.store(versions.b).count() == 20
 

@@ -11,6 +11,7 @@ from cluster.check.kubernetes import launcher_mistakes, manifest_mistakes, value
 from cluster.check.monitoring import dashboard_mistakes, exported, rule_mistakes
 from cluster.check.schemas import custom_mistakes
 from cluster.monitoring import resources
+from jobs.run.session import ENVIRONMENT
 from tests.conftest import REPOSITORY
 
 
@@ -27,6 +28,28 @@ def broken(tmp_path, file, old, new):
 
 def test_this_checkout_passes(capsys):
     assert main([str(REPOSITORY)]) == 0, capsys.readouterr().out
+
+
+def test_a_services_proxies_have_their_limits_whoever_starts_them():
+    """Without, Ray reads messages of 2 GiB, waits for a request's head without end, and misses a dead proxy for 30 s."""
+    wanted = {
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "jobs.service.proxy.middlewares",
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(64 * 2**20),
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    }
+    documents = yaml.safe_load_all((REPOSITORY / "cluster" / "kubernetes" / "serve.yaml").read_text())
+    (spec,) = (document["spec"] for document in documents if document["kind"] == "RayService")
+    assert "proxy_location: EveryNode" in spec["serveConfigV2"]
+    nodes = spec["rayClusterConfig"]
+    groups = [nodes["headGroupSpec"], *nodes["workerGroupSpecs"]]
+    containers = [group["template"]["spec"]["containers"][0] for group in groups]
+    services = yaml.safe_load((REPOSITORY / "docker" / "compose.yaml").read_text())["services"]
+    for environment in (
+        ENVIRONMENT,
+        *({variable["name"]: variable.get("value") for variable in one["env"]} for one in containers),
+        *(services[name]["environment"] for name in ("ray-head", "ray-worker")),
+    ):
+        assert wanted.items() <= environment.items()
 
 
 def test_a_missing_part_is_a_mistake(tmp_path, capsys):

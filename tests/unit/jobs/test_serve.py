@@ -47,7 +47,9 @@ def test_a_serve_config_file_builds_the_application_and_tells_its_replicas_that_
         Keys(config.serve.api_keys_env, config.serve.api_keys_file, are_wanted=deployer.wants_keys)
 
 
-def test_a_replica_has_the_deployers_home_and_names_the_secrets_that_it_lacks(served_run, tmp_path, monkeypatch, caplog):
+def test_a_replica_has_the_deployers_home_and_names_the_secrets_that_it_lacks(
+    served_run, tmp_path, monkeypatch, caplog
+):
     monkeypatch.setenv("REFBERT_HOME", "/of/another/process")
     monkeypatch.setenv("REFBERT_TEST_STORE_KEY", "is here")
     deployer = replica.Deployer(str(tmp_path), wants_keys=False, secrets=(VARIABLE, "REFBERT_TEST_STORE_KEY"))

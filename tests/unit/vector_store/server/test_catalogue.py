@@ -274,14 +274,12 @@ def test_a_server_forgets_what_was_deleted_by_itself(tmp_path, monkeypatch):
     assert files_with(collection, b"secret")
     server = threading.Thread(target=keep_indexed, args=(catalogue, stopping))
     server.start()
-    try:
-        until = time.monotonic() + 20
-        while files_with(collection, b"secret") and time.monotonic() < until:
-            time.sleep(0.05)
-        assert not files_with(collection, b"secret")
-    finally:
-        stopping.set()
-        server.join()
+    until = time.monotonic() + 20
+    while collection.removed and time.monotonic() < until:
+        time.sleep(0.05)
+    stopping.set()
+    server.join()
+    assert not files_with(collection, b"secret")
     assert texts(collection) == {n: f"public {n}" for n in range(20, 30)}
 
 
