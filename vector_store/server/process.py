@@ -52,6 +52,12 @@ SHELL_SIGNALLED = 128
 START_S = 60.0
 """Longest wait for a server to start or to stop; replaying the log of a server that was killed under load takes longest."""
 
+SERVE_LOCK = "serve.lock"
+"""Locked by a directory's server for as long as it runs."""
+
+PROBED_S = 1.0
+"""A lock that is held for longer is a server's; a client that looks whether there is one holds it for a moment."""
+
 POLL_S = 1.0
 UNUSED_S = 2.0
 FLUSH_S = 5.0
@@ -82,7 +88,7 @@ def serve(
         require_rest()
     root = Path(path)
     _make_private(root)
-    with _lock(root / "serve.lock", fcntl.LOCK_EX) as alone, private_files():
+    with _lock(root / SERVE_LOCK, fcntl.LOCK_EX, PROBED_S) as alone, private_files():
         if not alone:
             raise AlreadyServed(
                 f"{root} is already served, see {root / 'address.json'}; use that server or stop it first"
@@ -104,7 +110,7 @@ def offline(path: str | Path) -> Iterator[Path]:
     """
     root = Path(path).absolute()
     _make_private(root)
-    with _lock(root / "serve.lock", fcntl.LOCK_EX) as alone:
+    with _lock(root / SERVE_LOCK, fcntl.LOCK_EX, PROBED_S) as alone:
         if not alone:
             raise StoreError(f"{root} is being served, see {root / 'address.json'}; stop its users and try again")
         yield root
@@ -127,7 +133,9 @@ def require_rest() -> None:
 def _serve_alone(
     root: Path, host: str, port: int, api_key: str | None, message_bytes: int, until_unused: bool, rest_port: int | None
 ) -> None:
-    previous = _read_address(root)
+    previous, instance = _read_address(root), secrets.token_hex(8)
+    if previous:  # until this server says where it listens, what has the previous port cannot be taken for it
+        _write_address(root, {**previous, "pid": os.getpid(), "instance": instance})
     listener = None if rest_port is None else _bound(host, rest_port, previous.get("rest"))
 
     # Imported here, so that only the serving process loads the engine.
@@ -147,7 +155,6 @@ def _serve_alone(
         catalogue = Catalogue(root)
     except StatusError as error:
         raise StoreError(f"cannot open {root}: {error}") from error
-    instance = secrets.token_hex(8)
     health = Health(_commit(instance, root))
     collections, points = Collections(catalogue), Points(catalogue)
     keys = [key for key in (make_key(root), api_key) if key]
@@ -186,7 +193,7 @@ def _serve_alone(
     if rest and listener:
         rest.start()
         address["rest"] = f"http://{host}:{listener.getsockname()[1]}"
-    write_whole(root / "address.json", json.dumps(address), mode=0o600, sync=False)
+    _write_address(root, address)
     rest_at = address.get("rest", "off")
     log.info("serving %s on %s:%d (gRPC), REST %s; clients' key: %s", root, host, bound, rest_at, root / KEY_FILE)
 
@@ -357,10 +364,17 @@ def _last_lines(path: Path, num_lines: int = 10) -> str:
 
 
 def _answering_url(root: Path) -> str | None:
-    """URL of the directory's running server; None where there is none, or another server has its old port."""
+    """URL of the directory's running server; None where there is none, or another server has its old port.
+
+    Whatever has that port might show what a health check showed before, and would be sent the key: so the lock that only a
+    running server holds is looked at first.
+    """
     address = _read_address(root)
     if not address:
         return None
+    with _lock(root / SERVE_LOCK, fcntl.LOCK_SH) as is_free:
+        if is_free:
+            return None
     host, port = address["url"].removeprefix("http://").rsplit(":", 1)
     try:
         socket.create_connection((host, int(port)), timeout=1.0).close()  # fails far sooner than gRPC
@@ -379,6 +393,10 @@ def _answering_url(root: Path) -> str | None:
 def _commit(instance: str, root: Path) -> str:
     """How a server identifies itself: which start of which directory's server this is. A copy of address.json names another."""
     return f"{instance}-{identity(root)}"
+
+
+def _write_address(root: Path, address: dict[str, Any]) -> None:
+    write_whole(root / "address.json", json.dumps(address), mode=0o600, sync=False)
 
 
 def _read_address(root: Path) -> dict[str, Any]:
@@ -401,7 +419,10 @@ def _try_lock(file: Any, kind: int) -> bool:
 
 
 @contextlib.contextmanager
-def _lock(path: Path, kind: int) -> Iterator[bool]:
-    """Lock `path` and yield True, or False where another process holds the lock."""
+def _lock(path: Path, kind: int, within_s: float = 0.0) -> Iterator[bool]:
+    """Lock `path` and yield True, or False where another process holds the lock for longer."""
+    deadline = time.monotonic() + within_s
     with open(path, "a", opener=private) as file:
-        yield _try_lock(file, kind)
+        while not (is_locked := _try_lock(file, kind)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        yield is_locked

@@ -2,9 +2,26 @@
 
 import json
 import shutil
+import stat
+from types import SimpleNamespace
 
+import pytest
+
+from cluster import local
 from cluster.local import STATE, known_cluster
+from refbert.errors import UnavailableError
 from vector_store.server.access import identity
+
+
+def test_the_stores_folder_and_log_are_for_their_owner_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("REFBERT_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(local, "STORE_START_S", 0.0)
+    monkeypatch.setattr(local, "_environment", lambda *_: {})
+    monkeypatch.setattr(local.subprocess, "Popen", lambda *_, **__: None)
+    with pytest.raises(UnavailableError, match="did not start"):
+        local._start_store(SimpleNamespace(store_url="http://127.0.0.1:1", host="127.0.0.1"))
+    folder = tmp_path / "home" / "store"
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder / "server.log")] == [0o700, 0o600]
 
 
 def test_the_state_of_a_copied_home_is_no_cluster_of_the_copys(tmp_path, monkeypatch):

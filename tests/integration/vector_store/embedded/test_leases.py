@@ -9,7 +9,9 @@ import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
+from qdrant_client import grpc as api
 
 from tests.chaos.faults import children, is_alive, server_pid, wait_until
 from tests.integration.vector_store.embedded.served import store_at
@@ -54,6 +56,36 @@ def test_a_killed_user_releases_its_lease_and_the_server_that_it_started_outlive
         assert is_alive(pid)
         assert store_at(url).delete_collection() is False
     wait_until(lambda: not is_alive(pid), "the server ended", 10)
+
+
+class Impostor(api.QdrantServicer):
+    """Says what an ended server said."""
+
+    def __init__(self, said):
+        self.said = said
+
+    def HealthCheck(self, request, context):  # noqa: N802
+        return self.said
+
+
+def test_what_listens_at_an_ended_servers_port_is_not_taken_for_it(tmp_path):
+    """A health check shows everybody what the server says of itself; who had its port would be sent the store's key."""
+    with embedded_server(tmp_path) as url:
+        address = split(url)[0].removeprefix("http://")
+        with grpc.insecure_channel(address) as channel:
+            said = api.QdrantStub(channel).HealthCheck(api.HealthCheckRequest())
+        pid = server_pid(tmp_path)
+    wait_until(lambda: not is_alive(pid), "the server ended", 10)
+    other = grpc.server(ThreadPoolExecutor(1), options=[("grpc.so_reuseport", 0)])
+    api.add_QdrantServicer_to_server(Impostor(said), other)
+    assert other.add_insecure_port(address)
+    other.start()
+    try:
+        with embedded_server(tmp_path) as url:
+            assert split(url)[0].removeprefix("http://") != address
+            assert store_at(url).delete_collection() is False
+    finally:
+        other.stop(0).wait()
 
 
 def test_simultaneous_starts_result_in_one_server(tmp_path):

@@ -84,6 +84,25 @@ def test_the_public_routes_are_those_that_show_neither_texts_nor_vectors(app):
     assert keyed == set(KEYED)
 
 
+def test_a_public_routes_body_is_not_read(app):
+    read, sent = [], []
+
+    async def receive():
+        read.append(1)
+        return {"type": "http.request", "body": b"x" * 1000, "more_body": True}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/healthz", "raw_path": b"/healthz", "root_path": "", "query_string": b"",
+        "headers": [(b"content-length", b"1000000")], "http_version": "1.1", "scheme": "http",
+    }  # fmt: skip
+    asyncio.run(asyncio.wait_for(app(scope, receive, send), 5))
+    assert sent[0]["status"] == 405
+    assert not read
+
+
 def preflight(client, origin, path="/v1/embeddings"):
     asks = {"origin": origin, "access-control-request-method": "POST"}
     return client.options(path, headers={**asks, "access-control-request-headers": "authorization,x-stainless-os"})
