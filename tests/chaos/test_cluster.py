@@ -6,6 +6,7 @@ A moment is the number of a call, or of a copy's write, among those of the same 
 import contextlib
 import itertools
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -356,7 +357,8 @@ def test_a_node_killed_between_the_acknowledgement_and_its_copy_loses_nothing(
             )  # before the copy that is behind could recover: the acknowledged points live nowhere else
             cluster.start(behind)
             impatient = Store(client, config.model_copy(update={"write_deadline_s": SOON_S}))
-            with pytest.raises(StoreUnavailable, match=f"{cluster.nodes[alone].url} does not answer at all"):
+            # A node that is back may be too slow to answer in time on a busy machine, and is named, too.
+            with pytest.raises(StoreUnavailable, match=rf"{cluster.nodes[alone].url}\b.* (does|do) not answer at all"):
                 impatient.count()
             back = threading.Timer(away_s, cluster.start, [alone])
             back.start()
@@ -390,8 +392,11 @@ def test_a_promotion_that_ends_without_consensus_is_safe_to_repeat(open_cluster,
         queries = [Query(point.id, point.keywords, point.sentence) for point in asked]
 
         def read_one_version():
-            found = retriever.neighbours(moments.sample(queries, 8))
-            assert set(found.rungs) == {"live"}
+            """Which version one look-up reads: a node that has just come back may be taken for dead for seconds."""
+            deadline = time.monotonic() + 20
+            while set((found := retriever.neighbours(moments.sample(queries, 8))).rungs) != {"live"}:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
             chosen = {one for of_query in found.ids for one in of_query}
             return next(name for name, own in ids.items() if chosen <= own)
 

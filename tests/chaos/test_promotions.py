@@ -111,6 +111,7 @@ def test_a_load_during_promotions_fills_one_version(load, moments):
             named = config.model_copy(update={"store": config.store.model_copy(update={"collection": name})})
             fill_memory(named, url, corpus)
             Store(client, named.store).delete(("split", "train"))
+            assert Store(client, named.store).readmit() == len(ids)
         live = config.model_copy(update={"store": config.store.model_copy(update={"collection": "live"})})
         promote(client, live.store, "live", "even")
         with switching(url, moments) as switches:

@@ -337,6 +337,9 @@ def test_a_service_answers_every_text_after_its_only_copy_went_for_good(adapted,
             assert time.monotonic() < deadline, student.memory.status
             assert np.isfinite(vectors(student, [f"asked at {time.monotonic()}"])).all()
         outages.end()
+        assert student.memory.reader.source.counts["null"] > 0, (
+            "the store was taken for one that is away, not for a broken one"
+        )
         np.testing.assert_allclose(vectors(student, asked), by_the_folder, atol=1e-4)
         student.memory.close()
         cluster.start(1)

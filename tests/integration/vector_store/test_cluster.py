@@ -1,5 +1,6 @@
 """The store's client, writer and reader on a cluster of nodes, some of which are away (tests/qdrant_cluster.py)."""
 
+import dataclasses
 import threading
 from contextlib import contextmanager
 
@@ -12,7 +13,7 @@ from vector_store.client import connect
 from vector_store.config import StoreConfig
 from vector_store.errors import StoreError, StoreUnavailable
 from vector_store.retriever import Retriever
-from vector_store.schema import Query
+from vector_store.schema import Query, SparseVector
 from vector_store.snapshots import create_snapshot
 from vector_store.store import Store
 from vector_store.term_statistics import publish_term_statistics
@@ -216,7 +217,10 @@ def test_no_snapshot_is_made_of_a_part_of_a_memory(open_cluster, manifest, make_
 
 
 def test_rank_and_scores_do_not_depend_on_the_number_of_shards_nor_on_deletions(open_cluster, manifest, make_points):
-    cluster, points = open_cluster(1), make_points(150)
+    keyword = SparseVector(np.array([9_999], np.uint32), np.ones(1, np.float32))  # one product each: no sum's last bit
+    tied = [dataclasses.replace(each, keywords=keyword, document=each.id) for each in make_points(12, seed=2)]
+    cluster, points = open_cluster(1), [*make_points(150), *tied]
+    by_id = sorted(point.id for point in tied)
     ranked = []
     for shards in (1, 4):
         config = config_of(cluster, collection=f"shards-{shards}", shard_number=shards)
@@ -231,6 +235,8 @@ def test_rank_and_scores_do_not_depend_on_the_number_of_shards_nor_on_deletions(
             publish_term_statistics(client, config)
             found = Retriever(client, config, manifest, "keywords", count=8).neighbours(queries_of(points))
             ranked.append((found.ids, found.scores))
+            for point, ids in zip(tied, found.ids[-len(tied) :], strict=True):
+                assert ids == [each for each in by_id if each != point.id][:8], "equal scores come by id"
     (one, scores), (four, their_scores) = ranked
     assert one == four
     np.testing.assert_allclose(scores, their_scores, rtol=1e-6)  # a sum's last bit is a segment's own
