@@ -56,7 +56,7 @@ def make_key(directory: Path) -> str:
     key = secrets.token_urlsafe(SHORTEST_KEY)
     path.unlink(missing_ok=True)
     with open(path, "x", encoding="ascii", opener=private) as file:
-        file.write(key + "\n")
+        file.write(key)
     return key
 
 
