@@ -111,7 +111,7 @@ class Collection:
         self.copying = threading.Lock()  # held while the directory has anything but the shard
         self.num_missing = 0
         self.removed = 0
-        self._removed_before_copy = self._rewritten_since_copy = 0
+        self._removed_before_copy = self._rewritten_since_copy = self._added_since_copy = 0
         self._removed_since: float | None = None
         self._rebuilt_at, self.rebuild_s = -math.inf, 0.0  # when the last copy was made, and how long that took
         self._kept_shards: set[Path] = set()
@@ -227,7 +227,8 @@ class Collection:
             shutil.copytree(self.shard_directory, copy, copy_function=copy_file)
             if keep_writes:
                 self._kept, self._kept_bytes = [], 0
-                self._removed_before_copy, self._rewritten_since_copy = self.removed, 0
+                self._removed_before_copy = self.removed
+                self._rewritten_since_copy = self._added_since_copy = 0
             return self.num_writes
 
     @property
@@ -263,9 +264,10 @@ class Collection:
                             grpc.StatusCode.INTERNAL,
                             f"Service internal error: the copy {copy} has {num_points} points, the shard {wanted}",
                         )
-                    # What was written anew meanwhile has left the copy's index, too.
+                    # What was written meanwhile is not in the copy's index: what was added, and what was written anew.
                     rewritten = min(num_points, self._rewritten_since_copy)
-                    indexed_points = num_points - rewritten if info.indexed_vectors_count else 0
+                    unindexed = min(num_points, rewritten + self._added_since_copy)
+                    indexed_points = num_points - unindexed if info.indexed_vectors_count else 0
                     write_settings(self.directory, self.settings, copy.name, indexed_points)
                     fresh, self._shard = self._shard, fresh
                     self.shard_directory, self.indexed_points = copy, indexed_points
@@ -377,6 +379,7 @@ class Collection:
             replaced = max(0, adds - added) if adds else rewritten
             self.indexed_points -= min(self.indexed_points, replaced)
             self._rewritten_since_copy += max(replaced, rewrites)
+            self._added_since_copy += max(0, added)
             self.removed += replaced + (0 if adds else max(0, -added))
             self._settle()
 

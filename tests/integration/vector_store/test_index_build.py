@@ -139,7 +139,20 @@ def test_points_whose_payload_changes_during_the_build_are_not_in_the_new_index(
     assert collection.wants_index()
 
 
-def test_writes_during_the_build_are_in_the_new_index(catalogue, tmp_path, vectors):
+def test_points_that_are_added_during_the_build_are_not_in_the_new_index(catalogue, vectors):
+    """They were counted as indexed: the status was green, and searches scanned them until a fifth more had come."""
+    collection = catalogue.find("c")
+    with in_background(collection) as built:
+        upsert(collection, vectors[: NUM_POINTS // 2] + 1, first=NUM_POINTS)
+    assert built == [True]
+    assert collection.indexed_points == NUM_POINTS
+    assert collection.wants_index()
+    assert build_index(collection, threading.Event())
+    assert collection.indexed_points == NUM_POINTS * 3 // 2
+    assert not collection.wants_index()
+
+
+def test_writes_during_the_build_are_in_the_new_shard(catalogue, tmp_path, vectors):
     collection = catalogue.find("c")
     with in_background(collection) as built:
         upsert(collection, vectors[:1] + 5, first=99_999)
