@@ -25,7 +25,7 @@ from jobs.run.ports import free_ports
 from jobs.run.session import NODE_ENVIRONMENT
 from refbert.atomic import write_whole
 from refbert.errors import InputError, UnavailableError
-from vector_store.server.access import identity, private, with_directory
+from vector_store.server.access import identity, make_private, private, with_directory
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STATE = "cluster.json"
@@ -199,8 +199,7 @@ def _start_node(cluster: Cluster, part: str) -> None:
 def _start_store(cluster: Cluster) -> None:
     assert cluster.store_url
     directory = home() / "store"
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    directory.mkdir(mode=0o700, exist_ok=True)
+    make_private(directory)
     port = cluster.store_url.rpartition(":")[2]
     words = [sys.executable, "-m", "vector_store", "serve", str(directory), "--host", cluster.host, "--port", port]
     with open(directory / "server.log", "ab", opener=private) as output:

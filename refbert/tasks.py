@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from refbert.atomic import checksum
 from refbert.config import TaskConfig
-from refbert.corpus import Rejected, class_name, json_record
+from refbert.corpus import ENDINGS, Rejected, class_name, json_record
 from refbert.delimited import read_delimited
 from refbert.errors import InputError, UnavailableError
 from refbert.glue import GLUE, Split, Task
@@ -299,7 +299,7 @@ def _read(file: Path, header: tuple[str, ...] = (), text: str = "") -> Iterator[
     try:
         newline = "" if file.suffix == ".csv" else "\n"  # a carriage return within a TSV row is white space of its text
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline) as lines:
-            if file.suffix in {".jsonl", ".ndjson"}:
+            if ENDINGS.get(file.suffix) == "jsonl":
                 yield from (json_record(line) for line in lines if line.strip())
             elif file.suffix == ".csv":
                 yield from read_delimited(lines, ",", header=header, named_by=text)

@@ -93,13 +93,13 @@ class RequestMiddleware:
     async def _call_api(self, request: "RequestContext", receive: Receive) -> None:
         service, key = self.service, api_key(request.headers)
         request.state["deadline"] = deadline = service.deadline(request.headers.get("x-timeout-ms"))
-        if request.matched not in PUBLIC_ROUTES and not service.keys.accept(key):
-            missing = "a key is required: send the header `Authorization: Bearer KEY`"
-            raise Unauthorised("this key is not accepted" if key else missing)
-        body = b""
-        # A public route takes none, and nobody without a key is to fill this process's memory.
-        if request.matched not in PUBLIC_ROUTES and request.scope["method"] in ("POST", "PUT", "PATCH"):
-            body = await self._body(request, receive, deadline)
+        body = b""  # a public route's is not read: nobody without a key is to fill this process's memory
+        if request.matched not in PUBLIC_ROUTES:
+            if not service.keys.accept(key):
+                missing = "a key is required: send the header `Authorization: Bearer KEY`"
+                raise Unauthorised("this key is not accepted" if key else missing)
+            if request.scope["method"] in ("POST", "PUT", "PATCH"):
+                body = await self._body(request, receive, deadline)
         await self.api(request.scope, _receive_after(body, receive), request.send)
 
     async def _body(self, request: "RequestContext", receive: Receive, deadline: float) -> bytes:

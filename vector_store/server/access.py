@@ -65,6 +65,12 @@ def is_key(given: str, keys: Iterable[str]) -> bool:
     return any(hmac.compare_digest(given.encode(), key.encode()) for key in keys)
 
 
+def make_private(root: Path) -> None:
+    """Make the store's directory, where it is not there, for its owner alone: other users of the machine read no memory."""
+    root.parent.mkdir(parents=True, exist_ok=True)
+    root.mkdir(mode=0o700, exist_ok=True)
+
+
 def private(path: str, flags: int) -> int:
     """An opener for `open`: a new file is for its owner alone."""
     return os.open(path, flags, 0o600)

@@ -38,7 +38,15 @@ import grpc
 from vector_store.atomic import write_whole
 from vector_store.config import MESSAGE_BYTES
 from vector_store.errors import StoreError, StoreUnavailable
-from vector_store.server.access import KEY_FILE, identity, make_key, private, private_files, with_directory
+from vector_store.server.access import (
+    KEY_FILE,
+    identity,
+    make_key,
+    make_private,
+    private,
+    private_files,
+    with_directory,
+)
 from vector_store.server.files import import_path
 
 log = logging.getLogger(__name__)
@@ -87,19 +95,13 @@ def serve(
     if rest_port is not None:
         require_rest()
     root = Path(path)
-    _make_private(root)
+    make_private(root)
     with _lock(root / SERVE_LOCK, fcntl.LOCK_EX, PROBED_S) as alone, private_files():
         if not alone:
             raise AlreadyServed(
                 f"{root} is already served, see {root / 'address.json'}; use that server or stop it first"
             )
         _serve_alone(root, host, port, api_key, message_bytes, until_unused, rest_port)
-
-
-def _make_private(root: Path) -> None:
-    """Make the store's directory, where it is not there, for its owner alone: other users of the machine read no memory."""
-    root.parent.mkdir(parents=True, exist_ok=True)
-    root.mkdir(mode=0o700, exist_ok=True)
 
 
 @contextlib.contextmanager
@@ -109,7 +111,7 @@ def offline(path: str | Path) -> Iterator[Path]:
     The directory is created if missing. A server that is started inside the block refuses to serve it.
     """
     root = Path(path).absolute()
-    _make_private(root)
+    make_private(root)
     with _lock(root / SERVE_LOCK, fcntl.LOCK_EX, PROBED_S) as alone:
         if not alone:
             raise StoreError(f"{root} is being served, see {root / 'address.json'}; stop its users and try again")
@@ -282,7 +284,7 @@ def embedded_server(
     if rest_port is not None:
         require_rest()
     root = Path(path).absolute()
-    _make_private(root)
+    make_private(root)
     deadline = time.monotonic() + START_S
     with open(root / "lease.lock", "a", opener=private) as lease:
         while not _try_lock(lease, fcntl.LOCK_SH):  # a server that is stopping holds it

@@ -47,7 +47,8 @@ def test_each_part_comes_closer_to_the_teacher_on_texts_apart(rows):
 def test_residuals_are_of_fits_without_the_row_and_predict_the_error_on_texts_apart(rows):
     stored, apart = rows
     fitted = fit_global_part(in_chunks(stored), GlobalPartOptions(landmarks=150, tau=0.5))
-    residual = fitted.leave_one_out(stored)
+    residual, (_, key) = fitted.leave_one_out(stored), fitted.linear_residual(stored)
+    torch.testing.assert_close(key.norm(dim=1), torch.ones(600))
     norm = fitted.part.teacher_norm
     within = (stored.teacher / norm - fitted.part(stored.student, stored.words).base).norm(dim=1).mean()
     beyond = (apart.teacher / norm - fitted.part(apart.student, apart.words).base).norm(dim=1).mean()

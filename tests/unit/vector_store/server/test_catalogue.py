@@ -10,6 +10,7 @@ import pytest
 import qdrant_edge as engine
 from qdrant_client import grpc as api
 
+from tests.chaos.faults import wait_until
 from vector_store.errors import MISSING_POINTS
 from vector_store.server import index_build, index_schedule
 from vector_store.server.catalogue import Catalogue, write_settings
@@ -274,11 +275,11 @@ def test_a_server_forgets_what_was_deleted_by_itself(tmp_path, monkeypatch):
     assert files_with(collection, b"secret")
     server = threading.Thread(target=keep_indexed, args=(catalogue, stopping))
     server.start()
-    until = time.monotonic() + 20
-    while collection.removed and time.monotonic() < until:
-        time.sleep(0.05)
-    stopping.set()
-    server.join()
+    try:
+        wait_until(lambda: not collection.removed, "what was deleted is forgotten", 20)
+    finally:
+        stopping.set()
+        server.join()
     assert not files_with(collection, b"secret")
     assert texts(collection) == {n: f"public {n}" for n in range(20, 30)}
 
