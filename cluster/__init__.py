@@ -1,1 +1,1 @@
-"""Run on a cluster: a local Ray cluster, and size, checks and monitoring of a deployment."""
+"""What deploys the project: a local Ray cluster, and the sizes, checks and monitoring of a deployment."""

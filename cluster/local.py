@@ -22,7 +22,7 @@ from typing import Any
 from cluster.processes import MARK, marked, runs, stop
 from cluster.ray_command import LOOPBACK
 from jobs.run.ports import free_ports
-from jobs.run.session import NODE_ENVIRONMENT
+from jobs.run.session import NODE_ENVIRONMENT, make_token_private
 from refbert.atomic import write_whole
 from refbert.errors import InputError, UnavailableError
 from vector_store.server.access import identity, make_private, private, with_directory
@@ -141,6 +141,7 @@ def start(
     _write_state(cluster)
     missing = [part for part in cluster.parts if part not in cluster.living()]
     if HEAD in missing:
+        make_token_private()
         subprocess.run(
             [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"],
             env=_environment(cluster, "token"), check=True, capture_output=True,

@@ -1,16 +1,15 @@
 """`python -m cluster.ray_command start ...`: Ray's command line, patient on a busy machine, and on 127.0.0.1 alone if told so.
 
 `ray start --node-ip-address=127.0.0.1` replaces the address by the machine's external one, and its servers listen on all
-interfaces (Ray 2.60, services.resolve_ip_for_localhost). With VARIABLE=0, meant for systems whose firewalls ask about every
-listener, Ray and its child processes stay on loopback. Ray then refuses worker nodes, so this module allows them again.
+interfaces (Ray 2.60, services.resolve_ip_for_localhost). With NETWORK_VARIABLE=0 they stay on loopback. Ray then refuses worker
+nodes, so this module allows them again.
 """
 
 import os
 import sys
 
-from jobs.run.session import wait_for_slow_nodes
+from jobs.run.session import NETWORK_VARIABLE, wait_for_slow_nodes
 
-VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 LOOPBACK = "127.0.0.1"
 
 
@@ -18,7 +17,7 @@ def main() -> None:
     """Run Ray's command line with this process's arguments."""
     on_loopback = f"--node-ip-address={LOOPBACK}" in sys.argv
     if on_loopback:
-        os.environ[VARIABLE] = "0"
+        os.environ[NETWORK_VARIABLE] = "0"
     from ray._private import ray_constants, services
 
     if on_loopback:

@@ -152,7 +152,7 @@ class TaskStageConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docs
     augment: AugmentConfig = AugmentConfig()
     """Copies of the training texts with words replaced, for students that are distilled."""
     phases: tuple[PhaseConfig, ...] = Field(default_factory=_phases, min_length=1)
-    """The student's, in turn: by default the teacher's states first, then its logits (TinyBERT, sec. 3.3)."""
+    """The student's, in turn: by default the teacher's states first, then its logits (TinyBERT, sec. 3.2)."""
 
     @property
     def needs_states(self) -> bool:

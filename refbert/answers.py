@@ -4,8 +4,8 @@
     weights = softmax(cosines / temperature)
 
 As kNN-LM mixes next words (Khandelwal et al. 2020, eq. 3) and ReAugKD a student's classes (Zhang et al. 2023). Answers, not
-residuals: a student has learned the rows that are stored, and what it lacks of them says nothing of other texts. The label of a
-text is not needed: what the teacher answered is stored.
+residuals: a student has learned the rows that are stored, so its errors on those say nothing of its errors on other texts. The
+label of a text is not needed: what the teacher answered is stored.
 
 Shapes: batch, count (references of a text), labels, dim (of a stored vector).
 """

@@ -1,6 +1,6 @@
 """Augment a labelled task's texts: copies in which some words are replaced by similar ones.
 
-TinyBERT's data augmentation (Jiao et al. 2020, sec. 3.3, algorithm 1), but there a masked language model and GloVe propose a
+TinyBERT's data augmentation (Jiao et al. 2020, sec. 3.2, algorithm 1), but there a masked language model and GloVe propose a
 word's candidates; here the teacher's own token embeddings do, which any encoder has, so only words of one token are replaced. A
 replaced word may reverse the meaning, so a copy has no label: the student learns the teacher's states and answers for it.
 """

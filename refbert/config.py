@@ -129,7 +129,7 @@ class FineTuneConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docst
 
 
 class AugmentConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
-    """Copies of a labelled task's training texts, for the teacher to answer (TinyBERT, sec. 3.3; its values but for copies)."""
+    """Copies of a labelled task's training texts, for the teacher to answer (TinyBERT, sec. 3.2; its values but for copies)."""
 
     copies: NonNegativeInt = 0
     """Of each text; TinyBERT makes 20. Epochs grow as much, and so does a memory whose states are learned."""

@@ -3,7 +3,6 @@
 Sends requests and turns gRPC statuses into the store's errors. Knows nothing of what points mean.
 """
 
-import ipaddress
 import os
 import random
 import time
@@ -23,9 +22,10 @@ from vector_store.errors import (
     StoreError,
     StoreUnavailable,
 )
-from vector_store.nodes import Nodes, compresses_unasked, first_node, is_away, speaks_no_grpc
+from vector_store.nodes import Nodes, compresses_unasked, first_node, is_away, is_loopback, speaks_no_grpc
 from vector_store.protocol import api
 from vector_store.server.access import split, stored_key
+from vector_store.server.address import served_socket
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
@@ -203,26 +203,32 @@ class Client:
 def connect(config: StoreConfig, url: str, api_key: str | None = None, rank: int | None = None) -> Client:
     """Open a client of the store at `url`, with the key `api_key` or else the variable that config.api_key_env names.
 
-    `url` is http(s)://host:port (that of an embedded store comes from `embedded_server`, and names the directory that has its
-    key), or those of a cluster's nodes, separated by commas: a node on this machine is used first, else the one of this `rank`.
+    `url` is http(s)://host:port, or those of a cluster's nodes, separated by commas: a node on this machine is used first, else
+    the one of this `rank`. That of an embedded store comes from `embedded_server` and names its directory: the key is read
+    there and sent to the directory's own socket, where no other user of the machine can listen.
     Nothing is sent yet. StoreError where the directory's key is not for this user.
     """
     parts = [split(node) for node in nodes_in(url)]
-    urls = [node for node, _ in parts]
-    url = ",".join(urls)
-    api_key = api_key or _key_of([directory for _, directory in parts if directory])
-    channels = [_channel(config, node, config.compression) for node in urls]
-    nodes = Nodes(urls, channels, first_node(urls, rank), lambda node: _channel(config, node, accepts_compression=True))
-    return Client(nodes, url, api_key or key_in(config.api_key_env), _read_consistency(config), config.api_key_env)
+    urls, directories = [node for node, _ in parts], dict(parts)
+    api_key = api_key or _key_of([directory for _, directory in parts if directory], config.api_key_env)
+
+    def channel(node: str, accepts_compression: bool = config.compression) -> grpc.Channel:
+        return _channel(config, node, directories[node], accepts_compression)
+
+    nodes = Nodes(urls, [channel(node) for node in urls], first_node(urls, rank), lambda node: channel(node, True))
+    return Client(nodes, ",".join(urls), api_key, _read_consistency(config), config.api_key_env)
 
 
-def _key_of(directories: Sequence[Path]) -> str | None:
-    """The key of the embedded servers of these directories; None where there are none, or they are on another machine."""
+def _key_of(directories: Sequence[Path], variable: str) -> str | None:
+    """The key of these directories' servers, else the one in the environment; None where there is none."""
     keys = {key for directory in directories if (key := stored_key(directory))}
-    if len(keys) > 1:
+    given = key_in(variable)
+    if len(keys) > 1 and not given:
         names = ", ".join(map(str, directories))
-        raise StoreError(f"the stores {names} have keys of their own: serve them with one key to use them as nodes")
-    return next(iter(keys), None)
+        raise StoreError(
+            f"the stores {names} have keys of their own: serve them with one key, in ${variable}, to use them as nodes"
+        )
+    return next(iter(keys)) if len(keys) == 1 else given
 
 
 def key_in(variable: str) -> str | None:
@@ -238,7 +244,7 @@ def key_in(variable: str) -> str | None:
     return key or None
 
 
-def _channel(config: StoreConfig, url: str, accepts_compression: bool) -> grpc.Channel:
+def _channel(config: StoreConfig, url: str, directory: Path | None, accepts_compression: bool) -> grpc.Channel:
     parts = urlsplit(url)
     if url == EMBEDDED or parts.scheme not in ("http", "https") or not parts.hostname:
         raise StoreError(
@@ -260,6 +266,8 @@ def _channel(config: StoreConfig, url: str, accepts_compression: bool) -> grpc.C
         options.append(("grpc.compression_enabled_algorithms_bitset", 1))
     if is_loopback(parts.hostname):
         options.append(("grpc.enable_http_proxy", 0))  # a proxy cannot reach this machine's loopback
+        # The port of a server that has ended is anybody's, and a channel sends the key again to whatever answers.
+        target = (served_socket(directory) if directory else None) or target
     if parts.scheme == "https":
         return grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
     return grpc.insecure_channel(target, options)
@@ -289,11 +297,3 @@ def _retry_after_s(error: Any) -> float:
         return 0.0
     said = next((value for key, value in error.trailing_metadata() or () if key == RETRY_AFTER), "")
     return float(said) if said.isdecimal() else 0.0
-
-
-def is_loopback(host: str) -> bool:
-    """Whether the host is the loopback interface."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -5,6 +5,7 @@ distribution of work, and the response only where copies differ, scores are equa
 the calls nor who retries them.
 """
 
+import ipaddress
 import itertools
 import logging
 import os
@@ -247,3 +248,11 @@ def is_this_machine(host: str) -> bool:
             except OSError:
                 continue
     return False
+
+
+def is_loopback(host: str) -> bool:
+    """Whether the host is the loopback interface."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -16,9 +16,10 @@ from qdrant_client.http.api_client import SyncApis
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 from qdrant_client.http.models import SnapshotPriority
 
-from vector_store.client import Client, is_loopback
+from vector_store.client import Client
 from vector_store.config import nodes_in
 from vector_store.errors import StoreError, StoreUnavailable
+from vector_store.nodes import is_loopback
 from vector_store.protocol import api
 
 LEAVING_S = 10.0

@@ -8,11 +8,13 @@ import json
 import logging
 import os
 import re
+import secrets
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,10 @@ NODE_ENVIRONMENT = {
 }
 """What `ray start` is to see: the above, and how soon a head notices that a node has gone silent."""
 
+NETWORK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""With 0 Ray's processes listen on 127.0.0.1 alone. Ray means it for systems whose firewalls ask about every listener; whatever
+address it is told else, Ray 2.60 takes the machine's external one and listens on every interface."""
+
 PASSED_ON = ("REFBERT_HOME", "REFBERT_STORE_URL", "REFBERT_CACHE", "REFBERT_COMMIT", "HF_HOME", "HF_HUB_OFFLINE")
 """What workers must see as the driver does. Secrets are not among them: export those where `ray start` runs."""
 
@@ -70,13 +76,50 @@ ANSWER_S, WATCH_S = 5.0, 0.5
 SHOWN_CHARACTERS = 300
 """Of what Ray says as it does not start."""
 
+TOKEN, TOKEN_VARIABLES = Path(".ray") / "auth_token", ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+"""Where Ray keeps the token that its callers must show, below the user's home, and what names another."""
+
 CHECKOUT = str(Path(__file__).resolve().parents[2])
 
 
 def set_environment() -> None:
-    """Set what Ray reads as it is imported, where it is not set. To be called before any import of Ray."""
+    """Set what Ray reads as it is imported, where it is not set. To be called before any import of Ray.
+
+    A Ray that this process starts, since RAY_ADDRESS names none, listens on loopback alone.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if not os.environ.get("RAY_ADDRESS"):
+        os.environ.setdefault(NETWORK_VARIABLE, "0")
+
+
+def make_token_private() -> None:
+    """Make the token of this user's Rays, or what there is, readable by this user alone.
+
+    Ray 2.60 makes it at its first start, readable by all: another user of the machine who may enter the home could run code as
+    this one. A token that the environment names is left as it is.
+    """
+    if any(os.environ.get(name) for name in TOKEN_VARIABLES):
+        return
+    path = Path.home() / TOKEN
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            descriptor, draft = tempfile.mkstemp(dir=path.parent)  # for its owner alone
+            with open(descriptor, "w") as file:
+                file.write(secrets.token_hex(32))
+            with suppress(FileExistsError):  # another job was first
+                os.link(draft, path)
+            os.unlink(draft)
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+            log.info(
+                "%s was readable by other users of this machine, who could run code as you: it is not any more", path
+            )
+    except OSError as error:
+        log.warning(
+            "cannot make %s private (%s): other users of this machine may run code as you", path, error.strerror
+        )
 
 
 def wait_for_slow_nodes() -> None:
@@ -122,6 +165,7 @@ def ray_session() -> Iterator[None]:
     else:
         num_cpus = max(2, os.cpu_count() or 2)
         wait_for_slow_nodes()
+        make_token_private()
         with _one_line("Ray did not start on this machine", "is it very busy, or full? Start the same command again"):
             ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
         log.info("started a local Ray with %d CPUs", num_cpus)

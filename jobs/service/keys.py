@@ -18,7 +18,7 @@ from pathlib import Path
 
 from jobs.sections import ServeConfig
 from refbert.errors import InputError
-from vector_store.client import is_loopback
+from vector_store.nodes import is_loopback
 
 log = logging.getLogger(__name__)
 

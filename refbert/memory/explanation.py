@@ -1,6 +1,7 @@
 """One text explained: what it read, where attention went or what references weighed, and how its answer changes without them.
 
-What `jobs/explain.py` prints, the evaluation's report shows and the service's page draws. Writes nothing.
+What `jobs/explain.py` and `refbert explain` print, and `/v1/explain` answers for the service's page to draw; the evaluation's
+report has it of a student whose layers read references. Writes nothing.
 """
 
 import dataclasses

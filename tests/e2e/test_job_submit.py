@@ -1,10 +1,8 @@
 """`python -m cluster`: a head, workers and a store that jobs are submitted to, on loopback, with a token, and gone after."""
 
-import ipaddress
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +11,10 @@ import pytest
 
 from cluster.processes import marked
 from tests.e2e.demo_report import SMALL, assert_complete
+from tests.listeners import is_loopback, listeners
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-LISTENING = "0A"
 
 
 class Machine:
@@ -55,30 +53,6 @@ def machine(tmp_path):
     made = Machine(tmp_path)
     yield made
     made.cluster("down")
-
-
-def listeners(pids: list[int]) -> set[str]:
-    """Addresses on which these processes listen."""
-    sockets = {}
-    for table, size in (("tcp", 4), ("tcp6", 16)):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == LISTENING:
-                words = bytes.fromhex(fields[1].split(":")[0])
-                swapped = b"".join(words[start : start + 4][::-1] for start in range(0, size, 4))
-                sockets[f"socket:[{fields[9]}]"] = socket.inet_ntop(
-                    socket.AF_INET if size == 4 else socket.AF_INET6, swapped
-                )
-    found = set()
-    for pid in pids:
-        for entry in Path(f"/proc/{pid}/fd").iterdir():
-            found.add(sockets.get(os.readlink(entry)) if entry.is_symlink() else None)
-    return found - {None}
-
-
-def is_loopback(address: str) -> bool:
-    parsed = ipaddress.ip_address(address)
-    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
 
 
 @pytest.mark.timeout(1200)

@@ -1,15 +1,16 @@
 """Lifecycle of the embedded server: start it or attach to it, serve, stop it when it is unused.
 
-A directory has at most one server, whoever starts it. Three files in the directory ensure that, and a fourth has its key:
+A directory has at most one server, whoever starts it. Four files in the directory say who serves and who uses it:
 
     serve.lock     locked exclusively by the serving process
-    lease.lock     locked shared by every user while it uses the store; the kernel unlocks it when a user dies
-    address.json   where the last server listens or listened (the next one tries the same port first)
+    lease.lock     locked shared by whoever is inside `embedded_server`; the kernel unlocks it when that process dies
+    address.json   where the last server listens or listened (the next one tries the same port first; see `address`)
     key            what a call needs (see `access`)
 
 About once a second a server that `embedded_server` started tries to lock the lease exclusively. Where that succeeds for
-UNUSED_S, nobody uses the store: the server flushes and ends. It keeps the lease locked until then, so that nobody attaches to
-a server that is stopping. One that a user serves goes on until SIGTERM, unless told `until_unused`.
+UNUSED_S, nobody holds it: the server flushes and ends, and keeps the lease locked until then, so that nobody attaches to a
+server that is stopping. A client that only knows the URL holds no lease. A server that a user starts goes on until SIGTERM or
+SIGINT, unless told `until_unused`.
 A killed user therefore needs no clean-up, and neither does a killed server: the next start replays its log.
 Knows nothing of points.
 """
@@ -17,8 +18,6 @@ Knows nothing of points.
 import contextlib
 import fcntl
 import importlib.util
-import ipaddress
-import json
 import logging
 import os
 import secrets
@@ -35,9 +34,9 @@ from typing import Any
 
 import grpc
 
-from vector_store.atomic import write_whole
 from vector_store.config import MESSAGE_BYTES
 from vector_store.errors import StoreError, StoreUnavailable
+from vector_store.nodes import is_loopback
 from vector_store.server.access import (
     KEY_FILE,
     identity,
@@ -47,6 +46,7 @@ from vector_store.server.access import (
     private_files,
     with_directory,
 )
+from vector_store.server.address import ADDRESS_FILE, read_address, remove_socket, socket_path, write_address
 from vector_store.server.files import import_path
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def serve(
     with _lock(root / SERVE_LOCK, fcntl.LOCK_EX, PROBED_S) as alone, private_files():
         if not alone:
             raise AlreadyServed(
-                f"{root} is already served, see {root / 'address.json'}; use that server or stop it first"
+                f"{root} is already served, see {root / ADDRESS_FILE}; use that server or stop it first"
             )
         _serve_alone(root, host, port, api_key, message_bytes, until_unused, rest_port)
 
@@ -114,7 +114,7 @@ def offline(path: str | Path) -> Iterator[Path]:
     make_private(root)
     with _lock(root / SERVE_LOCK, fcntl.LOCK_EX, PROBED_S) as alone:
         if not alone:
-            raise StoreError(f"{root} is being served, see {root / 'address.json'}; stop its users and try again")
+            raise StoreError(f"{root} is being served, see {root / ADDRESS_FILE}; stop its users and try again")
         yield root
 
 
@@ -135,9 +135,9 @@ def require_rest() -> None:
 def _serve_alone(
     root: Path, host: str, port: int, api_key: str | None, message_bytes: int, until_unused: bool, rest_port: int | None
 ) -> None:
-    previous, instance = _read_address(root), secrets.token_hex(8)
+    previous, instance = read_address(root), secrets.token_hex(8)
     if previous:  # until this server says where it listens, what has the previous port cannot be taken for it
-        _write_address(root, {**previous, "pid": os.getpid(), "instance": instance})
+        write_address(root, {**previous, "pid": os.getpid(), "instance": instance})
     listener = None if rest_port is None else _bound(host, rest_port, previous.get("rest"))
 
     # Imported here, so that only the serving process loads the engine.
@@ -188,14 +188,17 @@ def _serve_alone(
     api.add_PointsServicer_to_server(points, server)
     api.add_SnapshotsServicer_to_server(snapshots, server)
     bound = _bind(server, host, port, previous)
+    private_socket = _bind_socket(server, root)
     indexing = threading.Thread(target=keep_indexed, args=(catalogue, stopping), daemon=True)
     indexing.start()
     server.start()
     address = {"url": f"http://{host}:{bound}", "pid": os.getpid(), "instance": instance}
+    if private_socket:
+        address["socket"] = str(private_socket)
     if rest and listener:
         rest.start()
         address["rest"] = f"http://{host}:{listener.getsockname()[1]}"
-    _write_address(root, address)
+    write_address(root, address)
     rest_at = address.get("rest", "off")
     log.info("serving %s on %s:%d (gRPC), REST %s; clients' key: %s", root, host, bound, rest_at, root / KEY_FILE)
 
@@ -226,6 +229,8 @@ def _serve_alone(
         server.stop(grace=5.0).wait()
         indexing.join()
         catalogue.close()
+        if private_socket and unused_since:
+            remove_socket(private_socket)
         log.info("stopped serving %s", root)
 
 
@@ -235,6 +240,19 @@ def _bind(server: grpc.Server, host: str, port: int, previous: dict[str, Any]) -
         with contextlib.suppress(RuntimeError):
             return server.add_insecure_port(f"{host}:{candidate}")
     raise StoreError(f"cannot listen on {host}:{port}; give an address of this machine and a free port")
+
+
+def _bind_socket(server: grpc.Server, root: Path) -> Path | None:
+    """Listen at a Unix socket as well, and return its path; None, with a warning, where none can be made."""
+    path = socket_path(root)
+    with contextlib.suppress(RuntimeError):
+        if path and server.add_insecure_port(f"unix:{path}"):
+            return path
+    log.warning(
+        "no Unix socket can be made for %s: its clients send the key to the port, which is anybody's on this machine once the "
+        "server has ended", root,
+    )  # fmt: skip
+    return None
 
 
 def _bound(host: str, port: int, previous: str | None) -> socket.socket:
@@ -253,11 +271,7 @@ def _bound(host: str, port: int, previous: str | None) -> socket.socket:
 
 
 def _require_key(host: str, api_key: str | None) -> None:
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback and not api_key:
+    if not is_loopback(host) and not api_key:
         raise StoreError(
             f"refusing to serve on {host} without an API key: other machines could read and delete the store; "
             "give a key or serve on 127.0.0.1"
@@ -274,7 +288,8 @@ def embedded_server(
 ) -> Iterator[str]:
     """Hold a lease on the directory's server and yield its `http://host:port#DIRECTORY`; the server is started if none runs.
 
-    `client.connect` reads the directory's key there. With an `api_key` of the caller's own the URL names no directory.
+    `client.connect` finds the directory's key and socket there. Off loopback, where every client has the `api_key`, the URL
+    names no directory.
     The server is a separate process. It outlives the process that started it while another user holds a lease, and ends a few
     seconds after the last user has ended, cleanly or not. With a `rest_port` it is started with that port for REST; one that
     runs without it is used as it is, with a warning. StoreUnavailable where it does not start, StoreError where it runs on
@@ -302,12 +317,12 @@ def embedded_server(
             )
         if rest_port is not None:
             _compare_rest(root, rest_port)
-        yield url if api_key else with_directory(url, root)
+        yield with_directory(url, root) if is_loopback(host) else url
 
 
 def rest_url(path: str | Path) -> str | None:
     """Where the directory's last server answered REST; None where it did not."""
-    return _read_address(Path(path)).get("rest")
+    return read_address(Path(path)).get("rest")
 
 
 def _compare_rest(root: Path, rest_port: int) -> None:
@@ -371,7 +386,7 @@ def _answering_url(root: Path) -> str | None:
     Whatever has that port might show what a health check showed before, and would be sent the key: so the lock that only a
     running server holds is looked at first.
     """
-    address = _read_address(root)
+    address = read_address(root)
     if not address:
         return None
     with _lock(root / SERVE_LOCK, fcntl.LOCK_SH) as is_free:
@@ -395,21 +410,6 @@ def _answering_url(root: Path) -> str | None:
 def _commit(instance: str, root: Path) -> str:
     """How a server identifies itself: which start of which directory's server this is. A copy of address.json names another."""
     return f"{instance}-{identity(root)}"
-
-
-def _write_address(root: Path, address: dict[str, Any]) -> None:
-    write_whole(root / "address.json", json.dumps(address), mode=0o600, sync=False)
-
-
-def _read_address(root: Path) -> dict[str, Any]:
-    """Where the last server listened; nothing where that is not known, or the file is damaged."""
-    try:
-        address = json.loads((root / "address.json").read_text(encoding="utf-8"))
-        for url in (address["url"], address.get("rest") or address["url"]):
-            int(url.removeprefix("http://").rsplit(":", 1)[1])
-        return {"url": address["url"], "instance": address["instance"], "rest": address.get("rest")}
-    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
-        return {}
 
 
 def _try_lock(file: Any, kind: int) -> bool:

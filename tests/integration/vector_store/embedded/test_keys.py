@@ -1,21 +1,28 @@
 """API keys: checked where one is set, and required off loopback."""
 
+import os
+import signal
+import socket
 import stat
+from contextlib import ExitStack
+from urllib.parse import urlsplit
 
 import grpc
 import pytest
 from qdrant_client import grpc as api
 
+from tests.chaos.faults import server_pid, wait_until
 from vector_store.client import connect
 from vector_store.config import StoreConfig
-from vector_store.errors import StoreError
+from vector_store.errors import StoreError, StoreUnavailable
 from vector_store.server.access import split
 from vector_store.server.process import embedded_server, serve
 from vector_store.store import Store
 
 
 def test_a_server_with_a_key_requires_it(tmp_path, manifest):
-    with embedded_server(tmp_path, api_key="right") as url:
+    with embedded_server(tmp_path, api_key="right") as named:
+        url, _ = split(named)
         config = StoreConfig(url=url, api_key_env="NO_SUCH_VARIABLE")
         for key, complaint in ((None, "no API key was sent"), ("wrong", "is not accepted")):
             with connect(config, url, api_key=key) as client, pytest.raises(StoreError, match=complaint):
@@ -48,6 +55,44 @@ def test_without_a_given_key_a_server_asks_for_its_directorys_which_only_the_own
         assert {"key", "address.json", "collections", "server.log", "lease.lock", "serve.lock"} <= made.keys()
         collection = next((tmp_path / "store" / "collections").iterdir())
         assert not [path for path in (collection, *collection.rglob("*")) if path.stat().st_mode & 0o077]
+
+
+def test_a_client_whose_server_was_killed_sends_the_key_to_nobody_else_and_goes_on_with_the_next(
+    tmp_path, manifest, make_points
+):
+    """Whoever takes the port of a server that was killed would be sent it: a channel connects again by itself."""
+    config = StoreConfig(api_key_env="NO_SUCH_VARIABLE", write_deadline_s=3.0)
+    with ExitStack() as stack:
+        url = stack.enter_context(embedded_server(tmp_path / "store"))
+        client = stack.enter_context(connect(config, url))
+        store = Store(client, config)
+        store.ensure(manifest)
+        store.upsert(make_points(3))
+        port, pid = urlsplit(url).port, server_pid(tmp_path / "store")
+        os.kill(pid, signal.SIGKILL)
+        taken = stack.enter_context(socket.socket())
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        wait_until(lambda: bound(taken, port), "its port is free", 10)
+        taken.listen()
+        with pytest.raises(StoreUnavailable):
+            store.count()
+        with connect(config, url) as another, pytest.raises(StoreUnavailable):
+            Store(another, config).count()
+        taken.settimeout(0.0)
+        with pytest.raises(BlockingIOError):
+            taken.accept()
+        again = stack.enter_context(embedded_server(tmp_path / "store"))
+        assert urlsplit(again).port != port, "that is somebody else's now"
+        assert store.count() == 3
+
+
+def bound(listener: socket.socket, port: int) -> bool:
+    """Whether the port was free, and is the listener's now."""
+    try:
+        listener.bind(("127.0.0.1", port))
+    except OSError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "some.host"])

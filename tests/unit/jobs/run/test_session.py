@@ -1,7 +1,10 @@
 """How long Ray is waited for as it starts, and whether it is there: asked of its head, as Ray itself would wait a minute."""
 
 import inspect
+import os
+import re
 import socket
+import stat
 import time
 import types
 from concurrent.futures import Future
@@ -11,7 +14,7 @@ import pytest
 import ray
 
 from jobs.run import session
-from jobs.run.session import ASK_AGAIN_S, ray_has_gone, wait_for_slow_nodes, wait_while_ray_answers
+from jobs.run.session import ASK_AGAIN_S, make_token_private, ray_has_gone, wait_for_slow_nodes, wait_while_ray_answers
 
 
 @pytest.fixture
@@ -68,3 +71,38 @@ def test_a_node_is_asked_for_until_it_has_registered_and_not_without_a_pause(mon
 def test_ray_still_asks_for_its_own_node_where_we_have_it_wait():
     """A Ray that asks in another way would give up after its own limit, unseen until a machine is busy."""
     assert "ray._private.services.get_node(" in inspect.getsource(ray._private.node.Node.__init__)
+
+
+@pytest.fixture
+def token(tmp_path, monkeypatch):
+    """Where the token of this user's Rays is, in a home without one."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in session.TOKEN_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / session.TOKEN
+
+
+def test_rays_token_is_made_for_its_user_alone_and_one_that_ray_made_becomes_so(token, caplog):
+    make_token_private()
+    made = token.read_text()
+    assert re.fullmatch(r"[0-9a-f]{64}", made)
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert os.listdir(token.parent) == [token.name]
+    token.chmod(0o644)
+    caplog.set_level("INFO")
+    make_token_private()
+    assert token.read_text() == made
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert "readable by other users" in caplog.text
+
+
+def test_a_token_of_the_environment_is_left_as_it_is(token, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/elsewhere")
+    make_token_private()
+    assert not token.parent.exists()
+
+
+def test_a_home_that_cannot_have_a_token_is_said_and_no_error(token, caplog):
+    token.parent.write_text("a file")
+    make_token_private()
+    assert "cannot make" in caplog.text

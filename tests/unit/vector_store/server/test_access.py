@@ -9,7 +9,7 @@ from vector_store.client import connect
 from vector_store.config import StoreConfig
 from vector_store.errors import StoreError
 from vector_store.server.access import identity, make_key, split, stored_key, with_directory
-from vector_store.server.process import _read_address
+from vector_store.server.address import read_address
 
 
 def test_a_key_is_made_once_and_for_its_owner_alone(tmp_path):
@@ -83,4 +83,4 @@ def test_a_copy_of_a_directory_is_another_directory_and_a_link_to_it_is_not(tmp_
 )
 def test_a_damaged_address_is_no_address(tmp_path, content):
     (tmp_path / "address.json").write_bytes(content)
-    assert _read_address(tmp_path) == {}
+    assert read_address(tmp_path) == {}

@@ -1,0 +1,50 @@
+"""The Ray that a job starts for itself: no other machine reaches it, and it does nothing for who has no token."""
+
+import os
+from pathlib import Path
+
+import grpc
+import pytest
+import ray
+
+from tests.chaos.faults import children
+from tests.listeners import is_loopback, listeners
+
+NODES = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
+TOKEN = Path.home() / ".ray" / "auth_token"
+"""Where a user's Rays find theirs."""
+
+
+@pytest.mark.parametrize(
+    ("metadata", "code"),
+    [
+        ((), grpc.StatusCode.UNAUTHENTICATED),
+        ((("authorization", "Bearer 0123456789abcdef0123456789abcdef"),), grpc.StatusCode.UNAUTHENTICATED),
+        (None, grpc.StatusCode.OK),
+    ],
+    ids=["no token", "a wrong token", "the token"],
+)
+def test_a_jobs_own_ray_asks_every_caller_for_the_token(ray_cluster, metadata, code):
+    with grpc.insecure_channel(ray.get_runtime_context().gcs_address) as channel:
+        call = channel.unary_unary(NODES)
+        given = metadata if metadata is not None else (("authorization", f"Bearer {TOKEN.read_text().strip()}"),)
+        try:
+            _, answered = call.with_call(b"", metadata=given, timeout=10)
+        except grpc.RpcError as refused:
+            answered = refused
+        assert answered.code() == code
+
+
+def test_a_jobs_own_ray_listens_on_loopback_alone(ray_cluster):
+    own = descendants(os.getpid())
+    names = {Path(f"/proc/{pid}/comm").read_text().strip() for pid in own}
+    assert {"gcs_server", "raylet"} <= names
+    addresses = listeners(own)
+    assert addresses
+    assert all(map(is_loopback, addresses)), addresses
+
+
+def descendants(pid: int) -> set[int]:
+    """Processes that this one has started, and those that they have."""
+    found = set(children(pid))
+    return found.union(*map(descendants, found)) if found else found

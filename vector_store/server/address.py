@@ -1,0 +1,86 @@
+"""Where a directory's server listens: at a port, for everybody, and at a Unix socket, for the directory's owner.
+
+    <store>/address.json              where the last server listens or listened, whoever started it
+    <tmp>/vector-store-.../socket     its socket, in a folder that the server made for its owner alone
+
+A client that finds the server by its directory talks to the socket and to nothing else: the port of a server that has ended is
+anybody's on this machine. The socket is not in the store, where many programs that copy a folder would stop at it. Its folder
+is named at random, so that nobody else has it first, and the next server of the directory listens there again; one of a copy of
+the directory does not.
+"""
+
+import contextlib
+import json
+import os
+import stat
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from vector_store.atomic import write_whole
+from vector_store.server.access import identity
+
+ADDRESS_FILE, SOCKET_FILE = "address.json", "socket"
+
+LONGEST_PATH = 100
+"""Bytes of a socket's path: Linux takes 107, macOS 103."""
+
+SHORT = "/tmp"
+"""Where the folder is made when the one for temporary files has too long a path."""
+
+
+def read_address(root: Path) -> dict[str, Any]:
+    """What `write_address` wrote, in a copy of the directory without the `socket`; nothing where that is missing or damaged."""
+    try:
+        address = json.loads((root / ADDRESS_FILE).read_text(encoding="utf-8"))
+        for url in (address["url"], address.get("rest") or address["url"]):
+            int(url.removeprefix("http://").rsplit(":", 1)[1])
+        is_own = address.get("directory") == identity(root) and isinstance(address.get("socket"), str)
+        found = {"url": address["url"], "instance": address["instance"], "rest": address.get("rest")}
+        return found | ({"socket": address["socket"]} if is_own else {})
+    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+
+
+def write_address(root: Path, address: dict[str, Any]) -> None:
+    """Say where this server listens: `url`, `instance` (which start it is), `pid`, and the `rest` and `socket` that it has."""
+    write_whole(root / ADDRESS_FILE, json.dumps(address | {"directory": identity(root)}), mode=0o600, sync=False)
+
+
+def served_socket(root: Path) -> str | None:
+    """gRPC's name of the socket of the directory's last server; None where it had none, or is in another container."""
+    path = _last_socket(root)
+    return f"unix:{path}" if path else None
+
+
+def socket_path(root: Path) -> Path | None:
+    """Where a server of the directory is to listen: where the last one did, else in a new folder; None where none can be."""
+    if path := _last_socket(root):
+        return path
+    for folder in (tempfile.gettempdir(), SHORT):
+        if len(os.fsencode(folder)) + len("/vector-store-12345678/") + len(SOCKET_FILE) <= LONGEST_PATH:
+            with contextlib.suppress(OSError):
+                return Path(tempfile.mkdtemp(prefix="vector-store-", dir=folder)) / SOCKET_FILE
+    return None
+
+
+def remove_socket(path: Path) -> None:
+    """Remove the socket's folder, once nobody uses the server."""
+    path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        path.parent.rmdir()
+
+
+def _last_socket(root: Path) -> Path | None:
+    """The socket of this directory's last server, if its folder is still there and this user's alone."""
+    path = read_address(root).get("socket")
+    return Path(path) if path and _is_private(Path(path).parent) else None
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether this is a folder, and no link to one, that this user alone may enter."""
+    try:
+        status = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
