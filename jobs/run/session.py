@@ -31,7 +31,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # then it looks again how many there is room for; the default is 60
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # a replica's own code never blocks: a quarter more single texts
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "jobs.service.proxy.middlewares",  # a lost replica is 503, not 500
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "jobs.service.proxy.of_one_service",  # a lost replica is 503, not 500
     "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": "67108864",  # bytes; of Ray's own 2 GiB all are read before their size counts
     # A busy machine starts processes slowly: Ray gives a node and its agents 30 s, a worker 60 s, a proxy 5 s.
     # What starts a node has 30 s of its own: see `wait_for_slow_nodes`.
@@ -50,6 +50,7 @@ ENVIRONMENT = {
 
 NODE_ENVIRONMENT = {
     **ENVIRONMENT,
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "jobs.service.proxy.middlewares",  # others may be deployed beside ours
     # A node whose link is cut counts as dead after 5 x (3 + 5) s; with Ray's own 10 s it takes more than a minute.
     "RAY_health_check_period_ms": "3000",
     "RAY_health_check_timeout_ms": "5000",

@@ -1,12 +1,14 @@
 """What Ray's HTTP proxy lacks: a response to a request whose replica died, and an end of connections that send no request.
 
-The response is 503 and says when to try again, where the proxy alone responds 500.
+The response is 503 and says when to try again, where the proxy alone responds 500; and where a job's service is all that Ray
+Serve has, also where the proxy alone responds 404, as it does to every path once the service's end has begun.
 
 Runs in Ray Serve's proxy, which finds `middlewares` by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH (jobs/run/session.py sets it).
 Imports nothing of the service: models take seconds to import, and a proxy that is not ready in time is started again.
 """
 
 import asyncio
+from http import HTTPStatus
 
 import uvicorn.config
 from starlette.datastructures import Headers
@@ -16,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 LOST = "the replica that had this request is gone; send it again"
-
+ENDING = "the service has not started or is ending; send it again"
 
 HEAD_S = 10.0
 """Seconds that a request's head may take to arrive; its body has the request's deadline, in the replica."""
@@ -64,28 +66,45 @@ class HeadDeadline(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
 
 class LostReplica:
-    """Responds 503 where the proxy ends a request without a response: the service itself responds to its own failures."""
+    """Responds 503 where the proxy ends a request without a response: the service itself responds to its own failures.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    Where the service `is_alone`, with nothing else deployed, so it does where the proxy knows no route: all paths are its own.
+    """
+
+    def __init__(self, app: ASGIApp, is_alone: bool = False) -> None:
+        self._app, self._is_alone = app, is_alone
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and respond to it where nothing has begun a response."""
-        has_begun = False
+        """Pass a request on, and respond to it where the service has not begun a response."""
+        has_begun, without = False, LOST
 
         async def sending(message: Message) -> None:
-            nonlocal has_begun
-            has_begun = True
-            await send(message)
+            nonlocal has_begun, without
+            if self._is_alone and _is_of_the_proxy(message):
+                without = ENDING
+            if without == LOST:
+                has_begun = True
+                await send(message)
 
         await self._app(scope, receive, sending)
         if scope["type"] == "http" and not has_begun:
             request_id = Headers(scope=scope).get("x-request-id", "")
-            body = {"error": {"message": LOST, "type": "not_ready_error", "request_id": request_id}}
+            body = {"error": {"message": without, "type": "not_ready_error", "request_id": request_id}}
             await JSONResponse(body, 503, {"Retry-After": "1"})(scope, receive, send)
 
 
-def middlewares() -> list[Middleware]:
+def _is_of_the_proxy(message: Message) -> bool:
+    """Whether this begins the proxy's own 404, which is text: the service's are JSON."""
+    is_json = Headers(raw=message.get("headers", [])).get("content-type", "").startswith("application/json")
+    return message.get("status") == HTTPStatus.NOT_FOUND and not is_json
+
+
+def middlewares(is_alone: bool = False) -> list[Middleware]:
     """Return the middlewares that Ray Serve's proxy puts before its routes; it asks before it makes its server."""
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{HeadDeadline.__module__}:{HeadDeadline.__name__}"
-    return [Middleware(LostReplica)]
+    return [Middleware(LostReplica, is_alone=is_alone)]
+
+
+def of_one_service() -> list[Middleware]:
+    """Return those of a Ray Serve that a job starts for its service alone."""
+    return middlewares(is_alone=True)

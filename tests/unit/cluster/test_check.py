@@ -11,7 +11,7 @@ from cluster.check.kubernetes import launcher_mistakes, manifest_mistakes, value
 from cluster.check.monitoring import dashboard_mistakes, exported, rule_mistakes
 from cluster.check.schemas import custom_mistakes
 from cluster.monitoring import resources
-from jobs.run.session import ENVIRONMENT
+from jobs.run.session import ENVIRONMENT, NODE_ENVIRONMENT
 from tests.conftest import REPOSITORY
 
 
@@ -45,11 +45,13 @@ def test_a_services_proxies_have_their_limits_whoever_starts_them():
     containers = [group["template"]["spec"]["containers"][0] for group in groups]
     services = yaml.safe_load((REPOSITORY / "docker" / "compose.yaml").read_text())["services"]
     for environment in (
-        ENVIRONMENT,
+        NODE_ENVIRONMENT,
         *({variable["name"]: variable.get("value") for variable in one["env"]} for one in containers),
         *(services[name]["environment"] for name in ("ray-head", "ray-worker")),
     ):
         assert wanted.items() <= environment.items()
+    alone = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "jobs.service.proxy.of_one_service"}
+    assert (wanted | alone).items() <= ENVIRONMENT.items(), "what a job starts for its service alone"
 
 
 def test_a_missing_part_is_a_mistake(tmp_path, capsys):

@@ -10,13 +10,13 @@ import pytest
 import uvicorn
 import uvicorn.config
 from starlette.applications import Starlette
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from jobs.service import proxy
 from jobs.service.errors import NotReady, error_body, headers_of, kind_of
-from jobs.service.proxy import LOST, LostReplica, middlewares
+from jobs.service.proxy import ENDING, LOST, LostReplica, middlewares, of_one_service
 
 
 def test_a_lost_request_is_a_503_in_the_services_own_form():
@@ -37,6 +37,20 @@ def test_a_response_passes_unchanged():
     app = Starlette(routes=[Route("/", answer)], middleware=middlewares())
     found = TestClient(app).get("/")
     assert (found.status_code, found.text) == (500, "here")
+
+
+def test_where_the_service_is_alone_a_path_without_a_route_is_a_503_and_the_services_own_404_passes():
+    async def answer(request):
+        return JSONResponse("no such model", 404)
+
+    app = Starlette(routes=[Route("/v1/models/x", answer)], middleware=of_one_service())
+    client = TestClient(app)
+    assert client.get("/v1/models/x").json() == "no such model"
+    ending = client.get("/v1/embeddings")
+    assert (ending.status_code, ending.json()["error"]["message"]) == (503, ENDING)
+    assert ending.headers["retry-after"] == "1"
+    beside_others = Starlette(routes=[], middleware=middlewares())
+    assert TestClient(beside_others).get("/v1/embeddings").status_code == 404
 
 
 def test_the_proxy_imports_neither_torch_nor_transformers():
