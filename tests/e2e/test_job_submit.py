@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster.processes import marked
+from jobs.run.session import NODE_ENVIRONMENT
 from tests.e2e.demo_report import SMALL, assert_complete
 from tests.listeners import is_loopback, listeners
 
@@ -22,9 +23,8 @@ class Machine:
 
     def __init__(self, folder: Path) -> None:
         self.home = folder / "home"
-        self.environment = {
-            name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "REFBERT_HOME"))
-        }
+        unset = ("RAY_", "REFBERT_HOME", *NODE_ENVIRONMENT)  # what a user has not set
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith(unset)}
         self.environment |= {
             "HOME": str(folder), "REFBERT_HOME": str(self.home),
             "REFBERT_CACHE": os.environ.get("REFBERT_CACHE", str(Path("~/.cache/refbert").expanduser())),
@@ -78,6 +78,14 @@ def test_jobs_run_on_a_local_cluster_that_starts_repairs_and_stops_as_a_whole(ma
     assert (run / "student" / "model.safetensors").exists()
     assert json.loads((run / "manifest.json").read_text())["training"]["steps"] == 8
     assert json.loads((machine.home / "store" / "address.json").read_text())["url"] == state["store_url"]
+
+    pids = [pid for part in marked(state["id"]).values() for pid in part]
+    workers = [pid for pid in pids if command(pid).startswith("ray::")]
+    assert workers
+    # With Ray's own niceness of 15 they hardly run beside a busy process; threads that spin take the cores from others.
+    assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in workers} == {0}
+    raylets = [pid for pid in pids if "raylet/raylet" in command(pid)]
+    assert all(b"OMP_WAIT_POLICY=PASSIVE" in Path(f"/proc/{pid}/environ").read_bytes() for pid in raylets)
 
     if is_long:
         again = machine.cluster("submit", "--", "python", "jobs/distill.py", *options)
