@@ -1,10 +1,15 @@
-"""Layers that are computed again or compiled: the same losses and gradients, and one line where there is no compiler."""
+"""Layers computed again or compiled: the same losses and gradients, or one line; and what is hidden from an import."""
+
+import importlib
+import io
+import sys
+from contextlib import redirect_stdout
 
 import pytest
 import torch
 
 from jobs.sections import TrainConfig
-from jobs.training.engine import fit_layers
+from jobs.training.engine import fit_layers, hidden
 from refbert.config import LossConfig
 from refbert.distillation import Distiller
 from refbert.errors import UnavailableError
@@ -61,3 +66,13 @@ def test_compiling_without_a_compiler_is_refused_in_one_line(monkeypatch, tmp_pa
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UnavailableError, match=r"needs a C\+\+ compiler .* install g\+\+"):
         fit_layers(distiller(), TrainConfig(compile=True))
+
+
+def test_a_hidden_module_is_as_if_not_installed_and_back_afterwards(monkeypatch):
+    monkeypatch.delitem(sys.modules, "this", raising=False)
+    with hidden("this"), pytest.raises(ImportError):
+        importlib.import_module("this")
+    with redirect_stdout(io.StringIO()):
+        imported = importlib.import_module("this")
+    with hidden("this"):
+        assert importlib.import_module("this") is imported
