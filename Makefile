@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
-TESTERS ?= 2
+TESTERS ?= 3
 
 # uv installs in a third of pip's time: it unpacks on every core. Folders of wheels that pip is told of count.
 WHEELS  = $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
@@ -45,7 +45,7 @@ $(RUNS): pyproject.toml | $(BIN)/uv
 demo: $(RUNS)    ## corpus -> memory -> distilled student -> report -> one served request (ARGS="train.steps=200")
 	$(BIN)/python jobs/demo.py $(ARGS)
 
-test: $(STAMP)   ## the tests, in TESTERS=2 processes (ARGS="tests/unit -k student"; ARGS=--long for every one)
+test: $(STAMP)   ## the tests, in TESTERS=3 processes (ARGS="tests/unit -k student"; ARGS=--long for every one)
 	$(BIN)/python -m pytest -n $(TESTERS) $(ARGS)
 
 chaos: $(STAMP)  ## the fault tests in their long form: servers, jobs and writers killed at random moments (half an hour)

@@ -3,7 +3,7 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of it: a hub that is not there is asked for most of a minute
-# As in jobs, and before any import of torch: two testing processes share the cores.
+# As in jobs, and before any import of torch: the testing processes share the cores.
 os.environ |= {"RAY_worker_niceness": "0", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # likewise
 
@@ -48,7 +48,7 @@ WITHOUT_RAY = (
 LONGEST = (
     "tests/unit/refbert/test_export.py", *WITHOUT_RAY, "tests/integration/vector_store/", "tests/integration/refbert/",
 )  # fmt: skip
-"""What the other lane begins with: its last files are short, and so both testing processes end together."""
+"""What the other lane begins with: its last files are short, and so the testing processes end together."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -4,6 +4,7 @@ import ipaddress
 import os
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 LISTENING = "0A"
@@ -23,8 +24,9 @@ def listeners(pids: Iterable[int]) -> set[str]:
                 )
     found = set()
     for pid in pids:
-        for entry in Path(f"/proc/{pid}/fd").iterdir():
-            found.add(sockets.get(os.readlink(entry)) if entry.is_symlink() else None)
+        with suppress(FileNotFoundError):  # a process that has ended meanwhile
+            for entry in Path(f"/proc/{pid}/fd").iterdir():
+                found.add(sockets.get(os.readlink(entry)) if entry.is_symlink() else None)
     return found - {None}
 
 
