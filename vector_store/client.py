@@ -222,13 +222,15 @@ def connect(config: StoreConfig, url: str, api_key: str | None = None, rank: int
 def _key_of(directories: Sequence[Path], variable: str) -> str | None:
     """The key of these directories' servers, else the one in the environment; None where there is none."""
     keys = {key for directory in directories if (key := stored_key(directory))}
+    if len(keys) == 1:
+        return next(iter(keys))
     given = key_in(variable)
-    if len(keys) > 1 and not given:
+    if keys and not given:
         names = ", ".join(map(str, directories))
         raise StoreError(
             f"the stores {names} have keys of their own: serve them with one key, in ${variable}, to use them as nodes"
         )
-    return next(iter(keys)) if len(keys) == 1 else given
+    return given
 
 
 def key_in(variable: str) -> str | None:

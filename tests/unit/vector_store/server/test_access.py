@@ -44,14 +44,23 @@ def test_a_url_names_a_directory_of_any_name(tmp_path):
         assert client.url == "http://127.0.0.1:4711", "messages name the server, not the directory"
 
 
-def test_nodes_are_asked_with_the_key_of_their_directories_if_that_is_one(tmp_path):
+def test_nodes_are_asked_with_the_key_of_their_directories_if_that_is_one_else_with_the_given_one(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("QDRANT_API_KEY", "two\nlines")
     urls = []
     for name in "ab":
         (tmp_path / name).mkdir()
         make_key(tmp_path / name)
         urls.append(with_directory("http://127.0.0.1:4711", tmp_path / name))
+    with connect(StoreConfig(), urls[0]):
+        pass  # what the environment holds is not looked at
+    monkeypatch.delenv("QDRANT_API_KEY")
     with pytest.raises(StoreError, match="have keys of their own"):
         connect(StoreConfig(), ",".join(urls))
+    monkeypatch.setenv("QDRANT_API_KEY", "given")
+    with connect(StoreConfig(), ",".join(urls)):
+        pass
     (tmp_path / "b" / "key").write_text((tmp_path / "a" / "key").read_text())
     with connect(StoreConfig(), ",".join(urls)) as client:
         assert client.url == "http://127.0.0.1:4711,http://127.0.0.1:4711"
