@@ -171,7 +171,7 @@ class Client:
         if _is_transient(error):
             return StoreUnavailable(
                 f"{self.url} did not answer {what} within {deadline_s:g} s ({code.name}: {details}){names}; "
-                "check that the store runs and that store.url is its gRPC address"
+                "check that the store runs, and that this is the address of its gRPC port"
             )
         if NO_POINT in details:
             return PointMissing(
