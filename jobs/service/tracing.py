@@ -1,11 +1,12 @@
 """OpenTelemetry spans of requests, where opentelemetry is installed and `serve.tracing` is set; otherwise nothing.
 
-Spans go to the process's tracer provider; none is set here. They hold counts and times, never texts.
+Spans go to the process's tracer provider; none is set here. What this module writes into spans is routes, counts and times, no
+texts.
 """
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 try:
@@ -22,11 +23,24 @@ def enable() -> None:
         _tracers[:] = [trace.get_tracer("refbert")]
 
 
-def request_span(route: str, headers: Mapping[str, str]) -> Any:
-    """Return a span for one request, a child of the caller's span where `headers` name one."""
+@contextlib.contextmanager
+def request_span(route: str, headers: Mapping[str, str]) -> Iterator[None]:
+    """Open a span for one request, a child of the caller's span where `headers` name one.
+
+    Of an exception it has the class alone: OpenTelemetry would write the message, too, which may quote a text.
+    """
     if not _tracers:
-        return contextlib.nullcontext()
-    return _tracers[0].start_as_current_span(f"refbert {route}", propagate.extract(headers))
+        yield
+        return
+    made = _tracers[0].start_as_current_span(
+        f"refbert {route}", propagate.extract(headers), record_exception=False, set_status_on_exception=False
+    )
+    with made as span:
+        try:
+            yield
+        except Exception as error:
+            span.set_status(trace.StatusCode.ERROR, type(error).__name__)
+            raise
 
 
 def record_stages(texts: int, **took_ms: float) -> None:
