@@ -1,6 +1,8 @@
-"""The sections of a run's YAML that are the jobs' own: ingest, training, tasks, service and what else a verb is told.
+"""The sections of a run's YAML that are the jobs' own, as frozen pydantic models.
 
-Those of the libraries lie beside their owners, in `refbert.config` and `vector_store.config`. Imports neither torch nor ray.
+They are ingest, train, tracking, task_stage, ablate, demo, evaluate, serve, export, explain and predict. The other sections,
+adapt and task among them, lie in `refbert.config` and `vector_store.config`; `jobs.config` puts all together. Imports neither
+torch nor ray.
 """
 
 import math

@@ -5,9 +5,9 @@
     curl -s localhost:8000/v1/embeddings -H 'content-type: application/json' -d '{"input": "a text", "explain": true}'
     serve run jobs.serve:app run=RUN.yaml                  the same, deployed by Ray Serve's own command or config file
 
-Only the student is loaded, no teacher. A store that is slow or gone costs quality, never an error: texts then read cached
-references or the null reference; /readyz says so, and an answer that names its references. docs/serving.md tells how to operate
-the service.
+Only the student is loaded, and those of serve.models, no teacher. gRPC is answered where serve.grpc_port is set. A store that
+is slow or gone costs quality, never an error: texts then read cached references or the null reference; /readyz says so, and an
+answer that names its references. docs/serving.md tells how to operate the service.
 """
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""SIGTERM, raised as Ctrl-C is, so that a job ends the same way for both (jobs/launch.py)."""
+"""SIGTERM, raised as Ctrl-C is: a job ends as after Ctrl-C, but with another exit code (jobs/launch.py)."""
 
 import signal
 import threading

@@ -1,4 +1,4 @@
-"""TCP ports to listen on."""
+"""Find TCP ports that nobody listens on, for serve.port=0 (jobs/serve.py). Reserves none of them."""
 
 import socket
 

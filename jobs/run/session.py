@@ -1,7 +1,8 @@
 """A Ray session for one job: the running cluster that RAY_ADDRESS names, or a Ray of its own on this machine.
 
-`ray job submit` sets RAY_ADDRESS for the job it starts. Without it a job never joins a cluster by accident: it starts a
-local Ray that ends with it. Ray's own lines below errors are silenced: a job prints its own progress.
+`ray job submit` sets RAY_ADDRESS for the job it starts. Without RAY_ADDRESS a job never joins a cluster by accident: the job
+starts a local Ray, which ends with it. What Ray Data, Serve and Train log below errors is silenced: a job prints its own
+progress.
 """
 
 import json

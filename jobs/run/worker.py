@@ -1,4 +1,7 @@
-"""What every worker process sets up before it computes: quiet libraries, its share of the cores, its device."""
+"""What a worker process sets up before it runs a model: quiet libraries, its share of the cores, its device.
+
+Without train.threads_per_worker a training follows what other processes leave of its share, looking every few seconds.
+"""
 
 import logging
 import math

@@ -1,7 +1,8 @@
-"""The HTTP API of an inference service, with its OpenAPI page.
+"""The HTTP API of an inference service, with its OpenAPI page and the page to try a student.
 
 What a student answers is serialised here by orjson, vectors straight from their arrays: the response models of `schema`
-describe it and are not run. Only the references in it, and what is no student's answer (models, health), are such models.
+describe it and are not run. Only the references of an answer with `explain`, and what describes the service (models, info,
+health, readiness), are such models. What comes before the API, such as keys and limits of a body, is in `middleware`.
 """
 
 import base64

@@ -1,10 +1,11 @@
 """The queue of texts that wait for a student, and how they are batched.
 
-What arrived while the student was busy is its next batch, up to serve.max_batch texts; an idle student waits for more only
-where serve.batch_wait_ms says so. Requests take turns: a single text need not wait for the two thousand of a request before it.
-A batch is of one student; several students take turns as their requests do. Two threads work at once: while one batch is
-computed, references of the next are looked up. The queue is bounded: what would not fit raises Overloaded. A text that still
-waits when its request is cancelled or times out is not computed. Knows nothing of HTTP and gRPC.
+At most two batches are under way, in two threads: while one is computed, references of the next are looked up. Texts that
+arrive meanwhile make the next batch, up to serve.max_batch of them; the queue waits for more only if serve.batch_wait_ms says
+so. Requests take turns: a single text need not wait for the two thousand of a request before it. A batch is of one student;
+several students take turns as their requests do. An explanation runs between two forwards. The queue is bounded: what would not
+fit raises Overloaded. A text that still waits when its request is cancelled or times out is not computed. HTTP and gRPC are
+served elsewhere (`api`, `grpc_calls`).
 """
 
 import asyncio

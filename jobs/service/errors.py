@@ -1,6 +1,6 @@
-"""Errors of a request, and the one table from them to HTTP status and gRPC code.
+"""Errors of a request, and the table from them to HTTP status, gRPC code and OpenAI's error type.
 
-Every message is for the caller: one line, no traceback, none of its texts.
+Every message is for the caller: one line, without a traceback, and without a text of the request.
 """
 # ruff: noqa: N818  (the names say what is wrong; an `Error` at their end would add nothing)
 

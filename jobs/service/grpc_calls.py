@@ -1,6 +1,7 @@
 """The gRPC API of an inference service: messages to inputs, results to messages, errors to status codes.
 
-`proto/refbert_pb2*` are generated from `proto/refbert.proto`. After a change of it, generate them again:
+Each call checks the key and the message's size, and is counted. `proto/refbert_pb2*` are generated from `proto/refbert.proto`.
+After a change of refbert.proto, generate them again:
 
     pip install grpcio-tools==1.85.1
     python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. jobs/service/proto/refbert.proto

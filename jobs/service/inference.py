@@ -1,6 +1,6 @@
 """The inference service of one replica: limits, the queue, its students, and their replacement, for every protocol.
 
-Knows neither HTTP nor gRPC nor Ray.
+Takes neither HTTP requests nor gRPC calls itself: `api` and `grpc_calls` do, and call this module. Needs no running Ray.
 """
 
 import asyncio

@@ -1,8 +1,7 @@
-"""What a request may hold as its texts: a text, a pair of texts, marked token ids, or documents to rerank. Read from
-JSON, and checked.
+"""What a request may hold as its texts: texts, pairs of texts, marked token ids, or documents to rerank.
 
-`checked_inputs` applies the limits that are the service's configuration (how many texts, of how many characters or ids), and
-refuses empty texts and what no tokenizer takes.
+The types here parse JSON. `checked_inputs`, for gRPC too, applies the limits that are the service's configuration (how many
+texts, of how many characters or ids), and refuses empty texts, null bytes, lone surrogates and ids outside the vocabulary.
 """
 
 import re

@@ -1,7 +1,8 @@
 """API keys from an environment variable and a file, compared in constant time.
 
 The file is read again when a key is asked about, once a second at most, and compared by content: keys rotate without a restart,
-and a revoked one ends whatever the file's time of change says. Keeps digests only; knows nothing of requests.
+and a revoked one ends whatever the file's time of change says. Keeps digests only. `wants_keys` decides whether a service needs
+keys at all. A request's key is read in `middleware`, not here.
 """
 
 import codecs

@@ -1,7 +1,8 @@
 """The connection of a served student to its memory, and the state of that memory.
 
-A thread checks the memory every few seconds. A memory that is away, or another teacher's, costs quality, never an answer: texts
-read cached references or the null reference until it is back. An embedded server that has ended is started again.
+A thread checks the memory every serve.memory_check_s seconds. A memory that is away, or another teacher's, costs quality at
+most, never an answer: until it is back, texts read cached references, this process's copy (serve.replica_rows) or the null
+reference. An adapted student follows its memory to a new version. An embedded server that has ended is started again.
 """
 
 import contextlib

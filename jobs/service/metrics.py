@@ -1,7 +1,7 @@
 """The service's metrics in Prometheus' text format.
 
-One registry per replica. What is of one student has the label `model`, the name that requests ask for. Where there are several
-replicas, `merged` joins their texts, and each sample names its replica.
+One registry per replica. What `StudentMetrics` has is of one student, with the label `model`: the name that requests ask for.
+Where there are several replicas, `merged` joins what each of them reports, and each sample names its replica.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,8 +1,9 @@
-"""The middleware around the HTTP API: request id, key, body limit, deadline, metrics, request log, and errors nobody caught.
+"""The middleware around the HTTP API: CORS, request id, key, body limit, deadline, metrics, spans, request log, and bugs.
 
-Plain ASGI: a request that is refused here is never parsed. The body is read completely, within its limits, before the API
-sees it. What a request may do is decided by the route that the API matches it with, never by its raw path: a `route_prefix` or
-a proxy's `root_path` changes the path, not the route. Nothing of a body or of a text is logged.
+Plain ASGI: a request that is refused here is never parsed. The body of a POST, PUT or PATCH that needs a key is read
+completely, within its limits, before the API sees it; a public route's body is not read. What a request may do is decided by
+the route that the API matches it with, never by its raw path: a `route_prefix` or a proxy's `root_path` changes the path, not
+the route. Nothing of a body or of a text is logged.
 """
 
 import asyncio

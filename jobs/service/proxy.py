@@ -1,10 +1,11 @@
-"""What Ray's HTTP proxy lacks: a response to a request whose replica died, and an end of connections that send no request.
+"""What Ray's HTTP proxy lacks: a 503 to a request whose replica died, and an end of connections that send no request.
 
-The response is 503 and says when to try again, where the proxy alone responds 500; and where a job's service is all that Ray
-Serve has, also where the proxy alone responds 404, as it does to every path once the service's end has begun.
+The 503 says when to try again; the proxy alone responds 500. Where a job's service is all that Ray Serve has, the 503 is also
+in the place of the proxy's own 404, which every path gets before the service has started and once its end has begun.
 
-Runs in Ray Serve's proxy, which finds `middlewares` by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH (jobs/run/session.py sets it).
-Imports nothing of the service: models take seconds to import, and a proxy that is not ready in time is started again.
+Runs in Ray Serve's proxy, which imports what RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names: `of_one_service` in a Ray that a
+job starts (jobs/run/session.py sets it), `middlewares` where `ray start` is told so (docs/serving.md). Imports nothing of the
+service: models take seconds to import, and a proxy that is not ready in time is started again.
 """
 
 import asyncio

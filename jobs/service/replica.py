@@ -1,7 +1,7 @@
 """One replica on Ray Serve: API, queue and students in one process (docs/decisions/0009-one-process-per-replica.md).
 
 Ray Serve hands HTTP requests to its ASGI app and gRPC calls to the method of the same name. A new `user_config` replaces the
-run's own student without a restart.
+run's own student without a restart. `application` is what jobs/serve.py and `serve run` deploy.
 """
 
 import asyncio

@@ -1,6 +1,7 @@
 """Requests and responses of the HTTP API: the models of its OpenAPI page.
 
-Requests are OpenAI's where OpenAI has them. What their texts may be is in `jobs.service.inputs`.
+Embeddings and models follow OpenAI's API, reranking Cohere's and Jina's, /embed and /info text-embeddings-inference; the other
+forms are this service's own. What a request's texts may be is in `jobs.service.inputs`.
 """
 
 from typing import Annotated, Any, Literal

@@ -1,7 +1,7 @@
-"""A student that a replica serves: tokens, look-up, forward, and one result for each text.
+"""A student that a replica serves: tokens, look-up, forward, one result for each text, and explanations.
 
-Two threads use it: one prepares batches (tokens and references), the other runs the model. Its `MemoryWatch` keeps the
-connection to the memory.
+Two threads of the queue use the student: one prepares batches (tokens and references), the other runs the model and explains
+single texts, with look-ups of its own. The student's `MemoryWatch` keeps the connection to the memory.
 """
 
 import time

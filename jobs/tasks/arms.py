@@ -1,6 +1,7 @@
-"""The arms of an ablation on one task: what each arm's students read and learn from, their training, and the task's report.
+"""The arms of an ablation on one task: what each arm's students read and learn from, their training, and their scores.
 
-Teacher, memory and plans of a task are made once and shared by its students.
+A task's teacher and memory are made once and shared by its students, a neighbour plan by the students of one arm. The tables
+are made in `report`.
 """
 
 import json

@@ -1,7 +1,8 @@
 """A labelled task as a prepared corpus: its training split is what the memory stores, its development splits are held out.
 
-Training rows that nearly repeat a development row are stored under a split of their own, which look-ups leave out: the leak
-guard. Copies of training rows (refbert/augmentation.py), which are only trained on, have a split of their own too.
+Training rows that nearly repeat a development row are stored under a split of their own: the leak guard. `arms` has look-ups
+leave that split out, but for one evaluation that shows what the guard does. Copies of training rows (refbert/augmentation.py),
+which are only trained on, have a split of their own too.
 """
 
 import json

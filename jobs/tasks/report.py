@@ -1,6 +1,7 @@
-"""Turn an ablation's scores into tables, paired tests, goals and a plot. Trains nothing and knows no model.
+"""Turn an ablation's scores into tables, paired tests, goals and a plot.
 
-Scores are GLUE's, of development splits, in percent. Spread is the standard deviation over seeds.
+Scores in tables and plot are percent: means over a task's metrics (GLUE's own for its tasks) and its development splits. Spread
+is the standard deviation over seeds. Trains nothing and loads no model.
 """
 
 import json

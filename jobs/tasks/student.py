@@ -1,7 +1,8 @@
 """One student of a labelled task: trained phase by phase, reading the task's memory where its arm does, then scored.
 
 Runs on one worker of the cluster: tasks are small, and what is spread is the students. References and targets come from the
-memory, the teacher's logits from its answers: no teacher runs here. A killed training resumes after its last epoch.
+memory, the teacher's logits from `teacher`. The teacher is loaded here, for its tokenizer and its weights, and never run. A
+killed training resumes after its last epoch.
 """
 
 import json

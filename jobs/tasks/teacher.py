@@ -1,7 +1,7 @@
-"""A task's teacher, fine-tuned once per task, base encoder and options, and its logits for every example.
+"""A task's teacher, fine-tuned once per task, base encoder, options and seed, and its logits for every example.
 
-A teacher that already has a trained head (teacher.head=classification) is taken as it is. Runs on one worker of the cluster;
-a killed fine-tuning resumes after its last epoch.
+A teacher that already has a trained head (teacher.head=classification) is taken as it is. Runs on one worker of the cluster; a
+killed fine-tuning resumes after its last epoch.
 """
 
 import json

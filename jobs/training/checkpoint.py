@@ -1,8 +1,8 @@
-"""A training's checkpoint: one file, from which any number of workers with any ZeRO stage can resume.
+"""A training's checkpoint: a folder from which any number of workers with any ZeRO stage can resume.
 
-It holds float32 weights and AdamW's two moments by parameter name, put together from all shards, and in its header the
-loop's own state. DeepSpeed's own shards would fit only the workers and the stage that wrote them. The checksum is in a file
-of its own, written last. A thread writes while the training continues. Needs no Ray.
+training.safetensors holds float32 weights and AdamW's two moments by parameter name, put together from all shards, and in its
+header the loop's own state. DeepSpeed's own shards would fit only the workers and the stage that wrote them. The checksum is in
+manifest.json, written last. A thread writes while the training continues. Needs no Ray.
 """
 
 import json

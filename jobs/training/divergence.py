@@ -1,7 +1,7 @@
-"""Steps whose loss or gradient is not finite: left out without changing a weight, counted, explained when there are too many.
+"""Steps whose loss or gradient is not finite: left out without changing a weight, explained when there are too many.
 
-Such a step would make every weight NaN, and the training would go on with NaN to its last step. Every rank sees the same: a
-loss that is not finite on one of them becomes a gradient that is not finite on all.
+`metrics` counts them. Such a step would make weights NaN, and the training would go on with NaN to its last step. Every rank
+sees the same: a loss that is not finite on one of them becomes a gradient that is not finite on all.
 """
 
 import logging

@@ -1,4 +1,7 @@
-"""Build the DeepSpeed engine of a training: sharding, precision, activation checkpointing and compilation by the config."""
+"""Build the DeepSpeed engine of a training by its config, with the optimizer and its schedule.
+
+The config decides sharding, clipping, bf16 weights, activation checkpointing and compilation. Autocast is set in `loop`.
+"""
 
 import logging
 import os

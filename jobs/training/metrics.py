@@ -1,4 +1,8 @@
-"""The metrics of a training: losses, rates and waiting, in metrics.jsonl, TensorBoard, Ray Train and a bar."""
+"""The metrics of a training: losses, rates, waiting and look-ups, in metrics.jsonl, TensorBoard, Ray and a bar.
+
+Ray Train gets them as reports; some go by Ray to Prometheus (`jobs.run.telemetry`). starts.jsonl has a line for each start of
+the workers. MLflow and Weights & Biases are `tracking`'s.
+"""
 
 import json
 import threading

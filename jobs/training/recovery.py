@@ -1,8 +1,9 @@
 """How a training recovers from failing workers: what is retried, how often, and on how many workers.
 
-A worker that is killed, preempted or cut off ends all of them. Ray Train restarts them, train.num_workers or, where
-train.min_workers allows fewer, as many as there is room for, and they resume from the newest intact checkpoint. What would fail
-again (a mistake in the config, another teacher's memory) ends the job at once.
+A worker that is killed, preempted or cut off ends all of them. Ray Train restarts them train.max_failures times at most, after
+a preemption always: train.num_workers or, where train.min_workers allows fewer, as many as there is room for. They resume from
+the newest intact checkpoint (`loop`). A known cause that would fail again (a mistake in the config, another teacher's memory, a
+full disk) ends the job at once; a store that is away and an error of no known cause are retried.
 """
 
 import logging

@@ -1,11 +1,11 @@
-"""The training data: an endless, deterministic stream of micro-batches, each with its references already looked up.
+"""The training data: an endless stream of micro-batches in a fixed order, each with its references already looked up.
 
 The order is a function of corpus, batch sizes and seed alone. Micro-batches are numbered from 0, and each optimizer step has
-the next global_batch / micro_batch of them, which the workers share out in turn. So any number of workers sees the same
-micro-batches in the same steps, and one number is the whole state to resume from. Look-ups run in the background while a step
-computes; with a neighbour plan nothing is searched, and the planned references are only fetched. A micro-batch brings its
-targets where they are known without a teacher: what is stored of the texts, a task's logits and labels. Runs no model and
-computes no loss.
+the next global_batch / micro_batch of them (a task's student: one), which the workers share out in turn. So any number of
+workers sees the same micro-batches in the same steps, and one number is the whole state to resume from. Look-ups run in the
+background while a step computes; with a neighbour plan nothing is searched, and the planned references are only fetched. A
+micro-batch brings its targets where they are known without a teacher: what is stored of the texts, a task's logits and labels.
+Runs no model and computes no loss.
 """
 
 import time

@@ -1,9 +1,9 @@
 """A training's metrics in MLflow and Weights & Biases: the driver follows metrics.jsonl, wherever the workers run.
 
-Workers need neither package nor key, and no step waits for a tracker. tracking/NAME.json in the run's directory says which
-tracked run is this training's, and up to which step it has the metrics: a training that is resumed continues the same one, and
-steps that are repeated after a failure are not logged again. What a tracker does not take is sent again; what it has not taken
-in the end is said, and sent when a training that is not complete is resumed.
+Workers need neither package nor key, and no step waits for a tracker. tracking/mlflow.json or wandb.json in the run's directory
+says which tracked run is this training's, and up to which step it has the metrics: a training that is resumed continues the
+same one, and steps that are repeated after a failure are not logged again. What a tracker does not take is sent again; what it
+has not taken in the end is said, and sent when a training that is not complete is resumed.
 """
 
 import json
