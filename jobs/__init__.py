@@ -1,7 +1,7 @@
-"""The verbs, such as ingest, distill, adapt, evaluate and serve, and demo, which runs these.
+"""The verbs, such as ingest, distill, adapt, evaluate, serve and demo, and what they share.
 
-Jobs compose the two libraries on Ray. Each is a script for `ray job submit -- python jobs/NAME.py [RUN.yaml] [key=value ...]`,
-and runs without a cluster as plain `python jobs/NAME.py`.
+Verbs compose the two libraries, `refbert` and `vector_store`, on Ray. Each verb is a script for `ray job submit -- python
+jobs/NAME.py [RUN.yaml] [key=value ...]`, and runs without a cluster as plain `python jobs/NAME.py`.
 """
 
 import gc

@@ -3,7 +3,8 @@
     python jobs/ablate.py jobs/configs/ablation-cpu.yaml ablate.folder=$GLUE_DIR
     ray job submit -- python jobs/ablate.py RUN.yaml train.gpus_per_worker=1
 
-Arms, each trained for the same epochs and evaluated in its own way, from a general stage (one with references, one without):
+Arms are trained for the same epochs, and each is evaluated in its own way. Unless ablate.general_stage=false, all start from
+general students, distilled on the corpus (one with references, one without):
 
     nearest                        reads the nearest reference
     random                         reads a random one

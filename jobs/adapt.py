@@ -1,7 +1,7 @@
 """Adapt a student's answers to the texts of a new domain, without training it.
 
     python jobs/adapt.py RUN.yaml corpus.path=tickets.jsonl corpus.text_field=body
-    python jobs/adapt.py RUN.yaml corpus.path=more/                          more texts: the memory grows, and is fitted anew
+    python jobs/adapt.py RUN.yaml corpus.path=more/                          more texts: stored as well, the maps fitted anew
     python jobs/adapt.py RUN.yaml corpus.path=today.jsonl adapt.refit=false  they are read at once, by the maps there are
     python jobs/adapt.py RUN.yaml corpus.path=new.csv adapt.collection=support adapt.references.count=64
     python jobs/adapt.py RUN.yaml adapt.student=/models/student store.url=http://qdrant:6334
@@ -9,11 +9,11 @@
     ray job submit -- python jobs/adapt.py RUN.yaml ingest.num_encoders=8 ingest.gpus_per_encoder=1
 
 The corpus goes through the teacher into the memory adapt.collection (Ray Data; what is stored already is not encoded again).
-Then closed-form maps and each stored text's residual are fitted on all that is stored, and become the version that readers of
-this student get: a running service that reads this memory switches to it within serve.memory_check_s, without a restart. The
-student's folder gets a copy of the maps, for answers without a store. Held-out texts of the corpus say what it gained, in
-runs/<name>/adapted.json.
-With adapt.adopt.collection there is no corpus: a Qdrant collection of the teacher's embeddings (with any vector name; elsewhere
+Then closed-form maps are fitted on all that is stored, and each stored text gets its residual: both become the version that
+readers of this student get. A running service that reads this memory sees a new version within serve.memory_check_s, and
+switches to it without a restart. The student's folder gets a copy of the maps, for answers without a store. Held-out texts of
+the corpus say what the student gained, in runs/<name>/adapted.json.
+With adapt.adopt.collection no corpus is read: a Qdrant collection of the teacher's embeddings (with any vector name; elsewhere
 than the store with adapt.adopt.url) is copied into the memory without a forward of the teacher, but for a sample that is
 compared. Left-out texts then say what was gained.
 A killed job is continued by starting it again; until it ends, the version before goes on being read.

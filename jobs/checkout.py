@@ -1,7 +1,8 @@
-"""What comes first where a verb runs as a script: the checkout on the path, and a look for the packages it needs.
+"""What comes first where a verb runs as a script: the checkout on the path, and a check of the verb's extras.
 
 `jobs` is in no wheel. Python puts the script's own folder on the path; the checkout takes its place, and a file such as
-evaluate.py can then shadow no library. Only scripts import this, as the module `checkout` of their own folder.
+evaluate.py can then shadow no library. One package of each extra that the verb needs is looked for; where it is missing, the
+script ends with one line. Only scripts import this, as the module `checkout` of their own folder.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """One YAML is one run: the whole configuration, its overrides, and where a run's files lie.
 
-Options live beside their owners, those of the jobs in `jobs.sections`; here is what ties them together. Imports neither torch
-nor ray.
+Sections are defined beside their owners: in `refbert.config`, `vector_store.config` and, those of the jobs, `jobs.sections`.
+`RunConfig` ties them together. Imports neither torch nor ray.
 """
 
 import hashlib

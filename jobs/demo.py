@@ -6,7 +6,8 @@
 
 Memory, distilled student, its answers on the new domain as more and more of that is stored (and, as a control, those of the
 student that was trained on these texts instead), report, and one request to the served student. A second run reuses the memory
-and the trained students. A killed run resumes when it is started again.
+and the trained students. A killed run resumes when it is started again. A run without `demo.corpus` meets no new domain: its
+student is not adapted.
 """
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""Distil a student from its teacher or the memory (train.targets), reading references where student.reference_mode says so.
+"""Distil a student from its teacher or the memory (train.targets), with references read in training on request.
 
     python jobs/distill.py                                    the quickstart, on this machine
     python jobs/distill.py RUN.yaml train.steps=2000 train.num_workers=2
     python jobs/distill.py RUN.yaml name=mine corpus.path=mine.jsonl train.start=runs/quickstart/student   on with a student
     ray job submit -- python jobs/distill.py RUN.yaml         the same on a running cluster
 
-Fills the memory first where the training reads it and it lacks the corpus. Writes the run's directory: config.yaml,
-metrics.jsonl, TensorBoard events, checkpoints/, student/ and, last, manifest.json. Workers that fail are started anew
-(jobs/training/recovery.py) and resume from the newest intact checkpoint. Submitted again the job resumes too, on as many
-workers and with the ZeRO stage that this submission asks for, or says that the run is complete.
+References are read where student.reference_mode and references.criterion are both other than none. Fills the memory first
+where the training reads it and it lacks some of the corpus. Writes into the run's directory: config.yaml, metrics.jsonl,
+TensorBoard events, checkpoints/, student/, memory.json where it reads the memory and, last, manifest.json. Workers that fail
+are started anew (how often: jobs/training/recovery.py) and resume from the newest intact checkpoint. Submitted again the job
+resumes too, on as many workers and with the ZeRO stage that this submission asks for, or says that the run is complete.
 """
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     python jobs/evaluate.py [RUN.yaml] [key=value ...]
     python jobs/evaluate.py corpus.path=tickets.jsonl corpus.text_field=body      an adapted student, on its new domain
 
-On held-out text: fidelity of the same trained student when only the reference is swapped (nearest, null, random); a linear
-classifier on frozen features where the corpus has labels; latency of teacher and student, with and without the look-up; what
-one text read. A student that was adapted to a memory is measured as it answers, too: corrected without a look-up, with
-references, and by how near these are.
+On held-out text: fidelity; a linear classifier on frozen features where the corpus has labels; latency of teacher and student.
+A student that reads token states is also measured with only the reference swapped (nearest, null, random) and timed with the
+look-up, and what one text read is written to example.json. A student that was adapted to a memory is measured as it answers,
+too: corrected without a look-up, with references, and by how near these are.
 Writes report.json, report.md and plots into the run's directory.
 """
 

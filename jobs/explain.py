@@ -1,4 +1,4 @@
-"""Explain one text: which references were read, where attention went, and how the output changes without them.
+"""Explain one text: which references were read, their attention or weights, and how the output changes without them.
 
     python jobs/explain.py RUN.yaml explain.text="A film that is far too long."
     python jobs/explain.py name=quickstart explain.text="How old is she?" explain.text_pair="She was born in 1990."

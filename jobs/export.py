@@ -1,11 +1,11 @@
-"""Export a finished run's student: an ONNX graph beside its safetensors, and a model card from its report.
+"""Export a finished run's student: ONNX graphs beside its safetensors, and a model card from its report.
 
     python jobs/export.py [RUN.yaml] [name=...] [export.int8=true] [export.license=apache-2.0] [export.languages=[en]]
 
 Writes student/onnx/ (see refbert/export.py) and student/README.md, and completes a folder of an earlier release so that other
-libraries load it (see refbert/remote_code.py). The graph of a student that was adapted answers as its
-folder does, corrected without a look-up; with references refbert/exported.py answers, in ONNX Runtime and numpy. Needs the
-packages of the extra `export`, and the report of `jobs/evaluate.py`: a card without figures is none.
+libraries load it (see refbert/remote_code.py). The graph of a student that was adapted answers as its folder does, corrected
+without a look-up; with references refbert/exported.py answers, in ONNX Runtime and numpy. Needs the packages of the extra
+`export`, and the report of `jobs/evaluate.py`: a card without figures is none.
 """
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@
     python jobs/ingest.py RUN.yaml store.url=http://qdrant:6334
     ray job submit -- python jobs/ingest.py RUN.yaml ingest.num_encoders=8 ingest.gpus_per_encoder=1
 
-A row is done only when the store has acknowledged it; what the memory already holds is never encoded again, and what a killed
-job had finished is not even read again, but for chunks with a rejected row, or where points were deleted or ingest.batch
-changed: it is continued by starting it again. An encoder waits for a store that is slower, with at most store.upserts_in_flight
-upserts on their way, and takes no rows meanwhile. Every row is accounted for: read = skipped + duplicate + written + rejected.
-Rejected rows are in runs/<name>/rejected.jsonl, with the reason.
+A killed job is continued by starting it again. A row is done only when the store has acknowledged it; what the memory already
+holds is never encoded again, and what a killed job had finished is not even read again, but for chunks with a rejected row, or
+where points were deleted or ingest.batch changed. An encoder waits for a store that is slower, with at most
+store.upserts_in_flight upserts on their way, and takes no rows meanwhile. Held-out texts are not stored. Every training passage
+and every unreadable row is accounted for: read = skipped + duplicate + written + rejected. Rejected rows are in
+runs/<name>/rejected.jsonl, with the reason.
 """
 
 if __name__ == "__main__":

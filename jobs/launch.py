@@ -1,7 +1,7 @@
-"""How a job starts and ends: its command line, its Ray session, and one line with an exit code for what goes wrong.
+"""How a job starts and ends: its command line, its Ray session, and one line with an exit code for a failure of known cause.
 
-Exit codes: 0 fine, 1 a bug (traceback), 2 bad config or input, 3 something the job depends on is unavailable, 130
-SIGINT, 143 SIGTERM.
+Exit codes: 0 fine, 1 a bug (traceback), 2 bad config or input, 3 something the job depends on is unavailable, 130 SIGINT,
+143 SIGTERM.
 """
 
 import argparse

@@ -7,14 +7,16 @@
     python jobs/predict.py RUN.yaml predict.student=runs/ablation/tasks/SST-2/nearest-0/student     a task's student: labels
     ray job submit -- python jobs/predict.py RUN.yaml predict.num_workers=8 predict.gpus_per_worker=1
 
-Every row of every file is scored, whole (cut at the student's tokens): corpus.max_texts and corpus.long_texts do not apply.
+Every readable row of every file is scored, whole (cut at the student's tokens): corpus.max_texts and corpus.long_texts do not
+apply.
 The output holds one part per file and range of rows, each written completely or not at all, and manifest.json last. A killed
 job started again computes only the parts that are not there. Columns: source, row, text[, text_pair], reference (the rung of
-the degrade ladder: live, cached or null), and embedding (L2-normalised) or label and one score per class
-(of a regression its score alone).
-Of a student that was adapted, nearness is the cosine of a text's nearest reference, and thinnest.jsonl lists the texts that are
-farthest from all that is stored (predict.thinnest): where its memory is thin. All rows are read by one version.
-Rows that are no text are counted, and listed with their reasons in rejected.jsonl.
+the degrade ladder: live, cached or null), and embedding (L2-normalised) or label and one score per class (of a regression its
+score alone).
+Of a student that was adapted, a column nearness has the cosine of a text's nearest reference, and thinnest.jsonl lists the
+texts that are farthest from all that is stored (predict.thinnest): where its memory is thin. All rows are read by one version.
+Rows that are no text, and those of a part that kept killing its process, are counted, and listed with their reasons in
+rejected.jsonl.
 """
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""A corpus is read in parts: each holds the passages of a range of one file's rows, written whole or not at all.
+"""Read a corpus in parts: each holds the passages and bad rows of a range of one file's rows, written whole or not at all.
 
     <corpora>/<key>.parts/<thousand>/<file>-<first row>-<next row>[-end].arrow     numbers in digits
 
-A killed job resumes after the last part of each file: finished files are not opened again, finished rows of the others are
-passed over. Parts lie in the shared home: Ray carries their paths and counts only, and a reader holds one block in memory.
+A killed job resumes after the last intact part of each file: finished files are not opened again, finished rows of the others
+are passed over. Parts lie in the shared home: Ray carries their paths and counts only, and a reader holds one block in memory.
 """
 
 import logging

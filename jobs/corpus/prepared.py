@@ -2,8 +2,9 @@
 
 Ray Data streams the files into parts, which survive a kill (see `parts`). From these the driver writes two Arrow files, `train`
 and `heldout`; the numbers of the training rows that are the first of their text; the rows that could not be read, with their
-reasons; and the counts. Ingest, training and evaluation read them by memory map: the order in which a run takes rows depends on
-its seed and batch sizes alone. Writing them takes memory for a part, a bucket of digests and nine bytes per training passage.
+reasons; and the counts. Ingest, training and evaluation read the passages by memory map: the order in which a training takes
+them depends on its seed and batch sizes alone. Writing the files takes memory for a part, a bucket of digests and nine bytes
+per training passage.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Fill in Markdown documents from Jinja templates, and show tables on the terminal. Knows no report."""
+"""Fill in Markdown documents from Jinja templates, and show tables on the terminal. Their content is the callers'."""
 
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -1,4 +1,7 @@
-"""Show an explanation: tables on the terminal, JSON and a picture in a directory. Measures nothing and knows no model."""
+"""Show an explanation: tables on the terminal, JSON and, where references are read by attention, a picture in a directory.
+
+Measures nothing and loads no model.
+"""
 
 import json
 from pathlib import Path

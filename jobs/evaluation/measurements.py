@@ -1,6 +1,7 @@
-"""Measure a student beside its teacher: fidelity, a linear classifier, latency, one text explained.
+"""Measure a student beside its teacher: fidelity, a linear classifier, corrected answers, latency, one text explained.
 
-Runs on one worker of the cluster, which reports its progress to the driver.
+`measure` runs in the driver: it starts the measurements on one worker of the cluster and shows their progress. Corrected
+answers are those of a student that was adapted to a memory.
 """
 
 import json

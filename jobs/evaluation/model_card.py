@@ -1,6 +1,6 @@
 """The model card of a student: what its report, its memory's manifest and its export say, and how to load it.
 
-Computes nothing and holds no figure of its own. License and languages are the user's to say.
+Measures nothing: its figures are the report's and the export's. License and languages are the user's to say.
 """
 
 import re

@@ -1,4 +1,7 @@
-"""Turn measurements into report.json, report.md and plots. Measures nothing and knows no model."""
+"""Turn measurements into report.json, report.md, plots and tables on the terminal. Measures nothing and loads no model.
+
+The demo's growth curve is drawn here, too.
+"""
 
 import json
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""A run's memory: its store, how it is filled, and the neighbours planned from it."""
+"""A run's memory: its store, how it is filled, the neighbours planned from it, and what it gives a student."""

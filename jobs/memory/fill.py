@@ -1,10 +1,10 @@
 """Fill a memory: create its collection, and stream a prepared corpus through the teacher into it.
 
 A text is done only when the store has acknowledged its point. A text that is stored already is never encoded again. The chunks
-that a killed job had finished are mostly not even read again: a collection remembers which of its last load are done. Every
-training passage and every unreadable row is accounted for: read = skipped (stored before, or deleted) + duplicate (repeats
-another row's text) + written + rejected (unreadable, refused by the store, or of a chunk that kept killing its process). Term
-statistics are published at the end.
+that a killed job had finished are mostly not even read again: a file beside the corpus says which are done (see
+`load_progress`). Every training passage and every unreadable row is accounted for: read = skipped (stored before, or deleted) +
+duplicate (repeats another row's text) + written + rejected (unreadable, refused by the store, or of a chunk that kept killing
+its process). Term statistics are published at the end.
 
 Given the folder of a student that the memory corrects (as jobs/adapt.py does), each new text gets its residual, too: what the
 teacher says of it less what student and maps say. No correction is fitted here; the first load of a memory whose states are

@@ -1,4 +1,4 @@
-"""What a memory gains a student on texts that it does not hold: its answers alone, corrected, and with references."""
+"""What a memory gains a student on texts that are not stored: the student's answers alone, corrected, and with references."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple

@@ -1,8 +1,8 @@
 """Progress of a load: one number per chunk of the corpus, in a file that survives a killed job.
 
-A chunk is ingest.batch distinct training texts, those of one encoder call. Its number is what it wrote, plus one; 0 while it is
-not done. A chunk counts as done only when the store has acknowledged all of it; a job that goes on with the load then neither
-reads it nor asks for it again.
+A chunk is up to ingest.batch distinct training texts, those of one encoder call. A chunk's number is how many points it wrote,
+plus one; 0 while it is not done. A chunk counts as done only when the store has acknowledged all of it; a job that resumes the
+load with the same ingest.batch then neither reads that chunk again nor asks the store for it.
 """
 
 import json

@@ -1,10 +1,10 @@
 """The neighbour plan: which stored points are each training passage's neighbours, looked up once and read ever after.
 
 A plan is one array under the prepared corpus, aligned with its training passages, named by a digest of what decides neighbours:
-the memory, its number of points and its term statistics (as many deleted as added go unnoticed), the criterion, what is
-excluded, how many are wanted. Epochs, resumed runs, and other runs over the same corpus and memory read it; a memory that has
-grown since gets a plan of its own. Building one takes a search per passage: it pays where training sees a passage more than
-once, or waits for searches.
+the memory, its number of points and its term statistics (as many deleted as added can go unnoticed), the criterion, what is
+excluded, how many are wanted. Epochs, resumed runs, and other runs with the same digest read that plan; a memory that has grown
+since gets a plan of its own. Building one takes a search per passage: a plan pays where training sees a passage more than once,
+or waits for searches.
 """
 
 import io

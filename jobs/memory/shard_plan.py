@@ -1,4 +1,4 @@
-"""What each node of the store will hold of a run's memory: shards, references, disk and RAM. Arithmetic; nothing is asked.
+"""What a shard and the fullest node will hold of a run's memory: references, disk and RAM. Arithmetic: no server is asked.
 
 Points go to shards by a hash of their ids, so shards are of about one size; shards and their copies are dealt out to nodes as
 evenly as their number allows.

@@ -1,7 +1,8 @@
 """A student beside the memory that it reads: what serving, explaining and offline scoring open.
 
-A store that is away costs quality, not the answer (texts then read the null reference), unless a version is asked for that the
-student's folder has no copy of. Another memory than the student's is refused. A student that reads nothing needs no store.
+A store that is away costs quality, not the answer (an adapted student then answers by its folder's maps, one that reads token
+states reads the null reference), unless a version is asked for that the student's folder has no copy of. Another memory than
+the student's is refused. A student that reads nothing needs no store.
 """
 
 import json

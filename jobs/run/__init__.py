@@ -1,1 +1,1 @@
-"""What every job shares: its Ray session, directory, worker set-up, metrics, interrupts and failures."""
+"""What jobs share: Ray session, a run's directory, worker set-up, metrics, interrupts, failures, counted attempts and ports."""

@@ -1,6 +1,6 @@
 """Work that kills its process: after three deaths a batch is set aside, its rows named; a start or a file's part ends the job.
 
-Ray starts a dead actor anew and gives it the same batch, as often as it takes, and says so only in a log that
+Ray starts a dead actor or task anew with the same batch, as often as it takes, and says so only in a log that
 jobs/run/session.py quiets. So workers note in a folder of the run, or of the corpus, what they are about to do (`Attempts`). A
 process that finds a note of this job about its batch knows that another died at it. The driver judges what was set aside
 (`SetAside`): a few batches are rejected rows; three one after another, or all that there were, are the machine's fault, and

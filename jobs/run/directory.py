@@ -1,4 +1,4 @@
-"""A run's directory: claimed by one configuration, resumable under it, complete when manifest.json is there."""
+"""A run's directory: claimed by what its student depends on, resumable under the same, complete when manifest.json is there."""
 
 import json
 from collections.abc import Iterator
