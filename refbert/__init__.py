@@ -1,8 +1,9 @@
 """The method: a student that reads what its teacher said of similar texts.
 
-Its names are imported when they are first used (PEP 562), for torch and transformers cost seconds that a config, an error or a
-command line need not wait for. Any of the names registers the student with transformers' Auto classes. The library needs torch,
-transformers, numpy and pydantic; no cluster and no database.
+The names in `__all__` are imported when they are first used (PEP 562), for torch and transformers cost seconds that a config,
+an error or a command line need not wait for. Using any of these names registers the student with transformers' Auto classes.
+They need torch, transformers, numpy and pydantic; no cluster and, until a memory is opened, no database client. Some other
+modules need extras of pyproject.toml.
 """
 
 import importlib

@@ -3,11 +3,12 @@
     probabilities = (1 - share) x the student's + share x sum of weights x the teacher's of near texts,
     weights = softmax(cosines / temperature)
 
-As kNN-LM mixes next words (Khandelwal et al. 2020, eq. 3) and ReAugKD a student's classes (Zhang et al. 2023). Answers, not
-residuals: a student has learned the rows that are stored, so its errors on those say nothing of its errors on other texts. The
-label of a text is not needed: what the teacher answered is stored.
+For a student with one label, the numbers themselves are mixed so. As kNN-LM mixes next words (Khandelwal et al. 2020, eq. 3)
+and ReAugKD a student's classes (Zhang et al. 2023). Answers, not residuals: a student has learned the rows that are stored, so
+its errors on those say nothing of its errors on other texts. The label of a text is not needed: what the teacher answered is
+stored.
 
-Shapes: batch, count (references of a text), labels, dim (of a stored vector).
+Shapes: rows (stored texts), batch, count (references of a text), labels, dim (of a stored vector).
 """
 
 from dataclasses import asdict, dataclass

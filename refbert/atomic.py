@@ -1,6 +1,7 @@
-"""Files and folders that are written completely or not at all, and what their content is told by.
+"""Write files and folders completely or not at all, and tell content apart by SHA-256 digests.
 
-A writer works on a scratch beside the place, which is renamed when it is complete: a reader never sees half of it.
+A writer works on a scratch beside the place. The complete scratch is renamed to the place, so a reader never sees half of a
+file or folder. That holds when a process is killed; in a power cut it holds only for `whole_folder(..., durable=True)`.
 """
 
 import hashlib

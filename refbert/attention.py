@@ -1,7 +1,7 @@
 """Record the queries, keys and values of an encoder's attention by forward hooks, and compute its scores from them.
 
 The three linear layers are found by name, so BERT, RoBERTa, ELECTRA, ALBERT, MPNet, DistilBERT and similar encoders need no
-code of their own. Knows nothing of losses.
+code of their own, but for MPNet's bias of relative positions. Computes no loss.
 
 Shapes: batch, tokens, width (of all heads together), heads.
 """

@@ -1,6 +1,7 @@
-"""Registers the student with transformers' Auto classes, which load a student's folder once this is imported.
+"""Registers the student with transformers' Auto classes, which load a student's folder once this module is imported.
 
-`AutoModel` gives the model whose answers are sentence vectors: the one that it gives in an environment without this package.
+`AutoModel` then gives the model whose answers are sentence vectors (`refbert.sentence_model`). Without this package `AutoModel`
+gives the same model, from the copy of the code in the folder.
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification

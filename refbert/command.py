@@ -5,9 +5,10 @@
     refbert adopt runs/x/student docs --url http://qdrant:6334 --text-field page_content
     refbert store info ./store
 
-The verbs that train a student and serve one run from a checkout (docs/decisions/0012-extras.md). Ends with 2 for bad input, 3
-where something cannot be reached or is not installed. What needs torch is imported by the verb that needs it: `--help` does not
-wait for it.
+The verbs that train a student and serve one run from a checkout (docs/decisions/0012-extras.md). Exit codes are 2 for bad
+input, 3 where something cannot be reached or is not installed, and 141 where nobody reads the output to its end; the verb
+`store` ends as `python -m vector_store` does. What needs torch is imported by the verb that needs it: `--help` does not wait
+for it.
 """
 
 import json

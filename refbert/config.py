@@ -1,4 +1,4 @@
-"""The options of the method: corpus, labelled tasks, teacher, references, student, losses, and adapting to a memory.
+"""The options of the method: corpus, tasks, teacher, fine-tuning, augmentation, references, student, losses, and adapting.
 
 Frozen pydantic models; no torch and no transformers is imported here, so that reading a config does not wait for them.
 """

@@ -1,8 +1,9 @@
 """Turn files of text into rows: find the files of a corpus, read and check their rows.
 
-Files may be compressed. A corpus's folder is read whole, but for what is hidden, is no file, or is in no known form;
-`passed_over` names it.
-Bad rows come out as `Rejected`, never as exceptions: one bad row must not kill a job. Knows files and strings; nothing of
+A corpus is a file or folder, local or at a URI that pyarrow opens, a packaged corpus or a Hub data set; files may be
+compressed. Of a folder everything is read but what is hidden, is no file, or is in no known form; `passed_over` counts these
+files and names the first of them. A bad row comes out as `Rejected`, not as an exception: one bad row must not kill a job. A
+file that cannot be read as a whole, or that lacks the text's column, raises InputError. Cuts no passages; knows nothing of
 models, and nothing of who runs it where.
 """
 

@@ -6,7 +6,7 @@ A `Correction` computes that, and is read from and written to bytes; `shorten` c
 memory's vectors. The global part is fitted in `global_part.py`; kriging's width and noise, and whether references are read at
 all, are chosen here among a few, by stored texts that are left out (docs/decisions/0014-closed-form-reading.md). A correction
 belongs to a version of a memory: stored residuals are what is left of the teacher's vectors once this version's global part,
-fitted as if without that text, is added, and of no use to another.
+fitted as if without that text, is added, and of no use to another version.
 
 Shapes: rows (stored texts), batch, count (references of a text), dim (of the teacher's vector), words_dim, key_dim (of what
 nearness is measured by).

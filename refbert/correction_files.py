@@ -1,4 +1,7 @@
-"""The weights, the word table and the correction in a student's folder, and whether they belong together."""
+"""Read the word table and the correction in a student's folder, and check that the correction belongs to the student there.
+
+A student is told by the `fingerprint` of its weights and word table. Writes nothing; `folder.py` does, and loads the model.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path

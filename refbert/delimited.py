@@ -1,6 +1,7 @@
 """Rows of csv and tsv files, each a dict by column. A row that cannot be read costs itself only, and says why.
 
-Knows lines of text: nothing of files, and nothing of what columns mean.
+A first row that cannot be read, where it should name the columns, costs every row. Knows lines of text: nothing of files, and
+nothing of what columns mean.
 """
 
 import csv

@@ -1,6 +1,7 @@
 """One distillation step: a student, its teacher's targets, and the weighted sum of losses between them.
 
-The loop, the data and the optimizer live elsewhere; here a batch of tensors becomes one number.
+The loop, the data and the optimizer live elsewhere; here a batch of tensors becomes a loss and its parts. `check_losses`
+refuses a student and a teacher that lack what the losses compare, and `new_student` builds an untrained student.
 
 Shapes: batch, tokens, ref_tokens, dim (the teacher's hidden size), labels.
 """

@@ -1,4 +1,4 @@
-"""Errors that a user can fix. Each message is one line: what was found, what was wanted, what to do next."""
+"""Errors that a user can fix. By convention a message is one line: what was found, what was wanted, what to do next."""
 
 
 class InputError(ValueError):

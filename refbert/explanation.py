@@ -4,7 +4,7 @@ Works on the scores and outputs of one text. Knows nothing of where references c
 looked; only the change of the output says how much that mattered.
 
 Shapes: heads, tokens (the text's own), seen (in this order: the own tokens, left out where the reference replaces them, the
-null slot, the reference's tokens), ref_tokens, dim.
+null slot, the reference's tokens), ref_tokens, dim, labels.
 """
 
 from dataclasses import dataclass

@@ -8,14 +8,16 @@
 
 Inputs are those of the student's `forward` that it reads: `input_ids`, `attention_mask`, `token_type_ids` (batch, tokens),
 `reference_states` (batch, ref_tokens, reference_dim), `reference_mask` and, where keys come from embeddings or there is a
-read-out, `reference_ids` (batch, ref_tokens); axes have these names, and all but the widths are free. A mask of zeros over one
-reference token reads the null reference. Outputs: `sentence_embedding` (batch, dim) and, from a classifier, `logits` (batch,
-labels).
+read-out, `reference_ids` (batch, ref_tokens). The axes batch, tokens and ref_tokens have these names and are free. A mask of
+zeros over one reference token reads the null reference. Outputs: `sentence_embedding` (batch, dim) and, from a classifier,
+`logits` (batch, labels).
 
-A student that was adapted takes no references. Its `sentence_embedding` is what the global part makes of it, without a look-up,
-and there are `words` (batch, words_dim) and `key` (batch, key_dim), by which references are found and weighed.
+A student that was adapted takes no references. Its `sentence_embedding` is the student's vector as the global part corrects it,
+without a look-up, and there are `words` (batch, words_dim) and `key` (batch, key_dim), by which references are found and
+weighed.
 
-Needs the packages of the extra `export`.
+A float32 graph that is further off than the tolerance is refused; how far the int8 graph is off is only measured. Needs the
+packages of the extra `export`.
 """
 
 import json

@@ -1,10 +1,11 @@
-"""A corrected student that was exported, in ONNX Runtime and numpy: it answers alone, and reads references that it is given.
+"""An exported student that was adapted, in ONNX Runtime and numpy: corrects answers by its maps, and by references if given.
 
     student = ExportedStudent("runs/x/student/onnx")
     student.answer(input_ids, attention_mask, token_type_ids)                  # corrected, no look-up
     student.answer(input_ids, attention_mask, token_type_ids, references)      # and by its references
 
-Needs numpy and onnxruntime: no torch, no database. `jobs/export.py` writes the folder of a student that was adapted.
+Looks nothing up: the caller finds references. Needs numpy and onnxruntime: no torch, no database. `jobs/export.py` writes the
+folder of a student that was adapted.
 
 Shapes: batch, tokens, count (references of a text), dim (of the teacher's vector), words_dim, key_dim (dim + words_dim).
 """

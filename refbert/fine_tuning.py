@@ -1,6 +1,6 @@
 """Fine-tune an encoder on a labelled task, on one device: a task's teacher, or a student.
 
-A killed training resumes after its last epoch. Knows nothing of the memory and of Ray.
+A killed training resumes after its last whole epoch. Knows nothing of the memory and of Ray.
 """
 
 import logging

@@ -1,6 +1,7 @@
-"""NaN and infinite values in weights: found before they are trained on, saved, loaded or served.
+"""Find NaN and infinite values in weights: of a teacher, a student or a checkpoint, as it is loaded or written.
 
-One of them can make every answer NaN, and nothing else fails.
+One such value can make every answer NaN, and nothing else fails. The callers refuse such weights; `fault_in` only says what is
+wrong.
 """
 
 from collections.abc import Iterable

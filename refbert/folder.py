@@ -1,6 +1,7 @@
-"""A student's folder: weights, tokenizer, and what it needs to read its memory.
+"""Load and save a student's folder: weights, tokenizer, and what the student needs to read its memory.
 
-Written completely or not at all. `from_pretrained` reads it too.
+The folder is written completely or not at all, and so is each file that is put into it later. `from_pretrained` reads the
+folder too.
 """
 
 from pathlib import Path

@@ -1,4 +1,8 @@
-"""Whether the Hugging Face Hub answers: asked once, so that without it no file is asked for six times over most of a minute."""
+"""Options for loading from the Hugging Face Hub: only what is cached where the Hub does not answer, and never a model's code.
+
+A process asks each Hub once whether it answers, with one retry. Else, without a Hub, every file would be asked for six times
+over most of a minute. Folders, packaged models and offline mode ask nothing.
+"""
 
 import logging
 import time

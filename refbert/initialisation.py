@@ -1,6 +1,6 @@
-"""Initialise a student from its teacher's token embeddings, or from its layers too.
+"""Initialise a student from its teacher's token embeddings, or from the embeddings and layers of a BERT teacher.
 
-Knows the modules of both encoders, and nothing of training.
+Knows the modules of the student and of a Hugging Face BERT. Trains nothing.
 """
 
 from typing import Any

@@ -1,8 +1,8 @@
 """What a text reads of its near references: their residuals, weighted by kriging.
 
 Kriging is Gaussian-process regression on the nearest stored points (Rasmussen & Williams 2006, eq. 2.25): near duplicates share
-about one vote, and a far neighbour gets little, the less the smaller tau and noise are; `refbert/correction.py` chooses both.
-The kernel of two keys is exp((cosine - 1) / tau); the global part uses it, too.
+about one vote, and a far neighbour gets the less the smaller tau is. `refbert/correction.py` chooses tau and the noise. The
+kernel of two keys is exp((cosine - 1) / tau); the global part uses the same kernel, with a tau of its own.
 
 The exported student has the same in numpy (`refbert/exported.py`); a test compares them.
 

@@ -1,8 +1,8 @@
 """Find training rows that are near-duplicates of evaluation rows, which a memory must not show when a student is tested.
 
-Two texts are near-duplicates where the Jaccard similarity of their character n-grams, in lower case and without
-punctuation, reaches a threshold. The search is exact, by prefix filtering (Chaudhuri, Ganti, Kaushik 2006; Bayardo, Ma,
-Srikant 2007), up to collisions of hashed n-grams. Knows texts only.
+Two texts are near-duplicates where the Jaccard similarity of their character n-grams, in lower case and without punctuation,
+reaches a threshold. The search is exact, by prefix filtering (Chaudhuri, Ganti, Kaushik 2006; Bayardo, Ma, Srikant 2007), up to
+collisions of hashed n-grams. Knows texts only.
 """
 
 import re

@@ -1,7 +1,7 @@
-"""Fidelity: how close a student is to its teacher on held-out texts.
+"""Fidelity: how close a student's answers are to its teacher's, on texts that the caller chooses.
 
-All but the error of token states, which the caller brings, are computed from both sides' sentence vectors of the same texts, in
-the same order. Shapes: texts, dim.
+Every metric but the error of token states, which the caller brings, is computed from both sides' sentence vectors of the same
+texts, in the same order. Shapes: texts, dim.
 """
 
 import math

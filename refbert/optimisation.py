@@ -1,4 +1,4 @@
-"""The optimizer of every training here: AdamW, linear warm-up, linear decay.
+"""The optimizer of distillation and fine-tuning: AdamW, linear warm-up, linear decay.
 
 Knows nothing of losses, of data, or of workers.
 """

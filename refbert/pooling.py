@@ -1,9 +1,9 @@
-"""Whether a teacher's vector of a text is the mean of its token states or the first one: as its options or its files say.
+"""Whether a teacher's vector of a text is the mean of its token states or the first one: by options or the model's files.
 
-sentence-transformers lists a model's modules in `modules.json`; the one that pools says how in a `config.json` of its own. A
-model without the first file is pooled by the mean; one that makes its vectors otherwise, or does not say how, is refused. The
-pooling itself is done in `teacher.py`, `student.py` and `batch.py`. Of a folder this is known in milliseconds: nothing heavy is
-imported.
+`teacher.pooling=mean` or `cls` says so itself; with `auto` the files decide. sentence-transformers lists a model's modules in
+`modules.json`; the one that pools says how in a `config.json` of its own. A model without `modules.json` is pooled by the mean;
+one that makes its vectors otherwise, or does not say how, is refused. The pooling itself is done in `teacher.py`, `student.py`
+and `batch.py`. Of a folder this is known in milliseconds: nothing heavy is imported.
 """
 
 import json

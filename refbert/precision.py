@@ -1,4 +1,7 @@
-"""Which devices are taken to be fast in bfloat16: all but x86 CPUs without instructions for it."""
+"""Which devices are taken to be fast in bfloat16: all but x86 CPUs without instructions for it.
+
+`autocasts` decides by that whether `precision=autocast` means bfloat16; nothing is cast here.
+"""
 
 import logging
 from functools import cache

@@ -1,7 +1,8 @@
 """Reduce the width of a teacher's states before they are stored, to the principal components of a sample.
 
-A narrower state takes less memory and less time to fetch; the student projects it to its own width anyway. PreTTR (MacAvaney
-et al., SIGIR 2020) learns such a layer; here it is computed from the data. Knows nothing of storage.
+A narrower state takes less memory and less time to fetch; the student projects it to its own width anyway. PreTTR (MacAvaney et
+al., SIGIR 2020) learns such a layer; here it is computed from the data. Writes nothing: `to_bytes` gives the numbers to whoever
+keeps them.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,7 @@
 """What references are found by: keyword weights and static sentence vectors.
 
-Both are functions of token ids alone, so a look-up needs no neural encoder. Knows nothing of where references are stored.
+Both are computed from a text's token ids, with BM25's constants and a table of word vectors, so a look-up needs no neural
+encoder. Knows nothing of where references are stored.
 """
 
 from collections.abc import Sequence

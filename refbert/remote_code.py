@@ -1,8 +1,9 @@
-"""What makes a student's folder load without this package: `trust_remote_code=True` in transformers and sentence-transformers.
+"""Write into a student's folder what transformers and sentence-transformers load it by without this package.
 
-transformers takes a model's code from its folder where `auto_map` in config.json names it, and follows relative imports only.
-So the files of this package that `RefBertSentenceModel` needs are copied beside the weights, their imports made relative.
-sentence-transformers reads `modules.json`: here its own modules, the student's pooling and normalisation.
+The user loads it with `trust_remote_code=True`. transformers takes a model's code from its folder where `auto_map` in
+config.json names it, and follows relative imports only. So the files of this package that the classes in `ENTRIES` need are
+copied beside the weights, their imports of each other made relative. sentence-transformers reads `modules.json`: here its own
+modules, the student's pooling and normalisation.
 """
 
 import ast

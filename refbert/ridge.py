@@ -1,8 +1,8 @@
 """Ridge regression from moments, with leave-one-out residuals: exact where features do not depend on the fit.
 
-Rows come in chunks and are never held together: one pass adds up moments, a later one predicts each row from all others.
+Rows come in chunks and are never held together: one pass adds up moments, later ones predict each row from all others.
 
-Shapes: rows, features, dim (of a target). Everything is float64: a Gram matrix squares the condition number.
+Shapes: rows, features, dim (of a target). Computed in float64: a Gram matrix squares the condition number.
 """
 
 from collections.abc import Callable, Iterable, Sequence

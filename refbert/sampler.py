@@ -1,7 +1,7 @@
 """Samplers: which rows of a corpus make up each batch, over all epochs.
 
-The rows are a function of the seed and the batch's number alone. Batches are therefore the same for any number of workers, and
-one number is the whole state to resume from.
+For the same rows, lengths and options a batch is a function of the seed and its number alone. Batches are therefore the same
+for any number of workers, and one number is the whole state to resume from.
 """
 
 from collections.abc import Sequence

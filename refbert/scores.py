@@ -1,6 +1,7 @@
-"""GLUE's official metrics, and the main score of a task and of the whole benchmark.
+"""GLUE's official metrics, macro F1 for other tasks, and the main score of a task and of the whole benchmark.
 
-All are fractions of 1, not percent. Wang et al. 2019, Section 3; predictions are class numbers or, in a regression, scores.
+None is in percent: accuracy and F1 are 0 to 1, correlations -1 to 1. Wang et al. 2019, Section 3; predictions are class numbers
+or, in a regression, scores.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,7 @@
 """The student as other libraries use an encoder: pooling its states gives its answer, corrected where the student was adapted.
 
-`AutoModel` loads it, with this package or, from the copy of the code in a student's folder, without it (`refbert.remote_code`).
-It reads no memory; `refbert.load` does.
+`AutoModel` loads this model, with this package or, from the copy of the code in a student's folder, without the package
+(`refbert.remote_code`). The model looks up no references; a student opened by `refbert.load` does.
 """
 
 from pathlib import Path

@@ -7,8 +7,8 @@ for where its keys come from.
 
 Models are `PreTrainedModel`s: `save_pretrained` and `from_pretrained` work; for the Auto classes see `refbert.auto_classes`.
 
-Shapes: batch, tokens, ref_tokens, hidden, dim (the teacher's hidden size), reference_dim (of a stored state), heads,
-head_dim, labels.
+Shapes: batch, tokens, ref_tokens, hidden, dim (the teacher's hidden size), reference_dim (of a stored state), heads, head_dim,
+labels.
 """
 
 from collections.abc import Callable

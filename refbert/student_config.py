@@ -1,4 +1,4 @@
-"""The student's configuration: its shape, and in which layers and how it reads a reference."""
+"""The student's configuration: shape and pooling, how and where it reads a reference, and which memory it was trained with."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,6 +1,7 @@
 """What a student of a shape takes: its numbers and bytes, by arithmetic alone.
 
-A plan says them before torch is imported; tests hold them against the modules of `refbert.student`.
+A plan says them before torch is imported; tests hold them against the modules of `refbert.student`. A correction, and a word
+table in a file of its own, are not counted.
 """
 
 from typing import NamedTuple

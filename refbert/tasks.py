@@ -1,7 +1,8 @@
 """Read a labelled task into examples: GLUE's nine, or anyone's own files.
 
-A GLUE folder is in the form that GLUE's download script leaves (TSV without quoting), or in jsonl with the Hub's column
-names; without a folder the Hub is asked. Bad rows come out as `Rejected`, never as exceptions. Knows no models.
+A GLUE folder is in the form that GLUE's download script leaves (TSV without quoting), or in jsonl with the Hub's column names;
+without a folder the Hub is asked. Bad rows come out as `Rejected`, not as exceptions; a file without one good row raises
+InputError. Knows no models.
 """
 
 import logging

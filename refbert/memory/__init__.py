@@ -1,1 +1,1 @@
-"""A student beside its memory: texts to queries, look-up, corrected answer, explanation. Needs no Ray."""
+"""A student beside its memory: points and queries, look-up, corrected answers, explanation, adapting. Needs no Ray."""

@@ -1,6 +1,7 @@
 """Account for the rows of a load: a count for each outcome, and the rejected ones in a file, each with its reason.
 
-read = the sum of the other outcomes. What was deleted from the memory is skipped, and said once.
+The callers, `adoption.py` and ingest, name the outcomes and count each row by them, so that read = the sum of the other
+outcomes. They also skip what was deleted from the memory; `say_deleted` only logs how many texts that are.
 """
 
 import json

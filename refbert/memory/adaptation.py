@@ -2,10 +2,10 @@
 
     stored references --> the student's vectors (kept on disk, page by page) --> global part --> residuals --> version
 
-Nothing is trained by gradient. Every pass streams: what is held at once is a page of references, a sample of them, the ids of
-all, and the maps. A page is told by the ids that it holds, and a version by its pages, the student and the options: a job that
-was killed goes on with the pages that it has, and writes the same version again. The version that is read goes on being read
-until the new one is whole.
+Nothing is trained by gradient. Every pass reads page by page, so the vectors of all references need not fit into RAM. A page is
+told by the ids that it holds, and a version by its pages, the student, the seed and the options of the fit: a job that was
+killed goes on with the pages that it has, and writes the same version again. The version that is read goes on being read until
+the new one is whole. The correction goes to the store and to the caller, who puts it into the student's folder.
 """
 
 import hashlib

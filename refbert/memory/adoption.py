@@ -1,12 +1,13 @@
-"""An existing collection of the teacher's embeddings becomes a memory, without a forward of the teacher but for a sample.
+"""An existing collection of the teacher's embeddings becomes a memory; the teacher encodes only a sample of its texts.
 
     their collection --> a sample, checked against the teacher --> the memory's points: their vectors, our token ids and words
 
-Such an index is of whole texts, where a memory's teacher reads `teacher.tokens` of them, and often of unit length: then a
-vector says a direction only, and is stored at the teacher's mean length. What is stored already is passed over, so a killed
-adoption is simply run again; what was deleted from the memory is passed over, too, until it is readmitted. Every point is
-accounted for: read = written + skipped (stored before, deleted, or another point's text) + rejected. `adopted` then adapts a
-student to it, and puts the maps into its folder.
+The vectors of such an index are often of whole texts, where a memory's teacher reads `teacher.tokens` of them; they are kept
+so. They are often of unit length: then a vector says a direction only, and is stored at the teacher's mean length over the
+sample. What is stored already is passed over, so a killed adoption is simply run again; what was deleted from the memory is
+passed over, too, until it is readmitted. Every point is accounted for: read = written + skipped (stored before, deleted, or
+another point's text) + rejected. `adopted` does all of that, then adapts a student to the memory and puts the maps into the
+student's folder.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Tokens and found neighbours become the tensors that a student, or its correction, reads."""
+"""Turn tokens, found neighbours and stored points into the tensors that a student, or its correction, reads."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What a teacher says of many texts, while the caller stores what it has said of the ones before."""
+"""Token ids and last-layer states of a teacher for many texts, computed while the caller stores those of earlier texts."""
 
 from collections.abc import Iterator, Sequence
 

@@ -1,6 +1,7 @@
-"""The manifest of a memory: which teacher wrote it and in which shape, as a teacher or a trained student wants it.
+"""The manifest of a memory: which teacher wrote it and in which shape. Made for a teacher, or read from what a student saved.
 
-A trained student's folder also says how it looks up its references.
+A trained student's config also says how the student looks up its references; so does its correction. Compares nothing: the
+store holds a manifest against a collection's.
 """
 
 from pathlib import Path

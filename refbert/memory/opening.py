@@ -1,11 +1,12 @@
-"""Open a student's folder for inference, alone or beside the memory that it reads.
+"""Open a student's folder for inference, without its memory or beside it.
 
     with refbert.load("runs/x/student", "http://qdrant:6334") as student:  # or a store's directory, or nothing
         vectors = student.encode(texts)
         labels = student.predict(texts)
 
-A student that is loaded without references looks nothing up: an adapted one is corrected by its global part alone, one that
-reads token states reads the null reference. Neither gRPC nor a database is imported then.
+The second argument may also be a function of your own (`LookUp` of `reader.py`). A student that is loaded without references
+looks nothing up: an adapted one is corrected by its global part only, one that reads token states reads the null reference, and
+one that mixes in its teacher's answers gives its own. Neither gRPC nor a database is imported then.
 """
 
 import copy

@@ -1,7 +1,7 @@
-"""Several batches at once, each on cores of its own.
+"""Run several batches at once on a CPU, each with its own share of torch's threads; on a GPU one after another.
 
 The operations of a small model are too short for several cores: its threads wait for each other at every one of them, and as
-long as the slowest where the machine has other work. A batch for each core has nothing to wait for.
+long as the slowest where the machine has other work. A batch for each core, of up to 8 at once, has nothing to wait for.
 """
 
 import threading

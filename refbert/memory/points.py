@@ -1,4 +1,7 @@
-"""The point of a passage: what a memory stores of a text, from its tokens and its teacher's answer. Needs no torch."""
+"""The point of a passage: what is stored of a text, from its tokens, its teacher's answer and the vector of its words.
+
+Residuals are added elsewhere, by whoever adapts a student or stores texts for an adapted one. Needs no torch.
+"""
 
 from collections.abc import Sequence
 from typing import Any

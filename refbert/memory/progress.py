@@ -1,6 +1,6 @@
-"""A job's progress bars: one of tqdm per stage, on the driver, with rate, remaining time and latest figures.
+"""Progress bars of long work: one of tqdm per stage, on standard error, with rate, remaining time and latest figures.
 
-On a terminal the bar redraws; in a log file, where redrawing would make one long line, it prints a line now and then.
+On a terminal the bar redraws; in a log file, where redrawing would make one long line, a line is printed now and then.
 """
 
 import os

@@ -1,8 +1,9 @@
 """A trained student beside the memory it reads: texts in, vectors or labels out. `refbert.memory.opening` opens one.
 
-`Reader.forwards` takes texts to the student's outputs, in batches: on a CPU several side by side, each with its own look-up;
-on a GPU one after another, with the next look-up in the background. Evaluation, the scoring of tasks and jobs/predict.py use
-it; the service, whose texts come one by one, uses its parts.
+`Reader.forwards` takes texts to the student's outputs, in batches: on a CPU up to as many side by side as torch has threads, 8
+at most, each with its own look-up; on a GPU, or with one thread, one after another, with the next look-up in the background.
+`encode`, `predict`, adapting, evaluation, the scoring of tasks and jobs/predict.py use `forwards`; the service, whose texts
+come one by one, calls the methods that `forwards` is made of.
 """
 
 import dataclasses

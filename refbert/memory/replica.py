@@ -1,8 +1,9 @@
-"""A read-only copy of one version of a memory in a reader's own process: look-ups without a trip.
+"""A read-only copy of one version of a memory in a reader's own process: look-ups without a trip to the store.
 
-Below `HNSW_ROWS` references the nearest are found by comparing with all of them; above, in an HNSW graph (Malkov & Yashunin
-2018), which the extra `replica` brings. A replica is of one moment: the service takes another when the memory changes, a reader
-of `refbert.load` does not. It answers while the store is away.
+Below `HNSW_ROWS` references the nearest are found by comparing with all of them; from there on in an HNSW graph (Malkov &
+Yashunin 2018) where the extra `replica` is installed, else by comparing with all. Only criterion dense is answered, without
+token states. A replica is of one moment: the service takes another when the memory changes, a reader of `refbert.load` does
+not. A replica answers while the store is away.
 
 Shapes: rows (references), batch, count (references of a text), dim (of the teacher's vector), words_dim.
 """

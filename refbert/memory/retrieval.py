@@ -1,6 +1,7 @@
 """How references are looked up: the protocol of a neighbour source, and the retriever of a criterion.
 
-Built-in criteria are the retriever of `vector_store`; any other is the user's own, named by its dotted path.
+A built-in criterion opens the `Retriever` of `vector_store`; any other criterion is the user's own, imported by its dotted
+path.
 """
 
 import importlib

@@ -1,7 +1,7 @@
 """The text side of a memory: what a text needs to be stored, and to ask for its references.
 
-`refbert` speaks of references, `vector_store` of points and queries; here a text becomes either. Ingest, training, evaluation
-and serving all use `ReferenceTexts`. Knows no store: nothing here connects to one.
+`refbert` speaks of references, `vector_store` of points and queries; here a text becomes either. Ingest, training, evaluation,
+adapting and serving all use `ReferenceTexts`. Connects to no store.
 """
 
 from collections.abc import Sequence

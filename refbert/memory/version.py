@@ -1,9 +1,10 @@
-"""Versions of what a memory corrects in a student's answers: written by `adapt` of `adaptation.py`, read by whoever answers.
+"""Versions of what a memory corrects in a student's answers: published by `adapt` of `adaptation.py`, read by whoever answers.
 
-A version is a correction, kept with the collection, and the residuals that belong to it, kept with each point under the
-version's name. It is complete before a pointer, also kept with the collection, names it; the one before stays until another
-one comes, and `roll_back` returns to it. So readers switch between whole versions, and none weighs one version's residuals over
-another one's maps. Where the memory's name is an alias, it is resolved once.
+A version is a correction, kept with the collection, and the residuals that belong to it, kept with each point under the names
+of student and version. A version is complete before a pointer, also kept with the collection, names it. The version before the
+current one stays until another is published, and `roll_back` returns to it. So readers switch between whole versions, and none
+weighs one version's residuals over another one's maps. Where the memory's name is an alias, a version names the collection that
+the alias stood for when the version was opened.
 """
 
 from typing import NamedTuple
