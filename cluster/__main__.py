@@ -1,4 +1,7 @@
-"""`python -m cluster`: commands for a Ray cluster and the store on one machine. Prints; other modules do the work."""
+"""`python -m cluster`: commands for a Ray cluster and the store on one machine.
+
+Prints, and submits and lists jobs by Ray's client; `cluster.local` starts and stops the processes.
+"""
 
 import argparse
 import asyncio

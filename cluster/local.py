@@ -2,7 +2,7 @@
 
 The cluster's parts are recorded in $REFBERT_HOME/cluster.json; whether they run is read from the processes. Every part runs
 with this Python, in this repository; Ray asks for its token, the store for its key. With a loopback address nothing listens
-beyond loopback; with another one Ray's servers listen on every interface, and its metrics ask for no token.
+beyond loopback; with another one Ray's servers listen on every interface, and Ray's metrics ask for no token.
 """
 
 import hashlib

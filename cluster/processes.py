@@ -1,6 +1,7 @@
-"""The processes of a local cluster, recognized by a variable in their environment, which child processes inherit.
+"""Find and stop the processes of a local cluster, recognized by a variable in their environment.
 
-Process ids are not stored, because they are reused: a process with the variable belongs to the cluster. Knows no Ray.
+Process ids are not stored, because they are reused: a process with the variable belongs to the cluster, and so do its
+descendants, even where one has overwritten its environment. Starts no process and imports no Ray.
 """
 
 import contextlib

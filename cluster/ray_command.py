@@ -1,8 +1,8 @@
 """`python -m cluster.ray_command start ...`: Ray's command line, patient on a busy machine, and on 127.0.0.1 alone if told so.
 
 `ray start --node-ip-address=127.0.0.1` replaces the address by the machine's external one, and its servers listen on all
-interfaces (Ray 2.60, services.resolve_ip_for_localhost). With NETWORK_VARIABLE=0 they stay on loopback. Ray then refuses worker
-nodes, so this module allows them again.
+interfaces (Ray 2.60, services.resolve_ip_for_localhost). With RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 the servers stay on loopback.
+Ray then refuses worker nodes, so this module allows them again.
 """
 
 import os

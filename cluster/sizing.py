@@ -4,8 +4,9 @@
     python -m cluster.sizing RUN.yaml --references 5000000 --replication 3
     python -m cluster.sizing jobs/configs/quickstart.yaml references.datatype=int8
 
-Without RUN.yaml: the quickstart's. The size of a reference is that of points of a sample of the run's corpus, with made-up
-states, as in `jobs/ingest.py --show`; no teacher is loaded. The rest is arithmetic, with assumptions that stand in this module.
+Without RUN.yaml: the quickstart's. The bytes that a reference is stored in are the mean of points from a sample of the run's
+corpus, with made-up vectors and states, as in `jobs/ingest.py --show`; a teacher is loaded only where its files do not tell its
+shape. The rest is arithmetic, with assumptions that stand in this module and, for memory, in jobs/memory/shard_plan.py.
 """
 
 import argparse

@@ -1,4 +1,7 @@
-"""Files that are written completely or not at all, and their checksums."""
+"""Replace a file completely or not at all, and compute the checksum of a file.
+
+A draft is renamed to the file. Without `sync` that holds for a killed process, with `sync` also for a crash of the machine.
+"""
 
 import hashlib
 import os

@@ -1,9 +1,10 @@
 """Byte strings that travel with a collection, as points without vectors: no search finds them, and scrolls over texts begin
 after them.
 
-A text's id is a hash (UUID5), never one whose first eight bytes are zero: those are a blob's. So a snapshot, a copy on another
-node and an alias's switch carry blobs along, whatever their size; a collection's metadata goes through a cluster's consensus
-and comes with every look at the collection, and is for small values only. Knows nothing of what the bytes are.
+A text's id is a hash (UUID5), never one whose first eight bytes are zero: those are a blob's. Because blobs are points, a
+snapshot, a copy on another node and an alias's switch carry them along, whatever their size; a collection's metadata goes
+through a cluster's consensus and comes with every look at the collection, and is for small values only. Knows nothing of what
+the bytes are.
 """
 
 import hashlib

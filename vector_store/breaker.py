@@ -1,6 +1,7 @@
-"""Circuit breaker: no calls to a store that has failed, for longer each time, so that not every look-up waits for its deadline.
+"""Circuit breaker: says how long a store that has failed is not called, so that not every look-up waits for its deadline.
 
-Knows only successes, failures and the clock.
+The pause doubles with each failure up to LONGEST_OPEN_S, and begins anew after a success. Makes and stops no calls: the
+retriever asks `is_open` before it calls, and reports successes and failures.
 """
 
 import logging

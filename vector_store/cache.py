@@ -1,7 +1,7 @@
-"""Cache of a process's look-ups: the points that are chosen often, and the last choices of each query.
+"""Cache of a retriever's look-ups: the points that were chosen last, and the last choices of each query, while there is room.
 
-A point's id is a hash of encoder and text, so a cached point differs from the store's only after a deletion, or where
-other states or residuals were written under the same id. Knows nothing of how points are chosen or fetched.
+A point's id is a hash of encoder and text, so a cached point differs from the store's only after a deletion, or where other
+states or residuals were written under the same id. Knows nothing of how points are chosen or fetched.
 """
 
 import threading

@@ -1,6 +1,7 @@
-"""One gRPC connection to a Qdrant server, or to the nodes of a cluster; the only place that retries.
+"""A gRPC client of a Qdrant server, or of a cluster's nodes; the only place that repeats a call because the store is away.
 
-Sends requests and turns gRPC statuses into the store's errors. Knows nothing of what points mean.
+Sends requests, finds the key and the socket of an embedded store, and turns gRPC statuses into the store's errors. Knows
+nothing of what points mean.
 """
 
 import os

@@ -1,11 +1,13 @@
-"""Encode points as protobuf messages and decode them, directly between numpy and packed bytes.
+"""Encode points as protobuf messages, decode them, also into rows of neighbours, and check them against a manifest.
 
-States, vectors, residuals and token ids are base64 in the payload: little-endian float16, and uint16 or int32, row by row. With
-int8, a row is divided by 1/127 of its largest absolute value, and these divisors (float16) precede all rows. A float16
-multivector would hold the same,
-but takes 40 ms instead of 11 ms to write 32 points of 32 x 384, and 22 ms instead of 11 ms to find and decode them (embedded
-server, 2 cores, numpy without lists on both sides): gRPC sends float32, and the engine returns lists.
-Checks points against a manifest; knows nothing of collections and connections.
+States, the teacher's vector, residuals and token ids are packed bytes, in base64 in the payload: little-endian float16, and
+uint16 or int32, row by row. With int8, a row is divided by 1/127 of its largest absolute value, and these divisors (float16)
+precede all rows. What a point is found by, its keywords (sparse) and its sentence vector (dense), are named vectors of Qdrant
+and not packed. A float16 multivector would hold the same states, but takes 40 ms instead of 11 ms to write 32 points of 32 x
+384, and 22 ms instead of 11 ms to find and decode them (embedded server, 2 cores, numpy without lists on both sides): gRPC
+sends float32, and the engine returns lists.
+
+Reads no collection and opens no connection.
 """
 
 import uuid

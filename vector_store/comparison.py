@@ -1,6 +1,7 @@
-"""Compare two memories: their manifests, the points that only one has, and those that differ.
+"""Compare two memories: their manifests (but for the encoder's name), the points that only one has, and those that differ.
 
-Both are read once, in the order of ids, with one page of each in RAM. Never writes.
+Both are read once, in the order of ids, with one page of each in RAM. Blobs and further metadata are not compared. Never
+writes.
 """
 
 from collections import Counter

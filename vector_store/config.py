@@ -1,4 +1,4 @@
-"""Config of a memory's address, limits and deadlines. Imports no engine and no gRPC."""
+"""Config of a memory and its client: address, limits, deadlines, cache, shards and copies. Imports no engine and no gRPC."""
 
 from typing import Literal, Self
 

@@ -1,7 +1,8 @@
 """Convert a collection of format 2 into one of this format: no text is encoded again.
 
-Format 2 kept token states, from which the sentence vectors come as their means, and left IDF to the store. It was written until
-2026-11-28; the old collection stays as it is. States that were cut or projected do not give a sentence vector.
+Format 2 kept token states, from which the teacher's vectors come as their means, and left IDF to the store: the caller
+publishes term statistics afterwards. Format 2 was written until 2026-11-28; the old collection stays as it is. A collection
+whose states were cut or projected is refused: its vectors cannot be had from them.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,9 @@
-"""Find the points that not every copy of their shard holds alike, and write them again.
+"""Find the points that not every copy of their shard holds alike and, if asked, write them again.
 
 A write that failed may be in some copies and not in others (Qdrant 1.18.3, write_consistency_factor over 1), and no server
-makes them equal again. A node that is asked reads its own copy, so each node's ids are read, and then every point with
-consistency `all`, which answers with the points that all copies hold alike. Knows nothing of what points mean.
+makes them equal again. A node that is asked reads its own copy, where it has one, so each node's ids are read, and then every
+point with consistency `all`, which answers with the points that all copies hold alike. Of unlike copies the one with most
+payload fields is written. Knows nothing of what points mean.
 """
 
 from collections import Counter, defaultdict

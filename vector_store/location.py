@@ -1,6 +1,6 @@
 """Connect to a memory by its location, as a user gives it: a store's directory, or the URL of a server.
 
-Knows no commands and no points.
+For a directory without a running server one is started. Reads and writes no points.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """Several nodes of one Qdrant cluster as a single gRPC channel, with failover: one node is used, and the next after a failure.
 
 Every node takes every request and forwards it to the shards concerned, so the choice of the node affects latency and the
-distribution of work, and the response only where copies differ, scores are equal or an alias has just changed. Knows neither
-the calls nor who retries them.
+distribution of work, and the response only where copies differ, scores are equal or an alias has just changed. Makes no calls
+of its own but health checks; retries are the client's.
 """
 
 import ipaddress

@@ -1,4 +1,4 @@
-"""Run several calls to the store at once, and return their results in order."""
+"""Run several calls at once, such as look-ups, and yield their results in order."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator

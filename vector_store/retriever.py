@@ -1,14 +1,16 @@
 """Find the best neighbours of each query, and degrade instead of failing where the store is slow or gone.
 
-Reads one collection. A look-up is nearly always two round trips, however many neighbours a query wants: a batch of searches
-returns ids and scores of a few candidates, then one fetch reads the chosen points that are not kept from before, each once.
-With it come, on request, the points stored under the queries' own ids (the targets of training). Neighbours that were chosen
-earlier, by a plan, need the second trip only. A single trip that returns one candidate with its payload is no faster (11 ms
-against 12 for 32 queries), and leaves equal scores in any order.
-Where the collection's name is an alias, a look-up reads the one version that it found, whole, and follows the alias within
-FOLLOW_S of a switch.
-The rungs of the degrade ladder: live neighbours; else those of this query's last look-up (cached); else none (null). Knows
-nothing of who asks.
+A look-up is nearly always two round trips, however many neighbours a query wants: a batch of searches returns ids and scores of
+a few candidates, then one fetch reads the chosen points that are not kept from before, each once. With that fetch come, on
+request, the points stored under the queries' own ids (the targets of training). Neighbours that were chosen earlier, by a plan,
+need the second trip only. A single trip that returns one candidate with its payload is no faster (11 ms against 12 for 32
+queries), and leaves equal scores in any order.
+
+A look-up reads one collection. Where the name is an alias, that is the version that the look-up found, and look-ups follow the
+alias within FOLLOW_S of a switch.
+
+The rungs of the degrade ladder: live neighbours; else those of this query's last look-up, or of its plan, that are in the cache
+(cached); else none (null). `choices`, which makes plans, has no ladder: it retries, then raises. Writes nothing.
 """
 
 import heapq

@@ -1,7 +1,8 @@
 """Data types: points, queries, neighbours, and the manifest that describes a collection.
 
-Numpy arrays and strings only. Shapes use these words: batch, tokens (of one point), dim (of one state), encoder_dim (of a
-sentence vector), words_dim (of a vector in the dense index), count (most neighbours of a query).
+Arrays are numpy's; there are no tensors and no protobuf messages. Shapes use these words: batch, tokens (of one point), dim (of
+one state), encoder_dim (of a point's `vector` and its residuals), words_dim (of its `sentence`, a vector in the dense index),
+key_dim (of a reader's key), count (most neighbours of a query).
 """
 
 import json

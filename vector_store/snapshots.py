@@ -1,8 +1,8 @@
 """Create, list, delete and restore snapshots: files, written by the server, that each hold a collection at one moment.
 
 A Qdrant server restores a snapshot over its REST port only; a directory's store is restored while no server runs. A node's
-snapshot holds that node's shards alone, and restored, the others are empty (Qdrant 1.18.3): where the node that is asked
-lacks a shard none is made, and a restored one that lacks shards is deleted again.
+snapshot holds that node's shards alone, and restored, the others are empty (Qdrant 1.18.3): where the node that is asked lacks
+a shard no snapshot is made, and a collection that was restored without some of its shards is deleted again.
 """
 
 import time

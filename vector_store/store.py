@@ -1,6 +1,6 @@
-"""Write and administer one collection: create it with a manifest, add points, count, fetch, delete.
+"""Write and administer one collection: create it with a manifest and indexes, add, count, read and delete points, keep bytes.
 
-A store that does not answer raises; only the retriever degrades. Knows nothing of how neighbours are chosen.
+A store that does not answer raises; only the retriever degrades. Makes no searches: neighbours are the retriever's.
 """
 
 import logging

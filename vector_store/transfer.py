@@ -1,11 +1,12 @@
 """Export a memory to a folder of parquet files, and import it into a store.
 
     <folder>/points-00000.parquet ...    points in the order of ids, a bounded number in each file
-    <folder>/blobs.parquet               what is kept with the collection: term statistics, students' maps
-    <folder>/manifest.json               the collection's manifest, the files with their rows; written last
+    <folder>/blobs.parquet               what is kept with the collection: term statistics, students' corrections, deleted ids
+    <folder>/manifest.json               the collection's manifest and metadata, the files with their rows; written last
 
-Each file is written to a draft and renamed. States are the packed bytes that the collection stores. Knows nothing of servers
-and of who reads the memory. The functions import pyarrow, so that look-ups do not load it.
+Each file is written to a draft and renamed. States are the packed bytes that the collection stores. An export leaves out points
+that fail `check`, an import the deleted ids. Opens no connection: works on the caller's `Store`. The functions import pyarrow,
+so that look-ups do not load it.
 """
 
 import json

@@ -1,6 +1,8 @@
-"""Check every point of a collection against the manifest, and its id against its text.
+"""Check every point of a collection against the manifest, its id against its text, and that look-ups can find it.
 
-Reads whole points, page by page, and never writes. Knows nothing of how points are made.
+A point without keywords, or in a dense index with a zero sentence vector, is bad; one without both is not where its text may
+consist of special tokens alone. Also says what the server reports as lost. Reads whole points, page by page, and never writes.
+Runs no encoder, so whether vectors and states are those of their text is not checked; `copies` compares the copies of a point.
 """
 
 from collections import Counter

@@ -1,7 +1,8 @@
 """Versions of a memory behind one alias that readers use: promote a version, and roll back.
 
 Each version is a collection. The served collection's metadata records which one the alias named before, so every machine can
-roll back. Knows nothing of points.
+roll back. A version that readers of the served one would refuse, by its manifest or for lack of a student's correction, is not
+promoted without `other_teacher`. Reads no references.
 """
 
 from typing import NamedTuple

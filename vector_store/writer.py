@@ -1,7 +1,7 @@
 """Write points to a collection: bounded bytes per upsert, a bounded number of upserts in flight, every point accounted for.
 
-A point counts as written only when the store has acknowledged it. A point that the collection cannot hold is rejected with
-the reason, and does not affect the others. Knows nothing of a collection's settings, nor of who makes the points.
+A point counts as written only when the store has acknowledged it. A point that the collection cannot hold is rejected with the
+reason, and does not affect the others. The caller gives the manifest and makes the points; creates no collection.
 """
 
 import threading

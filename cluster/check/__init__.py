@@ -1,4 +1,4 @@
-"""Check the deployment files: manifests, image, alert rules and dashboards, against schemas and this project's rules.
+"""Check the deployment files (Docker, Kubernetes, Ray, Qdrant, monitoring) against schemas and this project's rules.
 
-Part of `make check`; needs the development extra, but no cluster and no network. Knows nothing of models and memories.
+Part of `make check`; needs the development extra, but no cluster and no network. Loads no model and opens no memory.
 """

@@ -1,4 +1,4 @@
-"""Check every deployment file of this project.
+"""Check the deployment files of this project: image, compose file, manifests, chart values, Ray's launcher file, monitoring.
 
 python -m cluster.check            exit code 0, or 1 with a line for each mistake
 python -m cluster.check FOLDER     for another checkout

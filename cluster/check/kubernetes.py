@@ -1,7 +1,8 @@
 """Check Kubernetes manifests, the values of Qdrant's chart and Ray's cluster launcher file.
 
-Beyond the schemas: every container declares its resources and drops privileges, keys come from secrets, mounted volumes
-exist, and the jobs and Ray accept the run's YAML and the service's config.
+Beyond the schemas, in the manifests: each container declares its resources, drops privileges and takes keys from secrets, what
+it mounts is there, the jobs accept the run's YAML, and Ray Serve accepts the service's config. A secret that manifests or chart
+values name is one that docs/kubernetes.md makes. The launcher file starts Ray with a token.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Validate documents by Kubernetes' schemas, and by those that are built from custom_resources.yaml.
+"""Validate documents by Kubernetes' schemas, by those that are built from custom_resources.yaml, or by one that is given.
 
 Each check returns lines that say where the document is wrong, and how.
 """

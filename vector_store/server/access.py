@@ -2,9 +2,9 @@
 
     <store>/key    the store's key, for its owner alone; the server makes it, and who uses the directory reads it
 
-A URL of an embedded server names its directory behind `#`: whoever gets the URL finds the key there, and nobody reads it in the
-URL. The identity of a directory is that of its real path and of the directory itself, so a copy, with all files that say where
-a server answers, has another one. Imports no engine.
+The URL of an embedded server on loopback names its directory behind `#`: whoever gets the URL finds the key there, and nobody
+reads the key in the URL. A directory's identity comes from its real path, device and inode, so a copy of the directory has
+another identity, though it has all files that say where a server answers. Imports no engine.
 """
 
 import contextlib

@@ -1,11 +1,12 @@
-"""How many points a collection holds by what was acknowledged: a line beside the shard that each write replaces.
+"""How many points a collection must hold by what was acknowledged: each write replaces a line in a file beside the shard.
 
     <collection>/acknowledged.json    {"fewest": 400, "most": 400, "removed": 50, "log": {"open-1": 33554432, ...}}
 
-The engine opens a shard whose files are cut or gone as if what they held had never been written, and the line says so. While
-a write is under way it allows for its outcome, done or not; with the write's answer the two numbers are equal, and `log` names
-the files of the engine's log with their sizes. A line of one page reaches the page cache whole or not at all, so it survives
-a kill of the process; each flush of the shard puts it on the disk. Knows no points and no engine.
+The engine opens a shard whose files are cut or gone as if what they held had never been written; the catalogue finds that out
+by the line. While a write is under way the line allows for its outcome, done or not; with the write's answer the two numbers
+are equal, and `log` names the files of the engine's log with their sizes. A line of one page reaches the page cache whole or
+not at all, so it survives a kill of the process; each flush of the shard puts it on the disk. Reads no points and imports no
+engine.
 """
 
 import json

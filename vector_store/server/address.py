@@ -3,10 +3,10 @@
     <store>/address.json              where the last server listens or listened, whoever started it
     <tmp>/vector-store-.../socket     its socket, in a folder that the server made for its owner alone
 
-A client that finds the server by its directory talks to the socket and to nothing else: the port of a server that has ended is
-anybody's on this machine. The socket is not in the store, where many programs that copy a folder would stop at it. Its folder
-is named at random, so that nobody else has it first, and the next server of the directory listens there again; one of a copy of
-the directory does not.
+A client that finds the server by its directory sends its calls, and the key, to the socket where there is one: the port of a
+server that has ended is anybody's on this machine. The socket is not in the store, where many programs that copy a folder would
+stop at it. Its folder is named at random, so that nobody else has it first. While that folder exists the directory's next
+server listens there again; the server of a copy of the directory does not.
 """
 
 import contextlib

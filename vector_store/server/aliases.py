@@ -3,8 +3,8 @@
     <root>/aliases.json    {alias: collection}
 
 The file is replaced as a whole, so a list of changes takes effect completely or not at all. A damaged one is kept under another
-name when it is replaced; until then no name is taken for an alias. Knows only names; the catalogue
-knows which of them are collections.
+name when it is replaced; until then no name is taken for an alias. Knows only names; the catalogue knows which of them are
+collections.
 """
 
 import json

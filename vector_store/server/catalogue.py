@@ -1,16 +1,18 @@
 """Collections on disk: each a directory with its settings (JSON) and one engine shard.
 
-    <root>/collections/<name>/settings.json    the CreateCollection message with its metadata, and which shard is live
-    <root>/collections/<name>/shard-N/         the engine's segments and write-ahead log
-    <root>/collections/<name>/acknowledged.json   how many points it must hold
-    <root>/aliases.json                        aliases of collections
+    <root>/collections/c<name>/settings.json       the CreateCollection message with its metadata, and which shard is live
+    <root>/collections/c<name>/shard-N/            the engine's segments and write-ahead log
+    <root>/collections/c<name>/acknowledged.json   how many points it must hold
+    <root>/aliases.json                            aliases of collections
 
-A collection is built under a draft's name and renamed, so it exists completely or not at all. One with a damaged file is
-named with the remedy and keeps none of the others from being served; nothing of it is removed. One that lacks points is
-served with a warning; one whose log is damaged can be read, and written to once its points are in a new shard.
-It also says when a shard wants an index, or to be written anew after deletions (`wants_index`, `wants_rebuild`), and swaps the
-new shard in; `index_build` makes it. The engine keeps its own configuration of a shard, no catalogue or metadata. Takes
-gRPC's messages and raises its status codes, but serves no call; the caller ensures that one process opens the root.
+A collection is built under a draft's name and renamed, so it exists completely or not at all. One with a damaged file is named
+with the remedy and keeps none of the others from being served; nothing of it is removed. One that lacks points is served with a
+warning; one whose log is damaged can be read, and written to once its points are in a new shard.
+
+`Collection` also says when its shard wants an index, or to be written anew after deletions (`wants_index`, `wants_rebuild`),
+and swaps in the new shard that `index_build` makes. The engine keeps its own configuration of a shard, no catalogue or
+metadata. Takes gRPC's messages and raises its status codes, but serves no call; the caller ensures that one process opens the
+root.
 """
 
 import contextlib

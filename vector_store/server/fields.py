@@ -1,7 +1,8 @@
-"""Which fields of a request the embedded server honours; a field beyond them is refused by name, never ignored.
+"""Which fields of a request the embedded server honours, or need not act on; any other that is set is refused by name.
 
-Closed by default: `require_known` walks over what a request has set, and a field that is in no table here, a later release's
-say, ends the call. Messages that are converted by exhaustive matches (points, vectors, values, filters) are not walked over.
+Closed by default: `require_known` walks over what a request has set, and a field that is in no table here, such as one that a
+later release of Qdrant's messages adds, ends the call. Not walked over are the messages in MATCHED: those that are converted by
+exhaustive matches (points, vectors, values, filters), and those that have no effect here.
 """
 
 from collections.abc import Callable, Iterable, Mapping

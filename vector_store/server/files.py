@@ -1,9 +1,8 @@
-"""Free space on the disk, and copies of sparse files.
+"""Free space on the disk, copies of sparse files, and the PYTHONPATH of a child process.
 
-The engine maps its files into memory. A page that no longer fits on the disk ends the process with a bus error, in the
-middle of a write and again at every start (seen on a full tmpfs). So the server refuses writes while there is still space.
-The files of a small shard are mostly holes (33 MB for each log and page), and copies keep the holes.
-Knows no collection.
+The engine maps its files into memory. A page that no longer fits on the disk ends the process with a bus error, in the middle
+of a write and again at every start (seen on a full tmpfs). So the server refuses writes while there is still space. The files
+of a small shard are mostly holes (33 MB for each log and page), and copies keep the holes. Knows no collection.
 """
 
 import contextlib

@@ -3,12 +3,13 @@
 The engine's `optimize` holds the GIL from start to end (16 s for 28,000 vectors of 384 on 2 cores): inside the server it would
 block every call. So a child process, this module run as a program, indexes a copy of the shard. Writes during the build are
 kept and repeated on the copy before it replaces the shard. After too many of them the copy is dropped, and the build starts
-again once writes have paused. Until there is an index searches scan, which is slower and never wrong.
-Collections without an HNSW index need no build of one: for a sparse index `optimize` has nothing to do (measured).
+again once writes have paused. Until there is an index searches scan, which is slower and never wrong. Collections without an
+HNSW index need no build of one: for a sparse index `optimize` has nothing to do (measured).
 
-After deletions the child does not index the copy but reads its points into a new shard. That has none of the deleted texts,
-neither in segments nor in a log, which the engine cuts by whole files of 32 MiB. Without its log alone a shard is of no use:
-the engine numbers writes by the log, and skips those that seem to be older than what the shard has (measured).
+After deletions, or damage to the log, the child reads the copy's points into a new shard and indexes that one. The new shard
+has none of the deleted texts, neither in segments nor in a log, which the engine cuts by whole files of 32 MiB. To remove only
+the log would not do: the engine numbers writes by the log, and skips those that seem to be older than what the shard has
+(measured).
 """
 
 import ctypes

@@ -1,6 +1,6 @@
 """When to build a collection's index: at once where somebody waits for it, otherwise when writes pause or have long gone on.
 
-Knows no shard: a collection has a schedule, and the builder asks it.
+After an attempt that failed only a pause counts. Knows no shard: a collection has a schedule, and the builder asks it.
 """
 
 import math

@@ -1,6 +1,7 @@
 """Handles every call around its servicer: unimplemented methods and fields, status of an error, time; gRPC's key.
 
-Knows nothing of collections.
+A call whose collection is not found is tried once more: an alias may have been switched meanwhile. Calls by REST go through
+`answered` alone. Opens no collection.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Lifecycle of the embedded server: start it or attach to it, serve, stop it when it is unused.
+"""Lifecycle of the embedded server: start it or attach to it, serve, stop it when unused, keep it away (`offline`).
 
 A directory has at most one server, whoever starts it. Four files in the directory say who serves and who uses it:
 
@@ -10,9 +10,8 @@ A directory has at most one server, whoever starts it. Four files in the directo
 About once a second a server that `embedded_server` started tries to lock the lease exclusively. Where that succeeds for
 UNUSED_S, nobody holds it: the server flushes and ends, and keeps the lease locked until then, so that nobody attaches to a
 server that is stopping. A client that only knows the URL holds no lease. A server that a user starts goes on until SIGTERM or
-SIGINT, unless told `until_unused`.
-A killed user therefore needs no clean-up, and neither does a killed server: the next start replays its log.
-Knows nothing of points.
+SIGINT, unless told `until_unused`. A killed user therefore needs no clean-up, and neither does a killed server: the next start
+replays its log. Reads and writes no points itself.
 """
 
 import contextlib

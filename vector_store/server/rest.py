@@ -1,7 +1,8 @@
-"""Qdrant's REST API on a port of its own: HTTP in front of the calls that gRPC has.
+"""A part of Qdrant's REST API on a port of its own: HTTP in front of the calls that gRPC has, and probes.
 
-Key, limits and errors of a call are those of gRPC: a request is checked here, converted (`rest_messages`), and answered by the
-same servicers. Only a server that is told to serve REST imports this file, and with it an HTTP library and Qdrant's client.
+Keys, limits of size and errors of a call are those of gRPC: a request is checked here, converted (`rest_messages`), and
+answered by the same servicers. Only a server that is told to serve REST imports this file, and with it an HTTP library and
+Qdrant's client.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """Qdrant's REST calls as its gRPC calls: which is which, a body of JSON to the request, the response to JSON.
 
-The conversions between the two are qdrant-client's own, with which its two modes agree. Where one of them would leave a part
-of a body out, that body is refused here first: what is sent is honoured or named. Sends and receives nothing; knows no key
-and no collection.
+Values are converted by qdrant-client's own conversions, with which its two modes agree. Where one of these would leave a part
+of a body out, that body is refused here first: what a body says is honoured or named. Sends and receives nothing; checks no key
+and opens no collection.
 """
 
 from collections.abc import Callable, Iterable, Mapping

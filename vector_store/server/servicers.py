@@ -1,7 +1,7 @@
 """Qdrant's Collections, Points, Snapshots and health services over the catalogue.
 
 The interceptor answers UNIMPLEMENTED for every call that is not defined here, and makes a status of what the methods raise.
-Knows nothing of ports, keys and processes.
+Opens no port and checks no key.
 """
 # ruff: noqa: N802  (gRPC names the methods)
 

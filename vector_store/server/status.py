@@ -1,7 +1,6 @@
-"""Exceptions that end a call with a gRPC status: a code, and a message for the user, in Qdrant's wording where
-it has one.
+"""Exceptions that end a call with a gRPC status: a code, and a message for the user, in Qdrant's wording where it has one.
 
-Knows no collection and no engine; the interceptor turns the exception into the call's status.
+Opens no collection and imports no engine; the interceptor makes the call's status of an exception, `rest` an HTTP status.
 """
 
 import grpc

@@ -1,7 +1,7 @@
 """Convert between Qdrant's protobuf messages and the engine's objects, with the checks that the engine lacks.
 
 The engine accepts NaN and repeated sparse indices, and after a ragged multivector it panics at every start, because the write
-is in its log by then. So every input is checked first. Pure functions: no shard, no network.
+is in its log by then. So vectors and payload values are checked first. Pure functions: no shard, no network.
 """
 
 import math
