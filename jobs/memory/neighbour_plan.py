@@ -83,7 +83,7 @@ def _digest(store: StoreConfig, references: ReferenceConfig, manifest: Manifest,
     """16 hex digits of what decides the neighbours of a prepared corpus.
 
     The memory's state is its number of points and its published term statistics, read in a moment: points deleted and as many
-    others added go unnoticed, and rows whose point is gone then read the null reference.
+    others added can go unnoticed, and rows whose point is gone then read the null reference.
     """
     statistics = term_statistics.read(client, store)
     return digest(
