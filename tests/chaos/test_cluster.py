@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.chaos.faults import audit, scrolled_ids
+from tests.chaos.faults import audit, scrolled_ids, wait_until
 from tests.chaos.load import acknowledged, make_point, manifest, point_id, write
 from tests.qdrant_cluster import Cluster
 from vector_store.__main__ import BAD, FINE, UNAVAILABLE, main
@@ -432,7 +432,8 @@ def test_a_promotion_that_ends_without_consensus_is_safe_to_repeat(open_cluster,
                 back.join()
             assert promote(client, config, "live", new) == Version("live", new, served)
             assert aliases(client) == {"live": new}
-            assert read_one_version() == new
+            # A node that has just come back learns of the switch last: it reads the version before, whole, until then.
+            wait_until(lambda new=new: read_one_version() == new, "the reader's node has applied the switch", 20)
             assert rollback(client, config, "live").collection == served
             assert promote(client, config, "live", new) == Version("live", new, served)
             served = new
