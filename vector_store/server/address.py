@@ -3,16 +3,18 @@
     <store>/address.json              where the last server listens or listened, whoever started it
     <tmp>/vector-store-.../socket     its socket, in a folder that the server made for its owner alone
 
-A client that finds the server by its directory sends its calls, and the key, to the socket where there is one: the port of a
-server that has ended is anybody's on this machine. The socket is not in the store, where many programs that copy a folder would
-stop at it. Its folder is named at random, so that nobody else has it first. While that folder exists the directory's next
-server listens there again; the server of a copy of the directory does not.
+A client that finds the server by its directory sends its calls, and the key, to the socket that `address.json` names, or
+nowhere if that is gone: the port of a server that has ended is anybody's on this machine. The socket is not in the store, where
+many programs that copy a folder would stop at it. Its folder is named at random, so that nobody else has it first. While that
+folder exists the directory's next server listens there again; the server of a copy of the directory does not.
 """
 
 import contextlib
+import functools
 import json
 import os
 import stat
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,9 @@ ADDRESS_FILE, SOCKET_FILE = "address.json", "socket"
 
 LONGEST_PATH = 100
 """Bytes of a socket's path: Linux takes 107, macOS 103."""
+
+NOWHERE = "unix:/dev/null/no-server"
+"""A name at which nobody can listen."""
 
 SHORT = "/tmp"
 """Where the folder is made when the one for temporary files has too long a path."""
@@ -48,9 +53,29 @@ def write_address(root: Path, address: dict[str, Any]) -> None:
 
 
 def served_socket(root: Path) -> str | None:
-    """gRPC's name of the socket of the directory's last server; None where it had none, or is in another container."""
-    path = _last_socket(root)
-    return f"unix:{path}" if path else None
+    """gRPC's name, in this process, of the socket of the directory's last server; None where that server had none.
+
+    On Linux the socket is found through its folder, kept open: another user who makes a folder of this name, once it is gone,
+    is not reached by a channel that connects again. Where the folder is gone already, or others may enter it, nothing is.
+    """
+    path = read_address(root).get("socket")
+    if path is None:
+        return None
+    folder, name = os.path.split(path)
+    if not _is_private(Path(folder)):
+        return NOWHERE
+    if sys.platform != "linux":
+        return f"unix:{path}"
+    try:
+        return f"unix:/proc/self/fd/{_opened(folder, Path(folder).stat().st_ino)}/{name}"
+    except OSError:
+        return NOWHERE
+
+
+@functools.cache
+def _opened(folder: str, _inode: int) -> int:
+    """The folder, open for as long as this process lives."""
+    return os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
 
 
 def socket_path(root: Path) -> Path | None:

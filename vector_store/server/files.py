@@ -90,4 +90,6 @@ class SparseFileWriter:
 def import_path() -> str:
     """PYTHONPATH for a child process that runs this package."""
     package_parent = str(Path(__file__).resolve().parents[2])
-    return os.pathsep.join([package_parent, *filter(None, [os.environ.get("PYTHONPATH")])])
+    # An empty entry would be the child's working directory.
+    given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    return os.pathsep.join([package_parent, *given])

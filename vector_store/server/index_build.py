@@ -95,7 +95,7 @@ def build_index(collection: Collection, stopping: threading.Event, rebuild: bool
 
 def _index_in_child(collection: Collection, copy: Path, fresh: Path, stopping: threading.Event) -> bool:
     child = subprocess.Popen(
-        [sys.executable, "-m", "vector_store.server.index_build", str(copy), str(fresh), str(os.getpid())],
+        [sys.executable, "-P", "-m", "vector_store.server.index_build", str(copy), str(fresh), str(os.getpid())],
         stdin=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": import_path()},
     )

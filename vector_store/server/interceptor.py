@@ -45,6 +45,10 @@ class CallInterceptor(grpc.ServerInterceptor):
         if details.method not in self._implemented:
             return _refusing(unimplemented(details.method.strip("/")))
         handler = continuation(details)
+        if details.method == HEALTH_CHECK:
+            asked = handler.request_deserializer(b"")
+            answer = _answering(handler.unary_unary)
+            return _without_message(lambda _, context: answer(asked, context), _encode)
         return grpc.unary_unary_rpc_method_handler(
             _answering(handler.unary_unary), handler.request_deserializer, _encode
         )
@@ -93,7 +97,15 @@ def status_of(error: BaseException, what: str) -> StatusError:
 
 
 def _refusing(error: StatusError) -> grpc.RpcMethodHandler:
-    return grpc.unary_unary_rpc_method_handler(lambda request, context: context.abort(error.code, str(error)))
+    return _without_message(lambda _, context: context.abort(error.code, str(error)), None)
+
+
+def _without_message(behaviour: Callable[[Any, Any], Any], serializer: Any) -> grpc.RpcMethodHandler:
+    """The handler of a call that is answered before its message has come.
+
+    Whoever has no key could otherwise hold every thread of the server by calls that never send one.
+    """
+    return grpc.stream_unary_rpc_method_handler(behaviour, response_serializer=serializer)
 
 
 def _encode(response: Message | Packed) -> bytes:

@@ -336,7 +336,8 @@ def _compare_rest(root: Path, rest_port: int) -> None:
 def _start(
     root: Path, host: str, api_key: str | None, message_bytes: int, rest_port: int | None, deadline: float
 ) -> str:
-    command = [sys.executable, "-m", "vector_store", "serve", str(root), "--host", host, "--until-unused"]
+    # -P: what lies in a store that somebody else has made is not imported.
+    command = [sys.executable, "-P", "-m", "vector_store", "serve", str(root), "--host", host, "--until-unused"]
     command += ["--message-bytes", str(message_bytes)]
     command += ["--api-key-env", _KEY_VARIABLE]
     if rest_port is not None:

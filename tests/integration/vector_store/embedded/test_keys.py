@@ -4,6 +4,9 @@ import os
 import signal
 import socket
 import stat
+import threading
+import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from urllib.parse import urlsplit
 
@@ -16,7 +19,7 @@ from vector_store.client import connect
 from vector_store.config import StoreConfig
 from vector_store.errors import StoreError, StoreUnavailable
 from vector_store.server.access import split
-from vector_store.server.process import embedded_server, serve
+from vector_store.server.process import NUM_THREADS, embedded_server, serve
 from vector_store.store import Store
 
 
@@ -84,6 +87,47 @@ def test_a_client_whose_server_was_killed_sends_the_key_to_nobody_else_and_goes_
         again = stack.enter_context(embedded_server(tmp_path / "store"))
         assert urlsplit(again).port != port, "that is somebody else's now"
         assert store.count() == 3
+
+
+def test_after_a_server_has_ended_by_itself_nothing_is_sent_to_its_port(tmp_path, manifest):
+    config = StoreConfig(api_key_env="NO_SUCH_VARIABLE", write_deadline_s=1.0)
+    with embedded_server(tmp_path / "store") as url, connect(config, url) as client:
+        Store(client, config).ensure(manifest)
+    log = tmp_path / "store" / "server.log"
+    wait_until(lambda: "stopped serving" in log.read_text(), "it ends, unused", 20)
+    with ExitStack() as stack:
+        taken = stack.enter_context(socket.socket())
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        wait_until(lambda: bound(taken, urlsplit(url).port), "its port is free", 10)
+        taken.listen()
+        taken.settimeout(0.0)
+        client = stack.enter_context(connect(config, url))
+        with pytest.raises(StoreUnavailable):
+            Store(client, config).count()
+        with pytest.raises(BlockingIOError):
+            taken.accept()
+
+
+def test_calls_without_a_key_that_never_send_their_message_hold_no_thread(tmp_path, manifest):
+    """Each would hold one of the server's threads, and it has as many as are opened here."""
+    held = threading.Event()
+
+    def never() -> Iterator[bytes]:
+        held.wait(60)
+        yield from ()
+
+    with embedded_server(tmp_path) as url:
+        config = StoreConfig(api_key_env="NO_SUCH_VARIABLE", write_deadline_s=5.0)
+        with grpc.insecure_channel(split(url)[0].removeprefix("http://")) as stranger, connect(config, url) as client:
+            for method in ("Points/Upsert", "Qdrant/HealthCheck"):
+                for _ in range(NUM_THREADS):
+                    stranger.stream_unary(f"/qdrant.{method}").future(never())
+            time.sleep(0.5)
+            try:
+                Store(client, config).ensure(manifest)
+                assert Store(client, config).count() == 0
+            finally:
+                held.set()
 
 
 def bound(listener: socket.socket, port: int) -> bool:

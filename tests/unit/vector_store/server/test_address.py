@@ -3,11 +3,13 @@
 import shutil
 import stat
 import tempfile
+from pathlib import Path
 
 import pytest
 
 from vector_store.server.address import (
     LONGEST_PATH,
+    NOWHERE,
     read_address,
     remove_socket,
     served_socket,
@@ -32,7 +34,7 @@ def served(tmp_path, monkeypatch):
 def test_the_sockets_folder_is_its_owners_alone_and_the_next_server_takes_the_same(served):
     store, path = served
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    assert served_socket(store) == f"unix:{path}"
+    assert Path(served_socket(store).removeprefix("unix:")).parent.samefile(path.parent)
     assert socket_path(store) == path
 
 
@@ -53,8 +55,17 @@ def test_a_folder_that_others_may_have_made_is_not_used(served, tmp_path, what):
     if what == "a link":
         (tmp_path / "elsewhere").mkdir(mode=0o700)
         path.parent.symlink_to(tmp_path / "elsewhere")
-    assert served_socket(store) is None
+    assert served_socket(store) == NOWHERE, "not the port either, which may be another user's by now"
     assert socket_path(store).parent != path.parent
+
+
+def test_a_folder_that_another_user_makes_once_it_is_gone_is_not_reached(served):
+    store, path = served
+    found = Path(served_socket(store).removeprefix("unix:"))
+    path.parent.rmdir()
+    path.parent.mkdir()
+    path.touch()
+    assert not found.exists()
 
 
 def test_an_address_without_a_socket_has_none(tmp_path):
