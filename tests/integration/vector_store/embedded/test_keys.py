@@ -110,7 +110,7 @@ def test_after_a_server_has_ended_by_itself_nothing_is_sent_to_its_port(tmp_path
 
 def test_calls_without_a_key_that_never_send_their_message_hold_no_thread(tmp_path, manifest):
     """Each would hold one of the server's threads, and it has as many as are opened here."""
-    held = threading.Event()
+    held, deadline_s = threading.Event(), time.monotonic() + 5
 
     def never() -> Iterator[bytes]:
         held.wait(60)
@@ -119,10 +119,12 @@ def test_calls_without_a_key_that_never_send_their_message_hold_no_thread(tmp_pa
     with embedded_server(tmp_path) as url:
         config = StoreConfig(api_key_env="NO_SUCH_VARIABLE", write_deadline_s=5.0)
         with grpc.insecure_channel(split(url)[0].removeprefix("http://")) as stranger, connect(config, url) as client:
-            for method in ("Points/Upsert", "Qdrant/HealthCheck"):
-                for _ in range(NUM_THREADS):
-                    stranger.stream_unary(f"/qdrant.{method}").future(never())
-            time.sleep(0.5)
+            calls = [  # kept: a call that nobody holds is cancelled
+                stranger.stream_unary(f"/qdrant.{method}").future(never())
+                for method in ("Points/Upsert", "Qdrant/HealthCheck")
+                for _ in range(NUM_THREADS)
+            ]
+            wait_until(lambda: all(call.done() for call in calls) or time.monotonic() > deadline_s, "they are answered")
             try:
                 Store(client, config).ensure(manifest)
                 assert Store(client, config).count() == 0
