@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import socket
 import tempfile
 import time
@@ -81,6 +82,12 @@ SHOWN_CHARACTERS = 300
 TOKEN, TOKEN_VARIABLES = Path(".ray") / "auth_token", ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 """Where Ray keeps the token that its callers must show, below the user's home, and what names another."""
 
+LONGEST_BASE = 24
+"""Bytes of the path of the folder for temporary files, at most, that leave room for Ray's sockets: 80 more, of 107 in all."""
+
+SESSION_PREFIX = "ray-"
+"""The names of the folders that `private_folder` makes begin so."""
+
 CHECKOUT = str(Path(__file__).resolve().parents[2])
 
 
@@ -124,6 +131,16 @@ def make_token_private() -> None:
         )
 
 
+def private_folder() -> Path:
+    """Make a folder for a Ray's session that no other user of the machine may enter.
+
+    Ray 2.60 lets every user write into its session, in /tmp/ray by default: where a job's code is unpacked, and where its
+    processes listen. Ray opens the folder that it is given, so give it one below this. The path is short, as sockets' must be.
+    """
+    base = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix=SESSION_PREFIX, dir=base if len(os.fsencode(base)) <= LONGEST_BASE else "/tmp"))
+
+
 def wait_for_slow_nodes() -> None:
     """Have this process wait NODE_START_S for a node that it starts, and leave it the cores meanwhile.
 
@@ -156,6 +173,7 @@ def ray_session() -> Iterator[None]:
         "logging_level": logging.ERROR,
         "runtime_env": {"env_vars": variables, "worker_process_setup_hook": "jobs.run.session.quiet_ray"},
     }
+    folder = None
     if address := os.environ.get("RAY_ADDRESS"):
         with _one_line(
             f"cannot join the Ray cluster at {address}", "see that it runs (`ray status`), or unset RAY_ADDRESS"
@@ -168,8 +186,17 @@ def ray_session() -> Iterator[None]:
         num_cpus = max(2, os.cpu_count() or 2)
         wait_for_slow_nodes()
         make_token_private()
-        with _one_line("Ray did not start on this machine", "is it very busy, or full? Start the same command again"):
-            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
+        folder = private_folder()
+        try:
+            with _one_line(
+                "Ray did not start on this machine", "is it very busy, or full? Start the same command again"
+            ):
+                ray.init(
+                    address="local", num_cpus=num_cpus, include_dashboard=False, _temp_dir=str(folder / "r"), **options
+                )
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         log.info("started a local Ray with %d CPUs", num_cpus)
     quiet_ray()
     data = DataContext.get_current()
@@ -180,6 +207,8 @@ def ray_session() -> Iterator[None]:
     finally:
         if not ray_has_gone():
             ray.shutdown()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _once_registered(get_node: Callable[..., Any]) -> Callable[..., Any]:

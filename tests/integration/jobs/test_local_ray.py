@@ -1,6 +1,7 @@
 """The Ray that a job starts for itself: no other machine reaches it, and it does nothing for who has no token."""
 
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import grpc
 import pytest
 import ray
 
+from jobs.run.session import SESSION_PREFIX
 from tests.chaos.faults import children
 from tests.listeners import is_loopback, listeners
 
@@ -46,6 +48,13 @@ def test_a_jobs_own_ray_listens_on_loopback_alone(ray_cluster):
     addresses = listeners(own)
     assert addresses
     assert all(map(is_loopback, addresses)), addresses
+
+
+def test_no_other_user_of_the_machine_enters_the_session_of_a_jobs_own_ray(ray_cluster):
+    """Ray leaves the session itself open to every user: its sockets, and the code that it unpacks for a job."""
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    private = [folder for folder in session.parents if folder.name.startswith(SESSION_PREFIX)]
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in private] == [0o700]
 
 
 def descendants(pid: int) -> set[int]:
