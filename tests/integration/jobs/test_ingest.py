@@ -154,7 +154,7 @@ def test_another_teachers_memory_is_refused_and_left_alone(filled, tiny_run):
 @pytest.mark.usefixtures("prepared_home")
 def test_a_missing_store_is_reported_in_one_line(tiny_run):
     config = tiny_run(store={"url": "http://127.0.0.1:9", "write_deadline_s": 1})
-    with pytest.raises(StoreUnavailable, match=r"127.0.0.1:9 did not answer.*store.url") as error:
+    with pytest.raises(StoreUnavailable, match=r"127.0.0.1:9 did not answer.*address of its gRPC port") as error:
         ingest.run(config)
     assert "\n" not in str(error.value)
 
