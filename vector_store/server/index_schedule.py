@@ -1,6 +1,7 @@
 """When to build a collection's index: at once where somebody waits for it, otherwise when writes pause or have long gone on.
 
-After an attempt that failed only a pause counts. Knows no shard: a collection has a schedule, and the builder asks it.
+After an attempt that failed, the next one waits for a pause of writes, and after an error also for PATIENCE_S, unless somebody
+waits for the index again. Knows no shard: a collection has a schedule, and the builder asks it.
 """
 
 import math
