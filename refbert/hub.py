@@ -1,4 +1,4 @@
-"""`from_pretrained`'s options for models and tokenizers: where the Hub does not answer only its cache, and never a model's code.
+"""`from_pretrained`'s options for models and tokenizers: only its cache where the Hub does not answer, never a model's code.
 
 A process asks each Hub once whether it answers, with one retry. Else, without a Hub, every file would be asked for six times
 over most of a minute. Folders, packaged models and offline mode ask nothing.
