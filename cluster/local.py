@@ -9,12 +9,10 @@ import hashlib
 import ipaddress
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from typing import Any
 from cluster.processes import MARK, marked, runs, stop
 from cluster.ray_command import LOOPBACK
 from jobs.run.ports import free_ports
-from jobs.run.session import NODE_ENVIRONMENT, SESSION_PREFIX, make_token_private, private_folder
+from jobs.run.session import NODE_ENVIRONMENT, make_session_folder, make_token_private, remove_session_folder
 from refbert.atomic import write_whole
 from refbert.errors import InputError, UnavailableError
 from vector_store.server.access import identity, make_private, private, with_directory
@@ -120,7 +118,7 @@ def start(
             host=host,
             address=f"http://{host}:{dashboard_port or free_ports(1, host)[0]}",
             gcs=f"{host}:{gcs_port}",
-            temp_dir=str(private_folder() / "r"),
+            temp_dir=str(make_session_folder()),
             workers=tuple(f"worker-{number + 1}" for number in range(workers)),
             cpus_per_worker=cpus_per_worker or max(1, (os.cpu_count() or 1) // workers),
             gpus_per_worker=gpus_per_worker,
@@ -153,11 +151,7 @@ def start(
 def halt(cluster: Cluster) -> int:
     """Stop every part, the store first so that it can flush; return the number of processes."""
     stopped = stop(cluster.id, STORE) + stop(cluster.id, last=NODES_SERVER)
-    session = Path(cluster.temp_dir)
-    shutil.rmtree(session, ignore_errors=True)
-    if session.parent.name.startswith(SESSION_PREFIX):
-        with suppress(OSError):
-            session.parent.rmdir()
+    remove_session_folder(Path(cluster.temp_dir))
     (home() / STATE).unlink(missing_ok=True)
     return stopped
 

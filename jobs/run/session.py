@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ LONGEST_BASE = 24
 """Bytes of the path of the folder for temporary files, at most, that leave room for Ray's sockets: 80 more, of 107 in all."""
 
 SESSION_PREFIX = "ray-"
-"""The names of the folders that `private_folder` makes begin so."""
+"""The names of the folders that `make_session_folder` makes begin so."""
 
 CHECKOUT = str(Path(__file__).resolve().parents[2])
 
@@ -131,14 +131,23 @@ def make_token_private() -> None:
         )
 
 
-def private_folder() -> Path:
-    """Make a folder for a Ray's session that no other user of the machine may enter.
+def make_session_folder() -> Path:
+    """Make a place for a Ray's session, below a folder that no other user of the machine may enter.
 
     Ray 2.60 lets every user write into its session, in /tmp/ray by default: where a job's code is unpacked, and where its
-    processes listen. Ray opens the folder that it is given, so give it one below this. The path is short, as sockets' must be.
+    processes listen. Ray itself makes the place that is returned, and opens it to all. Its path is short, as sockets' must be.
     """
     base = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix=SESSION_PREFIX, dir=base if len(os.fsencode(base)) <= LONGEST_BASE else "/tmp"))
+    short = base if len(os.fsencode(base)) <= LONGEST_BASE else "/tmp"
+    return Path(tempfile.mkdtemp(prefix=SESSION_PREFIX, dir=short)) / "r"
+
+
+def remove_session_folder(session: Path) -> None:
+    """Remove a Ray's session, and the folder that `make_session_folder` has made above it."""
+    shutil.rmtree(session, ignore_errors=True)
+    if session.parent.name.startswith(SESSION_PREFIX):  # a cluster of an earlier release has none
+        with suppress(OSError):
+            session.parent.rmdir()
 
 
 def wait_for_slow_nodes() -> None:
@@ -173,42 +182,35 @@ def ray_session() -> Iterator[None]:
         "logging_level": logging.ERROR,
         "runtime_env": {"env_vars": variables, "worker_process_setup_hook": "jobs.run.session.quiet_ray"},
     }
-    folder = None
-    if address := os.environ.get("RAY_ADDRESS"):
-        with _one_line(
-            f"cannot join the Ray cluster at {address}", "see that it runs (`ray status`), or unset RAY_ADDRESS"
-        ):
-            if re.fullmatch(HOST_AND_PORT, address):
-                _connect(address)  # Ray asks a head that is not there for minutes, in lines of its own
-            ray.init(**options)
-        log.info("joined the Ray cluster at %s", address)
-    else:
-        num_cpus = max(2, os.cpu_count() or 2)
-        wait_for_slow_nodes()
-        make_token_private()
-        folder = private_folder()
-        try:
+    with ExitStack() as left_behind:
+        if address := os.environ.get("RAY_ADDRESS"):
+            with _one_line(
+                f"cannot join the Ray cluster at {address}", "see that it runs (`ray status`), or unset RAY_ADDRESS"
+            ):
+                if re.fullmatch(HOST_AND_PORT, address):
+                    _connect(address)  # Ray asks a head that is not there for minutes, in lines of its own
+                ray.init(**options)
+            log.info("joined the Ray cluster at %s", address)
+        else:
+            options |= {"address": "local", "num_cpus": max(2, os.cpu_count() or 2), "include_dashboard": False}
+            wait_for_slow_nodes()
+            make_token_private()
+            session = make_session_folder()
+            left_behind.callback(remove_session_folder, session)
             with _one_line(
                 "Ray did not start on this machine", "is it very busy, or full? Start the same command again"
             ):
-                ray.init(
-                    address="local", num_cpus=num_cpus, include_dashboard=False, _temp_dir=str(folder / "r"), **options
-                )
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        log.info("started a local Ray with %d CPUs", num_cpus)
-    quiet_ray()
-    data = DataContext.get_current()
-    data.enable_progress_bars = False
-    data.print_on_execution_start = False
-    try:
-        yield
-    finally:
-        if not ray_has_gone():
-            ray.shutdown()
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
+                ray.init(_temp_dir=str(session), **options)
+            log.info("started a local Ray with %d CPUs", options["num_cpus"])
+        quiet_ray()
+        data = DataContext.get_current()
+        data.enable_progress_bars = False
+        data.print_on_execution_start = False
+        try:
+            yield
+        finally:
+            if not ray_has_gone():
+                ray.shutdown()
 
 
 def _once_registered(get_node: Callable[..., Any]) -> Callable[..., Any]:

@@ -77,20 +77,21 @@ class LostReplica:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and respond to it where the service has not begun a response."""
-        has_begun, without = False, LOST
+        has_begun = is_hidden = False
 
         async def sending(message: Message) -> None:
-            nonlocal has_begun, without
-            if self._is_alone and _is_of_the_proxy(message):
-                without = ENDING
-            if without == LOST:
+            nonlocal has_begun, is_hidden
+            is_hidden = is_hidden or (self._is_alone and _is_of_the_proxy(message))
+            if not is_hidden:
                 has_begun = True
                 await send(message)
 
         await self._app(scope, receive, sending)
         if scope["type"] == "http" and not has_begun:
             request_id = Headers(scope=scope).get("x-request-id", "")
-            body = {"error": {"message": without, "type": "not_ready_error", "request_id": request_id}}
+            body = {
+                "error": {"message": ENDING if is_hidden else LOST, "type": "not_ready_error", "request_id": request_id}
+            }
             await JSONResponse(body, 503, {"Retry-After": "1"})(scope, receive, send)
 
 

@@ -52,6 +52,16 @@ def children(pid: int) -> list[int]:
     return [other for other in _processes() if (stat := _stat(other)) and stat[0] != "Z" and int(stat[1]) == pid]
 
 
+def titled(title: str) -> list[int]:
+    """Processes of this machine whose command line begins so; Ray's workers name in it what they run."""
+    found = []
+    for pid in _processes():
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(title.encode()):
+                found.append(pid)
+    return found
+
+
 def kill_session(pid: int) -> None:
     """Kill -9 everything in the session that `pid` leads, process groups of their own included."""
 

@@ -58,29 +58,29 @@ def served_socket(root: Path) -> str | None:
     On Linux the socket is found through its folder, kept open: another user who makes a folder of this name, once it is gone,
     is not reached by a channel that connects again. Where the folder is gone already, or others may enter it, nothing is.
     """
-    path = read_address(root).get("socket")
+    path = _last_socket(root)
     if path is None:
         return None
-    folder, name = os.path.split(path)
-    if not _is_private(Path(folder)):
+    if not _is_private(path.parent):
         return NOWHERE
     if sys.platform != "linux":
         return f"unix:{path}"
     try:
-        return f"unix:/proc/self/fd/{_opened(folder, Path(folder).stat().st_ino)}/{name}"
+        return f"unix:/proc/self/fd/{_opened(path.parent, path.parent.stat().st_ino)}/{path.name}"
     except OSError:
         return NOWHERE
 
 
 @functools.cache
-def _opened(folder: str, _inode: int) -> int:
+def _opened(folder: Path, _inode: int) -> int:
     """The folder, open for as long as this process lives."""
     return os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
 
 
 def socket_path(root: Path) -> Path | None:
     """Where a server of the directory is to listen: where the last one did, else in a new folder; None where none can be."""
-    if path := _last_socket(root):
+    path = _last_socket(root)
+    if path and _is_private(path.parent):
         return path
     for folder in (tempfile.gettempdir(), SHORT):
         if len(os.fsencode(folder)) + len("/vector-store-12345678/") + len(SOCKET_FILE) <= LONGEST_PATH:
@@ -97,9 +97,9 @@ def remove_socket(path: Path) -> None:
 
 
 def _last_socket(root: Path) -> Path | None:
-    """The socket of this directory's last server, if its folder is still there and this user's alone."""
+    """The socket that this directory's last server had; its folder may be gone, or another's, by now."""
     path = read_address(root).get("socket")
-    return Path(path) if path and _is_private(Path(path).parent) else None
+    return Path(path) if path else None
 
 
 def _is_private(folder: Path) -> bool:

@@ -60,4 +60,4 @@ def test_no_other_user_of_the_machine_enters_the_session_of_a_jobs_own_ray(ray_c
 def descendants(pid: int) -> set[int]:
     """Processes that this one has started, and those that they have."""
     found = set(children(pid))
-    return found.union(*map(descendants, found)) if found else found
+    return found.union(*map(descendants, found))

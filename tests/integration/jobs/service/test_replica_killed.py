@@ -5,13 +5,12 @@ import os
 import re
 import signal
 import time
-from contextlib import suppress
-from pathlib import Path
 
 import httpx
 import pytest
 
 from jobs.serve import served
+from tests.chaos.faults import titled
 
 
 @pytest.mark.long
@@ -47,12 +46,7 @@ def states(client):
 
 
 def replica_pids():
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if (process / "cmdline").read_bytes().startswith(b"ray::ServeReplica:served:StudentService"):
-                found.append(int(process.name))
-    return found
+    return titled("ray::ServeReplica:served:StudentService")
 
 
 def recovered(since_s, is_back, name):

@@ -13,7 +13,7 @@ import httpx
 import pytest
 import ray
 
-from tests.chaos.faults import kill_session, wait_until
+from tests.chaos.faults import kill_session, titled, wait_until
 
 CUT_OFF = ("ReadError", "RemoteProtocolError")
 """A connection that ends before the response has come."""
@@ -45,12 +45,7 @@ def command(trained, trained_home, ray_cluster, tmp_path_factory):
 
 def proxies() -> set[int]:
     """Ray Serve's HTTP proxies on this machine."""
-    found = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if (process / "cmdline").read_bytes().startswith(b"ray::ProxyActor"):
-                found.add(int(process.name))
-    return found
+    return set(titled("ray::ProxyActor"))
 
 
 def test_a_killed_proxy_is_replaced_and_the_service_answers_at_the_same_address(command):

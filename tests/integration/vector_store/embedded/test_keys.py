@@ -7,7 +7,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from urllib.parse import urlsplit
 
 import grpc
@@ -73,15 +73,11 @@ def test_a_client_whose_server_was_killed_sends_the_key_to_nobody_else_and_goes_
         store.upsert(make_points(3))
         port, pid = urlsplit(url).port, server_pid(tmp_path / "store")
         os.kill(pid, signal.SIGKILL)
-        taken = stack.enter_context(socket.socket())
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        wait_until(lambda: bound(taken, port), "its port is free", 10)
-        taken.listen()
+        taken = stack.enter_context(stranger_at(port))
         with pytest.raises(StoreUnavailable):
             store.count()
         with connect(config, url) as another, pytest.raises(StoreUnavailable):
             Store(another, config).count()
-        taken.settimeout(0.0)
         with pytest.raises(BlockingIOError):
             taken.accept()
         again = stack.enter_context(embedded_server(tmp_path / "store"))
@@ -96,11 +92,7 @@ def test_after_a_server_has_ended_by_itself_nothing_is_sent_to_its_port(tmp_path
     log = tmp_path / "store" / "server.log"
     wait_until(lambda: "stopped serving" in log.read_text(), "it ends, unused", 20)
     with ExitStack() as stack:
-        taken = stack.enter_context(socket.socket())
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        wait_until(lambda: bound(taken, urlsplit(url).port), "its port is free", 10)
-        taken.listen()
-        taken.settimeout(0.0)
+        taken = stack.enter_context(stranger_at(urlsplit(url).port))
         client = stack.enter_context(connect(config, url))
         with pytest.raises(StoreUnavailable):
             Store(client, config).count()
@@ -130,6 +122,17 @@ def test_calls_without_a_key_that_never_send_their_message_hold_no_thread(tmp_pa
                 assert Store(client, config).count() == 0
             finally:
                 held.set()
+
+
+@contextmanager
+def stranger_at(port: int) -> Iterator[socket.socket]:
+    """What listens at a server's port once that is free; `accept` raises BlockingIOError while nobody has connected."""
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        wait_until(lambda: bound(taken, port), "its port is free", 10)
+        taken.listen()
+        taken.settimeout(0.0)
+        yield taken
 
 
 def bound(listener: socket.socket, port: int) -> bool:
