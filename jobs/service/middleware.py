@@ -76,6 +76,8 @@ class RequestMiddleware:
         if scope["type"] != "http":  # a WebSocket, which no route takes: closed here, before any could
             await send({"type": "websocket.close", "code": 1008})
             return
+        if scope["method"] == "HEAD":
+            scope, send = {**scope, "method": "GET"}, _without_body(send)
         request = RequestContext(scope, matched_route(self.api, scope), send, self.sends_request_id)
         started_s = time.perf_counter()
         with tracing.request_span(request.route, request.headers):
@@ -213,3 +215,12 @@ def _receive_after(body: bytes, receive: Receive) -> Receive:
         return read.pop() if read else await receive()
 
     return receive_next
+
+
+def _without_body(send: Send) -> Send:
+    """Return an ASGI `send` that keeps a response's body back: what HEAD asks of a GET (RFC 9110, 9.3.2), as monitors do."""
+
+    async def send_head(message: Message) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return send_head

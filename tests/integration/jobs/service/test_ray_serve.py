@@ -81,6 +81,8 @@ def test_the_proxy_returns_equal_vectors_for_batch_and_single_and_one_request_id
     assert refused.json()["error"]["request_id"] == "mine"
     assert client.post("/v1/embeddings", content=b" " * (17 * 2**20)).status_code == 413
     assert "RefBERT" in client.get("/").text
+    head = client.head("/healthz")
+    assert (head.status_code, head.headers["content-length"]) == (200, str(len(client.get("/healthz").content)))
     labelled = client.post("/v1/classify", json={"input": TEXTS, "model": "labels"}).json()
     assert (labelled["model"], len(labelled["data"])) == ("labels", 2)
 

@@ -84,6 +84,19 @@ def test_the_public_routes_are_those_that_show_neither_texts_nor_vectors(app):
     assert keyed == set(KEYED)
 
 
+def test_head_answers_as_get_does_without_a_body_and_with_the_same_key(app):
+    client = TestClient(app)
+    for path in ("/", "/healthz", "/openapi.json", "/playground.css"):
+        head, whole = client.head(path), client.get(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == str(len(whole.content))
+        assert head.headers["content-type"] == whole.headers["content-type"]
+    assert client.head("/readyz").status_code == client.get("/readyz").status_code == 503  # no student yet
+    assert client.head("/v1/models").status_code == 401
+    assert client.head("/v1/models", headers=KEY).status_code == client.get("/v1/models", headers=KEY).status_code
+    assert client.head("/v1/embeddings", headers=KEY).status_code == 405  # has no GET
+
+
 def test_a_public_routes_body_is_not_read(app):
     read, sent = [], []
 
