@@ -9,7 +9,6 @@ import hashlib
 import ipaddress
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -21,9 +20,10 @@ from cluster.processes import MARK, marked, runs, stop
 from cluster.ray_command import LOOPBACK
 from jobs.run.ports import free_ports
 from jobs.run.session import NODE_ENVIRONMENT, make_session_folder, make_token_private, remove_session_folder
-from refbert.atomic import write_whole
 from refbert.errors import InputError, UnavailableError
+from vector_store.atomic import write_whole
 from vector_store.server.access import identity, make_private, private, with_directory
+from vector_store.server.process import answering_url
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STATE = "cluster.json"
@@ -205,14 +205,10 @@ def _start_store(cluster: Cluster) -> None:
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
     deadline = time.monotonic() + STORE_START_S
-    while time.monotonic() < deadline:
-        try:
-            socket.create_connection((cluster.host, int(port)), timeout=1.0).close()
+    while time.monotonic() < deadline and process.poll() is None:
+        if answering_url(directory) == cluster.store_url:  # and not whoever took the port before
             return
-        except OSError:
-            if process.poll() is not None:
-                break
-            time.sleep(0.1)
+        time.sleep(0.1)
     last = (directory / "server.log").read_text(errors="replace").strip().splitlines()[-1:]
     raise UnavailableError(
         f"the store of {directory} did not start: {' '.join(last)}; stop other users of it, or give --no-store"
@@ -253,4 +249,4 @@ def _check_host(host: str, store: bool) -> None:
 def _write_state(cluster: Cluster) -> None:
     file = home() / STATE
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps(asdict(cluster), indent=2))
+    write_whole(file, json.dumps(asdict(cluster), indent=2), mode=0o600)  # it names ports that are not taken yet

@@ -26,7 +26,7 @@ from vector_store.errors import (
 from vector_store.nodes import Nodes, compresses_unasked, first_node, is_away, is_loopback, speaks_no_grpc
 from vector_store.protocol import api
 from vector_store.server.access import split, stored_key
-from vector_store.server.address import served_socket
+from vector_store.server.address import NOWHERE, served_socket
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
@@ -267,10 +267,13 @@ def _channel(config: StoreConfig, url: str, directory: Path | None, accepts_comp
     if not accepts_compression:
         # The algorithms as bits, of which the first is none; by default a channel accepts every one.
         options.append(("grpc.compression_enabled_algorithms_bitset", 1))
+    # The port of a server that has ended is anybody's, and a channel sends the key again to whatever answers.
+    own = served_socket(directory) if directory and parts.scheme == "http" else None
     if is_loopback(parts.hostname):
         options.append(("grpc.enable_http_proxy", 0))  # a proxy cannot reach this machine's loopback
-        # The port of a server that has ended is anybody's, and a channel sends the key again to whatever answers.
-        target = (served_socket(directory) if directory else None) or target
+        target = own or target
+    elif own and own != NOWHERE:  # else another machine's, whose directory may be called like one of this
+        target = own
     if parts.scheme == "https":
         return grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
     return grpc.insecure_channel(target, options)

@@ -18,7 +18,10 @@ from jobs.training.checkpoint import make_moments
 from refbert.distillation import Distiller
 from refbert.errors import UnavailableError
 from refbert.optimisation import adamw, warmup_decay
+from refbert.packaged import cache_folder
 from refbert.student import RefBertModel
+
+COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def build_engine(distiller: Distiller, train: TrainConfig, step: int = 0, skipped: int = 0) -> Any:
@@ -70,6 +73,17 @@ def hidden(module: str) -> Iterator[None]:
         del sys.modules[module]
 
 
+def keep_compiled_code_private() -> None:
+    """Have torch.compile keep its code in this user's cache folder, unless $TORCHINDUCTOR_CACHE_DIR names another.
+
+    Torch 2.13 runs what it finds in its cache, by default in a folder of /tmp that another user may have made before.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # whose module takes a second to import
+
+    if os.environ.get(COMPILED, default_cache_dir()) == default_cache_dir():  # torch itself sets it to that
+        os.environ[COMPILED] = str(cache_folder() / "torchinductor")
+
+
 def fit_layers(distiller: Distiller, train: TrainConfig) -> None:
     """Turn on activation checkpointing of the student's layers, and compile each, where the config says so.
 
@@ -85,5 +99,6 @@ def fit_layers(distiller: Distiller, train: TrainConfig) -> None:
                 f"train.compile=true needs a C++ compiler where workers run, and {' or '.join(compilers)} is not there; "
                 "install g++ (Debian: apt-get install g++), or set train.compile=false"
             )
+        keep_compiled_code_private()
         for layer in encoder.layers:
             layer.compile(dynamic=True)  # lengths of texts and references differ from batch to batch

@@ -35,14 +35,17 @@ SHORT = "/tmp"
 
 
 def read_address(root: Path) -> dict[str, Any]:
-    """What `write_address` wrote, in a copy of the directory without the `socket`; nothing where that is missing or damaged."""
+    """What `write_address` wrote, with `socket` None where the server had none; in a copy of the directory without `socket`.
+
+    Nothing where that is missing or damaged.
+    """
     try:
         address = json.loads((root / ADDRESS_FILE).read_text(encoding="utf-8"))
         for url in (address["url"], address.get("rest") or address["url"]):
             int(url.removeprefix("http://").rsplit(":", 1)[1])
-        is_own = address.get("directory") == identity(root) and isinstance(address.get("socket"), str)
+        is_own, path = address.get("directory") == identity(root), address.get("socket")
         found = {"url": address["url"], "instance": address["instance"], "rest": address.get("rest")}
-        return found | ({"socket": address["socket"]} if is_own else {})
+        return found | ({"socket": path if isinstance(path, str) else None} if is_own else {})
     except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
         return {}
 
@@ -53,11 +56,14 @@ def write_address(root: Path, address: dict[str, Any]) -> None:
 
 
 def served_socket(root: Path) -> str | None:
-    """gRPC's name, in this process, of the socket of the directory's last server; None where that server had none.
+    """gRPC's name, in this process, of the socket of the directory's last server; None where that server could make none.
 
-    On Linux the socket is found through its folder, kept open: another user who makes a folder of this name, once it is gone,
-    is not reached by a channel that connects again. Where the folder is gone already, or others may enter it, nothing is.
+    NOWHERE where no server of this very directory has said where it listens, since another user may have the port. On Linux the
+    socket is found through its folder, kept open: another user who makes a folder of this name, once it is gone, is not reached
+    by a channel that connects again. Where the folder is gone already, or others may enter it, nothing is.
     """
+    if "socket" not in read_address(root):
+        return NOWHERE
     path = _last_socket(root)
     if path is None:
         return None

@@ -307,7 +307,7 @@ def embedded_server(
                     f"the server of {root} has been stopping for {START_S:g} s; see {root}/server.log"
                 )
             time.sleep(0.05)
-        url = _answering_url(root) or _start(root, host, api_key, message_bytes, rest_port, deadline)
+        url = answering_url(root) or _start(root, host, api_key, message_bytes, rest_port, deadline)
         served_host = url.removeprefix("http://").rsplit(":", 1)[0]
         if served_host != host:
             raise StoreError(
@@ -357,7 +357,7 @@ def _start(
         )
     threading.Thread(target=process.wait, daemon=True).start()  # no zombie when it ends before this process
     while time.monotonic() < deadline:
-        if url := _answering_url(root):
+        if url := answering_url(root):
             return url
         if process.returncode not in (None, 0, ALREADY_SERVED):
             signalled = process.returncode - SHELL_SIGNALLED
@@ -380,7 +380,7 @@ def _last_lines(path: Path, num_lines: int = 10) -> str:
     return "\n".join(path.read_text(errors="replace").splitlines()[-num_lines:])
 
 
-def _answering_url(root: Path) -> str | None:
+def answering_url(root: Path) -> str | None:
     """URL of the directory's running server; None where there is none, or another server has its old port.
 
     Whatever has that port might show what a health check showed before, and would be sent the key: so the lock that only a

@@ -2,14 +2,19 @@
 
 import json
 import shutil
+import socket
 import stat
 from types import SimpleNamespace
 
 import pytest
 
 from cluster import local
-from cluster.local import STATE, known_cluster
+from cluster.local import STATE, STORE, STORE_URL, known_cluster
 from refbert.errors import UnavailableError
+from vector_store.client import connect
+from vector_store.config import StoreConfig
+from vector_store.errors import StoreUnavailable
+from vector_store.protocol import api
 from vector_store.server.access import identity
 
 
@@ -22,6 +27,21 @@ def test_the_stores_folder_and_log_are_for_their_owner_alone(tmp_path, monkeypat
         local._start_store(SimpleNamespace(store_url="http://127.0.0.1:1", host="127.0.0.1"))
     folder = tmp_path / "home" / "store"
     assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder / "server.log")] == [0o700, 0o600]
+
+
+def test_whoever_has_the_stores_port_is_not_taken_for_it_and_gets_no_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("REFBERT_HOME", str(tmp_path / "home"))
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        stranger.setblocking(False)
+        url = f"http://127.0.0.1:{stranger.getsockname()[1]}"
+        cluster = SimpleNamespace(id="a", store_url=url, host="127.0.0.1")
+        with pytest.raises(UnavailableError, match=r"did not start: .*cannot listen"):
+            local._start_store(cluster)
+        for_jobs = local._environment(cluster, STORE)[STORE_URL]
+        with connect(StoreConfig(), for_jobs) as client, pytest.raises(StoreUnavailable):
+            client.call(client.collections.List, api.ListCollectionsRequest(), 1.0)
+        with pytest.raises(BlockingIOError):
+            stranger.accept()
 
 
 def test_the_state_of_a_copied_home_is_no_cluster_of_the_copys(tmp_path, monkeypatch):

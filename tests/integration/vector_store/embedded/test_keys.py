@@ -18,7 +18,7 @@ from tests.chaos.faults import server_pid, wait_until
 from vector_store.client import connect
 from vector_store.config import StoreConfig
 from vector_store.errors import StoreError, StoreUnavailable
-from vector_store.server.access import split
+from vector_store.server.access import split, with_directory
 from vector_store.server.process import NUM_THREADS, embedded_server, serve
 from vector_store.store import Store
 
@@ -98,6 +98,20 @@ def test_after_a_server_has_ended_by_itself_nothing_is_sent_to_its_port(tmp_path
             Store(client, config).count()
         with pytest.raises(BlockingIOError):
             taken.accept()
+
+
+def test_a_stores_own_socket_is_used_at_whatever_address_of_this_machine_it_is_named(tmp_path, manifest):
+    config = StoreConfig(api_key_env="NO_SUCH_VARIABLE", write_deadline_s=3.0)
+    with embedded_server(tmp_path / "store"):
+        # An address of documentation, which nobody has: what is reached is the socket.
+        with connect(config, with_directory("http://192.0.2.1:6334", tmp_path / "store")) as client:
+            Store(client, config).ensure(manifest)
+            assert Store(client, config).count() == 0
+        with (
+            connect(config, with_directory("http://192.0.2.1:6334", tmp_path / "elsewhere")) as client,
+            pytest.raises(StoreUnavailable, match=r"192\.0\.2\.1"),
+        ):
+            Store(client, config).count()
 
 
 def test_calls_without_a_key_that_never_send_their_message_hold_no_thread(tmp_path, manifest):

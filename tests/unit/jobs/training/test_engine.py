@@ -7,9 +7,10 @@ from contextlib import redirect_stdout
 
 import pytest
 import torch
+from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
 
 from jobs.sections import TrainConfig
-from jobs.training.engine import fit_layers, hidden
+from jobs.training.engine import COMPILED, fit_layers, hidden
 from refbert.config import LossConfig
 from refbert.distillation import Distiller
 from refbert.errors import UnavailableError
@@ -59,6 +60,17 @@ def test_activation_checkpointing_and_compilation_keep_the_gradients(options, to
         assert got.keys() == wanted.keys()
         for name, gradient in wanted.items():
             torch.testing.assert_close(got[name], gradient, rtol=tolerance, atol=tolerance)
+
+
+def test_compiled_code_is_kept_and_found_in_the_users_own_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("REFBERT_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", sys.executable)  # any program: nothing is compiled before the first forward
+    monkeypatch.setenv(COMPILED, default_cache_dir())  # as torch sets it when it is imported
+    fit_layers(distiller(), TrainConfig(compile=True))
+    assert cache_dir() == str(tmp_path / "torchinductor")
+    monkeypatch.setenv(COMPILED, str(tmp_path / "mine"))
+    fit_layers(distiller(), TrainConfig(compile=True))
+    assert cache_dir() == str(tmp_path / "mine")
 
 
 def test_compiling_without_a_compiler_is_refused_in_one_line(monkeypatch, tmp_path):

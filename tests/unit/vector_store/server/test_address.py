@@ -41,7 +41,7 @@ def test_the_sockets_folder_is_its_owners_alone_and_the_next_server_takes_the_sa
 def test_a_copy_of_a_store_has_not_the_originals_socket(served, tmp_path):
     store, path = served
     shutil.copytree(store, tmp_path / "copy")
-    assert served_socket(tmp_path / "copy") is None
+    assert served_socket(tmp_path / "copy") == NOWHERE, "nor the original's port"
     assert socket_path(tmp_path / "copy") != path
 
 
@@ -68,14 +68,17 @@ def test_a_folder_that_another_user_makes_once_it_is_gone_is_not_reached(served)
     assert not found.exists()
 
 
-def test_an_address_without_a_socket_has_none(tmp_path):
+def test_a_server_that_could_make_no_socket_is_asked_at_its_port_and_nobody_where_no_server_said_where_it_listens(
+    tmp_path,
+):
+    assert served_socket(tmp_path) == NOWHERE
     write_address(tmp_path, ADDRESS)
     assert served_socket(tmp_path) is None
     (tmp_path / "address.json").write_text(
         '{"url": "http://127.0.0.1:1", "instance": "a", "socket": 3, "directory": "b"}'
     )
     assert read_address(tmp_path)["url"]
-    assert served_socket(tmp_path) is None
+    assert served_socket(tmp_path) == NOWHERE
 
 
 def test_a_socket_is_short_enough_where_the_folder_for_temporary_files_is_not(tmp_path, monkeypatch):
