@@ -1,9 +1,10 @@
-"""One distillation step: a student, its teacher's targets, and the weighted sum of losses between them.
+"""One distillation step: a student, what its teacher and a task's labels teach it, and the weighted sum of the losses.
 
 The loop, the data and the optimizer live elsewhere; here a batch of tensors becomes a loss and its parts. `check_losses`
-refuses a student and a teacher that lack what the losses compare, and `new_student` builds an untrained student.
+refuses layers, heads and attention that the losses compare and that student or teacher lack; that there are logits and labels
+where losses want them the caller sees to. `new_student` builds an untrained student.
 
-Shapes: batch, tokens, ref_tokens, dim (the teacher's hidden size), labels.
+Shapes: batch, tokens, dim (the teacher's hidden size).
 """
 
 from dataclasses import dataclass
@@ -133,7 +134,10 @@ class Distiller(nn.Module):
 
 
 def check_losses(loss: LossConfig, student: StudentConfig, teacher: Teacher) -> None:
-    """Raise InputError where teacher or student lack what the losses compare. Call it before any computation."""
+    """Raise InputError where teacher or student lack layers, heads or attention that the losses compare.
+
+    Call it before any computation. Logits and labels are not looked for.
+    """
     layers = student.num_hidden_layers
     mapped = loss.teacher_layers(layers, teacher.num_layers)
     if loss.layer_map != "last" and (len(mapped) != layers or max(mapped) > teacher.num_layers):

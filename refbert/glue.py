@@ -1,7 +1,8 @@
 """GLUE as data: its nine tasks, their files and label names, and the files that its server takes.
 
-Wang et al. 2019 (arXiv 1804.07461), Table 1; columns are those of GLUE's own TSV files, then the Hub's where they differ. Reads
-no examples: `tasks.py` does.
+The tasks are those of Wang et al. 2019 (arXiv 1804.07461), Table 1, numbers of rows those of the files. Columns have the names
+of GLUE's own TSV files (CoLA's name none and get some here), then the Hub's where these differ. Reads no examples: `tasks.py`
+does.
 """
 
 import math

@@ -5,14 +5,16 @@
     <root>/collections/c<name>/acknowledged.json   how many points it must hold
     <root>/aliases.json                            aliases of collections
 
-A collection is built under a draft's name and renamed, so it exists completely or not at all. One with a damaged file is named
-with the remedy and keeps none of the others from being served; nothing of it is removed. One that lacks points is served with a
-warning; one whose log is damaged can be read, and written to once its points are in a new shard.
+A collection is built under a draft's name and renamed, so it exists completely or not at all. One whose shard cannot be opened,
+or whose settings cannot be read, is not served: each call to it names the file and the remedy, nothing of it is removed, and
+the others are served. One that lacks points is served with a warning. One whose log has lost files or their ends, and that the
+engine still opens, can be read, and written to once its points are in a new shard, after which the old one is removed. A
+damaged acknowledged.json is logged and written anew: whether points are missing is not known then.
 
-`Collection` also says when its shard wants an index, or to be written anew after deletions (`wants_index`, `wants_rebuild`),
-and swaps in the new shard that `index_build` makes. The engine keeps its own configuration of a shard, no catalogue or
-metadata. Takes gRPC's messages and raises its status codes, but serves no call; the caller ensures that one process opens the
-root.
+`Collection` also says when its shard wants an index, or to be written anew after points were deleted or replaced
+(`wants_index`, `wants_rebuild`), and swaps in the new shard that `index_build` makes. The engine keeps its own configuration of
+a shard, no catalogue or metadata. Takes gRPC's messages and raises its status codes, but serves no call; the caller ensures
+that one process opens the root.
 """
 
 import contextlib
