@@ -18,7 +18,7 @@ from typing import Any
 
 from cluster.processes import MARK, marked, runs, stop
 from cluster.ray_command import LOOPBACK
-from jobs.run.ports import free_ports
+from jobs.run.ports import free_ports, is_anothers
 from jobs.run.session import NODE_ENVIRONMENT, make_session_folder, make_token_private, remove_session_folder
 from refbert.errors import InputError, UnavailableError
 from vector_store.atomic import write_whole
@@ -145,6 +145,8 @@ def start(
     for part in missing:
         stop(cluster.id, part, last=NODES_SERVER)  # remaining processes of a broken part
         _start_store(cluster) if part == STORE else _start_node(cluster, part)
+        if part == HEAD:
+            _require_own_ports(cluster)
     return cluster, missing
 
 
@@ -191,6 +193,21 @@ def _start_node(cluster: Cluster, part: str) -> None:
     if done.returncode:
         said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         raise UnavailableError(f"Ray's {part} did not start: {' '.join(said[-3:])}; its logs are in {cluster.temp_dir}")
+
+
+def _require_own_ports(cluster: Cluster) -> None:
+    """Stop everything and raise UnavailableError where another user listens at the head's ports: clients send Ray's token there.
+
+    The ports are in the head's arguments, which everybody may read, some seconds before it listens.
+    """
+    for address in (cluster.gcs, cluster.address.removeprefix("http://")):
+        host, _, port = address.rpartition(":")
+        if is_anothers(host, int(port)):
+            halt(cluster)
+            raise UnavailableError(
+                f"another user of this machine listens at {address}, where the cluster was to; run `python -m cluster up` "
+                "again"
+            )
 
 
 def _start_store(cluster: Cluster) -> None:

@@ -44,6 +44,23 @@ def test_whoever_has_the_stores_port_is_not_taken_for_it_and_gets_no_key(tmp_pat
             stranger.accept()
 
 
+def test_a_cluster_whose_head_has_not_its_ports_is_stopped(tmp_path, monkeypatch):
+    halted = []
+    monkeypatch.setattr(local, "halt", halted.append)
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        address = f"127.0.0.1:{stranger.getsockname()[1]}"
+        for cluster in (
+            SimpleNamespace(gcs=address, address="http://127.0.0.1:1"),
+            SimpleNamespace(gcs="127.0.0.1:1", address=f"http://{address}"),
+        ):
+            local._require_own_ports(cluster)  # it is this user's
+            with monkeypatch.context() as patch:
+                patch.setattr(local.os, "getuid", lambda: 10_000)
+                with pytest.raises(UnavailableError, match=f"another user of this machine listens at {address}"):
+                    local._require_own_ports(cluster)
+            assert halted.pop() is cluster
+
+
 def test_the_state_of_a_copied_home_is_no_cluster_of_the_copys(tmp_path, monkeypatch):
     home = tmp_path / "home"
     home.mkdir()
