@@ -196,7 +196,7 @@ def _start_node(cluster: Cluster, part: str) -> None:
 
 
 def _require_own_ports(cluster: Cluster) -> None:
-    """Stop everything and raise UnavailableError where another user listens at the head's ports: clients send Ray's token there.
+    """Stop all and raise UnavailableError where another user listens at the head's ports: clients send Ray's token there.
 
     The ports are in the head's arguments, which everybody may read, some seconds before it listens.
     """
