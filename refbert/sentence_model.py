@@ -1,7 +1,7 @@
 """The student as other libraries use an encoder: pooling its states gives its answer, corrected where the student was adapted.
 
 `AutoModel` loads this model, with this package or, from the copy of the code in a student's folder, without the package
-(`refbert.remote_code`). The model looks up no references; a student opened by `refbert.load` does.
+(`refbert.remote_code`). The model looks up no references; a student that `refbert.load` opens with its memory does.
 """
 
 from pathlib import Path

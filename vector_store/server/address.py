@@ -1,12 +1,13 @@
-"""Where a directory's server listens: at a port, for everybody, and at a Unix socket, for the directory's owner.
+"""Where a directory's server listens: at a port, for everybody, and at a Unix socket, for the user who runs it.
 
     <store>/address.json              where the last server listens or listened, whoever started it
     <tmp>/vector-store-.../socket     its socket, in a folder that the server made for its owner alone
 
 A client that finds the server by its directory sends its calls, and the key, to the socket that `address.json` names, or
-nowhere if that is gone: the port of a server that has ended is anybody's on this machine. The socket is not in the store, where
-many programs that copy a folder would stop at it. Its folder is named at random, so that nobody else has it first. While that
-folder exists the directory's next server listens there again; the server of a copy of the directory does not.
+nowhere if that is gone: the port of a server that has ended is anybody's on this machine. Only where the server could make no
+socket, of which it warns, or where its address is not loopback and no socket is here, do they go to the port. The socket is not
+in the store, where many programs that copy a folder would stop at it. Its folder is named at random, so that nobody else has it
+first. While that folder exists the directory's next server listens there again; the server of a copy of the directory does not.
 """
 
 import contextlib

@@ -11,10 +11,10 @@ the others are served. One that lacks points is served with a warning. One whose
 engine still opens, can be read, and written to once its points are in a new shard, after which the old one is removed. A
 damaged acknowledged.json is logged and written anew: whether points are missing is not known then.
 
-`Collection` also says when its shard wants an index, or to be written anew after points were deleted or replaced
-(`wants_index`, `wants_rebuild`), and swaps in the new shard that `index_build` makes. The engine keeps its own configuration of
-a shard, no catalogue or metadata. Takes gRPC's messages and raises its status codes, but serves no call; the caller ensures
-that one process opens the root.
+`Collection` also says when its shard wants an index, or to be written anew, after points were deleted or replaced or the log
+was damaged (`wants_index`, `wants_rebuild`), and swaps in the new shard that `index_build` makes. The engine keeps its own
+configuration of a shard, no catalogue or metadata. Takes gRPC's messages and raises its status codes, but serves no call; the
+caller ensures that one process opens the root.
 """
 
 import contextlib
@@ -198,7 +198,7 @@ class Collection:
         return unindexed * point_bytes > threshold_kb * 1024 and unindexed > INDEX_GROWTH * self.indexed_points
 
     def wants_rebuild(self) -> bool:
-        """Whether to copy the points into a new shard: after deletions, whose texts and space the old one keeps.
+        """Whether to copy the points into a new shard: the old one keeps the texts and space of what was deleted or replaced.
 
         That is once they are `deleted_threshold` of all and `vacuum_min_vector_number`, and FORGET_S after the first, at the
         latest; a shard that takes long to copy waits for longer, above all while writes go on. Without a sound log it is at
