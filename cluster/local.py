@@ -23,7 +23,6 @@ from jobs.run.session import NODE_ENVIRONMENT, make_session_folder, make_token_p
 from refbert.errors import InputError, UnavailableError
 from vector_store.atomic import write_whole
 from vector_store.server.access import identity, make_private, private, with_directory
-from vector_store.server.process import answering_url
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STATE = "cluster.json"
@@ -211,6 +210,8 @@ def _require_own_ports(cluster: Cluster) -> None:
 
 
 def _start_store(cluster: Cluster) -> None:
+    from vector_store.server.process import answering_url  # with gRPC, which `--help` need not wait for
+
     assert cluster.store_url
     directory = home() / "store"
     make_private(directory)

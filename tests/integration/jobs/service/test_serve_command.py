@@ -74,9 +74,10 @@ def test_sigterm_ends_a_service_in_one_line_once_what_is_in_flight_is_answered(c
         assert process.wait(120) == 143, log.read_text()
     outcomes = [status for (status,) in statuses]
     assert set(outcomes) <= {200, 503, "ConnectError", *CUT_OFF}
-    # The proxy ends last, with the connections that are open: all that the service had was answered long before.
+    # The proxy ends last, with the connections that are open: all that the service had was answered long before. A thread that
+    # was cut off may open another one before the port is closed.
     cut_off = [at for at, status in enumerate(outcomes) if status in CUT_OFF]
-    assert len(cut_off) <= 6
+    assert len(cut_off) <= 2 * 6
     assert not cut_off or outcomes.index(503) < cut_off[0]
     said = log.read_text().removeprefix(before).strip().splitlines()
     assert said == ["interrupted; start the same command again to go on"]
