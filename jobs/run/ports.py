@@ -28,8 +28,8 @@ def free_ports(count: int, host: str) -> list[int]:
 
 
 def is_anothers(host: str, port: int) -> bool:
-    """Whether another user of this machine listens at an IPv4 address; False where that is not known (no Linux)."""
-    return sys.platform == "linux" and any(uid != os.getuid() for uid in _listeners(host, port))
+    """Whether another user of this machine listens at an IPv4 address; False where that is not known (no Linux, IPv6)."""
+    return sys.platform == "linux" and ":" not in host and any(uid != os.getuid() for uid in _listeners(host, port))
 
 
 def _listeners(host: str, port: int) -> set[int]:

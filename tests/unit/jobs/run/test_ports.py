@@ -28,7 +28,10 @@ def test_a_host_of_another_machine_is_refused_in_one_line():
 ])  # fmt: skip
 def test_a_port_where_another_user_listens_is_seen(monkeypatch, family, bound):
     with socket.socket(family) as opened:
-        opened.bind((bound, 0))
+        try:
+            opened.bind((bound, 0))
+        except OSError:
+            pytest.skip(f"this machine has no {bound}")
         port = opened.getsockname()[1]
         monkeypatch.setattr(os, "getuid", lambda: opened.fileno() + 10_000)
         assert not is_anothers("127.0.0.1", port), "nobody listens yet"
