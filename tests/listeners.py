@@ -1,27 +1,19 @@
-"""Where processes of this machine listen, as the kernel says it."""
+"""Where processes of this machine listen, as the kernel says it; and somebody who listens where a server was to."""
 
 import ipaddress
 import os
 import socket
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-LISTENING = "0A"
+from jobs.run.ports import listeners
+from tests.chaos.faults import wait_until
 
 
-def listeners(pids: Iterable[int]) -> set[str]:
+def addresses_of(pids: Iterable[int]) -> set[str]:
     """Addresses on which these processes listen."""
-    sockets = {}
-    for table, size in (("tcp", 4), ("tcp6", 16)):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == LISTENING:
-                words = bytes.fromhex(fields[1].split(":")[0])
-                swapped = b"".join(words[start : start + 4][::-1] for start in range(0, size, 4))
-                sockets[f"socket:[{fields[9]}]"] = socket.inet_ntop(
-                    socket.AF_INET if size == 4 else socket.AF_INET6, swapped
-                )
+    sockets = {f"socket:[{one.inode}]": one.address for one in listeners()}
     found = set()
     for pid in pids:
         with suppress(FileNotFoundError):  # a process that has ended meanwhile
@@ -34,3 +26,23 @@ def is_loopback(address: str) -> bool:
     """Whether only this machine reaches the address."""
     parsed = ipaddress.ip_address(address)
     return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
+
+
+@contextmanager
+def stranger_at(port: int) -> Iterator[socket.socket]:
+    """What listens at a server's port once that is free; `accept` raises BlockingIOError while nobody has connected."""
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        wait_until(lambda: bound(taken, port), "its port is free", 10)
+        taken.listen()
+        taken.settimeout(0.0)
+        yield taken
+
+
+def bound(listener: socket.socket, port: int) -> bool:
+    """Whether the port was free, and is the listener's now."""
+    try:
+        listener.bind(("127.0.0.1", port))
+    except OSError:
+        return False
+    return True

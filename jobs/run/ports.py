@@ -5,12 +5,23 @@ Reserves none of them: until its server listens, another user of the machine may
 
 import os
 import socket
-import sys
+import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from refbert.errors import InputError
 
 _LISTENS = "0A"
+
+
+class Listener(NamedTuple):
+    """A TCP socket that listens: where, of which user, and its number by which `/proc/PID/fd` names it."""
+
+    address: str
+    port: int
+    uid: int
+    inode: int
 
 
 def free_ports(count: int, host: str) -> list[int]:
@@ -28,20 +39,19 @@ def free_ports(count: int, host: str) -> list[int]:
 
 
 def is_anothers(host: str, port: int) -> bool:
-    """Whether another user of this machine listens at an IPv4 address; False where that is not known (no Linux, IPv6)."""
-    return sys.platform == "linux" and ":" not in host and any(uid != os.getuid() for uid in _listeners(host, port))
+    """Whether another user of this machine listens at an address; False where that is not known (no Linux)."""
+    hosts = {host, "0.0.0.0", "::", f"::ffff:{host}"}
+    return any(one.address in hosts and one.port == port and one.uid != os.getuid() for one in listeners())
 
 
-def _listeners(host: str, port: int) -> set[int]:
-    """User ids of the sockets that listen at the address or at every address, by /proc/net/tcp and tcp6 (proc_net_tcp(5))."""
-    own = socket.inet_aton(host)[::-1].hex().upper()
-    hosts = {own, "0" * 8, "0" * 32, f"{'0' * 16}FFFF0000{own}"}
-    found = set()
-    for table in ("tcp", "tcp6"):
+def listeners() -> Iterator[Listener]:
+    """Yield the TCP sockets of this machine that listen, by /proc/net/tcp and tcp6 (proc_net_tcp(5)); none without these."""
+    for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
         file = Path("/proc/net") / table
         for line in file.read_text().splitlines()[1:] if file.exists() else ():
             fields = line.split()
-            address, _, number = fields[1].rpartition(":")
-            if fields[3] == _LISTENS and address in hosts and int(number, 16) == port:
-                found.add(int(fields[7]))
-    return found
+            if fields[3] == _LISTENS:
+                address, _, port = fields[1].partition(":")
+                words = struct.unpack(f"<{len(address) // 8}I", bytes.fromhex(address))
+                packed = struct.pack(f">{len(words)}I", *words)
+                yield Listener(socket.inet_ntop(family, packed), int(port, 16), int(fields[7]), int(fields[9]))

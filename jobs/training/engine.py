@@ -80,7 +80,8 @@ def keep_compiled_code_private() -> None:
     """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # whose module takes a second to import
 
-    if os.environ.get(COMPILED, default_cache_dir()) == default_cache_dir():  # torch itself sets it to that
+    default = default_cache_dir()
+    if os.environ.get(COMPILED, default) == default:  # torch itself sets it to that
         os.environ[COMPILED] = str(cache_folder() / "torchinductor")
 
 

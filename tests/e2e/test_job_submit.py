@@ -12,7 +12,7 @@ import pytest
 from cluster.processes import marked
 from jobs.run.session import NODE_ENVIRONMENT
 from tests.e2e.demo_report import SMALL, assert_complete
-from tests.listeners import is_loopback, listeners
+from tests.listeners import addresses_of, is_loopback
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -61,7 +61,7 @@ def test_jobs_run_on_a_local_cluster_that_starts_repairs_and_stops_as_a_whole(ma
     assert up.returncode == 0, up.stdout + up.stderr
     assert "started head, worker-1, worker-2, store" in up.stdout
     state = machine.state()
-    addresses = listeners([pid for pids in marked(state["id"]).values() for pid in pids])
+    addresses = addresses_of([pid for pids in marked(state["id"]).values() for pid in pids])
     assert len(addresses) >= 1
     assert all(map(is_loopback, addresses)), addresses
 

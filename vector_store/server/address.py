@@ -63,11 +63,12 @@ def served_socket(root: Path) -> str | None:
     socket is found through its folder, kept open: another user who makes a folder of this name, once it is gone, is not reached
     by a channel that connects again. Where the folder is gone already, or others may enter it, nothing is.
     """
-    if "socket" not in read_address(root):
+    address = read_address(root)
+    if "socket" not in address:
         return NOWHERE
-    path = _last_socket(root)
-    if path is None:
+    if address["socket"] is None:
         return None
+    path = Path(address["socket"])
     if not _is_private(path.parent):
         return NOWHERE
     if sys.platform != "linux":
@@ -86,9 +87,9 @@ def _opened(folder: Path, _inode: int) -> int:
 
 def socket_path(root: Path) -> Path | None:
     """Where a server of the directory is to listen: where the last one did, else in a new folder; None where none can be."""
-    path = _last_socket(root)
-    if path and _is_private(path.parent):
-        return path
+    last = read_address(root).get("socket")
+    if last and _is_private(Path(last).parent):
+        return Path(last)
     for folder in (tempfile.gettempdir(), SHORT):
         if len(os.fsencode(folder)) + len("/vector-store-12345678/") + len(SOCKET_FILE) <= LONGEST_PATH:
             with contextlib.suppress(OSError):
@@ -101,12 +102,6 @@ def remove_socket(path: Path) -> None:
     path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         path.parent.rmdir()
-
-
-def _last_socket(root: Path) -> Path | None:
-    """The socket that this directory's last server had; its folder may be gone, or another's, by now."""
-    path = read_address(root).get("socket")
-    return Path(path) if path else None
 
 
 def _is_private(folder: Path) -> bool:

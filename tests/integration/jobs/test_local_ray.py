@@ -11,7 +11,7 @@ import ray
 
 from jobs.run.session import SESSION_PREFIX
 from tests.chaos.faults import children
-from tests.listeners import is_loopback, listeners
+from tests.listeners import addresses_of, is_loopback
 
 NODES = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
 TOKEN = Path.home() / ".ray" / "auth_token"
@@ -45,7 +45,7 @@ def test_a_jobs_own_ray_listens_on_loopback_alone(ray_cluster):
         with suppress(FileNotFoundError):
             names.add(Path(f"/proc/{pid}/comm").read_text().strip())
     assert {"gcs_server", "raylet"} <= names
-    addresses = listeners(own)
+    addresses = addresses_of(own)
     assert addresses
     assert all(map(is_loopback, addresses)), addresses
 

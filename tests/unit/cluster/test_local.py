@@ -10,7 +10,9 @@ import pytest
 
 from cluster import local
 from cluster.local import STATE, STORE, STORE_URL, known_cluster
+from jobs.run.ports import free_ports
 from refbert.errors import UnavailableError
+from tests.listeners import stranger_at
 from vector_store.client import connect
 from vector_store.config import StoreConfig
 from vector_store.errors import StoreUnavailable
@@ -31,10 +33,9 @@ def test_the_stores_folder_and_log_are_for_their_owner_alone(tmp_path, monkeypat
 
 def test_whoever_has_the_stores_port_is_not_taken_for_it_and_gets_no_key(tmp_path, monkeypatch):
     monkeypatch.setenv("REFBERT_HOME", str(tmp_path / "home"))
-    with socket.create_server(("127.0.0.1", 0)) as stranger:
-        stranger.setblocking(False)
-        url = f"http://127.0.0.1:{stranger.getsockname()[1]}"
-        cluster = SimpleNamespace(id="a", store_url=url, host="127.0.0.1")
+    (port,) = free_ports(1, "127.0.0.1")
+    with stranger_at(port) as stranger:
+        cluster = SimpleNamespace(id="a", store_url=f"http://127.0.0.1:{port}", host="127.0.0.1")
         with pytest.raises(UnavailableError, match=r"did not start: .*cannot listen"):
             local._start_store(cluster)
         for_jobs = local._environment(cluster, STORE)[STORE_URL]

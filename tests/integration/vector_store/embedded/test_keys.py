@@ -2,12 +2,11 @@
 
 import os
 import signal
-import socket
 import stat
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from urllib.parse import urlsplit
 
 import grpc
@@ -15,6 +14,7 @@ import pytest
 from qdrant_client import grpc as api
 
 from tests.chaos.faults import server_pid, wait_until
+from tests.listeners import stranger_at
 from vector_store.client import connect
 from vector_store.config import StoreConfig
 from vector_store.errors import StoreError, StoreUnavailable
@@ -136,26 +136,6 @@ def test_calls_without_a_key_that_never_send_their_message_hold_no_thread(tmp_pa
                 assert Store(client, config).count() == 0
             finally:
                 held.set()
-
-
-@contextmanager
-def stranger_at(port: int) -> Iterator[socket.socket]:
-    """What listens at a server's port once that is free; `accept` raises BlockingIOError while nobody has connected."""
-    with socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        wait_until(lambda: bound(taken, port), "its port is free", 10)
-        taken.listen()
-        taken.settimeout(0.0)
-        yield taken
-
-
-def bound(listener: socket.socket, port: int) -> bool:
-    """Whether the port was free, and is the listener's now."""
-    try:
-        listener.bind(("127.0.0.1", port))
-    except OSError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "some.host"])
