@@ -1,6 +1,6 @@
 """A student's input: the tokens of a batch of texts, and their references.
 
-Shapes: batch, tokens, ref_tokens, references (the most that a row has), dim (the width of a stored state).
+Shapes: batch, tokens, ref_tokens, references (as many as a row may have), dim (the width of a stored state).
 """
 
 from dataclasses import dataclass, fields

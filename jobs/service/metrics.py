@@ -1,9 +1,11 @@
 """The service's metrics in Prometheus' text format.
 
-One registry per replica. What `StudentMetrics` has is of one student, with the label `model`: the name that requests ask for.
-Where there are several replicas, `merged` joins what each of them reports, and each sample names its replica.
+One registry per replica. What `StudentMetrics` has is of the students of one name, which follow each other: their samples have
+the label `model`, the name that requests ask for. Where there are several replicas, `merged` joins what each of them reports,
+and each sample names its replica.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Literal, get_args
@@ -20,6 +22,9 @@ SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 
 
 NEARNESS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 """Where the memory is thin, most answers fall into the low ones."""
+
+STARTED = re.compile(r"(# (HELP|TYPE) )?\w+_created[ {]")
+"""A line on when a series began, which prometheus_client adds and nobody asks for."""
 
 MODEL = ("model",)
 
@@ -80,7 +85,7 @@ class Metrics:
     def text(self) -> str:
         """Return all metrics in Prometheus' text format; a replica with a name puts it on each sample."""
         lines = generate_latest(self.registry).decode().splitlines()
-        return "\n".join(self._named(line) for line in lines if "_created" not in line) + "\n"
+        return "\n".join(self._named(line) for line in lines if not STARTED.match(line)) + "\n"
 
     def _named(self, line: str) -> str:
         if not self._replica or line.startswith("#"):

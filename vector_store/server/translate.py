@@ -440,7 +440,9 @@ def _flat_vector(message: api.Vector) -> Vector:
     if message.HasField("indices"):
         return engine.SparseVector(list(message.indices.data), values)
     if message.vectors_count > 1:
-        width = len(values) // message.vectors_count
+        width, left = divmod(len(values), message.vectors_count)
+        if left or not width:
+            raise invalid(f"{len(values)} values are not vectors_count={message.vectors_count} vectors of one size")
         return [values[start : start + width] for start in range(0, len(values), width)]
     return values
 

@@ -35,6 +35,14 @@ def test_merged_metrics_keep_each_replicas_samples_under_one_head():
         assert found["refbert_memory_state", ("model", "served"), label, ("state", "ok")] == 1
 
 
+def test_a_models_name_hides_none_of_its_metrics():
+    metrics = Metrics()
+    metrics.of("just_created").texts.inc(3)
+    found = samples(metrics.text())
+    assert found["refbert_texts_total", ("model", "just_created")] == 3
+    assert not [name for name, *_ in found if name.endswith("_created")]
+
+
 def test_every_rung_and_error_kind_has_a_series_from_the_start():
     metrics = Metrics()
     metrics.of("served")

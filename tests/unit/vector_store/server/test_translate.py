@@ -80,6 +80,8 @@ def test_valid_vectors_are_accepted_in_both_wire_formats(kinds, name, vector):
         ("many", multi([1, 2], [1]), "expected dim: 2, got 1"),
         ("many", multi(), "multivector"),
         ("many", dense(1, 2), "found a single vector"),
+        ("many", api.Vector(data=[1, 2], vectors_count=3), "2 values are not vectors_count=3 vectors"),
+        ("many", api.Vector(data=[1, 2, 3], vectors_count=2), "3 values are not vectors_count=2 vectors"),
         ("words", sparse([1, 1], [1, 1]), "repeats an index"),
         ("words", sparse([1, 2], [1]), "2 indices and 1 values"),
         ("words", sparse([1], [float("inf")]), "infinite"),
