@@ -18,6 +18,8 @@ from typing import Any
 
 from cluster.processes import MARK, marked, runs, stop
 from cluster.ray_command import LOOPBACK
+from jobs.run.mutual_tls import VARIABLES as TLS_VARIABLES
+from jobs.run.mutual_tls import tls_environment
 from jobs.run.ports import free_ports, is_anothers
 from jobs.run.session import NODE_ENVIRONMENT, make_session_folder, make_token_private, remove_session_folder
 from refbert.errors import InputError, UnavailableError
@@ -158,7 +160,6 @@ def halt(cluster: Cluster) -> int:
 
 
 def _start_node(cluster: Cluster, part: str) -> None:
-    agent, agent_grpc, metrics, runtime_env, client = free_ports(5, cluster.host)
     nodes = 1 + len(cluster.workers)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     options = {
@@ -166,10 +167,11 @@ def _start_node(cluster: Cluster, part: str) -> None:
         "num-cpus": cluster.head_cpus if part == HEAD else cluster.cpus_per_worker,
         "num-gpus": 0 if part == HEAD else cluster.gpus_per_worker,
         "object-store-memory": max(100 * 2**20, int(memory * OBJECT_STORE_SHARE / nodes)),
-        "dashboard-agent-listen-port": agent,
-        "dashboard-agent-grpc-port": agent_grpc,
-        "metrics-export-port": metrics,
-        "runtime-env-agent-port": runtime_env,
+        # An agent takes a free port and reports it: one that is in the arguments could be another user's by then.
+        "dashboard-agent-listen-port": 0,
+        "dashboard-agent-grpc-port": 0,
+        "metrics-export-port": 0,
+        "runtime-env-agent-port": 0,
     }
     if part == HEAD:
         _, _, port = cluster.address.rpartition(":")
@@ -177,7 +179,7 @@ def _start_node(cluster: Cluster, part: str) -> None:
             "port": cluster.gcs.rpartition(":")[2],
             "dashboard-host": cluster.host,
             "dashboard-port": port,
-            "ray-client-server-port": client,
+            "ray-client-server-port": free_ports(1, cluster.host)[0],
             "temp-dir": cluster.temp_dir,
         }
     else:
@@ -234,10 +236,12 @@ def _start_store(cluster: Cluster) -> None:
 
 
 def _environment(cluster: Cluster, part: str) -> dict[str, str]:
-    """Environment of a part's processes: their mark, the token mode, this Python first, and the paths of home and store."""
+    """Environment of a part's processes: their mark, Ray's token and key, this Python first, home's and store's paths."""
     path = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
     packages = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
-    inherited = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", STORE_URL)}
+    is_local = cluster.host == LOOPBACK  # elsewhere nodes of other machines may join
+    left_out = ("RAY_ADDRESS", STORE_URL, *(TLS_VARIABLES if is_local else ()))
+    inherited = {name: value for name, value in os.environ.items() if name not in left_out}
     ours: dict[str, Any] = {
         MARK: f"{cluster.id}/{part}",
         "PATH": os.pathsep.join(filter(None, path)),
@@ -245,7 +249,8 @@ def _environment(cluster: Cluster, part: str) -> dict[str, str]:
         "REFBERT_HOME": str(home()),
         **({STORE_URL: with_directory(cluster.store_url, home() / "store")} if cluster.store_url else {}),
     }
-    return {**NODE_ENVIRONMENT, **inherited, **ours, "RAY_AUTH_MODE": "token"}
+    tls = tls_environment() if is_local else {}
+    return {**NODE_ENVIRONMENT, **inherited, **ours, **tls, "RAY_AUTH_MODE": "token"}
 
 
 def _check_host(host: str, store: bool) -> None:

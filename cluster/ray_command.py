@@ -8,9 +8,8 @@ Ray then refuses worker nodes, so this module allows them again.
 import os
 import sys
 
+from jobs.run.mutual_tls import LOOPBACK
 from jobs.run.session import NETWORK_VARIABLE, wait_for_slow_nodes
-
-LOOPBACK = "127.0.0.1"
 
 
 def main() -> None:

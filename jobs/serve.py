@@ -1,8 +1,8 @@
 """Serve a distilled student over HTTP and gRPC with Ray Serve; on request an answer names the references that were read.
 
-    python jobs/serve.py [RUN.yaml] [key=value ...]        until interrupted; a page to try it at http://localhost:8000
+    python jobs/serve.py [RUN.yaml] [key=value ...]        until interrupted; a page to try it at http://127.0.0.1:8000
     python jobs/serve.py serve.student=FOLDER store.url=http://qdrant:6334      a student's folder from elsewhere
-    curl -s localhost:8000/v1/embeddings -H 'content-type: application/json' -d '{"input": "a text", "explain": true}'
+    curl -s 127.0.0.1:8000/v1/embeddings -H 'content-type: application/json' -d '{"input": "a text", "explain": true}'
     serve run jobs.serve:app run=RUN.yaml                  the same, deployed by Ray Serve's own command or config file
 
 Only the student is loaded, and those of serve.models, no teacher. gRPC is answered where serve.grpc_port is set. A store that
@@ -37,7 +37,7 @@ from ray.serve.exceptions import RayServeException
 
 from jobs.config import RunConfig, load_config
 from jobs.memory.student_memory import memory_of, served_run, student_run
-from jobs.run.ports import free_ports
+from jobs.run.ports import free_ports, is_anothers
 from jobs.run.session import wait_while_ray_answers
 from jobs.service.grpc_calls import ADD_SERVICER
 from jobs.service.inference import folders_of, input_errors
@@ -170,7 +170,9 @@ def _start(config: RunConfig, service: serve.Application, port: int, was_running
 
 
 def _answers(host: str, port: int) -> bool:
-    """Whether Ray's proxy answers that it has routes to replicas."""
+    """Whether Ray's proxy answers that it has routes to replicas, and not another user's server."""
+    if is_anothers(host, port):
+        return False
     connection = HTTPConnection(host, port, timeout=5)
     try:
         connection.request("GET", "/-/healthz")

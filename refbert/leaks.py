@@ -1,14 +1,15 @@
 """Find training rows that are near-duplicates of evaluation rows, which a memory must not show when a student is tested.
 
-Two texts are near-duplicates where the Jaccard similarity of their character n-grams, in lower case and without punctuation,
-reaches a threshold. The search is exact, by prefix filtering (Chaudhuri, Ganti, Kaushik 2006; Bayardo, Ma, Srikant 2007), up to
-collisions of hashed n-grams. Knows texts only.
-"""
+Two texts are near-duplicates where the Jaccard similarity of their character n-grams, in lower case and without what is no
+letter, digit or mark of a letter, reaches a threshold. The search is exact, by prefix filtering (Chaudhuri, Ganti, Kaushik
+2006; Bayardo, Ma, Srikant 2007), up to collisions of hashed n-grams. Knows texts only."""
 
 import re
+import sys
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -110,9 +111,16 @@ def similar_texts(left: Sequence[str], right: Sequence[str], threshold: float) -
 
 
 def plain(text: str) -> str:
-    """Return `text` in lower case, without punctuation; a text of punctuation only stays as it is."""
+    """Return `text` in lower case, without punctuation and symbols; a text of these only stays as it is."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.findall(r"\w+", folded)) or " ".join(folded.split())
+    return " ".join(_words().findall(folded)) or " ".join(folded.split())
+
+
+@cache
+def _words() -> re.Pattern[str]:
+    """Letters, digits and the marks on them, such as the vowel signs of Devanagari, which are not in `\\w`."""
+    marks = (chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)).startswith("M"))
+    return re.compile(rf"[\w{''.join(marks)}]+")
 
 
 def _sides(rows: Sequence[Texts]) -> tuple[list[tuple[int, ...]], list[str]]:
@@ -123,12 +131,12 @@ def _sides(rows: Sequence[Texts]) -> tuple[list[tuple[int, ...]], list[str]]:
 
 
 def _ngrams(texts: Iterable[str]) -> sparse.csr_matrix:
-    """(texts, hashes), 1 where the text has the n-gram. Marks at both ends give even one character an n-gram."""
+    """(texts, hashes), 1 where the text has the n-gram. Signs at both ends give even an empty text an n-gram."""
     vectorizer = HashingVectorizer(
         analyzer="char", ngram_range=(NGRAM, NGRAM), n_features=NGRAM_HASHES, lowercase=False, binary=True, norm=None,
         alternate_sign=False, dtype=np.float32,
     )  # fmt: skip
-    return vectorizer.transform(f"\x02\x02{text}\x03\x03" for text in texts)
+    return vectorizer.transform("\x02\x02" + (text or "\x02") + "\x03\x03" for text in texts)
 
 
 def _rarest(ngrams: sparse.csr_matrix, frequency: NDArray, threshold: float) -> sparse.csr_matrix:

@@ -7,6 +7,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of it: a hub that is not
 os.environ |= {"RAY_worker_niceness": "0", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # likewise
 
+from jobs.run.mutual_tls import tls_environment
+
+os.environ |= tls_environment()  # before any import of Ray, which keeps what it reads there
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

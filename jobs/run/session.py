@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from jobs.run.mutual_tls import LOOPBACK, SWITCH, asks_for_our_key, tls_environment
 from refbert.errors import UnavailableError
 
 log = logging.getLogger(__name__)
@@ -88,18 +90,28 @@ LONGEST_BASE = 24
 SESSION_PREFIX = "ray-"
 """The names of the folders that `make_session_folder` makes begin so."""
 
+RAY = "ray._raylet"
+"""The module that reads Ray's variables."""
+
 CHECKOUT = str(Path(__file__).resolve().parents[2])
 
 
 def set_environment() -> None:
     """Set what Ray reads as it is imported, where it is not set. To be called before any import of Ray.
 
-    A Ray that this process starts, since RAY_ADDRESS names none, listens on loopback alone.
+    A Ray that this process starts, since RAY_ADDRESS names none, listens on loopback alone and wants to see this user's key.
+    One that RAY_ADDRESS names is shown the key if it wants it. After Ray's import it is too late for either.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if not os.environ.get("RAY_ADDRESS"):
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
         os.environ.setdefault(NETWORK_VARIABLE, "0")
+    if SWITCH in os.environ or RAY in sys.modules:
+        return  # another's certificates, or set before; or too late: Ray 2.60 keeps what it has read at its import
+    if _wants_our_key(address) if address else os.environ[NETWORK_VARIABLE] == "0":
+        os.environ |= {**tls_environment(), NETWORK_VARIABLE: "0"}  # else Ray takes another address than 127.0.0.1
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def make_token_private() -> None:
@@ -211,6 +223,12 @@ def ray_session() -> Iterator[None]:
         finally:
             if not ray_has_gone():
                 ray.shutdown()
+
+
+def _wants_our_key(address: str) -> bool:
+    """Whether a head is one that `cluster up`, or a job of this user's, has started on this machine."""
+    host, _, port = address.rpartition(":")
+    return host == LOOPBACK and asks_for_our_key(host, int(port), ANSWER_S)
 
 
 def _once_registered(get_node: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,6 +4,7 @@
 sees the same: a loss that is not finite on one of them becomes a gradient that is not finite on all.
 """
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from jobs.sections import TrainConfig
+from jobs.training.process_group import gathered_texts
 from refbert.distillation import Targets
 from refbert.errors import InputError
 
@@ -57,8 +59,7 @@ def skip_step(step: int, count: int, train: TrainConfig, faults: Callable[[], Se
             "step %d left out, %d of at most %d: loss or gradient not finite", step, count, train.max_skipped_steps
         )
         return
-    gathered: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, list(faults()))
+    gathered = map(json.loads, gathered_texts(json.dumps(list(faults()))))
     every = list(dict.fromkeys(fault for some in gathered for fault in some))
     raise InputError(f"step {step}: {explanation(every, train)}")
 

@@ -3,6 +3,7 @@
 `distil` runs in the driver, `train_worker` in each worker. Every rank takes part in what gathers or saves weights.
 """
 
+import json
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ import ray
 import ray.train
 import torch
 from ray.train import LoggingConfig, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from jobs.config import RunConfig
 from jobs.corpus.prepared import PreparedCorpus
@@ -35,6 +36,7 @@ from jobs.training.checkpoint import Checkpoint, Checkpoints, consolidated
 from jobs.training.divergence import faults_of, finite_step, skip_step, weighed
 from jobs.training.engine import build_engine
 from jobs.training.metrics import METRICS, MetricsLogger, TrainingProgress, training_bar
+from jobs.training.process_group import ProcessGroupConfig, gathered_texts
 from jobs.training.recovery import Recovery, failure_config, scaling_config
 from jobs.training.stream import DistillStream
 from jobs.training.tracking import tracked
@@ -96,7 +98,7 @@ def distil(config: RunConfig, corpus: PreparedCorpus, address: MemoryAddress | N
     trainer = TorchTrainer(
         train_loop,
         scaling_config=scaling_config(train),
-        torch_config=TorchConfig(
+        torch_config=ProcessGroupConfig(
             backend="nccl" if train.gpus_per_worker else "gloo", timeout_s=train.collective_timeout_s
         ),
         run_config=storage,
@@ -339,16 +341,16 @@ def step_faults(
 
 def agreed_checkpoint(checkpoints: Checkpoints, rank: int) -> Path | None:
     """Let rank 0 find the newest intact checkpoint, and tell the others; every rank raises what it raises."""
-    found: list[Any] = [None]
+    found, error = None, None
     if rank == 0:
         try:
-            found[0] = checkpoints.newest_intact()
-        except InputError as error:
-            found[0] = error
-    torch.distributed.broadcast_object_list(found)
-    if isinstance(found[0], InputError):
-        raise found[0]
-    return found[0]
+            found = checkpoints.newest_intact()
+        except InputError as refused:
+            error = str(refused)
+    found, error = json.loads(gathered_texts(json.dumps([found and str(found), error]))[0])
+    if error:
+        raise InputError(error)
+    return Path(found) if found else None
 
 
 def restore(

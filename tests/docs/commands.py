@@ -213,7 +213,7 @@ def kubectl(arguments: Sequence[str], folder: Path) -> None:
 
 def curl(arguments: Sequence[str], folder: Path) -> None:
     """Check a request to the service: its path is one of the API's, its body one that it takes."""
-    (url,) = (word for word in arguments if word.startswith("localhost:"))
+    (url,) = (word for word in arguments if word.startswith("127.0.0.1:"))
     path = urlsplit(f"//{url}").path
     assert f'("{path}"' in (REPOSITORY / "jobs/service/api.py").read_text(), f"the API has no {path}"
     if "-d" in arguments:

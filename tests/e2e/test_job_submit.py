@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grpc
 import pytest
 
 from cluster.processes import marked
@@ -16,6 +17,13 @@ from tests.listeners import addresses_of, is_loopback
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+
+JOIN = """
+from jobs.run.session import ray_session
+with ray_session():
+    import ray
+    print(len(ray.nodes()))
+"""
 
 
 class Machine:
@@ -86,6 +94,12 @@ def test_jobs_run_on_a_local_cluster_that_starts_repairs_and_stops_as_a_whole(ma
     assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in workers} == {0}
     raylets = [pid for pid in pids if "raylet/raylet" in command(pid)]
     assert all(b"OMP_WAIT_POLICY=PASSIVE" in Path(f"/proc/{pid}/environ").read_bytes() for pid in raylets)
+
+    joined = machine.run(sys.executable, "-c", JOIN, RAY_ADDRESS=state["gcs"], PYTHONPATH=str(REPOSITORY))
+    assert joined.stdout.split()[-1:] == ["3"], joined.stdout + joined.stderr
+    with grpc.insecure_channel(state["gcs"]) as channel, pytest.raises(grpc.RpcError) as refused:
+        channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetAllNodeInfo")(b"", timeout=10)
+    assert refused.value.code() == grpc.StatusCode.UNAVAILABLE  # who lacks this user's key is told nothing
 
     if is_long:
         again = machine.cluster("submit", "--", "python", "jobs/distill.py", *options)

@@ -1,4 +1,4 @@
-"""The Ray that a job starts for itself: no other machine reaches it, and it does nothing for who has no token."""
+"""The Ray that a job starts for itself: no other machine reaches it, and it does nothing for who lacks its key or its token."""
 
 import os
 import stat
@@ -9,6 +9,7 @@ import grpc
 import pytest
 import ray
 
+from jobs.run.mutual_tls import tls_environment
 from jobs.run.session import SESSION_PREFIX
 from tests.chaos.faults import children
 from tests.listeners import addresses_of, is_loopback
@@ -19,23 +20,54 @@ TOKEN = Path.home() / ".ray" / "auth_token"
 
 
 @pytest.mark.parametrize(
-    ("metadata", "code"),
+    ("credentials", "token", "code"),
     [
-        ((), grpc.StatusCode.UNAUTHENTICATED),
-        ((("authorization", "Bearer 0123456789abcdef0123456789abcdef"),), grpc.StatusCode.UNAUTHENTICATED),
-        (None, grpc.StatusCode.OK),
+        (None, "the token", grpc.StatusCode.UNAVAILABLE),
+        ("of the server", "the token", grpc.StatusCode.UNAVAILABLE),
+        ("another's key", "the token", grpc.StatusCode.UNAVAILABLE),
+        ("the key", None, grpc.StatusCode.UNAUTHENTICATED),
+        ("the key", "0123456789abcdef0123456789abcdef", grpc.StatusCode.UNAUTHENTICATED),
+        ("the key", "the token", grpc.StatusCode.OK),
     ],
-    ids=["no token", "a wrong token", "the token"],
+    ids=["no TLS", "no key", "another's key", "no token", "a wrong token", "key and token"],
 )
-def test_a_jobs_own_ray_asks_every_caller_for_the_token(ray_cluster, metadata, code):
-    with grpc.insecure_channel(ray.get_runtime_context().gcs_address) as channel:
+def test_a_jobs_own_ray_asks_every_caller_for_its_key_and_then_for_the_token(
+    ray_cluster, tmp_path, monkeypatch, credentials, token, code
+):
+    ours = tls_files(tls_environment())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = {
+        "of the server": {"root_certificates": ours["certificate"]},
+        "another's key": {"root_certificates": ours["certificate"], **shown(tls_files(tls_environment()))},
+        "the key": {"root_certificates": ours["certificate"], **shown(ours)},
+    }
+    with channel_to(ray.get_runtime_context().gcs_address, given.get(credentials)) as channel:
         call = channel.unary_unary(NODES)
-        given = metadata if metadata is not None else (("authorization", f"Bearer {TOKEN.read_text().strip()}"),)
+        held = TOKEN.read_text().strip() if token == "the token" else token
         try:
-            _, answered = call.with_call(b"", metadata=given, timeout=10)
+            _, answered = call.with_call(
+                b"", metadata=(("authorization", f"Bearer {held}"),) if held else (), timeout=10
+            )
         except grpc.RpcError as refused:
             answered = refused
         assert answered.code() == code
+
+
+def tls_files(variables):
+    return {
+        "certificate": Path(variables["RAY_TLS_SERVER_CERT"]).read_bytes(),
+        "key": Path(variables["RAY_TLS_SERVER_KEY"]).read_bytes(),
+    }
+
+
+def shown(files):
+    return {"private_key": files["key"], "certificate_chain": files["certificate"]}
+
+
+def channel_to(address, given):
+    if given is None:
+        return grpc.insecure_channel(address)
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(**given))
 
 
 def test_a_jobs_own_ray_listens_on_loopback_alone(ray_cluster):

@@ -57,6 +57,17 @@ def test_a_pair_is_a_near_duplicate_in_either_order_and_a_shared_side_alone_is_n
     assert (twice.duplicates, len(twice.shared_sides)) == ([], 1)
 
 
+def test_a_pair_with_an_empty_side_is_a_duplicate_of_its_like():
+    leaks = find_leaks([("She left.", ""), ("It rains.", "")], [("she left", "")])
+    assert [leak[:2] for leak in leaks.duplicates] == [(0, 0)]
+    assert [leak[:2] for leak in leaks.shared_sides] == [(1, 0)]
+
+
+def test_marks_on_letters_are_part_of_words():
+    assert plain("\u0926\u093f\u0928!") == "\u0926\u093f\u0928"  # Devanagari "din": its vowel sign is not in \w
+    assert find_leaks([("\u0926\u0940\u0928", None)], [("\u0926\u093f\u0928", None)]).duplicates == []
+
+
 def test_the_similarity_of_a_pair_is_the_smaller_of_its_sides():
     long = "the euro was steady versus the swiss franc after hitting its highest"
     leaks = find_leaks([("Same.", long)], [("Same.", long + " today")])

@@ -1,0 +1,36 @@
+"""The workers' process group on this machine: nobody else can join it, and what workers tell each other is text."""
+
+import os
+
+import ray.train
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from jobs.training.process_group import ProcessGroupConfig, gathered_texts
+from tests.listeners import addresses_of, is_loopback
+
+
+def tell() -> dict:
+    rank = ray.train.get_context().get_world_rank()
+    texts = gathered_texts(["", "é, and more"][rank])
+    addresses = [
+        gathered_texts(" ".join(addresses_of([os.getpid()]))),
+        os.environ["LOCAL_RANK"],
+        os.environ["WORLD_SIZE"],
+    ]
+    return {"texts": texts, "addresses": addresses}
+
+
+def test_workers_on_one_machine_meet_in_a_private_file_and_listen_on_loopback_alone(ray_cluster, tmp_path):
+    trainer = TorchTrainer(
+        tell,
+        torch_config=ProcessGroupConfig(backend="gloo", timeout_s=60),
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=RunConfig(storage_path=str(tmp_path)),
+    )
+    told = trainer.fit().return_value
+    assert told["texts"] == ["", "é, and more"]
+    listening, local_rank, world_size = told["addresses"]
+    assert (local_rank, world_size) == ("0", "2")
+    assert all(listening)  # gloo itself listens, in each
+    assert all(is_loopback(address) for one in listening for address in one.split()), listening
