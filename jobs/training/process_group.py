@@ -43,9 +43,11 @@ class ProcessGroup(TorchConfig().backend_cls):  # type: ignore[misc]  # Ray name
 
     def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
         """Leave the group, and remove its folder."""
-        super().on_shutdown(worker_group, backend_config)
-        if self.folder:
-            shutil.rmtree(self.folder, ignore_errors=True)  # on this machine: all of them are
+        try:
+            super().on_shutdown(worker_group, backend_config)  # which raises where a worker has died
+        finally:
+            if self.folder:
+                shutil.rmtree(self.folder, ignore_errors=True)  # on this machine, as all of them are
 
 
 @dataclass

@@ -2,11 +2,13 @@
 
 import os
 
+import pytest
 import ray.train
+from ray.exceptions import RayActorError
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from jobs.training.process_group import ProcessGroupConfig, gathered_texts
+from jobs.training.process_group import ProcessGroup, ProcessGroupConfig, gathered_texts
 from tests.listeners import addresses_of, is_loopback
 
 
@@ -34,3 +36,19 @@ def test_workers_on_one_machine_meet_in_a_private_file_and_listen_on_loopback_al
     assert (local_rank, world_size) == ("0", "2")
     assert all(listening)  # gloo itself listens, in each
     assert all(is_loopback(address) for one in listening for address in one.split()), listening
+
+
+def test_where_workers_met_is_removed_even_if_one_has_died(tmp_path):
+    class Dead:
+        def execute_async(self, *_, **__):
+            raise RayActorError
+
+        def __len__(self):
+            return 2
+
+    group = ProcessGroup()
+    group.folder = str(tmp_path / "group")
+    (tmp_path / "group").mkdir()
+    with pytest.raises(RayActorError):
+        group.on_shutdown(Dead(), ProcessGroupConfig())
+    assert not (tmp_path / "group").exists()
