@@ -7,13 +7,18 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from jobs.run.ports import listeners
+from jobs.run.ports import Listener, listeners
 from tests.chaos.faults import wait_until
 
 
 def addresses_of(pids: Iterable[int]) -> set[str]:
     """Addresses on which these processes listen."""
-    sockets = {f"socket:[{one.inode}]": one.address for one in listeners()}
+    return {listener.address for listener in listeners_of(pids)}
+
+
+def listeners_of(pids: Iterable[int]) -> set[Listener]:
+    """Where these processes listen."""
+    sockets = {f"socket:[{one.inode}]": one for one in listeners()}
     found = set()
     for pid in pids:
         with suppress(FileNotFoundError):  # a process that has ended meanwhile

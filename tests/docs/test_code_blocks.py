@@ -149,7 +149,7 @@ def test_every_block_is_in_a_language_that_is_checked(file):
         ),
         ("bash\nkubectl exec pod -- python jobs/ingest.py /etc/refbert/run.yaml train.stepz=1", "ends with 2"),
         ("bash\ndocker build -f docker/Dockerfile --target tpu .", "no stage tpu"),
-        ("bash\ncurl -s localhost:8000/v1/embedding", "the API has no"),
+        ("bash\ncurl -s 127.0.0.1:8000/v1/embedding", "the API has no"),
         ("bash\nkubektl get pods", "kubektl: command not found"),
         ("bash\necho 'a quote that does not end", "unexpected EOF"),
     ],
