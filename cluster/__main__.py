@@ -88,7 +88,7 @@ def _submit(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"\n{job} goes on; `ray job stop {job} --address {cluster.address}` ends it", file=sys.stderr)
         return INTERRUPTED
-    made = client.get_job_info(job)
+    made = _job_client(cluster).get_job_info(job)  # who listens there may have changed meanwhile
     if made.driver_exit_code is not None:
         return made.driver_exit_code
     print(f"error: job {job} ended as {made.status.value}: {made.message}", file=sys.stderr)

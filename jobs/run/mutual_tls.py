@@ -43,7 +43,10 @@ def tls_environment() -> dict[str, str]:
         for path in (folder, folder / KEY):
             if path.stat().st_mode & 0o077:
                 path.chmod(0o700 if path.is_dir() else 0o600)
-                log.warning("%s was open to other users of this machine: it is not any more", path)
+                log.warning(
+                    "%s was open to other users of this machine: it is not any more, but who has read it may use it; delete "
+                    "it when none of your Rays runs, and a new one is made", path,
+                )  # fmt: skip
     except OSError as error:
         log.warning(
             "cannot make %s (%s): other users of this machine may end your Ray, and then read its token",
@@ -56,7 +59,10 @@ def tls_environment() -> dict[str, str]:
 
 
 def asks_for_our_key(host: str, port: int, timeout_s: float) -> bool:
-    """Whether who listens there has this user's key, and so is a Ray of this user's that wants to see it."""
+    """Whether who listens there has this user's key, and so is a Ray of this user's that wants to see it.
+
+    Raises TimeoutError where it accepts a connection and then says nothing.
+    """
     folder = Path.home() / FOLDER
     if not _are_whole(folder):
         return False
@@ -69,7 +75,9 @@ def asks_for_our_key(host: str, port: int, timeout_s: float) -> bool:
             context.wrap_socket(plain, server_hostname=host),
         ):
             return True
-    except OSError:  # ssl's errors, too
+    except TimeoutError:
+        raise
+    except OSError:  # nobody listens, or it is no TLS or another's: ssl's errors are of this class
         return False
 
 

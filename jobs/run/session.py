@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.run.mutual_tls import LOOPBACK, SWITCH, asks_for_our_key, tls_environment
+from jobs.run.ports import is_anothers
 from refbert.errors import UnavailableError
 
 log = logging.getLogger(__name__)
@@ -75,8 +76,9 @@ NODE_START_S, ASK_AGAIN_S = 90.0, 0.1
 HOST_AND_PORT = r"[^/]+:\d+"
 """An address of a head, and neither `auto` nor `ray://...`."""
 
-ANSWER_S, WATCH_S = 5.0, 0.5
-"""How long Ray's head may take to accept a connection, and how often that is seen to while it is needed."""
+ANSWER_S, WATCH_S, SILENCE_S = 5.0, 0.5, 60.0
+"""How long Ray's head may take to accept a connection, how often that is seen to while it is needed, and how long it may say
+nothing to who wants to know whether it is this user's."""
 
 SHOWN_CHARACTERS = 300
 """Of what Ray says as it does not start."""
@@ -135,7 +137,9 @@ def make_token_private() -> None:
         if path.stat().st_mode & 0o077:
             path.chmod(0o600)
             log.info(
-                "%s was readable by other users of this machine, who could run code as you: it is not any more", path
+                "%s was readable by other users of this machine, who could run code as you: it is not any more, but who has "
+                "read it still can; delete it when none of your Rays runs, and a new one is made",
+                path,
             )
     except OSError as error:
         log.warning(
@@ -200,6 +204,7 @@ def ray_session() -> Iterator[None]:
                 f"cannot join the Ray cluster at {address}", "see that it runs (`ray status`), or unset RAY_ADDRESS"
             ):
                 if re.fullmatch(HOST_AND_PORT, address):
+                    _require_no_stranger(address)
                     _connect(address)  # Ray asks a head that is not there for minutes, in lines of its own
                 ray.init(**options)
             log.info("joined the Ray cluster at %s", address)
@@ -226,9 +231,25 @@ def ray_session() -> Iterator[None]:
 
 
 def _wants_our_key(address: str) -> bool:
-    """Whether a head is one that `cluster up`, or a job of this user's, has started on this machine."""
+    """Whether a head is one that `cluster up`, or a job of this user's, has started on this machine.
+
+    Raises UnavailableError where it says nothing: without the key Ray would tell whoever it is more than it should.
+    """
     host, _, port = address.rpartition(":")
-    return host == LOOPBACK and asks_for_our_key(host, int(port), ANSWER_S)
+    try:
+        return host == LOOPBACK and asks_for_our_key(host, int(port), SILENCE_S)
+    except TimeoutError:
+        raise UnavailableError(
+            f"the Ray head at {address} says nothing for {SILENCE_S:g} s; is the machine very busy? Start the same command "
+            "again"
+        ) from None
+
+
+def _require_no_stranger(address: str) -> None:
+    """Raise UnavailableError where another user of this machine listens at the port, at any address: Ray may take another."""
+    _, _, port = address.rpartition(":")
+    if SWITCH not in os.environ and is_anothers("0.0.0.0", int(port)):
+        raise UnavailableError(f"another user of this machine listens at port {port}")
 
 
 def _once_registered(get_node: Callable[..., Any]) -> Callable[..., Any]:

@@ -36,7 +36,7 @@ from jobs.training.checkpoint import Checkpoint, Checkpoints, consolidated
 from jobs.training.divergence import faults_of, finite_step, skip_step, weighed
 from jobs.training.engine import build_engine
 from jobs.training.metrics import METRICS, MetricsLogger, TrainingProgress, training_bar
-from jobs.training.process_group import ProcessGroupConfig, gathered_texts
+from jobs.training.process_group import ProcessGroupConfig, gathered_texts, require_own
 from jobs.training.recovery import Recovery, failure_config, scaling_config
 from jobs.training.stream import DistillStream
 from jobs.training.tracking import tracked
@@ -207,6 +207,7 @@ def train_worker(job: DistillJob) -> dict[str, float] | None:
             closing(Checkpoints(job.run_directory / "checkpoints", train.keep_checkpoints))
         )
         engine, progress = restore(distiller, stream, job, agreed_checkpoint(checkpoints, rank))
+        require_own()  # DeepSpeed has made groups of its own
         metrics = stack.enter_context(MetricsLogger(train, job.run_directory, progress, rank, device))
         ask_teacher = partial(
             teacher_targets, teacher, loss=config.loss, student_layers=config.student.num_hidden_layers
@@ -347,10 +348,10 @@ def agreed_checkpoint(checkpoints: Checkpoints, rank: int) -> Path | None:
             found = checkpoints.newest_intact()
         except InputError as refused:
             error = str(refused)
-    found, error = json.loads(gathered_texts(json.dumps([found and str(found), error]))[0])
+    found, error = json.loads(gathered_texts(json.dumps([found and found.name, error]))[0])
     if error:
         raise InputError(error)
-    return Path(found) if found else None
+    return checkpoints.folder / Path(found).name if found else None
 
 
 def restore(

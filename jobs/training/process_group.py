@@ -2,8 +2,9 @@
 
 torch's own way is a port on every interface that asks callers for nothing, and collectives of Python objects that unpickle, and
 so run, whatever comes. On one machine, where Ray listens on loopback alone, workers meet in a file of a folder that only their
-user may enter, and talk over loopback. On several machines they meet as Ray Train has it: their network must be one that only
-the cluster is in. Texts travel as bytes, and nothing is unpickled.
+user may enter, and talk over loopback; gloo asks there for a number that can be guessed, so `require_own` looks whom a worker
+is connected to. On several machines they meet as Ray Train has it: their network must be one that only the cluster is in. Texts
+travel as bytes, and nothing is unpickled.
 """
 
 import os
@@ -21,6 +22,8 @@ import torch
 from ray.train.torch import TorchConfig
 
 from jobs.run.mutual_tls import LOOPBACK
+from jobs.run.ports import connected_strangers
+from refbert.errors import UnavailableError
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
 """What gloo reads for where to listen; by default where the machine's name leads."""
@@ -80,6 +83,19 @@ def _join(backend: str, file: str, timeout_s: int) -> None:
         world_size=context.get_world_size(),
         timeout=timedelta(seconds=timeout_s),
     )
+    require_own()
+
+
+def require_own() -> None:
+    """Raise UnavailableError where another user of this machine is at an end of a connection, and may have a worker's place.
+
+    Nothing that was told so far is to be used. To be called after each group that is made, by `init_process_group` or others.
+    """
+    if strangers := connected_strangers():
+        raise UnavailableError(
+            f"another user of this machine (uid {min(strangers)}) has connected to this training in a worker's place; start "
+            "the same command again"
+        )
 
 
 def gathered_texts(text: str) -> list[str]:

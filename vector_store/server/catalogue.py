@@ -89,6 +89,9 @@ REBUILD_PAUSE, QUIET_PAUSE = 20, 2
 """Between two rebuilds is so many times the time that one takes: while writes go on, so that rebuilds take a twentieth of the
 machine at most, and once there have been none for QUIET_S."""
 
+LOG_ROOM_BYTES = 2**22
+"""A log of this size is left as it is, however small the shard."""
+
 ROOMY_BYTES = 2**32
 """With this much free space the size of a write is not counted: counting takes a tenth of the time of writing."""
 
@@ -200,9 +203,9 @@ class Collection:
     def wants_rebuild(self) -> bool:
         """Whether to copy the points into a new shard: the old one keeps the texts and space of what was deleted or replaced.
 
-        That is once they are `deleted_threshold` of all and `vacuum_min_vector_number`, and FORGET_S after the first, at the
-        latest; a shard that takes long to copy waits for longer, above all while writes go on. Without a sound log it is at
-        once.
+        That is once they are `deleted_threshold` of all and `vacuum_min_vector_number`; once writes have paused and the log is
+        larger than the rest; and FORGET_S after the first, at the latest. A shard that takes long to copy waits for longer,
+        above all while writes go on. Without a sound log it is at once.
         """
         if self.log_damage:
             return True
@@ -211,13 +214,19 @@ class Collection:
         now = time.monotonic()
         if self._removed_since is None:
             self._removed_since = now
-        pause = REBUILD_PAUSE if now - self.wrote_at <= QUIET_S else QUIET_PAUSE
+        is_quiet = now - self.wrote_at > QUIET_S
+        pause = QUIET_PAUSE if is_quiet else REBUILD_PAUSE
         if now - self._rebuilt_at < pause * self.rebuild_s:
             return False
         share, at_least = vacuum_options(self.settings)
         num_points = self.read(EdgeShard.info).points_count
         is_much = self.removed >= max(at_least, share * (num_points + self.removed))
-        return is_much or now - self._removed_since > FORGET_S
+        return is_much or now - self._removed_since > FORGET_S or (is_quiet and self._log_outweighs())
+
+    def _log_outweighs(self) -> bool:
+        """Whether the log takes more of the disk than the shard's points do, and more than LOG_ROOM_BYTES."""
+        log = log_bytes([self.shard_directory / "wal"])
+        return log > LOG_ROOM_BYTES and 2 * log > folder_bytes(self.shard_directory)
 
     def copy_shard(self, copy: Path, keep_writes: bool = False) -> int:
         """Copy the shard's files, and return the number of the last write in them. Reads go on, writes wait.

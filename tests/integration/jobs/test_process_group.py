@@ -8,7 +8,9 @@ from ray.exceptions import RayActorError
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from jobs.training.process_group import ProcessGroup, ProcessGroupConfig, gathered_texts
+from jobs.training import process_group
+from jobs.training.process_group import ProcessGroup, ProcessGroupConfig, gathered_texts, require_own
+from refbert.errors import UnavailableError
 from tests.listeners import addresses_of, is_loopback
 
 
@@ -52,3 +54,10 @@ def test_where_workers_met_is_removed_even_if_one_has_died(tmp_path):
     with pytest.raises(RayActorError):
         group.on_shutdown(Dead(), ProcessGroupConfig())
     assert not (tmp_path / "group").exists()
+
+
+def test_a_training_does_not_go_on_with_another_user_in_a_workers_place(monkeypatch):
+    require_own()
+    monkeypatch.setattr(process_group, "connected_strangers", lambda: {65534})
+    with pytest.raises(UnavailableError, match="uid 65534"):
+        require_own()

@@ -79,7 +79,7 @@ def test_a_server_with_another_key_or_without_any_is_not_ours(folder, tmp_path, 
 
 @contextmanager
 def listening(folder):
-    """A server that accepts with a folder's key and closes; without a folder it says nothing."""
+    """A server that accepts with a folder's key; without a folder it speaks no TLS."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=accept_all, args=(server, folder), daemon=True).start()
         yield server.getsockname()[1]
@@ -97,6 +97,8 @@ def accept_all(server, folder):
                 connection = held.enter_context(server.accept()[0])
                 if context:
                     held.enter_context(context.wrap_socket(connection, server_side=True))
+                else:
+                    connection.sendall(b"no TLS here\n")
             except ssl.SSLError:  # a client that does not trust us
                 continue
             except OSError:

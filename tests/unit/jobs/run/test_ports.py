@@ -2,10 +2,12 @@
 
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
-from jobs.run.ports import free_ports, is_anothers
+from jobs.run.ports import connected_strangers, free_ports, is_anothers
 from refbert.errors import InputError
 
 
@@ -41,3 +43,39 @@ def test_a_port_where_another_user_listens_is_seen(monkeypatch, family, bound):
         assert is_anothers("192.0.2.1", port) == (bound in ("0.0.0.0", "::"))
         monkeypatch.undo()
         assert not is_anothers("127.0.0.1", port), "this user's own"
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/net/tcp"), reason="the kernel does not say who listens")
+def test_a_port_where_another_user_listens_is_seen_by_any_name_of_its_address(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setattr(os, "getuid", lambda: 10_000)
+        for name in ("localhost", "0.0.0.0", "::"):
+            assert is_anothers(name, port)
+        assert not is_anothers("no-such-host.invalid", port)
+
+
+CALL = """
+import encodings.idna, os, socket, sys
+os.setuid(65534)  # who may not read this Python's modules
+caller = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+caller.recv(1)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/net/tcp"), reason="the kernel does not say who is connected")
+@pytest.mark.skipif(os.getuid() != 0, reason="nobody else can be played")
+@pytest.mark.parametrize(("family", "bound"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::")])
+def test_another_user_at_the_other_end_of_a_connection_is_seen(family, bound):
+    with socket.socket(family) as server:
+        server.bind((bound, 0))
+        server.listen()
+        server.settimeout(20)
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)), server.accept()[0]:
+            assert connected_strangers() == set(), "this user's own"
+        stranger = subprocess.Popen([sys.executable, "-c", CALL, str(port)])
+        with server.accept()[0]:
+            assert connected_strangers() == {65534}
+        assert stranger.wait(10) == 0
+        assert connected_strangers() == set()

@@ -14,7 +14,9 @@ import pytest
 import ray
 
 from jobs.run import session
+from jobs.run.mutual_tls import tls_environment
 from jobs.run.session import ASK_AGAIN_S, make_token_private, ray_has_gone, wait_for_slow_nodes, wait_while_ray_answers
+from refbert.errors import UnavailableError
 
 
 @pytest.fixture
@@ -106,3 +108,25 @@ def test_a_home_that_cannot_have_a_token_is_said_and_no_error(token, caplog):
     token.parent.write_text("a file")
     make_token_private()
     assert "cannot make" in caplog.text
+
+
+def test_a_head_that_accepts_and_says_nothing_is_not_taken_for_one_without_a_key(tmp_path, monkeypatch):
+    """Ray would go on in the clear, and show its token."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(session, "SILENCE_S", 0.3)
+    tls_environment()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(UnavailableError, match=r"says nothing for 0\.3 s"):
+            session._wants_our_key(address)
+    assert not session._wants_our_key(address)  # nobody listens
+
+
+def test_a_port_where_another_user_listens_is_no_head_of_ours(monkeypatch):
+    monkeypatch.delenv("RAY_USE_TLS", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        session._require_no_stranger(address)
+        monkeypatch.setattr(os, "getuid", lambda: 10_000)
+        with pytest.raises(UnavailableError, match="another user of this machine"):
+            session._require_no_stranger(address)

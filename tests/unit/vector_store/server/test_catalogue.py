@@ -306,6 +306,26 @@ def test_the_disk_after_500_replacements_is_at_most_twice_that_of_a_fresh_store(
     assert disk_bytes(replaced) < disk_bytes(fresh)
 
 
+def test_a_log_that_outweighs_its_points_goes_once_writes_have_paused(tmp_path, monkeypatch):
+    from vector_store.server import catalogue as catalogue_module
+
+    collection = create(Catalogue(tmp_path), "a")
+    upsert(collection, range(500), "text " * 40)
+    for each in range(8):  # fewer in all than vacuum_min_vector_number
+        delete(collection, range(each, each + 1))
+        upsert(collection, range(each, each + 1), f"{each} " * 100_000)
+        upsert(collection, range(each, each + 1), "text " * 40)
+    collection.flush()
+    assert not collection.wants_rebuild()
+    collection.wrote_at -= catalogue_module.QUIET_S + 1
+    monkeypatch.setattr(catalogue_module, "LOG_ROOM_BYTES", 2**30)
+    assert not collection.wants_rebuild()
+    monkeypatch.setattr(catalogue_module, "LOG_ROOM_BYTES", 2**20)
+    assert collection.wants_rebuild()
+    assert rebuild(collection)
+    assert not collection.wants_rebuild()
+
+
 def test_deletions_are_forgotten_soon_where_they_are_many_and_in_the_end_where_they_are_few(tmp_path, monkeypatch):
     from vector_store.server import catalogue as catalogue_module
 
