@@ -85,7 +85,7 @@ def _are_whole(folder: Path) -> bool:
     """Whether key and certificate are there, and belong together."""
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(folder / CERTIFICATE, folder / KEY)
-    except (FileNotFoundError, NotADirectoryError, ssl.SSLError):
+    except OSError:  # ssl's errors, too
         return False
     return True
 

@@ -113,7 +113,8 @@ def set_environment() -> None:
         return  # another's certificates, or set before; or too late: Ray 2.60 keeps what it has read at its import
     if _wants_our_key(address) if address else os.environ[NETWORK_VARIABLE] == "0":
         os.environ |= {**tls_environment(), NETWORK_VARIABLE: "0"}  # else Ray takes another address than 127.0.0.1
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if address:
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def make_token_private() -> None:
@@ -236,8 +237,10 @@ def _wants_our_key(address: str) -> bool:
     Raises UnavailableError where it says nothing: without the key Ray would tell whoever it is more than it should.
     """
     host, _, port = address.rpartition(":")
+    if host != LOOPBACK or not re.fullmatch(HOST_AND_PORT, address):
+        return False
     try:
-        return host == LOOPBACK and asks_for_our_key(host, int(port), SILENCE_S)
+        return asks_for_our_key(host, int(port), SILENCE_S)
     except TimeoutError:
         raise UnavailableError(
             f"the Ray head at {address} says nothing for {SILENCE_S:g} s; is the machine very busy? Start the same command "
@@ -246,9 +249,12 @@ def _wants_our_key(address: str) -> bool:
 
 
 def _require_no_stranger(address: str) -> None:
-    """Raise UnavailableError where another user of this machine listens at the port, at any address: Ray may take another."""
-    _, _, port = address.rpartition(":")
-    if SWITCH not in os.environ and is_anothers("0.0.0.0", int(port)):
+    """Raise UnavailableError where an address is on loopback and another user of this machine listens at its port.
+
+    At any address of the machine: in the clear Ray takes another one than 127.0.0.1.
+    """
+    host, _, port = address.rpartition(":")
+    if host in (LOOPBACK, "localhost", "[::1]") and SWITCH not in os.environ and is_anothers("0.0.0.0", int(port)):
         raise UnavailableError(f"another user of this machine listens at port {port}")
 
 

@@ -120,6 +120,8 @@ def test_a_head_that_accepts_and_says_nothing_is_not_taken_for_one_without_a_key
         with pytest.raises(UnavailableError, match=r"says nothing for 0\.3 s"):
             session._wants_our_key(address)
     assert not session._wants_our_key(address)  # nobody listens
+    for other in ("auto", "ray://127.0.0.1:10001", "127.0.0.1:six", "192.0.2.1:6379"):
+        assert not session._wants_our_key(other)
 
 
 def test_a_port_where_another_user_listens_is_no_head_of_ours(monkeypatch):
@@ -130,3 +132,4 @@ def test_a_port_where_another_user_listens_is_no_head_of_ours(monkeypatch):
         monkeypatch.setattr(os, "getuid", lambda: 10_000)
         with pytest.raises(UnavailableError, match="another user of this machine"):
             session._require_no_stranger(address)
+        session._require_no_stranger(f"192.0.2.1:{server.getsockname()[1]}")  # another machine's port of this number
