@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cluster.arguments import parse
 from cluster.local import STATE, STORE, Cluster, halt, home, known_cluster, start
-from jobs.run.ports import is_anothers
+from jobs.run.ports import require_own
 from refbert.errors import InputError, UnavailableError
 
 if TYPE_CHECKING:  # importing it takes seconds, and only some commands need it
@@ -132,12 +132,7 @@ def _job_client(cluster: Cluster) -> "JobSubmissionClient":
     os.environ.setdefault("NO_PROXY", cluster.host)
     from ray.job_submission import JobSubmissionClient
 
-    host, _, port = cluster.address.removeprefix("http://").rpartition(":")
-    if is_anothers(host, int(port)):  # who would be shown the token
-        raise UnavailableError(
-            f"another user of this machine listens at {cluster.address}, where the cluster was; run `python -m cluster up` "
-            "again"
-        )
+    require_own(cluster.address, "where the cluster was; run `python -m cluster up` again")  # who is shown the token
     try:
         return JobSubmissionClient(cluster.address)
     except ConnectionError:

@@ -17,10 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.processes import MARK, marked, runs, stop
-from cluster.ray_command import LOOPBACK
-from jobs.run.mutual_tls import VARIABLES as TLS_VARIABLES
-from jobs.run.mutual_tls import tls_environment
-from jobs.run.ports import free_ports, is_anothers
+from jobs.run.mutual_tls import LOOPBACK, TLS_VARIABLES, tls_environment
+from jobs.run.ports import free_ports, require_own
 from jobs.run.session import NODE_ENVIRONMENT, make_session_folder, make_token_private, remove_session_folder
 from refbert.errors import InputError, UnavailableError
 from vector_store.atomic import write_whole
@@ -201,14 +199,12 @@ def _require_own_ports(cluster: Cluster) -> None:
 
     The ports are in the head's arguments, which everybody may read, some seconds before it listens.
     """
-    for address in (cluster.gcs, cluster.address.removeprefix("http://")):
-        host, _, port = address.rpartition(":")
-        if is_anothers(host, int(port)):
-            halt(cluster)
-            raise UnavailableError(
-                f"another user of this machine listens at {address}, where the cluster was to; run `python -m cluster up` "
-                "again"
-            )
+    try:
+        for address in (cluster.gcs, cluster.address):
+            require_own(address, "where the cluster was to; run `python -m cluster up` again")
+    except UnavailableError:
+        halt(cluster)
+        raise
 
 
 def _start_store(cluster: Cluster) -> None:

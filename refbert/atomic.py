@@ -77,8 +77,12 @@ def first_whole_folder(path: Path) -> Iterator[Path]:
     with TemporaryDirectory(prefix=f"{path.name}.", suffix=".partial", dir=path.parent) as scratch:
         os.chmod(scratch, 0o755)  # a temporary folder is for its owner alone, and this one may be shared
         yield Path(scratch)
-        if not path.exists():
-            os.rename(scratch, path)
+        try:
+            if not path.exists():
+                os.rename(scratch, path)
+        except OSError:
+            if not path.exists():  # else another writer was faster since
+                raise
 
 
 def checksum(content: Path | bytes) -> str:

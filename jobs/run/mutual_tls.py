@@ -10,9 +10,11 @@ import logging
 import shutil
 import socket
 import ssl
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
+
+from refbert.atomic import first_whole_folder
+from vector_store.server.access import private
 
 log = logging.getLogger(__name__)
 
@@ -27,12 +29,12 @@ VALID = datetime(2020, 1, 1, tzinfo=UTC), datetime(2120, 1, 1, tzinfo=UTC)
 """From a day before any clock of today to one after any Ray of today."""
 
 SWITCH = "RAY_USE_TLS"
-VARIABLES = (SWITCH, "RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
+TLS_VARIABLES = (SWITCH, "RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
 """What Ray reads. The certificate vouches for itself."""
 
 
 def tls_environment() -> dict[str, str]:
-    """Return what a Ray on loopback is to see, by `VARIABLES`; makes key and certificate where they are missing or damaged.
+    """Return what a Ray on loopback is to see, by `TLS_VARIABLES`; makes key and certificate where they are missing or damaged.
 
     Empty, with a warning, where the home cannot have them: Ray's token is all that protects it then.
     """
@@ -55,7 +57,7 @@ def tls_environment() -> dict[str, str]:
         )
         return {}
     certificate = str(folder / CERTIFICATE)
-    return dict(zip(VARIABLES, ("1", certificate, str(folder / KEY), certificate), strict=True))
+    return dict(zip(TLS_VARIABLES, ("1", certificate, str(folder / KEY), certificate), strict=True))
 
 
 def asks_for_our_key(host: str, port: int, timeout_s: float) -> bool:
@@ -91,22 +93,14 @@ def _are_whole(folder: Path) -> bool:
 
 
 def _make(folder: Path) -> None:
-    """Make both in a draft and rename it: another job that was first has made them."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=folder.parent))  # for its owner alone
-    try:
+    """Make both, in the place of damaged ones, unless another job was faster."""
+    with first_whole_folder(folder) as draft:
+        draft.chmod(0o700)
         for name, content in zip((KEY, CERTIFICATE), _key_and_certificate(), strict=True):
-            (draft / name).touch(mode=0o600)
-            (draft / name).write_bytes(content)
+            with open(draft / name, "wb", opener=private) as file:
+                file.write(content)
         if folder.exists() and not _are_whole(folder):
             shutil.rmtree(folder)
-        try:
-            draft.rename(folder)
-        except OSError:
-            if not _are_whole(folder):
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _key_and_certificate() -> tuple[bytes, bytes]:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from refbert.errors import InputError
+from refbert.errors import InputError, UnavailableError
 
 _LISTENS, _IS_CONNECTED = "0A", "01"
 
@@ -29,7 +29,7 @@ class Listener(NamedTuple):
     inode: int
 
 
-class _Connection(NamedTuple):
+class _Socket(NamedTuple):
     here: tuple[str, int]
     there: tuple[str, int]
     uid: int
@@ -66,6 +66,18 @@ def is_anothers(host: str, port: int) -> bool:
     )
 
 
+def require_own(address: str, whose: str) -> None:
+    """Raise UnavailableError where another user of this machine listens at [http://]HOST:PORT.
+
+    For a port to which this user's clients say what only this user's server is to hear. `whose` ends the line: what the port
+    was taken for, and what to do.
+    """
+    address = address.removeprefix("http://")
+    host, _, port = address.rpartition(":")
+    if is_anothers(host, int(port)):
+        raise UnavailableError(f"another user of this machine listens at {address}, {whose}")
+
+
 def connected_strangers() -> set[int]:
     """Return the other users of this machine whom this process is connected to over TCP: empty where that is not known."""
     ours = set()
@@ -73,30 +85,30 @@ def connected_strangers() -> set[int]:
     for entry in folder.iterdir() if folder.exists() else ():
         with suppress(OSError):  # it is closed by now
             ours.add(os.readlink(entry))
-    ends = [_Connection(_as_ipv4(here), _as_ipv4(there), *of) for here, there, *of in _sockets(_IS_CONNECTED)]
-    mine = {(end.there, end.here) for end in ends if f"socket:[{end.inode}]" in ours}
-    return {end.uid for end in ends if (end.here, end.there) in mine} - {os.getuid()}
+    connected = list(_sockets(_IS_CONNECTED))
+    other_ends = {_as_ipv4(one.there, one.here) for one in connected if f"socket:[{one.inode}]" in ours}
+    return {one.uid for one in connected if _as_ipv4(one.here, one.there) in other_ends} - {os.getuid()}
 
 
 def listeners() -> Iterator[Listener]:
     """Yield the TCP sockets of this machine that listen; none where that is not known."""
-    for (address, port), _, uid, inode in _sockets(_LISTENS):
-        yield Listener(address, port, uid, inode)
+    for one in _sockets(_LISTENS):
+        yield Listener(*one.here, one.uid, one.inode)
 
 
-def _sockets(state: str) -> Iterator[tuple[tuple[str, int], tuple[str, int], int, int]]:
-    """Yield address and port here and there, user and number of each TCP socket in a state."""
+def _sockets(state: str) -> Iterator[_Socket]:
+    """Yield the TCP sockets of this machine in a state, with address and port at both ends."""
     for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
         file = Path("/proc/net") / table
         for line in file.read_text().splitlines()[1:] if file.exists() else ():
             fields = line.split()
             if fields[3] == state:
-                yield _end(fields[1], family), _end(fields[2], family), int(fields[7]), int(fields[9])
+                yield _Socket(_end(fields[1], family), _end(fields[2], family), int(fields[7]), int(fields[9]))
 
 
-def _as_ipv4(end: tuple[str, int]) -> tuple[str, int]:
-    """An end as the other one has it: a socket of IPv6 says ::ffff:127.0.0.1 for 127.0.0.1."""
-    return end[0].removeprefix("::ffff:"), end[1]
+def _as_ipv4(*ends: tuple[str, int]) -> tuple[tuple[str, int], ...]:
+    """Ends as a socket of IPv4 has them: one of IPv6 says ::ffff:127.0.0.1 for 127.0.0.1."""
+    return tuple((address.removeprefix("::ffff:"), port) for address, port in ends)
 
 
 def _end(written: str, family: int) -> tuple[str, int]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.run.mutual_tls import LOOPBACK, SWITCH, asks_for_our_key, tls_environment
-from jobs.run.ports import is_anothers
+from jobs.run.ports import require_own
 from refbert.errors import UnavailableError
 
 log = logging.getLogger(__name__)
@@ -254,8 +254,8 @@ def _require_no_stranger(address: str) -> None:
     At any address of the machine: in the clear Ray takes another one than 127.0.0.1.
     """
     host, _, port = address.rpartition(":")
-    if host in (LOOPBACK, "localhost", "[::1]") and SWITCH not in os.environ and is_anothers("0.0.0.0", int(port)):
-        raise UnavailableError(f"another user of this machine listens at port {port}")
+    if host in (LOOPBACK, "localhost", "[::1]") and SWITCH not in os.environ:
+        require_own(f"0.0.0.0:{port}", f"which {address} may lead to; name the head that is yours in RAY_ADDRESS")
 
 
 def _once_registered(get_node: Callable[..., Any]) -> Callable[..., Any]:

@@ -101,7 +101,7 @@ def require_own() -> None:
 def gathered_texts(text: str) -> list[str]:
     """Return the text of every rank, in their order; every rank takes part."""
     device = torch.device("cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
-    said = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else torch.empty(0, dtype=torch.uint8)
+    said = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
     size = torch.tensor([len(said)], device=device)
     sizes = [torch.empty_like(size) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(sizes, size)

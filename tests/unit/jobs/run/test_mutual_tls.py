@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from jobs.run.mutual_tls import CERTIFICATE, FOLDER, KEY, VARIABLES, asks_for_our_key, tls_environment
+from jobs.run.mutual_tls import CERTIFICATE, FOLDER, KEY, TLS_VARIABLES, asks_for_our_key, tls_environment
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def folder(tmp_path, monkeypatch):
 def test_key_and_certificate_are_made_once_and_for_their_owner_alone(folder):
     variables = tls_environment()
     assert variables == dict(
-        zip(VARIABLES, ("1", *(str(folder / name) for name in (CERTIFICATE, KEY, CERTIFICATE))), strict=True)
+        zip(TLS_VARIABLES, ("1", *(str(folder / name) for name in (CERTIFICATE, KEY, CERTIFICATE))), strict=True)
     )
     assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder / KEY)] == [0o700, 0o600]
     made = (folder / KEY).read_bytes()
